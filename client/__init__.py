@@ -1,0 +1,1 @@
+"""One shop: its data, its private training, its ledger, its own adaptation."""

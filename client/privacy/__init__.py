@@ -1,0 +1,1 @@
+"""What makes a shop's update private: the plan's noise, the exact step, the ledger."""

@@ -1,0 +1,1 @@
+"""The vocabulary that shops, server and simulations share."""

@@ -1,0 +1,1 @@
+"""Questions answered on one machine with the same apps that shops deploy."""
