@@ -1,17 +1,23 @@
 """The names and shapes on the wire, and their version.
 
-One run is two kinds of exchange: ``RELEASE`` (once: the private popularity histogram) and
-``TRAIN`` (each round: a private delta of the global state). Everything in a message is either
-a public constant of the plan, the released global state, or a planned private release.
+One run is three kinds of exchange: ``JOIN`` (does this shop take part in this plan?), ``RELEASE``
+(once: the private popularity histogram) and ``TRAIN`` (each round: a private delta of the global
+state). Everything in a message is either a public constant of the plan, the released global
+state, or a planned private release.
 """
 
+import hashlib
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
 
+JOIN = "join"
 RELEASE = "release"
 TRAIN = "update"
 
@@ -21,6 +27,10 @@ STATE = "state"
 UPDATE = "update"
 HEADER = "header"
 WEIGHT = "weight"
+POPULARITY = "popularity"
+
+#: What every shop weighs. A weight that followed a shop's customers would tell how many it has.
+PUBLIC_WEIGHT = 1.0
 
 Unit = Literal["customer", "basket", "interaction"]
 Trust = Literal["shop", "federation"]
@@ -106,10 +116,92 @@ class RoundHeader(Frozen):
 
 
 class ReplyHeader(Frozen):
-    """Header of every reply: fixed-size fields only."""
+    """Header of every reply: fixed-size fields only.
+
+    ``shop`` is :func:`shop_key` of the answering shop. Node ids change from run to run; this
+    does not, so that sums and samples have one order whoever answers first.
+    """
 
     version: int = PROTOCOL_VERSION
     status: StatusCode
     server_round: int
+    shop: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)
     catalogue_fingerprint: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)
     ledger_head: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)
+
+
+def shop_key(merchant_id: str) -> str:
+    """Return the fixed-size public name of a shop: SHA-256 of its merchant id, 64 hex digits."""
+    return hashlib.sha256(merchant_id.encode()).hexdigest()
+
+
+def plan_digest(plan: TrainingPlan) -> str:
+    """Return the SHA-256 of a plan's canonical JSON, 64 hex digits."""
+    return hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
+
+
+def parse_plan(text: str) -> TrainingPlan:
+    """Return the plan in ``text``; an empty text is the default plan.
+
+    Raises
+    ------
+    ProtocolError
+        If the text is no plan, or a plan of another protocol version.
+    """
+    if not text:
+        return TrainingPlan()
+    try:
+        plan = TrainingPlan.model_validate_json(text)
+    except ValidationError as error:
+        fields = ", ".join(sorted({".".join(map(str, e["loc"])) for e in error.errors()}))
+        raise ProtocolError(f"the training plan is not valid in: {fields}") from error
+    if plan.version != PROTOCOL_VERSION:
+        raise ProtocolError(
+            f"the plan speaks protocol version {plan.version}, this code {PROTOCOL_VERSION}"
+        )
+    return plan
+
+
+def check_names(names: Iterable[str], expected: Iterable[str]) -> None:
+    """Raise :class:`ProtocolError` unless both hold the same names."""
+    have, want = set(names), set(expected)
+    if have != want:
+        missing, extra = sorted(want - have), sorted(have - want)
+        raise ProtocolError(f"array names differ: missing {missing[:5]}, unexpected {extra[:5]}")
+
+
+def check_arrays(
+    arrays: Mapping[str, np.ndarray],
+    spec: Mapping[str, tuple[int, ...]],
+    *,
+    max_norm: float,
+) -> None:
+    """Check arrays that came over the wire before anything is done with them.
+
+    Parameters
+    ----------
+    arrays
+        What arrived.
+    spec
+        Name -> shape of what was asked for.
+    max_norm
+        Largest Euclidean norm allowed over all arrays together; 0 switches the bound off.
+
+    Raises
+    ------
+    ProtocolError
+        If a name, shape or type differs, a value is not finite, or the norm is too large.
+    """
+    check_names(arrays, spec)
+    square = 0.0
+    for name, shape in spec.items():
+        array = arrays[name]
+        if array.dtype != np.float32:
+            raise ProtocolError(f"array {name!r} is {array.dtype}, not float32")
+        if array.shape != tuple(shape):
+            raise ProtocolError(f"array {name!r} has shape {array.shape}, not {tuple(shape)}")
+        if not np.isfinite(array).all():
+            raise ProtocolError(f"array {name!r} holds values that are not finite")
+        square += float(np.square(array, dtype=np.float64).sum())
+    if max_norm and square > max_norm**2:
+        raise ProtocolError(f"the arrays' norm {square**0.5:.4g} is above {max_norm:.4g}")

@@ -1,0 +1,142 @@
+"""A shop's own settings, and the one function that reads them.
+
+Data, ledger, cap, unit, merchant and noise come only from the shop's side: a ``shop.toml`` that
+the node's own config or environment points at. The run config comes from whoever runs the
+federation, so it must not even name one of them.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from common.errors import ConfigError
+from common.protocol import Frozen, Unit
+
+#: Environment: a folder of ``<partition-id>/shop.toml``, set by the simulation runner only.
+SHOPS_VARIABLE = "FEDTAIL_SHOPS"
+#: Environment or node config: the path of this shop's ``shop.toml``.
+SHOP_VARIABLE = "FEDTAIL_SHOP"
+SHOP_KEY = "shop"
+PARTITION_KEY = "partition-id"
+
+# Words that only a shop's own settings may use.
+_SHOP_WORDS = frozenset(
+    ("merchant", "data", "catalogue", "ledger", "cap", "unit", "noise", "insecure", "unprotected")
+    + ("behaviour", "behavior", "shop")
+)
+
+
+class ShopSettings(Frozen):
+    """What one shop decides for itself.
+
+    Attributes
+    ----------
+    data
+        Folder of the shop's tables.
+    catalogue
+        Folder of the federation's public catalogue.
+    ledger
+        The shop's SQLite ledger; created when missing.
+    cap_epsilon
+        What the shop's customers may lose over the shop's whole life, at ``cap_delta``.
+    noise
+        ``system``: the operating system's generator. ``seeded``: replayable, simulations only.
+    insecure_seeded_noise
+        The shop's own consent to ``seeded``.
+    allow_unprotected
+        Whether a plan without any privacy may train here; simulations only.
+    behaviour_weights
+        Behaviour -> weight of one such record; empty for the defaults.
+    """
+
+    merchant_id: str = Field(min_length=1)
+    data: Path
+    catalogue: Path
+    ledger: Path
+    cap_epsilon: float = Field(gt=0)
+    cap_delta: float = Field(1e-5, gt=0, lt=1)
+    unit: Unit = "customer"
+    noise: Literal["system", "seeded"] = "system"
+    insecure_seeded_noise: bool = False
+    noise_seed: int = 0
+    allow_unprotected: bool = False
+    behaviour_weights: dict[str, float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _seeded_noise_needs_consent(self) -> "ShopSettings":
+        if self.noise == "seeded" and not self.insecure_seeded_noise:
+            raise ValueError(
+                'noise = "seeded" can be replayed by whoever knows the seed; it needs '
+                "insecure_seeded_noise = true"
+            )
+        return self
+
+
+def shop_settings(
+    node_config: Mapping[str, object], environment: Mapping[str, str]
+) -> ShopSettings:
+    """Return the settings of the shop that this process serves.
+
+    The node config's ``shop`` wins over the environment's ``FEDTAIL_SHOP``; a simulation sets
+    ``FEDTAIL_SHOPS`` and its nodes are told apart by ``partition-id``.
+
+    Raises
+    ------
+    ConfigError
+        If there are no settings, or they are wrong.
+    """
+    if path := node_config.get(SHOP_KEY) or environment.get(SHOP_VARIABLE):
+        return read_settings(Path(str(path)))
+    if (folder := environment.get(SHOPS_VARIABLE)) and PARTITION_KEY in node_config:
+        return read_settings(Path(folder) / str(node_config[PARTITION_KEY]) / "shop.toml")
+    raise ConfigError(
+        f"this node has no shop: set {SHOP_KEY!r} in its node config, or {SHOP_VARIABLE} in its "
+        "environment, to the path of a shop.toml"
+    )
+
+
+def read_settings(path: Path) -> ShopSettings:
+    """Read a ``shop.toml``; relative paths in it start from its folder."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    _refuse_unknown(values, path)
+    for key in ("data", "catalogue", "ledger"):
+        if isinstance(values.get(key), str):
+            values[key] = path.parent / values[key]
+    try:
+        return ShopSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "settings"
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from error
+
+
+def refuse_run_config(run_config: Iterable[str]) -> None:
+    """Refuse a run config in which any key sounds like a setting of a shop.
+
+    Raises
+    ------
+    ConfigError
+        Naming the first such key.
+    """
+    for key in sorted(run_config):
+        if _SHOP_WORDS & set(re.split(r"[^a-z]+", key.lower())):
+            raise ConfigError(
+                f"run config key {key!r} names a setting that only a shop itself may make"
+            )
+
+
+def _refuse_unknown(values: Mapping[str, object], path: Path) -> None:
+    for key in values:
+        if key not in ShopSettings.model_fields:
+            near = difflib.get_close_matches(key, ShopSettings.model_fields, n=1, cutoff=0.0)
+            raise ConfigError(f"{path}: unknown key {key!r}; did you mean {near[0]!r}?")

@@ -1,0 +1,148 @@
+"""Many shops' arrays into one: sums, means, the popularity release and server optimisers.
+
+Arrays in, arrays out, no Flower types. Every sum runs in float64 over the shops in the order of
+their public keys, so the result does not depend on who answered first.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from common.protocol import POPULARITY, Arrays, TrainingPlan
+
+OptimizerName = Literal["none", "momentum", "adam", "yogi"]
+
+#: Noisy counts below this many standard deviations of the total noise are taken for noise.
+POPULARITY_THRESHOLD = 1.5
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One shop's reply to one exchange.
+
+    The arrays may be encoded (masked, quantised): only the :data:`Aggregator` reads them.
+    """
+
+    shop: str
+    weight: float
+    arrays: Arrays
+
+
+#: Turns the contributions of one exchange into one set of arrays. A secure or robust aggregator
+#: takes the place of :func:`weighted_mean` without the round loop noticing.
+Aggregator = Callable[[Sequence[Contribution]], Arrays]
+
+
+def weighted_sum(contributions: Sequence[Contribution]) -> Arrays:
+    """Return ``Σ w_k x_k`` per array, in float64, whatever the order of ``contributions``."""
+    ordered = sorted(contributions, key=lambda c: c.shop)
+    total = {name: np.zeros(a.shape, np.float64) for name, a in ordered[0].arrays.items()}
+    for contribution in ordered:
+        for name, into in total.items():
+            into += contribution.weight * contribution.arrays[name].astype(np.float64)
+    return total
+
+
+def weighted_mean(contributions: Sequence[Contribution]) -> Arrays:
+    """Return ``Σ w_k x_k / Σ w_k`` per array, in float64.
+
+    The weights are public constants; with equal noise in every update, equal weights give the
+    mean least noise.
+    """
+    weight = sum(c.weight for c in sorted(contributions, key=lambda c: c.shop))
+    return {name: total / weight for name, total in weighted_sum(contributions).items()}
+
+
+def popularity_rates(plan: TrainingPlan, contributions: Sequence[Contribution]) -> np.ndarray:
+    """Turn the shops' noisy clipped counts into public popularity rates.
+
+    Parameters
+    ----------
+    plan
+        Its ``popularity_noise_multiplier`` is the noise of each shop's counts, whose rows have
+        norm 1 at most.
+    contributions
+        One ``popularity`` array ``(n,)`` a shop.
+
+    Returns
+    -------
+    ndarray
+        ``(n,)`` float32, nonnegative, summing to 1 (all zero where nothing rose above the
+        noise).
+    """
+    counts = sum_popularity(contributions)
+    noise = np.sqrt(len(contributions)) * plan.popularity_noise_multiplier if plan.private else 0.0
+    kept = np.where(counts >= POPULARITY_THRESHOLD * noise, np.maximum(counts, 0.0), 0.0)
+    total = kept.sum()
+    return (kept / total if total > 0 else kept).astype(np.float32)
+
+
+def sum_popularity(contributions: Sequence[Contribution]) -> np.ndarray:
+    """Return the sum ``(n,)`` over shops of their noisy counts; weights play no part in it."""
+    equal = [Contribution(c.shop, 1.0, c.arrays) for c in contributions]
+    return weighted_sum(equal)[POPULARITY]
+
+
+@dataclass(frozen=True)
+class ServerOptimizer:
+    """A server optimiser of Reddi et al., "Adaptive Federated Optimization" (2021), Algorithm 2.
+
+    ``none``: ``x += η Δ``. ``momentum``: ``m = β₁ m + Δ; x += η m``. ``adam``:
+    ``m = β₁ m + (1 - β₁) Δ; v = β₂ v + (1 - β₂) Δ²; x += η m / (√v + τ)``. ``yogi``: as Adam,
+    with ``v -= (1 - β₂) Δ² sign(v - Δ²)``. No bias correction, as in the paper; ``v`` starts at
+    ``τ²``.
+
+    The mean delta ``Δ`` plays the pseudo-gradient. What is remembered between rounds is plain
+    named arrays, so that a checkpoint holds all of it.
+    """
+
+    name: OptimizerName = "none"
+    learning_rate: float = 1.0
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    tau: float = 1e-3
+    _slots: Mapping[OptimizerName, tuple[str, ...]] = field(
+        default_factory=lambda: {
+            "none": (),
+            "momentum": ("m",),
+            "adam": ("m", "v"),
+            "yogi": ("m", "v"),
+        },
+        repr=False,
+    )
+
+    def start(self, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+        """Return the memory before the first round: ``m/<name>`` and ``v/<name>``, float64."""
+        fill = {"m": 0.0, "v": self.tau**2}
+        return {
+            f"{slot}/{name}": np.full(shape, fill[slot])
+            for slot in self._slots[self.name]
+            for name, shape in shapes.items()
+        }
+
+    def apply(self, state: Arrays, delta: Arrays, memory: Arrays) -> tuple[Arrays, Arrays]:
+        """Return the new state (float32) and memory; arrays without a delta stay as they are."""
+        new_state, new_memory = dict(state), dict(memory)
+        for name, change in delta.items():
+            step = self._step(name, change.astype(np.float64), memory, new_memory)
+            moved = state[name].astype(np.float64) + self.learning_rate * step
+            new_state[name] = moved.astype(np.float32)
+        return new_state, new_memory
+
+    def _step(self, name: str, delta: np.ndarray, memory: Arrays, new: Arrays) -> np.ndarray:
+        if self.name == "none":
+            return delta
+        m = memory[f"m/{name}"]
+        if self.name == "momentum":
+            new[f"m/{name}"] = m = self.beta_1 * m + delta
+            return m
+        v, square = memory[f"v/{name}"], delta**2
+        new[f"m/{name}"] = m = self.beta_1 * m + (1 - self.beta_1) * delta
+        if self.name == "adam":
+            v = self.beta_2 * v + (1 - self.beta_2) * square
+        else:
+            v = v - (1 - self.beta_2) * square * np.sign(v - square)
+        new[f"v/{name}"] = v
+        return np.asarray(m / (np.sqrt(v) + self.tau))

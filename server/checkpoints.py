@@ -1,0 +1,137 @@
+"""A run on disk: one checkpoint a round, written so that a crash leaves only whole ones.
+
+``round-00003.safetensors`` holds the state (``state/<name>``) and the optimiser's memory
+(``memory/<name>``); ``round-00003.json`` its round, plan, catalogue and the SHA-256 of the
+tensors. The JSON file is renamed into place last: a round without it was never finished.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from common.errors import ArtifactError
+from common.protocol import Arrays, TrainingPlan
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on after ``server_round``.
+
+    ``settings_json`` is the server's own part of the run (optimiser, seed, quorum): a run that is
+    resumed under other settings would be neither the old run nor a new one.
+    """
+
+    server_round: int
+    run_name: str
+    plan: TrainingPlan
+    settings_json: str
+    catalogue_fingerprint: str
+    state: Arrays
+    memory: Arrays
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write one checkpoint atomically and return the path of its JSON file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"state/{name}": np.ascontiguousarray(a) for name, a in checkpoint.state.items()}
+    tensors |= {f"memory/{name}": np.ascontiguousarray(a) for name, a in checkpoint.memory.items()}
+    data = save(tensors)
+    facts = {
+        "format": _FORMAT,
+        "server_round": checkpoint.server_round,
+        "run_name": checkpoint.run_name,
+        "plan": checkpoint.plan.model_dump_json(),
+        "settings": checkpoint.settings_json,
+        "catalogue_fingerprint": checkpoint.catalogue_fingerprint,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    path = _path(folder, checkpoint.server_round)
+    _write(path.with_suffix(".safetensors"), data)
+    _write(path, json.dumps(facts, indent=1).encode())
+    return path
+
+
+def rounds(folder: Path) -> list[int]:
+    """Return the finished rounds in ``folder``, ascending; round 0 is before any training."""
+    return sorted(int(path.stem.removeprefix("round-")) for path in folder.glob("round-*.json"))
+
+
+def read_checkpoint(folder: Path, server_round: int) -> Checkpoint:
+    """Read and check the checkpoint of one round.
+
+    Raises
+    ------
+    ArtifactError
+        If it is missing or damaged.
+    """
+    path = _path(folder, server_round)
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        data = path.with_suffix(".safetensors").read_bytes()
+        if facts["format"] != _FORMAT:
+            raise ArtifactError(f"{path} has format {facts['format']}, this code reads {_FORMAT}")
+        if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+            raise ArtifactError(f"{path}: the tensors beside it are damaged (SHA-256 differs)")
+        tensors = load(data)
+        return Checkpoint(
+            server_round=int(facts["server_round"]),
+            run_name=str(facts["run_name"]),
+            plan=TrainingPlan.model_validate_json(facts["plan"]),
+            settings_json=str(facts["settings"]),
+            catalogue_fingerprint=str(facts["catalogue_fingerprint"]),
+            state=_part(tensors, "state/"),
+            memory=_part(tensors, "memory/"),
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"cannot read the checkpoint {path}: {error}") from error
+
+
+def last_checkpoint(
+    folder: Path, *, plan: TrainingPlan, settings_json: str, catalogue_fingerprint: str
+) -> Checkpoint | None:
+    """Return the newest checkpoint to go on from, or None in a fresh folder.
+
+    Raises
+    ------
+    ArtifactError
+        If the folder holds another run: of another plan, other settings, another catalogue.
+    """
+    finished = rounds(folder)
+    if not finished:
+        return None
+    checkpoint = read_checkpoint(folder, finished[-1])
+    for what, same in (
+        ("plan", checkpoint.plan == plan),
+        ("server settings", checkpoint.settings_json == settings_json),
+        ("catalogue", checkpoint.catalogue_fingerprint == catalogue_fingerprint),
+    ):
+        if not same:
+            raise ArtifactError(
+                f"{folder} holds a run with another {what}: resume it as it was, or name an "
+                "empty checkpoint folder"
+            )
+    return checkpoint
+
+
+def _part(tensors: Arrays, prefix: str) -> Arrays:
+    return {k.removeprefix(prefix): a for k, a in tensors.items() if k.startswith(prefix)}
+
+
+def _path(folder: Path, server_round: int) -> Path:
+    return folder / f"round-{server_round:05d}.json"
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_suffix(path.suffix + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,109 @@
+"""The server's own settings: of one run (from the run config) and of its machine.
+
+Defaults of a run stand in ``pyproject.toml`` under ``[tool.flwr.app.config]`` and nowhere else.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from common.errors import ConfigError
+from common.protocol import FINGERPRINT_CHARS, Frozen, TrainingPlan, parse_plan
+from server.aggregation import OptimizerName, ServerOptimizer
+
+#: Environment: the folder that holds ``server.toml``.
+SERVER_VARIABLE = "FEDTAIL_SERVER"
+
+
+class RunSettings(Frozen):
+    """How the server runs one plan; public, the same for a resumed run.
+
+    Attributes
+    ----------
+    clients_per_round
+        Share of the shops that joined which is asked in each round.
+    quorum
+        Share of the asked shops whose replies must be good, or the old model is kept.
+    min_shops
+        The run waits, ``wait_seconds`` at most, until so many shops are connected.
+    max_update_norm
+        Replies of a larger Euclidean norm are refused; 0 switches the bound off.
+    timeout_seconds
+        How long one exchange waits for replies.
+    """
+
+    seed: int = 0
+    clients_per_round: float = Field(gt=0, le=1)
+    quorum: float = Field(gt=0, le=1)
+    min_shops: int = Field(ge=1)
+    max_update_norm: float = Field(ge=0)
+    server_optimizer: OptimizerName
+    server_learning_rate: float = Field(gt=0)
+    server_momentum: float = Field(ge=0, lt=1)
+    server_beta_2: float = Field(ge=0, lt=1)
+    server_tau: float = Field(gt=0)
+    timeout_seconds: float = Field(gt=0)
+    wait_seconds: float = Field(gt=0)
+
+    def optimizer(self) -> ServerOptimizer:
+        """Return the server optimiser that these settings name."""
+        return ServerOptimizer(
+            self.server_optimizer,
+            self.server_learning_rate,
+            self.server_momentum,
+            self.server_beta_2,
+            self.server_tau,
+        )
+
+
+class ServerHome(Frozen):
+    """What the server knows on its own machine (``server.toml``).
+
+    The catalogue is the published one; its size fixes the shapes of the global state.
+    """
+
+    checkpoints: Path
+    catalogue_fingerprint: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)
+    catalogue_size: int = Field(ge=1)
+
+
+def read_run_config(run_config: Mapping[str, object]) -> tuple[TrainingPlan, RunSettings]:
+    """Split a Flower run config into the plan and the server's settings.
+
+    Raises
+    ------
+    ConfigError, ProtocolError
+        If a value is out of its range or the plan is not valid.
+    """
+    values = {key.replace("-", "_"): value for key, value in run_config.items()}
+    plan = parse_plan(str(values.pop("plan", "")))
+    try:
+        return plan, RunSettings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_message("run config", error)) from error
+
+
+def read_home(environment: Mapping[str, str]) -> ServerHome:
+    """Read ``server.toml`` from the folder that ``FEDTAIL_SERVER`` names."""
+    if not (folder := environment.get(SERVER_VARIABLE)):
+        raise ConfigError(f"set {SERVER_VARIABLE} to the folder of the server's server.toml")
+    path = Path(folder) / "server.toml"
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    if isinstance(values.get("checkpoints"), str):
+        values["checkpoints"] = path.parent / values["checkpoints"]
+    try:
+        return ServerHome.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_message(str(path), error)) from error
+
+
+def _message(where: str, error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -1,0 +1,1 @@
+"""Clients that do nothing: what a round of Flower costs by itself."""
