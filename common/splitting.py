@@ -1,0 +1,90 @@
+"""Splits in time: what training may read, what validation and testing ask for."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import ConfigError
+from common.schema import ShopEvents
+
+#: Share of the time span that is training where nothing else is said.
+TRAIN_SHARE = 0.75
+
+
+@dataclass(frozen=True)
+class TimeSplit:
+    """Three periods of time, cut at the same moments for every shop.
+
+    Fitting reads what is before ``validation_from``, tuning asks for what lies between the two,
+    and testing, after training on everything before ``train_until``, for what comes then.
+    """
+
+    validation_from: int
+    train_until: int
+
+    def fit(self, events: ShopEvents) -> ShopEvents:
+        """Return the records to fit on while tuning."""
+        return events.before(self.validation_from)
+
+    def validation(self, events: ShopEvents) -> ShopEvents:
+        """Return the records to tune on."""
+        return events.before(self.train_until).since(self.validation_from)
+
+    def train(self, events: ShopEvents) -> ShopEvents:
+        """Return the records to fit on at last: ``fit`` and ``validation`` together."""
+        return events.before(self.train_until)
+
+    def test(self, events: ShopEvents) -> ShopEvents:
+        """Return the records to test on."""
+        return events.since(self.train_until)
+
+
+def split_in_time(
+    first: int, last: int, train_until: int | None = None, *, validation_share: float = 0.2
+) -> TimeSplit:
+    """Cut a time span once for all shops.
+
+    Parameters
+    ----------
+    first, last
+        Timestamps of the first and last record of all shops, epoch seconds.
+    train_until
+        Where testing begins; default: after :data:`TRAIN_SHARE` of the span.
+    validation_share
+        Share of the training span, at its end, that tuning asks for.
+
+    Raises
+    ------
+    ConfigError
+        If a period would be empty.
+    """
+    if not 0 < validation_share < 1:
+        raise ConfigError(f"split.validation_share is {validation_share}; it lies between 0 and 1")
+    if train_until is None:
+        train_until = first + round(TRAIN_SHARE * (last - first))
+    if not first < train_until <= last:
+        raise ConfigError(
+            f"split.train_until is {train_until}, outside the records' times: choose one after "
+            f"{first} and not after {last}, so that both training and testing have records"
+        )
+    span = max(1, round(validation_share * (train_until - first)))
+    return TimeSplit(validation_from=train_until - span, train_until=train_until)
+
+
+def leave_last(events: ShopEvents, n: int = 1) -> tuple[ShopEvents, ShopEvents]:
+    """Split off the last ``n`` records of each user.
+
+    A user with ``n`` records or fewer keeps all of them in the first part: without a history
+    there is nothing to predict from.
+
+    Returns
+    -------
+    tuple of ShopEvents
+        What comes first and what is left for testing, of the same users.
+    """
+    if n < 1:
+        raise ConfigError(f"leave_last needs n of at least 1, not {n}")
+    ends = events.offsets[1:][events.users]
+    counts = np.diff(events.offsets)[events.users]
+    last = (np.arange(len(events)) >= ends - n) & (counts > n)
+    return events.select(~last), events.select(last)
