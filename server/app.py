@@ -29,7 +29,7 @@ def main(grid: Grid, context: Context) -> None:
     resume = last_checkpoint(
         home.checkpoints,
         plan=plan,
-        settings_json=settings.model_dump_json(),
+        settings_json=settings.identity(),
         catalogue_fingerprint=home.catalogue_fingerprint,
     )
     job = Job(

@@ -47,6 +47,10 @@ class RunSettings(Frozen):
     timeout_seconds: float = Field(gt=0)
     wait_seconds: float = Field(gt=0)
 
+    def identity(self) -> str:
+        """Return, as JSON, what a resumed run must share: all that can change its figures."""
+        return self.model_dump_json(exclude={"min_shops", "timeout_seconds", "wait_seconds"})
+
     def optimizer(self) -> ServerOptimizer:
         """Return the server optimiser that these settings name."""
         return ServerOptimizer(

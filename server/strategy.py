@@ -315,7 +315,7 @@ class Federation:
                 server_round=server_round,
                 run_name=job.run_name,
                 plan=job.plan,
-                settings_json=job.settings.model_dump_json(),
+                settings_json=job.settings.identity(),
                 catalogue_fingerprint=job.catalogue_fingerprint,
                 state=state,
                 memory=memory,

@@ -1,0 +1,58 @@
+"""The Flower ClientApp: wiring only."""
+
+import os
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.participation import Node, answer
+from common.protocol import (
+    HEADER,
+    JOIN,
+    PUBLIC_WEIGHT,
+    RELEASE,
+    STATE,
+    TRAIN,
+    UPDATE,
+    WEIGHT,
+)
+
+app = ClientApp()
+
+
+@app.query(JOIN)
+def join(message: Message, context: Context) -> Message:
+    """Say whether this shop takes part in the plan."""
+    return _reply(JOIN, message, context)
+
+
+@app.train(RELEASE)
+def release(message: Message, context: Context) -> Message:
+    """Release the private popularity histogram."""
+    return _reply(RELEASE, message, context)
+
+
+@app.train(TRAIN)
+def update(message: Message, context: Context) -> Message:
+    """Train one round and send the private delta."""
+    return _reply(TRAIN, message, context)
+
+
+def _reply(kind: str, message: Message, context: Context) -> Message:
+    records = message.content
+    state = records.array_records.get(STATE, {})
+    header, arrays = answer(
+        kind,
+        dict(records.config_records.get(HEADER, {})),
+        lambda: {name: array.numpy() for name, array in state.items()},
+        Node(context.node_config, context.run_config, os.environ),
+    )
+    content = RecordDict(
+        {
+            HEADER: ConfigRecord(header.model_dump()),
+            WEIGHT: MetricRecord({WEIGHT: PUBLIC_WEIGHT}),
+        }
+    )
+    if arrays:
+        content[UPDATE] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    return Message(content, reply_to=message)

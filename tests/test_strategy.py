@@ -1,0 +1,238 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Error, Message
+
+from common.errors import ArtifactError, RunError
+from common.protocol import POPULARITY, Arrays, TrainingPlan
+from federation_support import (
+    ITEMS,
+    SHAPES,
+    TRAINED,
+    Fault,
+    InProcessGrid,
+    make_job,
+    make_reply,
+    names,
+    same,
+    start_state,
+    toy_app,
+)
+from server.checkpoints import Checkpoint, last_checkpoint, read_checkpoint, write_checkpoint
+from server.strategy import Event, Federation, Job
+
+
+def run(
+    grid: InProcessGrid, job: Job, resume: Checkpoint | None = None
+) -> tuple[Arrays, list[Event], list[Checkpoint]]:
+    events: list[Event] = []
+    saved: list[Checkpoint] = []
+    federation = Federation(grid, job, save=saved.append, report=events.append)
+    return federation.run(start_state(), resume), events, saved
+
+
+def test_the_same_seed_gives_the_same_state_whatever_the_order_of_answers() -> None:
+    job = make_job(rounds=3, clients_per_round=0.5)
+    first, _, _ = run(InProcessGrid(toy_app(), 6, order=1), job)
+    for order in (2, 3, 4):
+        again, _, _ = run(InProcessGrid(toy_app(), 6, order=order), job)
+        assert same(first, again)
+    other, _, _ = run(InProcessGrid(toy_app(), 6, order=1), make_job(rounds=3, seed=4,
+                                                                     clients_per_round=0.5))
+    assert not same(first, other)
+
+
+def test_a_run_is_one_join_one_release_and_a_train_a_round() -> None:
+    grid = InProcessGrid(toy_app(), 4)
+    state, events, saved = run(grid, make_job(rounds=2))
+    assert Counter(kind for _, kind, _ in grid.sent) == {"join": 4, "release": 4, "update": 8}
+    assert [e["event"] for e in events] == ["join", "release", "round", "round", "end"]
+    assert [c.server_round for c in saved] == [0, 1, 2]
+    assert same(saved[-1].state, state)
+    assert state[POPULARITY].sum() == pytest.approx(1.0)
+
+
+def test_clients_per_round_asks_that_share_of_the_shops() -> None:
+    grid = InProcessGrid(toy_app(), 10)
+    run(grid, make_job(rounds=8, clients_per_round=0.3))
+    asked = names(grid.sent, "update")
+    assert all(count == 3 for count in Counter(r for _, r in asked).values())
+    assert len({shop for shop, _ in asked}) > 5
+
+
+def test_a_declining_shop_is_left_out_and_counted_by_code() -> None:
+    grid = InProcessGrid(toy_app({1: "over-budget", 2: "over-budget", 3: "failed"}), 6)
+    _, events, _ = run(grid, make_job(rounds=1))
+    assert events[0]["declined"] == {"failed": 1, "over-budget": 2}
+    assert {shop for shop, _ in names(grid.sent, "update")} == {0, 4, 5}
+
+
+def test_the_run_fails_when_every_shop_declines_or_too_few_connect() -> None:
+    with pytest.raises(RunError, match="2 over-budget"):
+        run(InProcessGrid(toy_app({0: "over-budget", 1: "over-budget"}), 2), make_job())
+    with pytest.raises(RunError, match="needs 5"):
+        run(InProcessGrid(toy_app(), 2), make_job(min_shops=5))
+
+
+def _rubbish(kind: str) -> Fault:
+    """Shop 0's updates arrive broken in one way."""
+
+    def fault(shop: int, exchange: str, server_round: int, reply: Message) -> Message | None:
+        if shop != 0 or exchange != "update":
+            return reply
+        good = {n: np.ones(SHAPES[n], np.float32) for n in TRAINED}
+        asked = Message(reply.content, reply.metadata.src_node_id, "train.update",
+                        group_id=str(server_round))
+        asked.metadata.__dict__["_message_id"] = reply.metadata.reply_to_message_id
+        broken: dict[str, dict[str, np.ndarray]] = {
+            "name": {"item_embedding": good["item_embedding"], "other": good["item_bias"]},
+            "missing": {"item_bias": good["item_bias"]},
+            "shape": good | {"item_bias": np.ones(ITEMS + 1, np.float32)},
+            "dtype": good | {"item_bias": np.ones(ITEMS)},
+            "nan": good | {"item_bias": np.full(ITEMS, np.nan, np.float32)},
+            "norm": good | {"item_bias": np.full(ITEMS, 1e3, np.float32)},
+        }
+        if kind in broken:
+            return make_reply(asked, shop, broken[kind])
+        if kind == "late":
+            return None
+        if kind == "error":
+            return Message(Error(1, "the text of some exception"), reply_to=asked)
+        if kind == "weight":
+            return make_reply(asked, shop, good, weight=17.0)
+        if kind == "replayed":
+            return make_reply(asked, shop, good, server_round=server_round - 1)
+        if kind == "impostor":
+            return make_reply(asked, 1, good)
+        return make_reply(asked, shop, good, fingerprint="e" * 64)
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("name", "rubbish"),
+        ("missing", "rubbish"),
+        ("shape", "rubbish"),
+        ("dtype", "rubbish"),
+        ("nan", "rubbish"),
+        ("norm", "rubbish"),
+        ("weight", "rubbish"),
+        ("replayed", "rubbish"),
+        ("impostor", "rubbish"),
+        ("catalogue", "rubbish"),
+        ("late", "late"),
+        ("error", "error"),
+    ],
+)
+def test_a_bad_reply_changes_nothing_but_its_own_absence(kind: str, code: str) -> None:
+    job = make_job(rounds=2, timeout_seconds=0.3)
+    _, events, saved = run(InProcessGrid(toy_app(), 5, fault=_rubbish(kind)), job)
+    rounds = [e for e in events if e["event"] == "round"]
+    assert [e["declined"] for e in rounds] == [{code: 1}] * 2
+    assert [e["accepted"] for e in rounds] == [4, 4]
+
+    def absent(shop: int, exchange: str, _round: int, reply: Message) -> Message | None:
+        return None if shop == 0 and exchange == "update" else reply
+
+    _, _, without = run(InProcessGrid(toy_app(), 5, fault=absent), job)
+    assert same(saved[-1].state, without[-1].state)
+
+
+def test_without_a_quorum_the_old_model_stays() -> None:
+    def mute(shop: int, exchange: str, server_round: int, reply: Message) -> Message | None:
+        return None if exchange == "update" and server_round == 2 and shop < 3 else reply
+
+    grid = InProcessGrid(toy_app(), 5, fault=mute)
+    _, events, saved = run(grid, make_job(rounds=3, timeout_seconds=0.2))
+    assert [e["kept_old_model"] for e in events if e["event"] == "round"] == [False, True, False]
+    assert same(saved[1].state, saved[2].state)
+    assert same(saved[1].memory, saved[2].memory)
+    assert not same(saved[2].state, saved[3].state)
+
+
+def test_without_a_quorum_of_releases_nothing_is_trained() -> None:
+    def mute(shop: int, exchange: str, _round: int, reply: Message) -> Message | None:
+        return None if exchange == "release" and shop < 3 else reply
+
+    grid = InProcessGrid(toy_app(), 5, fault=mute)
+    with pytest.raises(RunError, match="2 of 5 shops"):
+        run(grid, make_job(timeout_seconds=0.2))
+    assert not names(grid.sent, "update")
+
+
+def test_resuming_in_the_middle_equals_an_uninterrupted_run(tmp_path: Path) -> None:
+    job = make_job(rounds=4, clients_per_round=0.5)
+    whole, _, saved = run(InProcessGrid(toy_app(), 6), job)
+    for checkpoint in saved[:3]:
+        write_checkpoint(tmp_path, checkpoint)
+    resume = last_checkpoint(
+        tmp_path, plan=job.plan, settings_json=job.settings.identity(),
+        catalogue_fingerprint=job.catalogue_fingerprint,
+    )
+    assert resume is not None
+    grid = InProcessGrid(toy_app(), 6, order=9)
+    resumed, events, _ = run(grid, job, resume)
+    assert same(whole, resumed)
+    assert [e["server_round"] for e in events if e["event"] == "round"] == [3, 4]
+    assert not names(grid.sent, "release")
+
+
+def test_a_shop_that_connects_later_joins_the_next_round() -> None:
+    grid = InProcessGrid(toy_app(), 4)
+    late = max(grid.nodes)
+    shop = grid.nodes.pop(late)
+
+    def report(event: Event) -> None:
+        if event["event"] == "round" and event["server_round"] == 1:
+            grid.nodes[late] = shop
+
+    Federation(grid, make_job(rounds=2), save=lambda _: None, report=report).run(start_state())
+    assert [r for s, r in names(grid.sent, "update") if s == shop] == [2]
+    assert names(grid.sent, "join")[-1] == (shop, 2)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    job = make_job(rounds=1)
+    _, _, saved = run(InProcessGrid(toy_app(), 3), job)
+    write_checkpoint(tmp_path, saved[-1])
+    right = {
+        "plan": job.plan,
+        "settings_json": job.settings.identity(),
+        "catalogue_fingerprint": job.catalogue_fingerprint,
+    }
+    for key, wrong in (
+        ("plan", TrainingPlan(rounds=9)),
+        ("settings_json", "{}"),
+        ("catalogue_fingerprint", "0" * 64),
+    ):
+        with pytest.raises(ArtifactError, match="another"):
+            last_checkpoint(tmp_path, **(right | {key: wrong}))  # type: ignore[arg-type]
+
+
+def test_a_half_written_or_damaged_checkpoint_is_noticed(tmp_path: Path) -> None:
+    job = make_job(rounds=2)
+    _, _, saved = run(InProcessGrid(toy_app(), 3), job)
+    for checkpoint in saved:
+        write_checkpoint(tmp_path, checkpoint)
+    restored = read_checkpoint(tmp_path, 2)
+    assert same(restored.state, saved[2].state)
+    assert same(restored.memory, saved[2].memory)
+
+    (tmp_path / "round-00002.json").unlink()  # the crash came before the last rename
+    resume = last_checkpoint(
+        tmp_path, plan=job.plan, settings_json=job.settings.identity(),
+        catalogue_fingerprint=job.catalogue_fingerprint,
+    )
+    assert resume is not None
+    assert resume.server_round == 1
+
+    tensors = tmp_path / "round-00001.safetensors"
+    data = bytearray(tensors.read_bytes())
+    data[-1] ^= 1
+    tensors.write_bytes(data)
+    with pytest.raises(ArtifactError, match="damaged"):
+        read_checkpoint(tmp_path, 1)
