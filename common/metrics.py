@@ -19,6 +19,7 @@ over every customer who has a list, and merge as exposure vectors.
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -105,7 +106,7 @@ class MetricSums:
                 "merged: evaluate both on one catalogue"
             )
         customers = {*PER_CUSTOMER, "targets"}
-        merged = {}
+        merged: dict[str, Any] = {}
         for name in (field.name for field in fields(self)):
             mine, others = getattr(self, name), getattr(other, name)
             merged[name] = np.concatenate([mine, others]) if name in customers else mine + others
@@ -316,5 +317,5 @@ def _mean(values: np.ndarray) -> float:
     return _ratio(np.nansum(values), np.count_nonzero(np.isfinite(values)))
 
 
-def _ratio(part: float, whole: float) -> float:
+def _ratio(part: float | np.number[Any], whole: int | np.integer[Any]) -> float:
     return float(part / whole) if whole else float("nan")

@@ -1,0 +1,120 @@
+"""A model on disk comes back as it was, or is refused with the reason."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common import artifact
+from common.artifact import ITEMS, MANIFEST, MODEL, Manifest, load_model, save_model
+from common.errors import ArtifactError
+
+ARRAYS = {
+    "item_embedding": np.arange(6, dtype=np.float32).reshape(3, 2),
+    "item_bias": np.array([0.5, -1, 2], np.float32),
+}
+IDS = np.array(["a", "b\n1", "ü"], object)
+
+
+def manifest() -> Manifest:
+    return Manifest(
+        version="1",
+        server_round=7,
+        data_columns=("user_id", "item_id"),
+        config={"rounds": 7},
+        code_digest="c" * 64,
+        privacy={"epsilon": 8.0, "unit": "customer"},
+        catalogue_fingerprint="f" * 64,
+    )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_model(tmp_path / "models" / "federated", ARRAYS, IDS, manifest())
+    return tmp_path / "models" / "federated"
+
+
+def test_a_model_comes_back_as_it_was(saved: Path) -> None:
+    spec = {name: array.shape for name, array in ARRAYS.items()}
+    found = load_model(saved, catalogue_fingerprint="f" * 64, spec=spec)
+    assert all(np.array_equal(found.arrays[name], array) for name, array in ARRAYS.items())
+    assert found.item_ids.tolist() == IDS.tolist()
+    assert found.manifest.privacy == {"epsilon": 8.0, "unit": "customer"}
+    assert [path.name for path in saved.parent.iterdir()] == ["federated"]
+
+
+@pytest.mark.parametrize("name", [MODEL, ITEMS])
+def test_one_flipped_byte_is_noticed(saved: Path, name: str) -> None:
+    content = bytearray((saved / name).read_bytes())
+    content[-3] ^= 1
+    (saved / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"{name} is damaged.*copy the model again"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("name", [MODEL, ITEMS, MANIFEST])
+def test_a_missing_file_is_named(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(ArtifactError, match=f"{name} cannot be read"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "format_version"),
+        ({"surprise": 1}, "surprise"),
+        ({"files": {}}, "names no digest"),
+        ({"arrays": {"item_bias": [3]}}, "differs from its manifest"),
+        ({"arrays": {"item_bias": [3], "item_embedding": [2, 3]}}, "differs from its manifest"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(
+    saved: Path, change: dict[str, object], message: str
+) -> None:
+    document = json.loads((saved / MANIFEST).read_text()) | change
+    (saved / MANIFEST).write_text(json.dumps(document))
+    with pytest.raises(ArtifactError, match=message):
+        load_model(saved)
+
+
+def test_what_is_no_json_is_refused(saved: Path) -> None:
+    (saved / MANIFEST).write_text("{")
+    with pytest.raises(ArtifactError, match="not a manifest"):
+        load_model(saved)
+
+
+def test_the_reader_s_catalogue_and_shapes_are_held_against_it(saved: Path) -> None:
+    with pytest.raises(ArtifactError, match="belongs to catalogue"):
+        load_model(saved, catalogue_fingerprint="0" * 64)
+    with pytest.raises(ArtifactError, match="not a model of this shape"):
+        load_model(saved, spec={"item_bias": (4,), "item_embedding": (3, 2)})
+
+
+def test_values_that_are_not_finite_are_neither_written_nor_read(tmp_path: Path) -> None:
+    broken = ARRAYS | {"item_bias": np.array([0, np.nan, 1], np.float32)}
+    with pytest.raises(ArtifactError, match="'item_bias' holds values that are not finite"):
+        save_model(tmp_path / "m", broken, IDS, manifest())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_repeated_item_ids_are_refused(tmp_path: Path) -> None:
+    save_model(tmp_path / "m", ARRAYS, np.array(["a", "a", "b"], object), manifest())
+    with pytest.raises(ArtifactError, match="repeated item_id"):
+        load_model(tmp_path / "m")
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ArtifactError, match="never overwritten"):
+        save_model(saved, ARRAYS, IDS, manifest())
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artifact, "_sync", full)
+    with pytest.raises(OSError, match="No space"):
+        save_model(saved.parent / "other", ARRAYS, IDS, manifest())
+    assert [path.name for path in saved.parent.iterdir()] == ["federated"]
