@@ -6,15 +6,21 @@ shop's own log and nowhere else.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
+from client.privacy.ledger import Ledger
+from client.privacy.noise import NoiseSource, SeededNoise, SystemNoise
+from client.privacy.plan import code_digest, planned_events
 from client.settings import ShopSettings, refuse_run_config, shop_settings
+from client.source import read_shop
 from common.errors import BudgetError, ConfigError, DataError, LedgerError, ProtocolError
+from common.features import Catalogue, read_catalogue
+from common.model import state_spec
 from common.protocol import (
     JOIN,
     NO_FINGERPRINT,
@@ -30,8 +36,11 @@ from common.protocol import (
     shop_key,
 )
 from common.rng import derive
+from common.schema import ShopEvents
 
 logger = logging.getLogger(__name__)
+
+Stamp = tuple[tuple[str, int, int], ...]
 
 
 class _WrongCatalogueError(ProtocolError):
@@ -126,3 +135,111 @@ def _plan(header: RoundHeader, settings: ShopSettings) -> TrainingPlan:
     if not 0 <= header.server_round <= plan.rounds:
         raise ProtocolError(f"round {header.server_round} of a plan of {plan.rounds}")
     return plan
+
+
+def _take_part(
+    kind: str,
+    header: RoundHeader,
+    plan: TrainingPlan,
+    state: Callable[[], Arrays],
+    settings: ShopSettings,
+) -> tuple[str, Arrays]:
+    """Do what one exchange asks for; return the ledger's head and what leaves the shop."""
+    catalogue = _catalogue(settings.catalogue, _stamp(settings.catalogue))
+    if catalogue.fingerprint != header.catalogue_fingerprint:
+        raise _WrongCatalogueError("the server's catalogue is not the one this shop holds")
+    if kind == JOIN:
+        return _join(header, plan, settings), {}
+    # Everything that can fail is tried before the charge: what is charged can't be taken back.
+    events = _events(settings.model_dump_json(), _stamp(settings.data), catalogue)
+    if kind == RELEASE:
+        head = _charge(header, plan, settings, 0)
+        from client.training import release_popularity
+
+        noise = _noise(settings, "popularity", 0)
+        return head, release_popularity(plan, events, catalogue.size, noise)
+    from client.training import train_round
+
+    received = state()
+    check_arrays(received, state_spec(plan.model, catalogue.size), max_norm=0.0)
+    head = _charge(header, plan, settings, header.server_round)
+    return head, train_round(
+        plan,
+        header.server_round,
+        received,
+        events,
+        catalogue,
+        _noise(settings, "training", header.server_round),
+        _sampling(settings, header.server_round),
+    )
+
+
+def _join(header: RoundHeader, plan: TrainingPlan, settings: ShopSettings) -> str:
+    """Refuse unless all that is left of the plan fits under the cap."""
+    if not plan.private:
+        return NO_FINGERPRINT
+    first = header.server_round
+    remaining = planned_events(plan, header.run_id, first_round=0 if first <= 1 else first)
+    with Ledger.open(settings.ledger) as ledger:
+        ledger.check(remaining, cap_epsilon=settings.cap_epsilon, delta=settings.cap_delta)
+        return ledger.head()
+
+
+def _charge(
+    header: RoundHeader, plan: TrainingPlan, settings: ShopSettings, server_round: int
+) -> str:
+    """Write what this exchange costs to the ledger, synced, before anything is computed."""
+    if not plan.private:
+        return NO_FINGERPRINT
+    event, *remaining = planned_events(plan, header.run_id, first_round=server_round)
+    event = replace(event, code_digest=code_digest())
+    with Ledger.open(settings.ledger) as ledger:
+        return ledger.charge(
+            event,
+            cap_epsilon=settings.cap_epsilon,
+            delta=settings.cap_delta,
+            remaining=remaining,
+        )
+
+
+def _noise(settings: ShopSettings, purpose: str, server_round: int) -> NoiseSource:
+    if settings.noise == "system":
+        return SystemNoise()
+    return SeededNoise(_stream(settings, f"{purpose}-noise", server_round))
+
+
+def _sampling(settings: ShopSettings, server_round: int) -> np.random.Generator:
+    """Return the generator of choices that need no privacy, such as history or target."""
+    if settings.noise == "system":
+        return np.random.default_rng()
+    return _stream(settings, "sampling", server_round)
+
+
+def _stream(settings: ShopSettings, purpose: str, server_round: int) -> np.random.Generator:
+    return derive(
+        settings.noise_seed,
+        purpose=purpose,
+        merchant_id=settings.merchant_id,
+        server_round=server_round,
+    )
+
+
+# A simulation's workers serve many shops, round after round: what they read is kept while the
+# files stay as they are.
+@lru_cache(maxsize=2)
+def _catalogue(folder: Path, stamp: Stamp) -> Catalogue:  # noqa: ARG001 - part of the key
+    return read_catalogue(folder)
+
+
+@lru_cache(maxsize=128)
+def _events(settings_json: str, stamp: Stamp, catalogue: Catalogue) -> ShopEvents:  # noqa: ARG001
+    settings = ShopSettings.model_validate_json(settings_json)
+    return read_shop(settings, catalogue)
+
+
+def _stamp(folder: Path) -> Stamp:
+    """Return what tells whether the files in a folder changed."""
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder}")
+    found = ((p.name, p.stat()) for p in folder.iterdir())
+    return tuple(sorted((name, s.st_mtime_ns, s.st_size) for name, s in found))

@@ -50,7 +50,7 @@ class ShopSettings(Frozen):
         The shop's own consent to ``seeded``.
     allow_unprotected
         Whether a plan without any privacy may train here; simulations only.
-    behaviour_weights
+    behavior_weights
         Behaviour -> weight of one such record; empty for the defaults.
     """
 
@@ -65,7 +65,8 @@ class ShopSettings(Frozen):
     insecure_seeded_noise: bool = False
     noise_seed: int = 0
     allow_unprotected: bool = False
-    behaviour_weights: dict[str, float] = Field(default_factory=dict)
+    behavior_weights: dict[str, float] = Field(default_factory=dict)
+    rating_scale: float = Field(5.0, gt=0)
 
     @model_validator(mode="after")
     def _seeded_noise_needs_consent(self) -> "ShopSettings":

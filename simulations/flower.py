@@ -28,13 +28,19 @@ from typing import Any
 import psutil
 
 from common.errors import RunError
+from common.protocol import TrainingPlan
 
 logger = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 ConfigValue = bool | int | float | str
 
+#: Below the server's folder.
+CHECKPOINTS = "checkpoints"
+EVENTS_FILE = "rounds.jsonl"
+
 _TOKEN = "FEDTAIL_RUN_TOKEN"  # noqa: S105 - a name, not a secret
+_NAME = "own"
 _ENGINE = "flwr-simulation"
 _TAIL_LINES = 40
 _START_SECONDS = 60.0
@@ -125,6 +131,83 @@ def run_app(
     return Outcome(events, time.monotonic() - started, first - started if first else 0.0)
 
 
+def run_federation(
+    plan: TrainingPlan,
+    *,
+    shops_folder: Path,
+    shops: int,
+    server_folder: Path,
+    catalogue_fingerprint: str,
+    catalogue_size: int,
+    run_config: Mapping[str, ConfigValue] | None = None,
+    on_event: Callable[[Event], object] = lambda _: None,
+    cpus: int | None = None,
+) -> Outcome:
+    """Run the federation's own server and clients on simulated nodes.
+
+    Parameters
+    ----------
+    plan
+        The public plan.
+    shops_folder
+        ``<i>/shop.toml`` for ``i`` from 0 to ``shops - 1``.
+    shops
+        Number of shops.
+    server_folder
+        Where ``server.toml`` is written and ``checkpoints`` and their ``rounds.jsonl`` appear; a
+        run that was interrupted goes on from what is there.
+    catalogue_fingerprint, catalogue_size
+        The published catalogue.
+    run_config
+        Changes to the defaults in pyproject.toml, ``plan`` and ``min-shops`` aside.
+    on_event
+        Called with each public event of the server: ``join``, ``release``, ``round``.
+    cpus
+        Clients that run at a time.
+
+    Raises
+    ------
+    RunError
+        If the run did not complete.
+    """
+    checkpoints = server_folder / CHECKPOINTS
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    home = {
+        "checkpoints": CHECKPOINTS,
+        "catalogue_fingerprint": catalogue_fingerprint,
+        "catalogue_size": catalogue_size,
+    }
+    (server_folder / "server.toml").write_text(_toml(home), encoding="utf-8")
+    return run_app(
+        FEDERATION,
+        shops=shops,
+        run_config={"min-shops": shops, **(run_config or {}), "plan": plan.model_dump_json()},
+        environment={
+            "FEDTAIL_SHOPS": str(shops_folder.resolve()),
+            "FEDTAIL_SERVER": str(server_folder.resolve()),
+        },
+        events_file=checkpoints / EVENTS_FILE,
+        on_event=on_event,
+        cpus=cpus,
+    )
+
+
+def run_floor(
+    shapes: Mapping[str, tuple[int, ...]], *, shops: int, rounds: int, cpus: int | None = None
+) -> Outcome:
+    """Run clients that do nothing but send back arrays of these shapes, for comparison."""
+    with tempfile.TemporaryDirectory(prefix="ft-floor-") as name:
+        events = Path(name) / EVENTS_FILE
+        return run_app(
+            FLOOR,
+            shops=shops,
+            run_config={"rounds": rounds, "min-shops": shops, "shapes": json.dumps(dict(shapes))},
+            environment={"FEDTAIL_FLOOR_EVENTS": str(events)},
+            events_file=events,
+            cpus=cpus,
+        )
+
+
 class _Link:
     """Our SuperLink and the commands that talk to it."""
 
@@ -159,18 +242,18 @@ class _Link:
         workers: int,
     ) -> str:
         config = root / "run-config.toml"
-        config.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in run_config.items()))
+        config.write_text(_toml(run_config), encoding="utf-8")
         resources = (
             f"num-supernodes={shops} client-resources-num-cpus=1 init-args-num-cpus={workers}"
         )
-        arguments = ["run", str(bundle), "fedtail", "--federation-config", resources]
+        arguments = ["run", str(bundle), _NAME, "--federation-config", resources]
         if run_config:
             arguments += ["--run-config", str(config)]
         answer = self._flwr(*arguments)
         return str(answer["run-id"])
 
     def status(self, run_id: str) -> str:
-        answer = self._flwr("ls", "fedtail", "--run-id", run_id)
+        answer = self._flwr("ls", _NAME, "--run-id", run_id)
         return str(answer["runs"][0]["status"])
 
     def engine_runs(self) -> bool:
@@ -181,8 +264,13 @@ class _Link:
             return False
         return any(_is_engine(process) for process in family)
 
+    def run_log(self, run_id: str) -> str:
+        """Return the last lines that server and clients of a run logged."""
+        done = self._call("log", run_id, _NAME, "--show")
+        return "\n".join(done.stdout.splitlines()[-_TAIL_LINES:])
+
     def tail(self) -> str:
-        """Return the last lines of the log."""
+        """Return the last lines of the SuperLink's own log."""
         try:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
@@ -190,11 +278,7 @@ class _Link:
         return "\n".join(lines[-_TAIL_LINES:])
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:
-        command = [_tool("flwr"), *arguments, "--format", "json"]
-        done = subprocess.run(
-            command, env=dict(self._env), cwd=self._empty, capture_output=True, text=True,
-            check=False, timeout=120,
-        )
+        done = self._call(*arguments, "--format", "json")
         start = done.stdout.find("{")
         try:
             answer = json.loads(done.stdout[start:]) if start >= 0 else None
@@ -206,6 +290,19 @@ class _Link:
                 f"{done.stdout[-2000:]}{done.stderr[-2000:]}\n{self.tail()}"
             )
         return answer
+
+
+    def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [_tool("flwr"), *arguments],
+            env=dict(self._env),
+            cwd=self._empty,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
 
 
 def _follow(
@@ -230,7 +327,7 @@ def _follow(
             on_event(event)
         now = time.monotonic()
         if now > deadline:
-            raise RunError(f"the run took longer than it was given\n{link.tail()}")
+            raise RunError(f"the run took longer than it was given\n{link.run_log(run_id)}")
         if now >= next_look:
             link.check_alive()
             next_look = now + (0.1 if ended else 1.0)
@@ -242,7 +339,7 @@ def _follow(
                 if status == "finished:completed":
                     return events
                 if status.startswith("finished"):
-                    raise RunError(f"the run ended as {status!r}\n{link.tail()}")
+                    raise RunError(f"the run ended as {status!r}\n{link.run_log(run_id)}")
         time.sleep(0.05)
 
 
@@ -265,8 +362,8 @@ def _superlink(root: Path, env: Mapping[str, str], token: str) -> Iterator[_Link
     home = Path(env["FLWR_HOME"])
     home.mkdir()
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "fedtail"\n\n[superlink.fedtail]\naddress = "127.0.0.1:{port}"\n'
-        "insecure = true\n"
+        f'[superlink]\ndefault = "{_NAME}"\n\n[superlink.{_NAME}]\n'
+        f'address = "127.0.0.1:{port}"\ninsecure = true\n'
     )
     empty = root / "empty"
     empty.mkdir()
@@ -376,6 +473,11 @@ def _tool(name: str) -> str:
     if found is None:
         raise RunError(f"the command {name!r} is not installed beside {sys.executable}")
     return found
+
+
+def _toml(values: Mapping[str, ConfigValue]) -> str:
+    """Return flat TOML; JSON's scalars are TOML's as well."""
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
 
 
 def _free_port() -> int:
