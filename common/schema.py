@@ -44,7 +44,7 @@ class Tables:
     interactions
         ``merchant_id``, ``user_id``, ``item_id`` and ``behavior`` as categoricals, ``timestamp``
         as int64 seconds since 1970 UTC; where given ``rating``, ``quantity``, ``price`` as
-        float32 and ``session_id`` as int32 codes (which records share a session; not its name).
+        float32 and ``session_id`` as an int64 digest (which records share one; not its name).
     products, customers, stock
         Ids as strings, other columns as they came.
     set_aside
@@ -138,18 +138,6 @@ class ShopEvents:
         return matrix
 
 
-def empty_shop(merchant_id: str) -> ShopEvents:
-    """Return a shop without customers: it takes part like any other."""
-    return ShopEvents(
-        merchant_id=merchant_id,
-        user_ids=np.empty(0, dtype=object),
-        users=np.empty(0, dtype=np.int32),
-        items=np.empty(0, dtype=np.int32),
-        timestamps=np.empty(0, dtype=np.int64),
-        weights=np.empty(0, dtype=np.float32),
-    )
-
-
 def encode_shop(
     tables: Tables,
     merchant_id: str,
@@ -199,11 +187,9 @@ def encode_shops(
     for merchant_id in tables.merchant_ids if merchant_ids is None else merchant_ids:
         if merchant_id not in known:
             raise DataError(f"no table names the merchant {merchant_id!r}")
+        # A merchant without interactions has no code, and no rows: it is encoded like any other.
         code = code_of.get(merchant_id)
-        if code is None:
-            yield empty_shop(merchant_id)
-            continue
-        rows = frame.iloc[order[bounds[code] : bounds[code + 1]]]
+        rows = frame.iloc[order[:0] if code is None else order[bounds[code] : bounds[code + 1]]]
         yield _encode(
             rows, merchant_id, rows_of_items, tables.customers, behavior_weights, rating_scale
         )
@@ -234,7 +220,7 @@ def _encode(
     if "session_id" in rows:
         # Some tills number baskets anew for each customer or day, so a session is a
         # (user, session) pair: one basket never mixes two customers.
-        pair = users.astype(np.int64) << 32 | rows["session_id"].to_numpy(dtype=np.int64)
+        pair = users.astype(np.int64) << 32 | pd.factorize(rows["session_id"])[0]
         sessions = np.unique(pair, return_inverse=True)[1].astype(np.int32)[order]
     return ShopEvents(
         merchant_id=merchant_id,
@@ -254,7 +240,7 @@ def _weights(
     """Return (N,) float32 weights of records."""
     behavior = rows["behavior"].cat
     table = np.array([behavior_weights.get(b, 0.0) for b in behavior.categories], dtype=np.float32)
-    weights = table[behavior.codes.to_numpy()] if len(rows) else np.empty(0, dtype=np.float32)
+    weights = table[behavior.codes.to_numpy()]
     if "rating" in rows and "rating" in behavior.categories:
         share = (rows["rating"].to_numpy(dtype=np.float32) / np.float32(rating_scale)).clip(0, 1)
         rated = behavior.codes.to_numpy() == behavior.categories.get_loc("rating")
