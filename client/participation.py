@@ -100,7 +100,7 @@ def answer(
         refuse_run_config(node.run_config)
         plan = _plan(header, settings)
         head, arrays = _take_part(kind, header, plan, state, settings)
-    except Exception as error:  # noqa: BLE001 - no text of any error may leave the shop
+    except Exception as error:  # No text of any error may leave the shop.
         status = next(code for kind_, code in _CODES if isinstance(error, kind_))
         logger.exception("exchange=%s round=%d status=%s", kind, server_round, status)
     reply = ReplyHeader(

@@ -26,8 +26,19 @@ PARTITION_KEY = "partition-id"
 
 # Words that only a shop's own settings may use.
 _SHOP_WORDS = frozenset(
-    ("merchant", "data", "catalogue", "ledger", "cap", "unit", "noise", "insecure", "unprotected")
-    + ("behaviour", "behavior", "shop")
+    {
+        "merchant",
+        "data",
+        "catalogue",
+        "ledger",
+        "cap",
+        "unit",
+        "noise",
+        "insecure",
+        "unprotected",
+        "behavior",
+        "shop",
+    }
 )
 
 

@@ -74,9 +74,9 @@ def popularity_rates(plan: TrainingPlan, contributions: Sequence[Contribution]) 
     """
     counts = sum_popularity(contributions)
     noise = np.sqrt(len(contributions)) * plan.popularity_noise_multiplier if plan.private else 0.0
-    kept = np.where(counts >= POPULARITY_THRESHOLD * noise, np.maximum(counts, 0.0), 0.0)
-    total = kept.sum()
-    return (kept / total if total > 0 else kept).astype(np.float32)
+    kept: np.ndarray = np.where(counts >= POPULARITY_THRESHOLD * noise, counts.clip(min=0.0), 0.0)
+    total = kept.sum() or 1.0
+    return (kept / total).astype(np.float32)
 
 
 def sum_popularity(contributions: Sequence[Contribution]) -> np.ndarray:

@@ -172,7 +172,7 @@ def run_federation(
     """
     checkpoints = server_folder / CHECKPOINTS
     checkpoints.mkdir(parents=True, exist_ok=True)
-    home = {
+    home: dict[str, ConfigValue] = {
         "checkpoints": CHECKPOINTS,
         "catalogue_fingerprint": catalogue_fingerprint,
         "catalogue_size": catalogue_size,
@@ -231,7 +231,9 @@ class _Link:
 
     def check_alive(self) -> None:
         if self.process.poll() is not None:
-            raise RunError(f"Flower's SuperLink ended (status {self.process.returncode})\n{self.tail()}")
+            raise RunError(
+                f"Flower's SuperLink ended (status {self.process.returncode})\n{self.tail()}"
+            )
 
     def submit(
         self,
@@ -290,7 +292,6 @@ class _Link:
                 f"{done.stdout[-2000:]}{done.stderr[-2000:]}\n{self.tail()}"
             )
         return answer
-
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -372,8 +373,13 @@ def _superlink(root: Path, env: Mapping[str, str], token: str) -> Iterator[_Link
     command += ["--port", str(port), "--disable-runtime-dependency-installation"]
     with log.open("wb") as output, _terminated_as_exit():
         process = subprocess.Popen(
-            command, env=dict(env), cwd=empty, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT, start_new_session=True,
+            command,
+            env=dict(env),
+            cwd=empty,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             yield _Link(process, port, log, env)

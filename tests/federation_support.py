@@ -64,7 +64,10 @@ class InProcessGrid(Grid):
         self.sent: list[tuple[int, str, int]] = []
         self._contexts = {
             node: Context(
-                1, node, {"partition-id": shop, "num-partitions": shops}, RecordDict(),
+                1,
+                node,
+                {"partition-id": shop, "num-partitions": shops},
+                RecordDict(),
                 dict(run_config or {}),
             )
             for node, shop in self.nodes.items()
@@ -136,8 +139,11 @@ def toy_app(decline: Mapping[int, StatusCode] | None = None) -> ClientApp:
             arrays = {POPULARITY: stream.random(ITEMS).astype(np.float32)}
         elif kind == "update":
             arrays = {
-                name: (shop - message.content.array_records["state"][name].numpy()
-                       + stream.normal(size=SHAPES[name])).astype(np.float32)
+                name: (
+                    shop
+                    - message.content.array_records["state"][name].numpy()
+                    + stream.normal(size=SHAPES[name])
+                ).astype(np.float32)
                 for name in TRAINED
             }
         return make_reply(message, shop, arrays if status == "ok" else {}, status=status)

@@ -21,7 +21,9 @@ def _contributions(values: list[float], weights: list[float]) -> list[Contributi
 
 
 @given(
-    st.lists(st.tuples(st.floats(-1e6, 1e6, width=32), st.floats(0.1, 10)), min_size=1, max_size=12),
+    st.lists(
+        st.tuples(st.floats(-1e6, 1e6, width=32), st.floats(0.1, 10)), min_size=1, max_size=12
+    ),
     st.randoms(),
 )
 def test_the_mean_is_the_weighted_mean_and_its_bits_do_not_depend_on_the_order(

@@ -39,8 +39,9 @@ def test_the_same_seed_gives_the_same_state_whatever_the_order_of_answers() -> N
     for order in (2, 3, 4):
         again, _, _ = run(InProcessGrid(toy_app(), 6, order=order), job)
         assert same(first, again)
-    other, _, _ = run(InProcessGrid(toy_app(), 6, order=1), make_job(rounds=3, seed=4,
-                                                                     clients_per_round=0.5))
+    other, _, _ = run(
+        InProcessGrid(toy_app(), 6, order=1), make_job(rounds=3, seed=4, clients_per_round=0.5)
+    )
     assert not same(first, other)
 
 
@@ -83,8 +84,9 @@ def _rubbish(kind: str) -> Fault:
         if shop != 0 or exchange != "update":
             return reply
         good = {n: np.ones(SHAPES[n], np.float32) for n in TRAINED}
-        asked = Message(reply.content, reply.metadata.src_node_id, "train.update",
-                        group_id=str(server_round))
+        asked = Message(
+            reply.content, reply.metadata.src_node_id, "train.update", group_id=str(server_round)
+        )
         asked.metadata.__dict__["_message_id"] = reply.metadata.reply_to_message_id
         broken: dict[str, dict[str, np.ndarray]] = {
             "name": {"item_embedding": good["item_embedding"], "other": good["item_bias"]},
@@ -170,7 +172,9 @@ def test_resuming_in_the_middle_equals_an_uninterrupted_run(tmp_path: Path) -> N
     for checkpoint in saved[:3]:
         write_checkpoint(tmp_path, checkpoint)
     resume = last_checkpoint(
-        tmp_path, plan=job.plan, settings_json=job.settings.identity(),
+        tmp_path,
+        plan=job.plan,
+        settings_json=job.settings.identity(),
         catalogue_fingerprint=job.catalogue_fingerprint,
     )
     assert resume is not None
@@ -224,7 +228,9 @@ def test_a_half_written_or_damaged_checkpoint_is_noticed(tmp_path: Path) -> None
 
     (tmp_path / "round-00002.json").unlink()  # the crash came before the last rename
     resume = last_checkpoint(
-        tmp_path, plan=job.plan, settings_json=job.settings.identity(),
+        tmp_path,
+        plan=job.plan,
+        settings_json=job.settings.identity(),
         catalogue_fingerprint=job.catalogue_fingerprint,
     )
     assert resume is not None

@@ -1,0 +1,141 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common.errors import RunError
+from simulations.flower import (
+    FEDERATION,
+    FLOOR,
+    _environment,
+    _new_events,
+    _stage,
+    _toml,
+    run_app,
+    run_floor,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_events_are_read_whole_lines_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.jsonl"
+    assert _new_events(path, 0) == ([], 0)
+    path.write_text('{"event": "start"}\n{"event": "ro', encoding="utf-8")
+    events, offset = _new_events(path, 0)
+    assert events == [{"event": "start"}]
+    path.write_text('{"event": "start"}\n{"event": "round"}\n', encoding="utf-8")
+    assert _new_events(path, offset)[0] == [{"event": "round"}]
+
+
+def test_a_run_config_survives_toml() -> None:
+    plan = json.dumps({"text": 'a "quoted" \\ word', "ü": 1.5e-5})
+    values: dict[str, bool | int | float | str] = {"plan": plan, "seed": 3, "on": True, "r": 1e-5}
+    assert tomllib.loads(_toml(values)) == values
+
+
+def test_the_environment_is_clean_and_single_threaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDTAIL_SHOPS", "/of/an/outer/run")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    env = _environment(tmp_path, {"FEDTAIL_SERVER": "/here"}, "token")
+    assert "FEDTAIL_SHOPS" not in env
+    assert "PYTHONPATH" not in env
+    assert env["FEDTAIL_SERVER"] == "/here"
+    assert env["OMP_NUM_THREADS"] == "1"
+    assert env["FLWR_TELEMETRY_ENABLED"] == "0"
+
+
+def test_the_bundle_holds_the_three_rooms_and_nothing_else(tmp_path: Path) -> None:
+    bundle = _stage(FEDERATION, tmp_path)
+    assert sorted(p.name for p in bundle.iterdir()) == [
+        "client",
+        "common",
+        "pyproject.toml",
+        "server",
+    ]
+    assert {p.suffix for p in bundle.rglob("*") if p.is_file()} == {".py", ".toml"}
+
+
+def _family(word: str) -> list[psutil.Process]:
+    """Return the processes whose command line or environment holds ``word``."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            text = " ".join(process.cmdline()) + " ".join(process.environ().values())
+        except psutil.Error:
+            continue
+        if word in text and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+@pytest.mark.e2e
+def test_clients_that_do_nothing_run_and_leave_nothing_behind(tmp_path: Path) -> None:
+    before = {p.pid for p in psutil.process_iter()}
+    outcome = run_floor({"a": (100, 8)}, shops=3, rounds=2, cpus=2)
+    assert [e["accepted"] for e in outcome.of("round")] == [3, 3]
+    assert 0 < outcome.start_seconds < outcome.seconds
+    left = [p for p in psutil.process_iter() if p.pid not in before]
+    assert not [p for p in left if "ray" in p.name() or "flower" in p.name()]
+
+
+@pytest.mark.e2e
+def test_a_run_that_fails_raises_with_the_end_of_its_log(tmp_path: Path) -> None:
+    events = tmp_path / "rounds.jsonl"
+    with pytest.raises(RunError, match="JSONDecodeError"):
+        run_app(
+            FLOOR,
+            shops=2,
+            run_config={"shapes": "no json"},
+            environment={"FEDTAIL_FLOOR_EVENTS": str(events)},
+            events_file=events,
+            cpus=1,
+        )
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_ends_all_that_it_started(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    script = (
+        "from simulations.flower import run_floor\n"
+        "run_floor({'a': (10, 2)}, shops=2, rounds=10**6, cpus=1)\n"
+    )
+    mark = f"mark-{tmp_path.name}-{os.getpid()}"
+    runner = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=os.environ | {"MARK": mark, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not any("flwr-simulation" in " ".join(_safe(p)) for p in _family(mark)):
+            assert time.monotonic() < deadline, "the engine never came up"
+            time.sleep(0.2)
+        time.sleep(2)  # into Ray's own start
+        runner.send_signal(number)
+        assert runner.wait(timeout=30) != 0
+        assert not _family(mark)
+        assert not list(tmp_path.iterdir())
+    finally:
+        for process in _family(mark):
+            process.kill()
+
+
+def _safe(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

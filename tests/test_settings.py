@@ -1,0 +1,122 @@
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.settings import read_settings, refuse_run_config, shop_settings
+from common.errors import ConfigError, ProtocolError
+from common.protocol import TrainingPlan, check_arrays, parse_plan
+from server.settings import read_home, read_run_config
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOP = 'merchant_id = "m"\ndata = "data"\ncatalogue = "/c"\nledger = "ledger.sqlite"\n'
+
+
+def write(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "shop.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_relative_paths_start_from_the_settings_folder(tmp_path: Path) -> None:
+    settings = read_settings(write(tmp_path, SHOP + "cap_epsilon = 8\n"))
+    assert settings.data == tmp_path / "data"
+    assert settings.catalogue == Path("/c")
+    assert (settings.unit, settings.noise) == ("customer", "system")
+
+
+def test_a_simulated_node_finds_its_own_shop(tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path / str(i), SHOP.replace('"m"', f'"m{i}"') + "cap_epsilon = 8\n")
+    found = shop_settings({"partition-id": 2}, {"FEDTAIL_SHOPS": str(tmp_path)})
+    assert found.merchant_id == "m2"
+
+
+def test_the_nodes_own_config_wins_over_the_environment(tmp_path: Path) -> None:
+    here = write(tmp_path / "a", SHOP + "cap_epsilon = 1\n")
+    there = write(tmp_path / "b", SHOP + "cap_epsilon = 2\n")
+    settings = shop_settings({"shop": str(here)}, {"FEDTAIL_SHOP": str(there)})
+    assert settings.cap_epsilon == 1
+    with pytest.raises(ConfigError, match="FEDTAIL_SHOP"):
+        shop_settings({}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SHOP + "cap_epsilom = 8\n", "cap_epsilom.*cap_epsilon"),
+        (SHOP, "cap_epsilon"),
+        (SHOP + "cap_epsilon = 0\n", "cap_epsilon"),
+        (SHOP + 'cap_epsilon = 8\nunit = "person"\n', "unit"),
+        (SHOP + 'cap_epsilon = 8\nnoise = "seeded"\n', "insecure_seeded_noise"),
+        ("merchant_id = \n", "TOML"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_settings(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "ledger",
+        "ledger-path",
+        "cap-epsilon",
+        "data.folder",
+        "unit",
+        "Merchant_ID",
+        "noise-seed",
+        "insecure-seeded-noise",
+        "allow-unprotected",
+        "shop",
+    ],
+)
+def test_a_run_config_that_names_a_shops_setting_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"only a shop itself"):
+        refuse_run_config(["seed", key])
+
+
+def run_defaults() -> dict[str, object]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    defaults: dict[str, object] = project["tool"]["flwr"]["app"]["config"]
+    return defaults
+
+
+def test_the_projects_own_run_defaults_are_valid_and_name_no_shops_setting() -> None:
+    refuse_run_config(run_defaults())
+    plan, settings = read_run_config(run_defaults())
+    assert plan == TrainingPlan()
+    assert settings.server_optimizer == "none"
+
+
+def test_wrong_run_config_is_named() -> None:
+    with pytest.raises(ConfigError, match="quorum"):
+        read_run_config(run_defaults() | {"quorum": 2.0})
+    with pytest.raises(ConfigError, match="quorun"):
+        read_run_config(run_defaults() | {"quorun": 0.5})
+    with pytest.raises(ProtocolError, match="rounds"):
+        read_run_config(run_defaults() | {"plan": '{"rounds": -1}'})
+    with pytest.raises(ProtocolError, match="version"):
+        parse_plan('{"version": 99}')
+
+
+def test_the_server_reads_its_home(tmp_path: Path) -> None:
+    text = f'checkpoints = "c"\ncatalogue_fingerprint = "{"a" * 64}"\ncatalogue_size = 5\n'
+    (tmp_path / "server.toml").write_text(text, encoding="utf-8")
+    home = read_home({"FEDTAIL_SERVER": str(tmp_path)})
+    assert home.checkpoints == tmp_path / "c"
+    (tmp_path / "server.toml").write_text(text + "x = 1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="x"):
+        read_home({"FEDTAIL_SERVER": str(tmp_path)})
+    with pytest.raises(ConfigError, match="FEDTAIL_SERVER"):
+        read_home({})
+
+
+def test_a_norm_bound_of_zero_is_no_bound() -> None:
+    arrays = {"x": np.full(3, 1e6, np.float32)}
+    check_arrays(arrays, {"x": (3,)}, max_norm=0.0)
+    with pytest.raises(ProtocolError, match="norm"):
+        check_arrays(arrays, {"x": (3,)}, max_norm=1.0)
