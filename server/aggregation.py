@@ -145,4 +145,5 @@ class ServerOptimizer:
         else:
             v = v - (1 - self.beta_2) * square * np.sign(v - square)
         new[f"v/{name}"] = v
-        return np.asarray(m / (np.sqrt(v) + self.tau))
+        step: np.ndarray = m / (np.sqrt(v) + self.tau)
+        return step

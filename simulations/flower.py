@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -44,6 +44,7 @@ _NAME = "own"
 _ENGINE = "flwr-simulation"
 _TAIL_LINES = 40
 _START_SECONDS = 60.0
+_END_SECONDS = 10.0
 _STATUS_EVERY = 30.0
 # Ray puts about 62 characters after its folder; a socket's path may have 107.
 _LONGEST_RAY_FOLDER = 44
@@ -388,22 +389,26 @@ def _superlink(root: Path, env: Mapping[str, str], token: str) -> Iterator[_Link
 
 
 def _end(process: subprocess.Popen[bytes], token: str) -> None:
-    """End the SuperLink and every process that carries our token, Ray's included."""
-    family = [p for p in psutil.process_iter() if p.pid != os.getpid() and _carries(p, token)]
-    for gentle in (True, False):
+    """Kill the SuperLink and every process that carries our token, Ray's included.
+
+    Nothing of theirs is worth saving: what lasts was written by the app itself.
+    """
+    deadline = time.monotonic() + _END_SECONDS
+    while family := [p for p in psutil.process_iter() if _carries(p, token)]:
         for member in family:
-            try:
-                member.terminate() if gentle else member.kill()
-            except psutil.NoSuchProcess:
-                continue
-        _, family = psutil.wait_procs(family, timeout=3.0)
-        family += [p for p in psutil.process_iter() if p.pid != os.getpid() and _carries(p, token)]
-    process.wait(timeout=10)
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        if time.monotonic() > deadline:
+            logger.warning("run=ended processes_left=%d", len(family))
+            break
+        time.sleep(0.05)
+    process.wait(timeout=_END_SECONDS)
 
 
 def _carries(process: psutil.Process, token: str) -> bool:
+    # Ours to end, unless it is this process, or a zombie, which has no environment any more.
     try:
-        return process.environ().get(_TOKEN) == token
+        return process.pid != os.getpid() and process.environ().get(_TOKEN) == token
     except psutil.Error:
         return False
 
