@@ -145,13 +145,14 @@ def _take_part(
     settings: ShopSettings,
 ) -> tuple[str, Arrays]:
     """Do what one exchange asks for; return the ledger's head and what leaves the shop."""
-    catalogue = _catalogue(settings.catalogue, _stamp(settings.catalogue))
+    published = _stamp(settings.catalogue)
+    catalogue = _catalogue(settings.catalogue, published)
     if catalogue.fingerprint != header.catalogue_fingerprint:
         raise _WrongCatalogueError("the server's catalogue is not the one this shop holds")
     if kind == JOIN:
         return _join(header, plan, settings), {}
     # Everything that can fail is tried before the charge: what is charged can't be taken back.
-    events = _events(settings.model_dump_json(), _stamp(settings.data), catalogue)
+    events = _events(settings.model_dump_json(), _stamp(settings.data), published)
     if kind == RELEASE:
         head = _charge(header, plan, settings, 0)
         from client.training import release_popularity
@@ -178,8 +179,7 @@ def _join(header: RoundHeader, plan: TrainingPlan, settings: ShopSettings) -> st
     """Refuse unless all that is left of the plan fits under the cap."""
     if not plan.private:
         return NO_FINGERPRINT
-    first = header.server_round
-    remaining = planned_events(plan, header.run_id, first_round=0 if first <= 1 else first)
+    remaining = planned_events(plan, header.run_id, first_round=header.server_round)
     with Ledger.open(settings.ledger) as ledger:
         ledger.check(remaining, cap_epsilon=settings.cap_epsilon, delta=settings.cap_delta)
         return ledger.head()
@@ -232,9 +232,9 @@ def _catalogue(folder: Path, stamp: Stamp) -> Catalogue:  # noqa: ARG001 - part 
 
 
 @lru_cache(maxsize=128)
-def _events(settings_json: str, stamp: Stamp, catalogue: Catalogue) -> ShopEvents:  # noqa: ARG001
+def _events(settings_json: str, data: Stamp, catalogue: Stamp) -> ShopEvents:  # noqa: ARG001
     settings = ShopSettings.model_validate_json(settings_json)
-    return read_shop(settings, catalogue)
+    return read_shop(settings, _catalogue(settings.catalogue, catalogue))
 
 
 def _stamp(folder: Path) -> Stamp:

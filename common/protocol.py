@@ -103,10 +103,13 @@ class TrainingPlan(Frozen):
 
 
 class RoundHeader(Frozen):
-    """Header of every message from the server."""
+    """Header of every message from the server.
+
+    Round 0 is the popularity release; a ``JOIN`` names the first round that the shop would serve.
+    """
 
     version: int = PROTOCOL_VERSION
-    run_id: str
+    run_id: str = Field(min_length=1, max_length=FINGERPRINT_CHARS)
     server_round: int
     plan_json: str
     catalogue_fingerprint: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)

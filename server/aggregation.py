@@ -5,7 +5,7 @@ their public keys, so the result does not depend on who answered first.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,9 @@ import numpy as np
 from common.protocol import POPULARITY, Arrays, TrainingPlan
 
 OptimizerName = Literal["none", "momentum", "adam", "yogi"]
+
+# What each optimiser remembers of an array: its first and second moment.
+_SLOTS: Mapping[OptimizerName, str] = {"none": "", "momentum": "m", "adam": "mv", "yogi": "mv"}
 
 #: Noisy counts below this many standard deviations of the total noise are taken for noise.
 POPULARITY_THRESHOLD = 1.5
@@ -103,22 +106,13 @@ class ServerOptimizer:
     beta_1: float = 0.9
     beta_2: float = 0.99
     tau: float = 1e-3
-    _slots: Mapping[OptimizerName, tuple[str, ...]] = field(
-        default_factory=lambda: {
-            "none": (),
-            "momentum": ("m",),
-            "adam": ("m", "v"),
-            "yogi": ("m", "v"),
-        },
-        repr=False,
-    )
 
     def start(self, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
         """Return the memory before the first round: ``m/<name>`` and ``v/<name>``, float64."""
         fill = {"m": 0.0, "v": self.tau**2}
         return {
             f"{slot}/{name}": np.full(shape, fill[slot])
-            for slot in self._slots[self.name]
+            for slot in _SLOTS[self.name]
             for name, shape in shapes.items()
         }
 
@@ -134,12 +128,11 @@ class ServerOptimizer:
     def _step(self, name: str, delta: np.ndarray, memory: Arrays, new: Arrays) -> np.ndarray:
         if self.name == "none":
             return delta
-        m = memory[f"m/{name}"]
+        share = 1.0 if self.name == "momentum" else 1 - self.beta_1
+        m = new[f"m/{name}"] = self.beta_1 * memory[f"m/{name}"] + share * delta
         if self.name == "momentum":
-            new[f"m/{name}"] = m = self.beta_1 * m + delta
             return m
         v, square = memory[f"v/{name}"], delta**2
-        new[f"m/{name}"] = m = self.beta_1 * m + (1 - self.beta_1) * delta
         if self.name == "adam":
             v = self.beta_2 * v + (1 - self.beta_2) * square
         else:

@@ -21,6 +21,7 @@ from common.errors import ProtocolError, RunError
 from common.protocol import (
     HEADER,
     JOIN,
+    NO_FINGERPRINT,
     POPULARITY,
     PROTOCOL_VERSION,
     PUBLIC_WEIGHT,
@@ -78,8 +79,8 @@ class Exchange:
     asked: int = 0
     contributions: list[Contribution] = field(default_factory=list)
     declined: Counter[str] = field(default_factory=Counter)
-    shops: dict[str, str] = field(default_factory=dict)
-    nodes: dict[int, str] = field(default_factory=dict)
+    headers: dict[int, ReplyHeader] = field(default_factory=dict)
+    accepted_nodes: dict[int, str] = field(default_factory=dict)
 
     @property
     def accepted(self) -> int:
@@ -128,7 +129,7 @@ class Federation:
         """
         plan, optimizer = self._job.plan, self._job.settings.optimizer()
         self._wait_for_shops()
-        self._join(1 if resume is None else resume.server_round + 1)
+        self._join(0 if resume is None else resume.server_round + 1)
         if resume is None:
             state = self._release(initial)
             memory = optimizer.start({name: self._job.shapes[name] for name in self._job.trained})
@@ -207,16 +208,14 @@ class Federation:
             return "error"
         try:
             header = _reply_header(reply, server_round)
-            known = self._shops.get(node, header.shop)
-            if header.shop != known or header.shop in seen:
-                raise ProtocolError("a node answers for another shop")
-            seen.add(header.shop)
-            result.shops[header.shop] = header.status
-            result.nodes[node] = header.shop
+            result.headers[node] = header
             if header.status != "ok":
                 if header.status in _FINAL:
                     self._shops.pop(node, None)
                 return header.status
+            if header.shop != self._shops.get(node, header.shop) or header.shop in seen:
+                raise ProtocolError("a node answers for another shop")
+            seen.add(header.shop)
             if header.catalogue_fingerprint != self._job.catalogue_fingerprint:
                 raise ProtocolError("a shop answers for another catalogue")
             arrays = _arrays(reply, expected)
@@ -224,6 +223,7 @@ class Federation:
         except ProtocolError as error:
             logger.warning("reply=rubbish reason=%s", error)
             return "rubbish"
+        result.accepted_nodes[node] = header.shop
         result.contributions.append(Contribution(header.shop, PUBLIC_WEIGHT, arrays))
         return "ok"
 
@@ -269,13 +269,11 @@ class Federation:
             return
         exchange = self.exchange(JOIN, server_round, new, {}, {})
         # A shop that did not answer may be asked again; one that declined may not.
-        self._asked_to_join |= set(exchange.nodes)
+        self._asked_to_join |= set(exchange.headers)
         taken = set(self._shops.values())
-        for node, shop in sorted(exchange.nodes.items()):
-            if exchange.shops[shop] == "ok" and shop not in taken:
-                self._shops[node] = shop
-                taken.add(shop)
-        self._tell("join", server_round, started, exchange, shops=exchange.shops)
+        self._shops |= {n: s for n, s in exchange.accepted_nodes.items() if s not in taken}
+        shops = {h.shop: h.status for h in exchange.headers.values() if h.shop != NO_FINGERPRINT}
+        self._tell("join", server_round, started, exchange, shops=shops)
         if not self._shops:
             raise RunError(f"no shop takes part: {_words(exchange.declined)}")
 
