@@ -39,7 +39,7 @@ METRICS = (
 
 #: From this many customers on a mean's bootstrap distribution is normal to far below its own
 #: Monte Carlo error, and is drawn as such.
-_BOOTSTRAP_LIMIT = 200_000
+_BOOTSTRAP_LIMIT = 20_000
 _BOOTSTRAP_CHUNK = 4_000_000
 
 

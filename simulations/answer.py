@@ -1,0 +1,137 @@
+"""The plain-words answer to: should these shops federate.
+
+Read from the report's document. The reference is, for each metric, the better of ``local`` and
+``home-only``: what a shop can have without sending anything.
+"""
+
+from typing import Any
+
+Document = dict[str, Any]
+MAIN = ("ndcg@20", "tail_ndcg@20")
+#: Share of shops that must be level or better before the answer is a plain yes.
+ENOUGH_SHOPS = 0.8
+DASH = "–"
+_NEEDS = (
+    "It takes the arms local and federated or federated-dp, on shops with customers who bought "
+    "something in the test period."
+)
+
+
+def answer(document: Document) -> Document:
+    """Return ``verdict`` (yes, mixed, no, unknown), the ``arm`` it is about, and the words."""
+    arms = document["arms"]
+    candidates = [name for name in ("federated-dp", "federated") if name in arms]
+    verdicts = {name: judge(arms[name]) for name in candidates}
+    known = [name for name in candidates if verdicts[name] != "unknown"]
+    if not known:
+        return {
+            "verdict": "unknown",
+            "arm": None,
+            "headline": "This run cannot say whether these shops should federate.",
+            "details": [_NEEDS],
+        }
+    arm = known[0]
+    details = [sentence for name in known for sentence in _details(name, arms[name])]
+    away = {
+        key: shop["reason"] or "no reason recorded"
+        for key, shop in arms[arm]["per_shop"].items()
+        if not shop["took_part"]
+    }
+    if away:
+        reasons = "; ".join(f"{key}: {reason}" for key, reason in list(away.items())[:5])
+        more = f"; and {len(away) - 5} more" if len(away) > 5 else ""
+        details.append(
+            f"{len(away)} of {len(arms[arm]['per_shop'])} shops took no part ({reasons}{more})."
+        )
+    return {
+        "verdict": verdicts[arm],
+        "arm": arm,
+        "headline": _headline(arm, arms[arm], verdicts),
+        "details": details,
+    }
+
+
+def judge(arm: Document) -> str:
+    """Return the verdict on one arm.
+
+    ``yes``: ndcg@20 or tail_ndcg@20 gains for sure (the interval is above 0), neither loses for
+    sure, and enough shops are level or better. ``no``: neither gains for sure. Else ``mixed``.
+    """
+    versus = arm["vs_better"]
+    if not versus or any(versus[metric]["mean"] is None for metric in MAIN):
+        return "unknown"
+    if not any(versus[metric]["low"] > 0 for metric in MAIN):
+        return "no"
+    loses = any(versus[metric]["high"] < 0 for metric in MAIN)
+    level = arm["level_share"]
+    return "mixed" if loses or level is None or level < ENOUGH_SHOPS else "yes"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return ``0.0924``, or a dash for what does not exist."""
+    return DASH if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 4) -> str:
+    """Return ``+0.0061``, or a dash."""
+    return DASH if value is None else f"{value:+.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """Return ``62%``, or a dash."""
+    return DASH if value is None else f"{value:.0%}"
+
+
+def interval(gain: Document | None) -> str:
+    """Return ``+0.0061 (+0.0042 to +0.0080)``."""
+    if not gain or gain["mean"] is None:
+        return DASH
+    return f"{signed(gain['mean'])} ({signed(gain['low'])} to {signed(gain['high'])})"
+
+
+def privacy_words(privacy: Document | None) -> str:
+    """Return how private an arm is, in a few words."""
+    if not privacy:
+        return "without privacy"
+    return (
+        f"with ε = {privacy['epsilon']:.3g} for each {privacy['unit']} "
+        f"(δ = {privacy['delta']:g}, trust {privacy['trust']})"
+    )
+
+
+def _headline(arm: str, document: Document, verdicts: dict[str, str]) -> str:
+    how = privacy_words(document["privacy"])
+    if verdicts[arm] == "yes":
+        return f"Yes: federating {how} beats what these shops can do alone."
+    if verdicts[arm] == "mixed":
+        return f"It depends: federating {how} helps in part, and costs elsewhere."
+    if arm == "federated-dp" and verdicts.get("federated") == "yes":
+        return (
+            f"Not like this: {how} no gain over what these shops can do alone is certain, though "
+            "without privacy there is one. More shops, more customers or a larger ε may change it."
+        )
+    return f"No: federating {how} shows no certain gain over what these shops can do alone."
+
+
+def _details(name: str, arm: Document) -> list[str]:
+    gains = [
+        f"{metric} {number(arm['metrics'][metric])}, {interval(arm['vs_better'][metric])} "
+        f"against {arm['vs_better'][metric]['against']}"
+        for metric in MAIN
+    ]
+    sentences = [f"{name} ({privacy_words(arm['privacy'])}): {'; '.join(gains)}."]
+    if arm["level_share"] is not None:
+        sentences.append(
+            f"{percent(arm['level_share'])} of the shops are level with local or "
+            f"better under {name}."
+        )
+    way = {metric: arm["way"][metric] for metric in MAIN}
+    if any(value is not None for value in way.values()):
+        parts = " and ".join(f"{percent(value)} on {metric}" for metric, value in way.items())
+        sentences.append(f"From local to centralized, {name} goes {parts} of the way.")
+    weight = (arm["home_weights"] or {}).get("global")
+    if weight is not None:
+        sentences.append(
+            f"At home, shops give the global model of {name} a mean weight of {weight:.2f}."
+        )
+    return sentences

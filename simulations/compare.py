@@ -1,0 +1,118 @@
+"""Runs side by side: read their reports, say what differs, show every arm."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import DataError
+from simulations.page import render_comparison
+from simulations.report import FORMAT_VERSION, write_text
+
+Document = dict[str, Any]
+_KEPT = (
+    "metrics",
+    "vs_local",
+    "vs_better",
+    "level_share",
+    "way",
+    "privacy",
+    "seconds",
+    "peak_mb",
+    "home_weights",
+)
+
+
+def compare(folders: Sequence[Path], out: Path | None = None) -> Document:
+    """Put the runs in ``folders`` side by side.
+
+    Parameters
+    ----------
+    folders
+        Output folders of runs, in the order to show them.
+    out
+        Folder to write ``compare.html`` into; None writes nothing.
+
+    Returns
+    -------
+    dict
+        ``runs`` (``name``, ``folder``, ``answer``, ``arms``), and ``changed``: every setting, or
+        fact of the data, that is not the same in all runs, by run name. For
+        :func:`simulations.tables.comparison_table`, or to print as JSON.
+
+    Raises
+    ------
+    DataError
+        If a folder holds no report, or one that cannot be read.
+    """
+    documents = {name: _read(folder) for name, folder in _names(folders).items()}
+    settings = {
+        name: {
+            "seed": document["seed"],
+            **_flat(document["experiment"]),
+            **{f"data facts: {key}": value for key, value in _flat(document["data"]).items()},
+        }
+        for name, document in documents.items()
+    }
+    keys = dict.fromkeys(key for values in settings.values() for key in values)
+    changed = {
+        key: {name: values.get(key) for name, values in settings.items()}
+        for key in keys
+        if len({json.dumps(values.get(key)) for values in settings.values()}) > 1
+    }
+    comparison: Document = {
+        "runs": [
+            {
+                "name": name,
+                "folder": str(folder),
+                "answer": documents[name]["answer"],
+                "arms": {
+                    arm: {key: values[key] for key in _KEPT}
+                    for arm, values in documents[name]["arms"].items()
+                },
+            }
+            for name, folder in _names(folders).items()
+        ],
+        "changed": changed,
+    }
+    if out is not None:
+        write_text(out / "compare.html", render_comparison(comparison))
+    return comparison
+
+
+def _names(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the shortest names that tell the folders apart: their own, or their paths."""
+    own = [folder.resolve().name for folder in folders]
+    names = own if len(set(own)) == len(own) else [str(folder) for folder in folders]
+    return dict(zip(names, folders, strict=True))
+
+
+def _read(folder: Path) -> Document:
+    path = folder / "report.json"
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}): name the output folders of finished runs"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}): run the experiment again") from error
+    needed = {"format_version", "seed", "experiment", "data", "arms", "answer"}
+    missing = sorted(needed - set(document)) if isinstance(document, dict) else sorted(needed)
+    if missing or document["format_version"] != FORMAT_VERSION:
+        raise DataError(
+            f"{path} is not a report of version {FORMAT_VERSION} (missing {missing}): run the "
+            "experiment again with this code"
+        )
+    report: Document = document
+    return report
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": entry for name, entry in _flat(value).items()}
+        else:
+            flat[key] = value
+    return flat

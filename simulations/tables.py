@@ -1,0 +1,86 @@
+"""The terminal's tables, as rich renderables."""
+
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from simulations.answer import interval, number, percent
+
+Document = dict[str, Any]
+HEADINGS = (
+    "ndcg@20",
+    "gain over local",
+    "tail_ndcg@20",
+    "gain over local",
+    "way",
+    "tail way",
+    "level",
+    "ε",
+)
+_STYLES = {"yes": "bold green", "mixed": "bold yellow", "no": "bold red", "unknown": "bold"}
+
+
+def result_table(document: Document) -> Group:
+    """Return the one table of a run; its last line says whether these shops should federate."""
+    table = Table(title="What federating brings", title_justify="left")
+    table.add_column("arm", no_wrap=True)
+    for name in HEADINGS:
+        table.add_column(name, justify="right")
+    for name, arm in document["arms"].items():
+        table.add_row(escape(name), *_narrow(arm))
+    verdict = document["answer"]
+    return Group(
+        table,
+        *(Text(f"! {warning}", style="yellow") for warning in document["warnings"]),
+        *(Text(sentence) for sentence in verdict["details"]),
+        Text(
+            f"Should these shops federate? {verdict['headline']}", style=_STYLES[verdict["verdict"]]
+        ),
+    )
+
+
+def comparison_table(comparison: Document) -> Group:
+    """Return runs side by side: a row for each arm of each run."""
+    table = Table(title="Runs side by side", title_justify="left")
+    table.add_column("run")
+    table.add_column("arm", no_wrap=True)
+    for name in HEADINGS:
+        table.add_column(name, justify="right")
+    for run in comparison["runs"]:
+        for place, (name, arm) in enumerate(run["arms"].items()):
+            label = "" if place else escape(run["name"])
+            table.add_row(
+                label, escape(name), *_narrow(arm), end_section=place == len(run["arms"]) - 1
+            )
+    lines = [
+        Text(f"{key}: " + ", ".join(f"{name} = {value}" for name, value in values.items()))
+        for key, values in comparison["changed"].items()
+    ]
+    answers = [
+        Text(f"{run['name']}: {run['answer']['headline']}", style=_STYLES[run["answer"]["verdict"]])
+        for run in comparison["runs"]
+    ]
+    return Group(table, *lines, *answers)
+
+
+def arm_cells(arm: Document) -> tuple[str, ...]:
+    """Return the figures of one arm, as text."""
+    versus, way, privacy = arm["vs_local"] or {}, arm["way"], arm["privacy"]
+    return (
+        number(arm["metrics"]["ndcg@20"]),
+        interval(versus.get("ndcg@20")),
+        number(arm["metrics"]["tail_ndcg@20"]),
+        interval(versus.get("tail_ndcg@20")),
+        percent(way["ndcg@20"]),
+        percent(way["tail_ndcg@20"]),
+        percent(arm["level_share"]),
+        number(privacy["epsilon"] if privacy else None, 2),
+    )
+
+
+def _narrow(arm: Document) -> list[str]:
+    """Return the cells with each interval on a line of its own: terminals are narrow."""
+    return [cell.replace(" (", "\n(") for cell in arm_cells(arm)]

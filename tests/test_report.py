@@ -1,0 +1,354 @@
+"""The report's figures, its page and its words, also where parts of a run are missing."""
+
+import dataclasses
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console, RenderableType
+
+from common.errors import DataError, InputError
+from common.metrics import MetricSums
+from simulations.compare import compare
+from simulations.machine import machine_facts
+from simulations.page import render_report
+from simulations.recommendations import RecommendationWriter
+from simulations.report import (
+    ArmPrivacy,
+    ArmResult,
+    RunResult,
+    ShopResult,
+    build_report,
+    to_json,
+    write_report,
+)
+from simulations.tables import comparison_table, result_table
+
+N_ITEMS = 30
+PRIVACY = ArmPrivacy(delta=1e-5, unit="customer", trust="shop")
+
+
+def sums(values: Sequence[float] | np.ndarray, shift: float = 0.0) -> MetricSums:
+    """Return sums whose customers have these values, NaN for one without a target."""
+    ndcg = np.array(values, float) + shift
+    targets = np.where(np.isfinite(ndcg), 2, 0)
+    empty = MetricSums.empty(N_ITEMS)
+    return dataclasses.replace(
+        empty,
+        ndcg=ndcg,
+        recall=ndcg,
+        tail_ndcg=ndcg / 4,
+        tail_recall=ndcg / 4,
+        targets=targets,
+        exposure=np.full(N_ITEMS, len(values)),
+        quintile_ndcg=np.full(5, np.nansum(ndcg)),
+        quintile_customers=np.full(5, np.count_nonzero(targets)),
+    )
+
+
+def arm(name: str, shifts: Mapping[str, float], **more: Any) -> ArmResult:
+    """Return an arm of shops of 40 customers, each shifted from the same values."""
+    shops = {}
+    for key, shift in shifts.items():
+        rng = np.random.default_rng(len(key))
+        noise = 0.002 * np.random.default_rng(len(name)).normal(size=40)
+        epsilon = 8.0 if name == "federated-dp" else None
+        shops[key] = ShopResult(sums(0.1 + 0.05 * rng.random(40) + noise, shift), epsilon)
+    return ArmResult(name, shops, **more)
+
+
+def run_of(*arms: ArmResult, **more: Any) -> RunResult:
+    return RunResult(
+        arms=arms,
+        data={"shops": 2, "split": {"train_until": "2017-10-01"}},
+        machine={"cpus": 2},
+        experiment={"privacy": {"target_epsilon": 8.0}, "run": {"seed": 3}},
+        seed=3,
+        n_items=N_ITEMS,
+        **more,
+    )
+
+
+def whole_run() -> RunResult:
+    rounds = [{"round": r, "ndcg@20": 0.1 + 0.01 * r, "epsilon": 2.0 * r} for r in (1, 2)]
+    return run_of(
+        arm("local", {"a": 0.0, "bb": 0.0}),
+        arm("home-only", {"a": 0.005, "bb": 0.005}),
+        arm("centralized", {"a": 0.05, "bb": 0.05}),
+        arm("federated", {"a": 0.045, "bb": 0.045}, rounds=rounds),
+        arm("federated-dp", {"a": 0.03, "bb": 0.02}, privacy=PRIVACY, rounds=rounds),
+    )
+
+
+def shown(renderable: RenderableType) -> str:
+    text = io.StringIO()
+    Console(file=text, width=400).print(renderable)
+    return text.getvalue()
+
+
+class _Fetches(HTMLParser):
+    """Collects whatever a page would fetch: attributes that load or lead away, and style."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self._inside = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._inside = tag
+        loads = {"src", "href", "action", "srcset", "data", "poster", "background"}
+        self.found += [f"{tag} {name}" for name, _ in attrs if name in loads]
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "style":
+            self.found += re.findall(r"@import|url\(", data)
+
+
+def external(page: str) -> list[str]:
+    parser = _Fetches()
+    parser.feed(page)
+    return parser.found
+
+
+def test_figures_are_those_of_the_pooled_customers() -> None:
+    run = whole_run()
+    report = build_report(run)
+    federated = report["arms"]["federated"]
+    values = np.concatenate([shop.sums.ndcg for shop in run.arms[3].shops.values()])
+    local = np.concatenate([shop.sums.ndcg for shop in run.arms[0].shops.values()])
+    whole = np.concatenate([shop.sums.ndcg for shop in run.arms[2].shops.values()])
+    assert federated["metrics"]["ndcg@20"] == pytest.approx(values.mean())
+    gain = federated["vs_local"]["ndcg@20"]
+    assert gain["mean"] == pytest.approx((values - local).mean())
+    assert gain["low"] < gain["mean"] < gain["high"]
+    way = (values.mean() - local.mean()) / (whole.mean() - local.mean())
+    assert federated["way"]["ndcg@20"] == pytest.approx(way)
+    assert report["arms"]["local"]["way"]["ndcg@20"] == 0
+    assert report["arms"]["centralized"]["way"]["tail_ndcg@20"] == 1
+    assert federated["vs_better"]["ndcg@20"]["against"] == "home-only"
+    assert federated["vs_better"]["ndcg@20"]["mean"] < gain["mean"]
+    assert set(federated["per_shop"]) == {"a", "bb"}
+    assert report["arms"]["federated-dp"]["privacy"]["epsilon"] == 8.0
+    assert federated["privacy"] is None
+    assert report["answer"]["verdict"] == "yes"
+    assert report["answer"]["arm"] == "federated-dp"
+
+
+def test_figures_do_not_depend_on_the_order_of_shops() -> None:
+    run = whole_run()
+    turned = [
+        dataclasses.replace(arm, shops=dict(reversed(list(arm.shops.items())))) for arm in run.arms
+    ]
+    assert to_json(build_report(dataclasses.replace(run, arms=turned))) == to_json(
+        build_report(run)
+    )
+
+
+@pytest.mark.parametrize(("shift", "share"), [(-0.001, 1.0), (-0.0011, 0.5)])
+def test_level_share_allows_a_thousandth(shift: float, share: float) -> None:
+    local = arm("local", {"a": 0.0, "b": 0.0})
+    shops = {
+        "a": ShopResult(dataclasses.replace(local.shops["a"].sums)),
+        "b": ShopResult(
+            dataclasses.replace(local.shops["b"].sums, ndcg=local.shops["b"].sums.ndcg + shift)
+        ),
+    }
+    report = build_report(run_of(local, ArmResult("federated", shops)))
+    assert report["arms"]["federated"]["level_share"] == share
+
+
+@pytest.mark.parametrize(
+    ("shifts", "verdict"),
+    [
+        ({"a": 0.03, "b": 0.03}, "yes"),
+        ({"a": 0.06, "b": -0.02}, "mixed"),
+        ({"a": 0.0, "b": 0.0}, "no"),
+        ({"a": -0.03, "b": -0.03}, "no"),
+    ],
+)
+def test_the_verdict_follows_gains_and_shops(shifts: dict[str, float], verdict: str) -> None:
+    base = sums(0.1 + 0.01 * np.arange(40) / 40)
+    flat = {
+        key: ShopResult(dataclasses.replace(base, ndcg=base.ndcg + shift), 8.0)
+        for key, shift in shifts.items()
+    }
+    local = ArmResult("local", {key: ShopResult(base) for key in shifts})
+    report = build_report(run_of(local, ArmResult("federated-dp", flat, privacy=PRIVACY)))
+    assert report["answer"]["verdict"] == verdict
+
+
+def test_a_gain_that_home_adaptation_has_too_is_no_reason_to_federate() -> None:
+    local = arm("local", {"a": 0.0, "b": 0.0})
+    home = arm("home-only", {"a": 0.05, "b": 0.05})
+    same = ArmResult("federated", home.shops)
+    report = build_report(run_of(local, home, same))
+    assert report["arms"]["federated"]["vs_local"]["ndcg@20"]["low"] > 0
+    assert report["answer"]["verdict"] == "no"
+
+
+def test_json_holds_null_and_never_nan() -> None:
+    nothing = ShopResult(MetricSums.empty(N_ITEMS), reason="no customer in the test period")
+    one = ShopResult(sums([0.2]))
+    untested = ShopResult(sums([math.nan]))
+    arms = [
+        ArmResult(name, {"empty": nothing, "one": one, "untested": untested})
+        for name in ("local", "centralized", "federated")
+    ]
+    report = build_report(run_of(*arms))
+    text = to_json(report)
+    assert "NaN" not in text
+    shops = json.loads(text)["arms"]["federated"]["per_shop"]
+    assert shops["empty"]["ndcg@20"] is None
+    assert shops["empty"]["vs_local"]["ndcg@20"]["mean"] is None
+    assert shops["one"]["vs_local"]["ndcg@20"] == {"mean": 0.0, "low": None, "high": None}
+    assert report["arms"]["federated"]["way"]["ndcg@20"] is None
+    assert report["arms"]["federated"]["level_share"] == 1.0
+    assert external(render_report(report)) == []
+    assert "no customer in the test period" in render_report(report)
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        [],
+        [arm("popularity", {"a": 0.0})],
+        [arm("federated-dp", {"a": 0.0}, privacy=PRIVACY)],
+        [arm("local", {"a": 0.0})],
+        [arm("local", {"a": 0.0}), arm("federated", {"a": 0.03})],
+        [ArmResult("local", {}), ArmResult("federated", {}, privacy=PRIVACY)],
+    ],
+    ids=lambda arms: "+".join(arm.name for arm in arms) or "none",
+)
+def test_a_run_of_some_arms_still_gives_report_page_and_table(arms: list[ArmResult]) -> None:
+    report = build_report(run_of(*arms))
+    page = render_report(report)
+    assert external(page) == []
+    assert all(arm.name in page for arm in arms)
+    table = shown(result_table(report))
+    assert "Should these shops federate?" in table.strip().splitlines()[-1]
+    known = {"local", "federated"} <= {arm.name for arm in arms} and arms[0].shops
+    assert (report["answer"]["verdict"] != "unknown") == bool(known)
+
+
+def test_a_shop_that_took_no_part_is_named_with_its_reason() -> None:
+    run = whole_run()
+    dp = run.arms[4]
+    away = dataclasses.replace(dp.shops["a"], took_part=False, reason="over-budget", epsilon=None)
+    dp = dataclasses.replace(dp, shops={**dp.shops, "a": away})
+    report = build_report(dataclasses.replace(run, arms=[*run.arms[:4], dp]))
+    assert report["arms"]["federated-dp"]["per_shop"]["a"]["took_part"] is False
+    assert any(
+        "1 of 2 shops took no part (a: over-budget)" in s for s in report["answer"]["details"]
+    )
+    assert "no: over-budget" in render_report(report)
+
+
+def test_ids_are_text_and_never_markup() -> None:
+    evil = "<script>alert(1)</script><img src=x>"
+    run = run_of(
+        arm("local", {evil: 0.0}), arm("federated", {evil: 0.02}), warnings=[f"shop {evil}"]
+    )
+    page = render_report(build_report(run))
+    assert evil not in page
+    assert "<img" not in page
+    assert external(page) == []
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_the_page_forbids_itself_to_fetch_anything() -> None:
+    page = render_report(build_report(whole_run()))
+    assert "default-src 'none'" in page
+    assert page.count("plotly.js v") <= 2
+    for title in (
+        "gain over local, all",
+        "gain over local, tail",
+        "popularity of the product",
+        "Quality over rounds",
+        "ε spent by round",
+        "Catalogue coverage",
+    ):
+        assert title in page
+
+
+def test_customers_must_be_the_same_in_all_arms() -> None:
+    short = ArmResult("federated", {"a": ShopResult(sums([0.1]))})
+    with pytest.raises(InputError, match="differ between two arms"):
+        build_report(run_of(arm("local", {"a": 0.0}), short))
+    with pytest.raises(InputError, match="same name"):
+        build_report(run_of(short, short))
+
+
+def test_home_weights_are_means_over_shops() -> None:
+    base = arm("local", {"a": 0.0, "b": 0.0})
+    weights = [{"global": 0.2, "ease": 0.8}, {"global": 0.6, "ease": 0.4}]
+    shops = {
+        key: dataclasses.replace(shop, home_weights=w)
+        for (key, shop), w in zip(base.shops.items(), weights, strict=True)
+    }
+    report = build_report(run_of(base, ArmResult("federated", shops)))
+    assert report["arms"]["federated"]["home_weights"] == pytest.approx(
+        {"global": 0.4, "ease": 0.6}
+    )
+    assert any("mean weight of 0.40" in sentence for sentence in report["answer"]["details"])
+
+
+def test_recommendations_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "recommendations.parquet"
+    users, items = np.array(["u1", "u2"], object), np.array(["x", "y", "z"], object)
+    rows = np.array([[2, 0], [1, -1]])
+    scores = np.array([[0.9, 0.1], [0.5, -np.inf]])
+    with RecommendationWriter(path) as writer:
+        writer.write("federated", "all", "a", users, rows, scores, items)
+        writer.write("federated", "tail", "a", users[:0], rows[:0], scores[:0], items)
+        assert not path.exists()
+    table = pq.read_table(path).to_pydict()
+    assert table["item_id"] == ["z", "x", "y"]
+    assert table["rank"] == [1, 2, 1]
+    assert table["user_id"] == ["u1", "u1", "u2"]
+    with pytest.raises(RuntimeError, match="stop"), RecommendationWriter(tmp_path / "no") as writer:
+        raise RuntimeError("stop")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_runs_side_by_side(tmp_path: Path) -> None:
+    for name, epsilon in (("eight", 8.0), ("two", 2.0)):
+        run = whole_run()
+        run = dataclasses.replace(run, experiment={"privacy": {"target_epsilon": epsilon}})
+        report = build_report(run)
+        write_report(tmp_path / name, report, render_report(report))
+    found = compare([tmp_path / "eight", tmp_path / "two"], out=tmp_path / "both")
+    assert found["changed"] == {"privacy.target_epsilon": {"eight": 8.0, "two": 2.0}}
+    assert [run["name"] for run in found["runs"]] == ["eight", "two"]
+    assert json.loads(to_json(found)) == found
+    page = (tmp_path / "both" / "compare.html").read_text(encoding="utf-8")
+    assert external(page) == []
+    assert "privacy.target_epsilon" in page
+    table = shown(comparison_table(found))
+    assert "federated-dp" in table
+    assert "privacy.target_epsilon: eight = 8.0, two = 2.0" in table
+    again = compare([tmp_path / "eight", tmp_path / "both" / ".." / "eight"])
+    assert len(again["runs"]) == 2
+
+
+def test_a_folder_without_a_good_report_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="finished runs"):
+        compare([tmp_path])
+    for text, words in (("{", "not JSON"), ("[]", "not a report"), ('{"arms": {}}', "missing")):
+        (tmp_path / "report.json").write_text(text)
+        with pytest.raises(DataError, match=words):
+            compare([tmp_path])
+
+
+def test_machine_facts_are_plain() -> None:
+    facts = machine_facts()
+    assert facts["cpus"] >= 1
+    assert facts["memory_gb"] > 0
+    assert json.dumps(facts)
