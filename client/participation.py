@@ -18,7 +18,14 @@ from client.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from client.privacy.plan import code_digest, planned_events
 from client.settings import ShopSettings, refuse_run_config, shop_settings
 from client.source import read_shop
-from common.errors import BudgetError, ConfigError, DataError, LedgerError, ProtocolError
+from common.errors import (
+    BudgetError,
+    ConfigError,
+    DataError,
+    LedgerError,
+    PrivacyError,
+    ProtocolError,
+)
 from common.features import Catalogue, read_catalogue
 from common.model import state_spec
 from common.protocol import (
@@ -51,6 +58,7 @@ class _WrongCatalogueError(ProtocolError):
 _CODES: tuple[tuple[type[Exception], StatusCode], ...] = (
     (BudgetError, "over-budget"),
     (LedgerError, "ledger-error"),
+    (PrivacyError, "refused-config"),
     (ConfigError, "refused-config"),
     (DataError, "data-error"),
     (_WrongCatalogueError, "wrong-catalogue"),
@@ -179,7 +187,9 @@ def _join(header: RoundHeader, plan: TrainingPlan, settings: ShopSettings) -> st
     """Refuse unless all that is left of the plan fits under the cap."""
     if not plan.private:
         return NO_FINGERPRINT
-    remaining = planned_events(plan, header.run_id, first_round=header.server_round)
+    remaining = planned_events(
+        plan, header.run_id, first_round=header.server_round, noise=settings.noise
+    )
     with Ledger.open(settings.ledger) as ledger:
         ledger.check(remaining, cap_epsilon=settings.cap_epsilon, delta=settings.cap_delta)
         return ledger.head()
@@ -191,7 +201,9 @@ def _charge(
     """Write what this exchange costs to the ledger, synced, before anything is computed."""
     if not plan.private:
         return NO_FINGERPRINT
-    event, *remaining = planned_events(plan, header.run_id, first_round=server_round)
+    event, *remaining = planned_events(
+        plan, header.run_id, first_round=server_round, noise=settings.noise
+    )
     event = replace(event, code_digest=code_digest())
     with Ledger.open(settings.ledger) as ledger:
         return ledger.charge(

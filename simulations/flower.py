@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -68,12 +68,16 @@ FLOOR = FlowerApp(Path(__file__).resolve().parent / "floor_app", ("floor",))
 class Outcome:
     """What a completed run left behind.
 
-    ``start_seconds`` is the time from the call to the app's own first event.
+    Attributes
+    ----------
+    events
+        The app's own, each with ``after_seconds``: when it was seen, counted from the call.
+    seconds
+        From the call until everything was ended.
     """
 
-    events: list[Event] = field(default_factory=list)
-    seconds: float = 0.0
-    start_seconds: float = 0.0
+    events: list[Event]
+    seconds: float
 
     def of(self, kind: str) -> list[Event]:
         """Return the events of one kind (``join``, ``release``, ``round``)."""
@@ -127,9 +131,8 @@ def run_app(
             link.wait_until_ready()
             run_id = link.submit(bundle, root, run_config, shops, workers)
             logger.info("run=started shops=%d workers=%d", shops, workers)
-            events = _follow(link, run_id, events_file, seen, on_event, started + timeout_seconds)
-    first = next((e["after_seconds"] for e in events), 0.0)
-    return Outcome(events, time.monotonic() - started, first - started if first else 0.0)
+            events = _follow(link, run_id, events_file, seen, on_event, started, timeout_seconds)
+    return Outcome(events, time.monotonic() - started)
 
 
 def run_federation(
@@ -313,7 +316,8 @@ def _follow(
     events_file: Path,
     seen: int,
     on_event: Callable[[Event], object],
-    deadline: float,
+    started: float,
+    timeout_seconds: float,
 ) -> list[Event]:
     """Pass on events until the run has ended; return them all."""
     events: list[Event] = []
@@ -323,12 +327,12 @@ def _follow(
     while True:
         new, seen = _new_events(events_file, seen)
         for event in new:
-            event["after_seconds"] = time.monotonic()
+            event["after_seconds"] = time.monotonic() - started
             ended = ended or event["event"] == "end"
             events.append(event)
             on_event(event)
         now = time.monotonic()
-        if now > deadline:
+        if now > started + timeout_seconds:
             raise RunError(f"the run took longer than it was given\n{link.run_log(run_id)}")
         if now >= next_look:
             link.check_alive()
