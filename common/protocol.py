@@ -28,6 +28,8 @@ UPDATE = "update"
 HEADER = "header"
 WEIGHT = "weight"
 POPULARITY = "popularity"
+ITEMS = "item_embedding"
+SPECTRUM = "spectrum"
 
 #: What every shop weighs. A weight that followed a shop's customers would tell how many it has.
 PUBLIC_WEIGHT = 1.0
@@ -59,12 +61,31 @@ class Frozen(BaseModel):
 
 
 class ModelPlan(Frozen):
-    """Shape of the model; public."""
+    """Shape of the model; public.
+
+    Attributes
+    ----------
+    dimension
+        Width of the learned block.
+    learned_items
+        How many products have learned rows of their own: the most popular ones of the released
+        popularity. 0: all of them. Every other product is scored by content and popularity.
+    feature_rows, customer_rows
+        Rows of the hashed tables of product features and customer attributes; 0: no such table.
+    popularity_exponent
+        β of a product's gain ``(1 + ρ n p_i)^β``: how much less a popular product says of taste.
+    content_scale
+        The ``a`` before the content block, until a shop's own adaptation chooses it.
+    tower
+        From the pooled history to the customer's vector: as it is, or two ReLU layers.
+    """
 
     dimension: int = Field(16, ge=1, le=1024)
-    content_width: int = Field(1024, ge=0)
-    hash_rows: int = Field(4096, ge=0)
-    customer_rows: int = Field(64, ge=0)
+    learned_items: int = Field(0, ge=0)
+    feature_rows: int = Field(0, ge=0)
+    customer_rows: int = Field(0, ge=0)
+    popularity_exponent: float = Field(0.3, ge=0, le=1)
+    content_scale: float = Field(1.0, ge=0)
     tower: Literal["linear", "mlp"] = "linear"
     hidden: int = Field(512, ge=1)
     seed: int = 0
@@ -95,10 +116,13 @@ class TrainingPlan(Frozen):
     batch_normalizer: float = Field(100.0, gt=0)
     learning_rate: float = Field(0.1, gt=0)
     loss: Literal["squared", "softmax"] = "squared"
-    negatives: int = Field(50, ge=0)
-    max_history: int = Field(256, ge=1)
+    negatives: int = Field(50, ge=1)
+    target_share: float = Field(1.0, gt=0, le=1)
+    max_history: int = Field(2048, ge=1)
     half_life_days: float = Field(0.0, ge=0)
     reference_time: int = 0
+    validation_from: int = 0
+    tuning_round: int = Field(0, ge=0)
     model: ModelPlan = ModelPlan()
 
 

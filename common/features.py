@@ -1,0 +1,273 @@
+"""Public product content as numbers: the catalogue, its content code and its feature ids.
+
+Every value of a product column ("type = YOGURT"), and every pair of values that the operator's
+:class:`ContentSpec` names ("type x manufacturer"), is a feature. A feature is hashed twice: into
+``hash_rows`` rows of the learned feature table, and into a sparse sign code of ``content_width``
+dimensions: with one nonzero a value, feature hashing (Weinberger et al. 2009, "Feature Hashing
+for Large Scale Multitask Learning"); with more, a sparse Johnson-Lindenstrauss projection (Kane &
+Nelson 2014). Wide and sparse beats narrow and dense: collisions cost the tail, zeros cost nothing.
+Nothing here is trained and nothing needs agreement beyond the published table: a new brand hashes
+to the same place everywhere.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, ValidationError
+from scipy import sparse
+
+from common.errors import ArtifactError, ConfigError
+from common.protocol import Frozen
+
+CROSS = "*"
+_NUMBER_BINS = 20
+_MAX_WORDS = 40
+_FILES = ("products.parquet", "catalogue.json")
+
+
+class ContentSpec(Frozen):
+    """Which columns describe a product, and how wide their codes are.
+
+    ``features`` names columns (``"brand"``) and pairs of columns (``"type*brand"``). Empty: every
+    column, and each pair of the columns whose values repeat.
+    """
+
+    features: tuple[str, ...] = ()
+    content_width: int = Field(32768, ge=1, le=2**20)
+    nonzeros: int = Field(1, ge=1, le=16)
+    hash_rows: int = Field(8192, ge=1)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One kind of feature over all products.
+
+    Attributes
+    ----------
+    name
+        Of the column or pair.
+    values
+        (V,) distinct values as text.
+    rows, codes
+        (M,) product row and value of each occurrence; a product may have several words or none.
+    """
+
+    name: str
+    values: np.ndarray
+    rows: np.ndarray
+    codes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The products that all shops and the server agree on.
+
+    Attributes
+    ----------
+    item_ids
+        (n,) strings, sorted; a product's place is its row everywhere.
+    products
+        (n) rows of public content, in the order of ``item_ids``.
+    spec
+        How content becomes features.
+    """
+
+    item_ids: np.ndarray
+    products: pd.DataFrame
+    spec: ContentSpec = field(default_factory=ContentSpec)
+
+    @classmethod
+    def of(cls, products: pd.DataFrame, spec: ContentSpec | None = None) -> "Catalogue":
+        """Return the catalogue of a validated products table, whatever its order."""
+        spec = spec or ContentSpec()
+        ordered = products.sort_values("item_id", kind="stable").reset_index(drop=True)
+        known = [str(column) for column in ordered.columns if column != "item_id"]
+        for name in spec.features:
+            for column in name.split(CROSS):
+                if column not in known:
+                    raise ConfigError(
+                        f"content feature {name!r} needs a products column {column!r}; "
+                        f"the table has {', '.join(known) or 'no content columns'}"
+                    )
+        return cls(ordered["item_id"].to_numpy(dtype=object).astype(str), ordered, spec)
+
+    @property
+    def size(self) -> int:
+        """Number of products."""
+        return len(self.item_ids)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over ids, content and spec, 64 hex digits: equal catalogues, equal models."""
+        digest = hashlib.sha256(self.spec.model_dump_json().encode())
+        for column in sorted(map(str, self.products.columns)):
+            digest.update(f"\0{column}\0".encode())
+            hashes = pd.util.hash_array(_text(self.products[column]), categorize=True)
+            digest.update(np.ascontiguousarray(hashes, dtype="<u8").tobytes())
+        return digest.hexdigest()
+
+    def rows(self, item_ids: Sequence[str] | np.ndarray) -> np.ndarray:
+        """Return (len,) int32 rows of products; -1 for one that the catalogue does not hold."""
+        index = pd.Index(self.item_ids)
+        return index.get_indexer(pd.Index(item_ids)).astype(np.int32)
+
+    @cached_property
+    def features(self) -> tuple[Feature, ...]:
+        """Every kind of feature of the spec, or of all columns where it names none."""
+        columns = {
+            str(name): _column_feature(str(name), self.products[name])
+            for name in self.products.columns
+            if name != "item_id"
+        }
+        names = self.spec.features or _default_features(columns, self.size)
+        return tuple(_feature(name, columns, self.size) for name in names)
+
+    @cached_property
+    def content(self) -> sparse.csr_matrix:
+        """(n, content_width) float32 rows of norm 1; a product without content has a zero row."""
+        width, nonzeros = self.spec.content_width, self.spec.nonzeros
+        total = sparse.csr_matrix((self.size, width), dtype=np.float32)
+        for feature in self.features:
+            code = _sign_codes(feature, width, nonzeros)
+            total = total + _incidence(feature, self.size) @ code
+        return _unit_rows(total.tocsr())
+
+    @cached_property
+    def feature_ids(self) -> sparse.csr_matrix:
+        """(n, hash_rows) float32: weight of each row of the learned feature table in a product."""
+        total = sparse.csr_matrix((self.size, self.spec.hash_rows), dtype=np.float32)
+        for feature in self.features:
+            rows = hashed_rows(feature.name, feature.values, self.spec.hash_rows)
+            ones = np.ones(len(rows), dtype=np.float32)
+            shape = (len(rows), self.spec.hash_rows)
+            place = sparse.csr_matrix((ones, (np.arange(len(rows)), rows)), shape=shape)
+            total = total + _incidence(feature, self.size) @ place
+        return total.tocsr()
+
+
+def write_catalogue(catalogue: Catalogue, folder: Path) -> None:
+    """Publish a catalogue into a new folder, whole or not at all."""
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    catalogue.products.to_parquet(draft / _FILES[0], index=False)
+    facts = {"spec": catalogue.spec.model_dump(mode="json"), "fingerprint": catalogue.fingerprint}
+    (draft / _FILES[1]).write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    draft.rename(folder)
+
+
+def read_catalogue(folder: Path) -> Catalogue:
+    """Read a published catalogue and check it against its fingerprint.
+
+    Raises
+    ------
+    ArtifactError
+        If it is missing, unreadable, or not what was published.
+    """
+    try:
+        facts = json.loads((folder / _FILES[1]).read_text(encoding="utf-8"))
+        spec = ContentSpec.model_validate(facts["spec"])
+        catalogue = Catalogue.of(pd.read_parquet(folder / _FILES[0]), spec)
+    except (OSError, ValueError, KeyError, ValidationError) as error:
+        raise ArtifactError(f"{folder} holds no readable catalogue: {error}") from error
+    if catalogue.fingerprint != facts["fingerprint"]:
+        raise ArtifactError(
+            f"the catalogue in {folder} is not the one that was published; publish it again"
+        )
+    return catalogue
+
+
+def _text(column: pd.Series) -> np.ndarray:
+    """Return a column as text, "" where it says nothing."""
+    filled = column.astype(object).where(column.notna(), "")
+    return filled.map(str).to_numpy(dtype=object)
+
+
+def _column_feature(name: str, column: pd.Series) -> Feature:
+    if pd.api.types.is_numeric_dtype(column) and column.nunique() > _NUMBER_BINS:
+        numbers = column.to_numpy(dtype=float, na_value=np.nan)
+        edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, _NUMBER_BINS + 1)[1:-1]))
+        bins = np.digitize(numbers, edges)
+        named = ["" if np.isnan(v) else f"bin {b}" for v, b in zip(numbers, bins, strict=True)]
+        column = pd.Series(named, dtype=object)
+    text = pd.Series(_text(column))
+    words = text.str.split("|")
+    distinct = text.nunique()
+    if distinct > max(50, len(text) // 2):  # Titles and descriptions, not categories.
+        words = text.str.lower().str.findall(r"\w{2,}").map(lambda found: found[:_MAX_WORDS])
+    exploded = words.explode().dropna().astype(str).str.strip()
+    exploded = exploded[exploded != ""]
+    codes, values = pd.factorize(exploded.to_numpy(dtype=object), sort=True)
+    return Feature(name, np.asarray(values), exploded.index.to_numpy(), codes)
+
+
+def _default_features(columns: dict[str, Feature], size: int) -> list[str]:
+    """Name every column, and each pair of columns whose values repeat and that are not few."""
+    single = [name for name, feature in columns.items() if len(feature.values)]
+    crossed = [
+        name
+        for name in single
+        if 20 <= len(columns[name].values) <= size / 2 and len(columns[name].rows) <= size
+    ]
+    pairs = [f"{a}{CROSS}{b}" for i, a in enumerate(crossed) for b in crossed[i + 1 :]]
+    return single + pairs
+
+
+def _feature(name: str, columns: dict[str, Feature], size: int) -> Feature:
+    """Return the feature of a column, or of the pairs of values of several."""
+    parts = [columns[part] for part in name.split(CROSS)]
+    if len(parts) == 1:
+        return parts[0]
+    keys = pd.Series([""] * size, dtype=object)
+    complete = np.ones(size, dtype=bool)
+    for part in parts:
+        value = np.full(size, "", dtype=object)
+        value[part.rows] = part.values[part.codes]
+        complete &= value != ""
+        keys = keys + "\x1f" + pd.Series(value)
+    rows = np.flatnonzero(complete)
+    codes, values = pd.factorize(keys.to_numpy(dtype=object)[rows], sort=True)
+    return Feature(name, np.array([str(v)[1:] for v in values], dtype=object), rows, codes)
+
+
+def _incidence(feature: Feature, size: int) -> sparse.csr_matrix:
+    """(n, V) float32: which product has which value; a product's words share weight 1."""
+    shape = (size, len(feature.values))
+    ones = np.ones(len(feature.rows), dtype=np.float32)
+    return _unit_rows(sparse.csr_matrix((ones, (feature.rows, feature.codes)), shape=shape))
+
+
+def _unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    return (sparse.diags_array(scale.astype(np.float32)) @ matrix).tocsr()
+
+
+def hashed_rows(name: str, values: np.ndarray, rows: int) -> np.ndarray:
+    """Return (V,) int64: the row of a table of ``rows`` that each value of ``name`` hashes to."""
+    return np.array([int(_digest(name, value)[0]) % rows for value in values], dtype=np.int64)
+
+
+def _digest(name: str, value: object) -> np.ndarray:
+    """Return 16 little-endian 32-bit words of BLAKE2b(name, value)."""
+    key = f"{name}\0{value}".encode()
+    return np.frombuffer(hashlib.blake2b(key, digest_size=64).digest(), dtype="<u4")
+
+
+def _sign_codes(feature: Feature, width: int, nonzeros: int) -> sparse.csr_matrix:
+    """(V, width) float32: ``nonzeros`` signs of size 1 / sqrt(nonzeros) at hashed places."""
+    count = len(feature.values)
+    words = np.array([_digest(feature.name, v) for v in feature.values]).reshape(count, 16)
+    words = words[:, :nonzeros]
+    signs = np.where(words & np.uint32(1 << 31), -1.0, 1.0) / np.sqrt(nonzeros)
+    places = (words & np.uint32(0x7FFFFFFF)) % width
+    rows = np.repeat(np.arange(count), nonzeros)
+    entries = (signs.ravel().astype(np.float32), (rows, places.ravel().astype(np.int64)))
+    return sparse.csr_matrix(entries, shape=(count, width))

@@ -1,0 +1,284 @@
+"""The embedding model: global state, what each part of a score is, and what stays at home.
+
+For a history ``x`` over products (``(n,)``, weights of what a customer did), with ``k = Σ x_j`` and
+the released popularity rates ``p``::
+
+    score_i = a ⟨c_u, c_i⟩ + g_i ⟨u, v_i⟩ + b_i
+    c_u = Σ_j x_j c_j - k Σ_j p_j c_j            content, minus the expected basket's
+    u   = S f(Σ_j x_j v_j / g_j - k Σ_j p_j v_j / g_j + Σ_a E_a)
+    v_i = E_id[i] + Σ_f E_f[f(i)]
+    b_i = p_i n                                  popularity: 1 is an average product
+
+``g_i = (p_i n + ε)^β`` is a product's gain: a popular product says less of a taste and is wanted
+more. ``S`` is the spectrum (one scale a dimension), ``f`` the tower. With the linear tower
+every part is linear in ``x``, so a score comes apart exactly. The learned block sees the
+``learned_items`` most popular products (0: all); sums and ``p`` are then over those.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import sparse
+
+from common.errors import ArtifactError, ProtocolError
+from common.features import Catalogue, hashed_rows
+from common.protocol import ITEMS, POPULARITY, SPECTRUM, Arrays, ModelPlan, check_arrays
+from common.rng import derive
+
+FEATURES = "feature_embedding"
+CUSTOMERS = "customer_embedding"
+_TOWER = (
+    "tower.0.weight",
+    "tower.0.bias",
+    "tower.1.weight",
+    "tower.1.bias",
+    "tower.2.weight",
+    "tower.2.bias",
+)
+_GAIN_FLOOR = 0.05
+
+#: Parts of a score that come from the global model.
+GLOBAL_PARTS = ("content", "learned", "popularity")
+
+#: A shop's own state. It is fitted at home from records in clear and never put on the wire.
+LOCAL_NAMES = frozenset(("own_popularity", "own_ease", "mixing_weights", "part_scales"))
+
+
+def state_spec(model: ModelPlan, catalogue_size: int) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of the global state: all that travels from the server to the shops."""
+    return {
+        POPULARITY: (catalogue_size,),
+        SPECTRUM: (model.dimension,),
+        **trained_spec(model, catalogue_size),
+    }
+
+
+def trained_spec(model: ModelPlan, catalogue_size: int) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of the arrays that shops train: all that travels back."""
+    d, hidden = model.dimension, model.hidden
+    spec: dict[str, tuple[int, ...]] = {ITEMS: (learned_count(model, catalogue_size), d)}
+    if model.feature_rows:
+        spec[FEATURES] = (model.feature_rows, d)
+    if model.customer_rows:
+        spec[CUSTOMERS] = (model.customer_rows, d)
+    if model.tower == "mlp":
+        shapes = [(hidden, d), (hidden,), (hidden, hidden), (hidden,), (d, hidden), (d,)]
+        spec.update(zip(_TOWER, shapes, strict=True))
+    return spec
+
+
+def learned_count(model: ModelPlan, catalogue_size: int) -> int:
+    """Return how many products have a learned row."""
+    return min(model.learned_items or catalogue_size, catalogue_size)
+
+
+def initial_state(model: ModelPlan, catalogue_size: int) -> Arrays:
+    """Return the state before the first exchange: public, from the plan's seed alone.
+
+    Item rows are orthonormal columns; the tower starts as He et al. (2015) propose.
+    """
+    rng = derive(model.seed, purpose="initial-state")
+    state: Arrays = {
+        POPULARITY: np.zeros(catalogue_size, np.float32),
+        SPECTRUM: np.ones(model.dimension, np.float32),
+    }
+    for name, shape in trained_spec(model, catalogue_size).items():
+        draw = rng.standard_normal(shape).astype(np.float32)
+        if name == ITEMS:
+            state[name] = np.linalg.qr(draw)[0] if shape[0] >= shape[1] else draw / shape[1] ** 0.5
+        elif name.endswith("bias"):
+            state[name] = np.zeros(shape, np.float32)
+        elif name.startswith("tower"):
+            state[name] = draw * np.float32((2.0 / shape[1]) ** 0.5)
+        else:
+            state[name] = draw * np.float32(0.01)
+    return state
+
+
+def learned_rows(popularity: np.ndarray, count: int) -> np.ndarray:
+    """Return (count,) catalogue rows of the most popular products; of equals, the earlier row."""
+    best: np.ndarray = np.argsort(-popularity, kind="stable")[:count]
+    best.sort()
+    return best
+
+
+def gains(popularity: np.ndarray, exponent: float) -> np.ndarray:
+    """Return (n,) float32 gains ``g``, with a geometric mean of 1."""
+    ratio = popularity * (len(popularity) / max(float(popularity.sum()), 1e-12))
+    log_gain = exponent * np.log(ratio + _GAIN_FLOOR)
+    gain: np.ndarray = np.exp(log_gain - log_gain.mean()).astype(np.float32)
+    return gain
+
+
+@dataclass(frozen=True)
+class LearnedBlock:
+    """The learned block's view of the products: its rows, gains and rates.
+
+    Attributes
+    ----------
+    rows
+        (L,) catalogue rows.
+    gain
+        (L,) float32 ``g``.
+    rates
+        (L,) float32 popularity rates among these products, summing to 1 (or all 0).
+    """
+
+    rows: np.ndarray
+    gain: np.ndarray
+    rates: np.ndarray
+
+    @classmethod
+    def of(cls, model: ModelPlan, popularity: np.ndarray) -> "LearnedBlock":
+        """Return the block that a plan and a released popularity fix."""
+        rows = learned_rows(popularity, learned_count(model, len(popularity)))
+        kept = popularity[rows].astype(np.float32)
+        rates = kept / max(float(kept.sum()), 1e-12)
+        return cls(rows, gains(kept, model.popularity_exponent), rates.astype(np.float32))
+
+    def project(self, history: sparse.csr_matrix) -> sparse.csr_matrix:
+        """Return (B, L) float32 ``x_j / g_j`` of (B, n) histories."""
+        kept = history[:, self.rows].astype(np.float32)
+        return (kept @ sparse.diags_array(1.0 / self.gain)).tocsr()
+
+
+@dataclass(frozen=True)
+class GlobalModel:
+    """The global model on one catalogue, ready to score.
+
+    Raises
+    ------
+    ProtocolError
+        If the state does not fit the plan and catalogue.
+    """
+
+    plan: ModelPlan
+    catalogue: Catalogue
+    state: Mapping[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        check_arrays(self.state, state_spec(self.plan, self.catalogue.size), max_norm=0.0)
+
+    @cached_property
+    def block(self) -> LearnedBlock:
+        """Rows, gains and rates of the learned block."""
+        return LearnedBlock.of(self.plan, self.state[POPULARITY])
+
+    @cached_property
+    def item_vectors(self) -> np.ndarray:
+        """(L, d) float32 ``v_i``."""
+        vectors = np.asarray(self.state[ITEMS])
+        if self.plan.feature_rows:
+            vectors = (
+                vectors
+                + feature_weights(self.catalogue, self.plan, self.block.rows)
+                @ (self.state[FEATURES])
+            )
+        return np.ascontiguousarray(vectors, dtype=np.float32)
+
+    @cached_property
+    def popularity_bias(self) -> np.ndarray:
+        """(n,) float32 ``b``: 1 for a product of average popularity."""
+        return (self.state[POPULARITY] * self.catalogue.size).astype(np.float32)
+
+    @cached_property
+    def expected_content(self) -> np.ndarray:
+        """(W,) float32 content of the expected basket of one product."""
+        rates = self.state[POPULARITY]
+        return np.asarray(self.catalogue.content.T @ rates, dtype=np.float32)
+
+    @cached_property
+    def expected_learned(self) -> np.ndarray:
+        """(d,) float32 ``Σ_j p_j v_j / g_j``."""
+        vector: np.ndarray = (self.block.rates / self.block.gain) @ self.item_vectors
+        return vector
+
+    def customer_vectors(
+        self, history: sparse.csr_matrix, attributes: sparse.csr_matrix | None = None
+    ) -> np.ndarray:
+        """Return (B, d) float32 ``u`` of (B, n) histories and (B, customer_rows) attributes."""
+        scaled = self.block.project(history)
+        counts = np.asarray(scaled @ self.block.gain)
+        pooled = scaled @ self.item_vectors - np.outer(counts, self.expected_learned)
+        if attributes is not None and self.plan.customer_rows:
+            pooled = pooled + attributes @ self.state[CUSTOMERS]
+        return np.asarray(self._tower(pooled) * self.state[SPECTRUM], dtype=np.float32)
+
+    def content_profiles(self, history: sparse.csr_matrix) -> np.ndarray:
+        """Return (B, W) float32 ``c_u``."""
+        counts = np.asarray(history.sum(axis=1)).ravel()
+        profile = (history @ self.catalogue.content).toarray()
+        return np.asarray(profile - np.outer(counts, self.expected_content), dtype=np.float32)
+
+    def parts(
+        self, history: sparse.csr_matrix, attributes: sparse.csr_matrix | None = None
+    ) -> Arrays:
+        """Return the parts of all scores: each (B, n) float32, ``popularity`` (1, n)."""
+        content = np.asarray(self.catalogue.content @ self.content_profiles(history).T).T
+        learned = np.zeros(content.shape, np.float32)
+        vectors = self.customer_vectors(history, attributes) @ self.item_vectors.T
+        learned[:, self.block.rows] = vectors * self.block.gain
+        return {
+            "content": np.ascontiguousarray(content, dtype=np.float32),
+            "learned": learned,
+            "popularity": self.popularity_bias[None, :],
+        }
+
+    def scores(
+        self, history: sparse.csr_matrix, attributes: sparse.csr_matrix | None = None
+    ) -> np.ndarray:
+        """Return (B, n) float32 scores of the global model alone."""
+        parts = self.parts(history, attributes)
+        total: np.ndarray = np.float32(self.plan.content_scale) * parts["content"]
+        total += parts["learned"]
+        total += parts["popularity"]
+        return total
+
+    def _tower(self, pooled: np.ndarray) -> np.ndarray:
+        if self.plan.tower == "linear":
+            return pooled
+        hidden = pooled
+        for layer in range(3):
+            weight, bias = (self.state[f"tower.{layer}.{kind}"] for kind in ("weight", "bias"))
+            hidden = hidden @ weight.T + bias
+            if layer < 2:
+                hidden = np.maximum(hidden, 0.0)
+        return hidden
+
+
+def feature_weights(catalogue: Catalogue, model: ModelPlan, rows: np.ndarray) -> sparse.csr_matrix:
+    """Return (L, feature_rows) float32: how much each feature row is in each product's vector."""
+    if catalogue.spec.hash_rows != model.feature_rows:
+        raise ProtocolError(
+            f"the plan has {model.feature_rows} feature rows, the catalogue hashes into "
+            f"{catalogue.spec.hash_rows}"
+        )
+    return catalogue.feature_ids[rows]
+
+
+def attribute_matrix(
+    attributes: Mapping[str, np.ndarray], customers: int, rows: int
+) -> sparse.csr_matrix:
+    """Return (U, rows) float32: the hashed rows of each customer's known attributes."""
+    total = sparse.csr_matrix((customers, rows), dtype=np.float32)
+    for name, values in sorted(attributes.items()):
+        known = np.flatnonzero(values != "")
+        places = hashed_rows(name, values[known], rows)
+        ones = np.ones(len(known), np.float32)
+        total = total + sparse.csr_matrix((ones, (known, places)), shape=(customers, rows))
+    return total.tocsr()
+
+
+def check_may_travel(names: Mapping[str, object]) -> None:
+    """Refuse to put local state into a record.
+
+    Raises
+    ------
+    ArtifactError
+        If any name is declared local.
+    """
+    local = sorted(LOCAL_NAMES.intersection(names))
+    if local:
+        raise ArtifactError(f"{', '.join(local)} is a shop's own state and never leaves it")
