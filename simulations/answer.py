@@ -83,8 +83,8 @@ def percent(value: float | None) -> str:
 
 
 def interval(gain: Document | None) -> str:
-    """Return ``+0.0061 (+0.0042 to +0.0080)``."""
-    if not gain or gain["mean"] is None:
+    """Return ``+0.0061 (+0.0042 to +0.0080)``; a dash for an arm against itself."""
+    if not gain or gain["mean"] is None or gain["low"] == gain["high"] == 0:
         return DASH
     return f"{signed(gain['mean'])} ({signed(gain['low'])} to {signed(gain['high'])})"
 

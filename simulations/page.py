@@ -47,7 +47,6 @@ _TRUST = {
 def render_report(document: Document) -> str:
     """Return the page of a run's report."""
     arms = document["arms"]
-    private = {name: arm["privacy"] for name, arm in arms.items() if arm["privacy"]}
     return _render(
         "report.html.j2",
         document=document,
@@ -61,7 +60,7 @@ def render_report(document: Document) -> str:
         fifths=plots.FIFTHS,
         shops=_shop_rows(document),
         shop_arms=_shop_arms(document),
-        private={name: _promise(privacy) for name, privacy in private.items()},
+        private=_promises(arms),
         not_covered=NOT_COVERED,
         data=_facts(document["data"]),
         machine=_facts(document["machine"]),
@@ -93,6 +92,15 @@ def _render(template: str, **values: Any) -> str:  # noqa: ANN401 - a template's
         loader=PackageLoader("simulations"),
     )
     return environment.get_template(template).render(plotly=get_plotlyjs(), **values)
+
+
+def _promises(arms: Mapping[str, Document]) -> dict[str, list[str]]:
+    """Return what each private arm promises; arms that promise the same share one entry."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name, arm in arms.items():
+        if arm["privacy"]:
+            names.setdefault(tuple(_promise(arm["privacy"])), []).append(name)
+    return {", ".join(sharing): list(promise) for promise, sharing in names.items()}
 
 
 def _promise(privacy: Document) -> list[str]:

@@ -21,6 +21,12 @@ _COLOURS = {
     "federated-dp": "#d1572b",
     "federated-dp-global": "#eeb29a",
 }
+_INGREDIENTS = {
+    "global": "#1a8f5a",
+    "ease": "#4c6a92",
+    "content": "#d9a441",
+    "popularity": "#9a9a9a",
+}
 _GAIN_ARMS = ("federated-dp", "federated", "home-only", "centralized")
 
 
@@ -152,7 +158,9 @@ def _quintiles(arms: Mapping[str, Document]) -> str:
                 mode="lines+markers",
                 line_color=_COLOURS.get(name),
             )
-    return _html(figure, x="products by customers in training", y="ndcg@20")
+    # The short head's quality is a hundred times the rarest fifth's: only a log axis shows both.
+    figure.update_yaxes(type="log", dtick=1)
+    return _html(figure, x="products by customers in training", y="ndcg@20 (log)")
 
 
 def _over_rounds(rounds: Mapping[str, list[Document]], metrics: Iterable[str], y: str) -> str:
@@ -195,6 +203,7 @@ def _home_weights(arms: Mapping[str, Document]) -> str:
             y=[escape(name) for name in mixed],
             name=escape(part),
             orientation="h",
+            marker_color=_INGREDIENTS.get(part),
         )
     figure.update_layout(barmode="stack")
     figure.update_yaxes(automargin=True, autorange="reversed", type="category")
@@ -206,7 +215,7 @@ def _html(figure: go.Figure, *, x: str, y: str, height: int = 380) -> str:
         return ""
     figure.update_layout(
         template="plotly_white",
-        height=height,
+        height=height + 12 * len(figure.data),  # the legend takes its share on narrow pages
         autosize=True,
         margin={"l": 50, "r": 10, "t": 10, "b": 45},
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},

@@ -204,6 +204,8 @@ def _arm(
     sums = merge_all((shop.sums for _, shop in _shops(arm)), run.n_items)
     references = [name for name in ("local", "home-only") if name in arms]
     better = {m: _better(m, references, pooled) for m in COMPARED} if references else {}
+    names = {"local"} & set(arms) | set(better.values())
+    gains = {n: {m: _versus(arm, arms[n], m, run) for m in COMPARED} for n in names}
     spent = [shop.epsilon for shop in arm.shops.values() if shop.epsilon is not None]
     return {
         "metrics": mine,
@@ -211,11 +213,8 @@ def _arm(
         "customers_with_targets": int(np.count_nonzero(sums.targets)),
         "quintiles": sums.by_quintile(),
         "per_shop": {key: _shop(key, shop, local) for key, shop in _shops(arm)},
-        "vs_local": {m: _versus(arm, local, m, run) for m in COMPARED} if local else None,
-        "vs_better": {
-            m: {"against": name, **_versus(arm, arms[name], m, run)} for m, name in better.items()
-        }
-        or None,
+        "vs_local": gains.get("local"),
+        "vs_better": {m: {"against": n, **gains[n][m]} for m, n in better.items()} or None,
         "level_share": _level_share(arm, local) if local else None,
         "way": {m: _way(mine, pooled, m) for m in COMPARED},
         "home_weights": _home_weights(arm),

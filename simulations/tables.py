@@ -1,5 +1,6 @@
 """The terminal's tables, as rich renderables."""
 
+import re
 from typing import Any
 
 from rich.console import Group
@@ -12,23 +13,27 @@ from simulations.answer import interval, number, percent
 Document = dict[str, Any]
 HEADINGS = (
     "ndcg@20",
-    "gain over local",
+    "gain",
     "tail_ndcg@20",
-    "gain over local",
+    "tail gain",
     "way",
     "tail way",
     "level",
     "ε",
 )
+_LOOK: Any = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0), "pad_edge": False}
 _STYLES = {"yes": "bold green", "mixed": "bold yellow", "no": "bold red", "unknown": "bold"}
 
 
 def result_table(document: Document) -> Group:
     """Return the one table of a run; its last line says whether these shops should federate."""
-    table = Table(title="What federating brings", title_justify="left")
+    table = Table(
+        title="What federating brings: gains over local, with 95% intervals",
+        **_LOOK,
+    )
     table.add_column("arm", no_wrap=True)
     for name in HEADINGS:
-        table.add_column(name, justify="right")
+        table.add_column(re.sub("[_ ]", "\n", name), justify="right", overflow="fold")
     for name, arm in document["arms"].items():
         table.add_row(escape(name), *_narrow(arm))
     verdict = document["answer"]
@@ -44,11 +49,11 @@ def result_table(document: Document) -> Group:
 
 def comparison_table(comparison: Document) -> Group:
     """Return runs side by side: a row for each arm of each run."""
-    table = Table(title="Runs side by side", title_justify="left")
+    table = Table(title="Runs side by side", **_LOOK)
     table.add_column("run")
     table.add_column("arm", no_wrap=True)
     for name in HEADINGS:
-        table.add_column(name, justify="right")
+        table.add_column(re.sub("[_ ]", "\n", name), justify="right", overflow="fold")
     for run in comparison["runs"]:
         for place, (name, arm) in enumerate(run["arms"].items()):
             label = "" if place else escape(run["name"])
@@ -83,4 +88,5 @@ def arm_cells(arm: Document) -> tuple[str, ...]:
 
 def _narrow(arm: Document) -> list[str]:
     """Return the cells with each interval on a line of its own: terminals are narrow."""
-    return [cell.replace(" (", "\n(") for cell in arm_cells(arm)]
+    cells = [cell.replace(" (", "\n").rstrip(")").replace(" to ", "…") for cell in arm_cells(arm)]
+    return [re.sub(r"(?<![0-9])0\.(?=[0-9]{3})", ".", cell) for cell in cells]
