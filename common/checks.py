@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -79,7 +79,7 @@ class Checker:
         frame: pd.DataFrame,
         schema: pa.DataFrameSchema,
         *,
-        raw: pd.DataFrame | None = None,
+        raw: Callable[[str, np.ndarray], list[object]],
         faults: Iterable[tuple[str, str, np.ndarray]] = (),
         first_row: int = 1,
     ) -> np.ndarray:
@@ -92,7 +92,7 @@ class Checker:
         schema
             Pandera's schema; the ``error`` of a check is its reason here.
         raw
-            The values as they came, for messages; default: ``frame``.
+            (column, row indices) -> the values as they came, for messages.
         faults
             (column, reason, (N,) bool) found while converting; these come first.
         first_row
@@ -111,8 +111,7 @@ class Checker:
                 found.append((column, reason, np.flatnonzero(fresh)))
             bad |= mask
         if found and self.bad_rows == "refuse":
-            shown = frame if raw is None else raw
-            raise DataError("\n".join(self._describe(shown, *f, first_row) for f in found))
+            raise DataError("\n".join(self._describe(raw, *f, first_row) for f in found))
         for column, reason, rows in found:
             self.set_aside[f"{self.table}.{column}: {reason}"] += len(rows)
         return ~bad
@@ -134,9 +133,14 @@ class Checker:
         return []
 
     def _describe(
-        self, frame: pd.DataFrame, column: str, reason: str, rows: np.ndarray, first_row: int
+        self,
+        raw: Callable[[str, np.ndarray], list[object]],
+        column: str,
+        reason: str,
+        rows: np.ndarray,
+        first_row: int,
     ) -> str:
-        values = frame[column].iloc[rows[:SHOWN]].tolist()
+        values = raw(column, rows[:SHOWN])
         cells = ", ".join(
             f"row {row + first_row}: {_shown(value)}"
             for row, value in zip(rows[:SHOWN].tolist(), values, strict=True)
@@ -150,9 +154,9 @@ class Checker:
 
 def _shown(value: object) -> str:
     """Return a cell as a message shows it."""
-    if value is None or pd.isna(value):
-        return "no value"
     text = repr(value)
+    if text in {"None", "nan", "<NA>", "NaT"}:
+        return "no value"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -178,3 +182,14 @@ def times(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
         whole = parsed.to_numpy(dtype="datetime64[s]")
         seconds[text] = np.where(np.isnat(whole), np.nan, whole.astype(np.int64))
     return np.floor(seconds), present & np.isnan(seconds)
+
+
+def filled(*more: pa.Check) -> pa.Column:
+    """Return a column that has a value in every row."""
+    return pa.Column(None, checks=list(more), nullable=False)
+
+
+def number() -> pa.Column:
+    """Return a column of finite numbers from 0; where one must be given is checked apart."""
+    finite = pa.Check(lambda s: ~np.isinf(s), error=NOT_FINITE)
+    return pa.Column(None, checks=[pa.Check.ge(0, error=NEGATIVE), finite], nullable=True)

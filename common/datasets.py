@@ -1,11 +1,25 @@
-"""Built-in data sets and folders of tables."""
+"""Data sets by name, folders of tables, and contract tables on disk."""
 
+import shutil
+import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import pandas as pd
+
+from common.checks import BadRows
 from common.complete_journey import TRAIN_UNTIL, Merchants, complete_journey_frames
+from common.errors import ConfigError
+from common.folders import Progress, read_folder
+from common.marketplace import MarketplaceConfig, write_marketplace
+from common.movielens import movielens_frames
+from common.partitioning import Partitioner, partition
 from common.schema import Tables
 from common.validation import validate_tables
+
+NAMES = ("complete-journey", "movielens", "marketplace")
 
 
 @dataclass(frozen=True)
@@ -31,3 +45,117 @@ def load_complete_journey(merchants: Merchants = "market") -> Dataset:
     interactions, products, customers, notes = complete_journey_frames(merchants)
     tables = validate_tables(interactions, products, customers, now=int(time.time()))
     return Dataset("complete-journey", tables, TRAIN_UNTIL, notes)
+
+
+def load_movielens(path: Path, partitioner: Partitioner) -> Dataset:
+    """Return the user's copy of ml-100k or ml-1m, its users dealt to merchants."""
+    interactions, products, customers = movielens_frames(path)
+    tables = validate_tables(interactions, products, customers, now=int(time.time()))
+    note = "MovieLens has no shops: its users were dealt to merchants by a partitioner"
+    return Dataset("movielens", partition(tables, partitioner), None, [note])
+
+
+def load_marketplace(config: MarketplaceConfig) -> Dataset:
+    """Return a synthetic marketplace; its planted truth is ``planted_truth(config)``."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_marketplace(config, Path(folder))
+        tables = read_folder(Path(folder), now=int(time.time()))
+    return Dataset("marketplace", tables, config.train_until, ["the data are synthetic"])
+
+
+def load_folder(
+    path: Path,
+    *,
+    now: int | None = None,
+    bad_rows: BadRows = "refuse",
+    progress: Progress | None = None,
+    drop: Collection[str] = ("quantity", "price"),
+) -> Dataset:
+    """Return the tables in a folder; :func:`common.folders.read_folder` explains.
+
+    Quantities and prices are checked, but by default not kept: no model reads them.
+    """
+    tables = read_folder(
+        path,
+        now=int(time.time()) if now is None else now,
+        bad_rows=bad_rows,
+        progress=progress,
+        drop=drop,
+    )
+    notes = [f"set aside: {count} rows of {what}" for what, count in tables.set_aside.items()]
+    return Dataset(path.name, tables, None, notes)
+
+
+def write_dataset(
+    name: str,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    merchants: Merchants = "market",
+    path: Path | None = None,
+    partitioner: Partitioner | None = None,
+    marketplace: MarketplaceConfig | None = None,
+) -> None:
+    """Write a data set's contract tables as Parquet: the whole folder or nothing.
+
+    Parameters
+    ----------
+    name
+        One of :data:`NAMES`.
+    out
+        A folder that is not there yet, or is empty.
+    progress
+        Told how many of a marketplace's shops are written.
+    merchants
+        For ``complete-journey``.
+    path, partitioner
+        For ``movielens``: the unpacked archive, and who belongs to which merchant.
+    marketplace
+        For ``marketplace``; default: its defaults.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown, an option is missing, or the folder is in use.
+    """
+    if name not in NAMES:
+        raise ConfigError(f"no data set is called {name!r}: choose one of {', '.join(NAMES)}")
+    if name == "movielens" and (path is None or partitioner is None):
+        raise ConfigError("movielens needs the path of your copy and a partitioner")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is in use: give a folder that is new or empty")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its goal, so that the rename at the end stays on one file system.
+    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        if name == "marketplace":
+            write_marketplace(marketplace or MarketplaceConfig(), draft, progress)
+        elif name == "complete-journey":
+            _write_frames(draft, *complete_journey_frames(merchants)[:3])
+        elif path is not None and partitioner is not None:
+            write_tables(load_movielens(path, partitioner).tables, draft)
+        draft.chmod(0o755)
+        draft.replace(out)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def write_tables(tables: Tables, folder: Path) -> None:
+    """Write validated tables as Parquet files that :func:`load_folder` reads."""
+    _write_frames(folder, tables.interactions, tables.products, tables.customers, tables.stock)
+
+
+def _write_frames(
+    folder: Path,
+    interactions: pd.DataFrame,
+    products: pd.DataFrame,
+    customers: pd.DataFrame | None,
+    stock: pd.DataFrame | None = None,
+) -> None:
+    interactions.to_parquet(folder / "interactions.parquet", index=False)
+    products.to_parquet(folder / "products.parquet", index=False)
+    if customers is not None:
+        customers.to_parquet(folder / "customers.parquet", index=False)
+    if stock is not None:
+        stock.to_parquet(folder / "stock.parquet", index=False)

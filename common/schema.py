@@ -185,7 +185,7 @@ def encode_shops(
     rows_of_items = pd.Index(item_ids).get_indexer(frame["item_id"].cat.categories)
     known = set(tables.merchant_ids)
     for merchant_id in tables.merchant_ids if merchant_ids is None else merchant_ids:
-        if merchant_id not in known:
+        if merchant_id not in known and len(frame):
             raise DataError(f"no table names the merchant {merchant_id!r}")
         # A merchant without interactions has no code, and no rows: it is encoded like any other.
         code = code_of.get(merchant_id)

@@ -1,0 +1,224 @@
+"""A folder of CSV or Parquet files in the contract's columns.
+
+Interactions are read in blocks: a file larger than memory is fine as long as its codes are not.
+"""
+
+import csv
+import itertools
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as arrow
+import pyarrow.csv as arrow_csv
+import pyarrow.parquet as pq
+
+from common.checks import BadRows, Checker
+from common.errors import DataError
+from common.interactions import IDS, InteractionsBuilder
+from common.schema import Tables
+from common.validation import check_customers, check_products, check_stock
+
+#: Arrow reads up to 32 blocks ahead, so these are small, and several are checked together.
+BLOCK_BYTES = 1 << 20
+BLOCKS_TOGETHER = 8
+BLOCK_ROWS = 131_072
+#: What a cell holds that holds nothing. "NA" is not among them: it is a brand and a country.
+NO_VALUE = ["", "NaN", "nan", "NULL", "null"]
+TEXTS = ("category", "brand", "title", "description")
+
+#: Called with (done, total), in bytes of the file or rows of the table.
+Progress = Callable[[int, int], None]
+
+
+def read_folder(
+    folder: Path,
+    *,
+    now: int,
+    bad_rows: BadRows = "refuse",
+    progress: Progress | None = None,
+    drop: Collection[str] = (),
+) -> Tables:
+    """Read and validate a folder of tables.
+
+    Parameters
+    ----------
+    folder
+        Holds ``interactions`` and ``products``, and may hold ``customers`` and ``stock``, each
+        as ``.csv`` or ``.parquet``.
+    now
+        Epoch seconds; a later timestamp is bad.
+    bad_rows
+        ``"refuse"`` or ``"set-aside"``.
+    progress
+        Told how far the interactions are read.
+    drop
+        Optional columns of interactions to check but not to keep, to save memory.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or breaks the contract.
+    """
+    set_aside: Counter[str] = Counter()
+
+    def checker(path: Path) -> Checker:
+        return Checker(path.name, bad_rows, set_aside)
+
+    paths = {name: require_table(folder, name) for name in ("interactions", "products")}
+    products = check_products(read_small(paths["products"]), checker(paths["products"]))
+    # The small tables come first: what is wrong with them is said before the long read.
+    customers = stock = None
+    if (path := find_table(folder, "customers")) is not None:
+        customers = check_customers(read_small(path), checker(path))
+    if (path := find_table(folder, "stock")) is not None:
+        stock = check_stock(read_small(path), products["item_id"], checker(path))
+    interactions = read_interactions(
+        paths["interactions"],
+        checker(paths["interactions"]),
+        products["item_id"],
+        now=now,
+        progress=progress,
+        drop=drop,
+    )
+    return Tables(interactions, products, customers, stock, dict(set_aside))
+
+
+def find_table(folder: Path, name: str) -> Path | None:
+    """Return the path of a table, None where it is not there.
+
+    Raises
+    ------
+    DataError
+        If the folder is missing, or the table is there twice.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder: give one that holds interactions and products")
+    found = [path for kind in ("csv", "parquet") if (path := folder / f"{name}.{kind}").is_file()]
+    if len(found) > 1:
+        raise DataError(f"{folder} holds {found[0].name} and {found[1].name}: keep one of them")
+    return found[0] if found else None
+
+
+def require_table(folder: Path, name: str) -> Path:
+    """Return the path of a table that must be there; raises :class:`DataError` if it is not."""
+    path = find_table(folder, name)
+    if path is None:
+        names = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+        raise DataError(f"{folder} has no {name}.csv or {name}.parquet: add one. It holds {names}")
+    return path
+
+
+def read_small(path: Path) -> pd.DataFrame:
+    """Read a table that fits into memory; ids and texts stay text."""
+    try:
+        if path.suffix == ".parquet":
+            frame: pd.DataFrame = pq.read_table(path).to_pandas()
+        else:
+            header = csv_header(path)
+            types = {name: str for name in header if name in (*IDS, *TEXTS)}
+            if path.stem == "customers":
+                types = dict.fromkeys(header, str)
+            frame = pd.read_csv(
+                path, dtype=types, keep_default_na=False, na_values=NO_VALUE, low_memory=False
+            )
+    except (arrow.ArrowInvalid, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name} cannot be read: {error}") from error
+    return frame
+
+
+def csv_header(path: Path) -> list[str]:
+    """Return the column names of a CSV file."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header = next(csv.reader(file), [])
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name} is not UTF-8: save it as UTF-8") from error
+    if not header:
+        raise DataError(f"{path.name} is empty: its first line must name the columns")
+    if len(header) == 1 and (mark := next((m for m in ";\t|" if m in header[0]), None)):
+        raise DataError(f"{path.name} separates columns by {mark!r}: separate them by commas")
+    return header
+
+
+def read_interactions(
+    path: Path,
+    checker: Checker,
+    item_ids: pd.Series | None,
+    *,
+    now: int,
+    progress: Progress | None = None,
+    drop: Collection[str] = (),
+    may_be_empty: bool = False,
+) -> pd.DataFrame:
+    """Read and validate interactions block by block; see :func:`read_folder`.
+
+    Parameters
+    ----------
+    item_ids
+        The products that records may name; None allows any.
+    may_be_empty
+        Whether a table without rows is fine.
+    """
+    is_csv = path.suffix == ".csv"
+    try:
+        columns = csv_header(path) if is_csv else pq.read_schema(path).names
+        builder = InteractionsBuilder(checker, item_ids, columns, now, drop)
+        read = _csv_blocks if is_csv else _parquet_blocks
+        for block, done, total in read(path, builder.columns, checker):
+            builder.add(block)
+            if progress is not None:
+                progress(done, total)
+    except arrow.ArrowInvalid as error:
+        raise DataError(f"{path.name} cannot be read: {error}") from error
+    return builder.finish(may_be_empty=may_be_empty)
+
+
+def _parquet_blocks(
+    path: Path, columns: list[str], _: Checker
+) -> Iterator[tuple[arrow.Table, int, int]]:
+    with pq.ParquetFile(path) as file:
+        done, total = 0, file.metadata.num_rows
+        for batch in file.iter_batches(batch_size=BLOCK_ROWS, columns=columns):
+            done += len(batch)
+            yield arrow.Table.from_batches([batch]), done, total
+
+
+def _csv_blocks(
+    path: Path, columns: list[str], checker: Checker
+) -> Iterator[tuple[arrow.Table, int, int]]:
+    malformed: list[arrow_csv.InvalidRow] = []
+
+    def on_malformed(row: arrow_csv.InvalidRow) -> str:
+        malformed.append(row)
+        return "skip" if checker.bad_rows == "set-aside" else "error"
+
+    total = path.stat().st_size
+    with arrow.OSFile(str(path)) as file:
+        try:
+            # One thread, so that a malformed row comes with its number.
+            reader = arrow_csv.open_csv(
+                file,
+                arrow_csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
+                arrow_csv.ParseOptions(invalid_row_handler=on_malformed),
+                arrow_csv.ConvertOptions(
+                    include_columns=columns,
+                    column_types=dict.fromkeys(columns, arrow.string()),
+                    null_values=NO_VALUE,
+                    strings_can_be_null=True,
+                ),
+            )
+            while batches := list(itertools.islice(reader, BLOCKS_TOGETHER)):
+                yield arrow.Table.from_batches(batches), file.tell(), total
+        except arrow.ArrowInvalid as error:
+            if not malformed:
+                raise
+            row = malformed[0]
+            raise DataError(
+                f"{path.name}: row {row.number - 1} has {row.actual_columns} values where the "
+                f"header names {row.expected_columns} columns: {row.text[:80]!r}. What to do: "
+                "correct it (is a comma in a value without quotes?)"
+            ) from error
+    if malformed:
+        checker.set_aside[f"{checker.table}: not as many values as columns"] += len(malformed)
