@@ -123,7 +123,8 @@ def read_settings(path: Path) -> ShopSettings:
     _refuse_unknown(values, path)
     for key in ("data", "catalogue", "ledger"):
         if isinstance(values.get(key), str):
-            values[key] = path.parent / values[key]
+            # One spelling for one place: simulated shops share a catalogue, and its cache.
+            values[key] = (path.parent / values[key]).resolve()
     try:
         return ShopSettings.model_validate(values)
     except ValidationError as error:

@@ -33,7 +33,7 @@ from common.schema import ShopEvents
 from federation_support import InProcessGrid, make_settings, same
 from server.strategy import Federation, Job
 
-MODEL = ModelPlan(dimension=4, content_width=16, hash_rows=32, customer_rows=8)
+MODEL = ModelPlan(dimension=4, feature_rows=32, customer_rows=8)
 PLAN = TrainingPlan(
     rounds=2,
     sample_rate=0.5,

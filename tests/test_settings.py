@@ -22,7 +22,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_relative_paths_start_from_the_settings_folder(tmp_path: Path) -> None:
     settings = read_settings(write(tmp_path, SHOP + "cap_epsilon = 8\n"))
-    assert settings.data == tmp_path / "data"
+    assert settings.data == (tmp_path / "data").resolve()
     assert settings.catalogue == Path("/c")
     assert (settings.unit, settings.noise) == ("customer", "system")
 
