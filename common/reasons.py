@@ -1,0 +1,109 @@
+"""The global model's scores, handed to :mod:`common.explanation` to be taken apart."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy import sparse
+
+from common.errors import InputError
+from common.explanation import CustomerSide, ProductSide
+from common.features import hashed_rows
+from common.model import CUSTOMERS, FEATURES, GlobalModel
+from common.protocol import ITEMS, SPECTRUM
+
+
+def sides_of(
+    model: GlobalModel,
+    history: sparse.csr_matrix,
+    item: int,
+    attributes: Mapping[str, str] | None = None,
+) -> tuple[CustomerSide, ProductSide]:
+    """Return what one score is made of; ``explain(*sides_of(...))`` takes it apart.
+
+    Gains and the spectrum are multiplied into the vectors, and content is narrowed to the places
+    where this product has any: neither changes the score.
+
+    Parameters
+    ----------
+    history
+        ``(1, n)`` weights of what the customer did, as :meth:`GlobalModel.scores` takes it.
+    item
+        Catalogue row of the product.
+    attributes
+        The customer's attributes by name; "" where unknown.
+
+    Raises
+    ------
+    InputError
+        If the model has a tower that is not linear: its scores do not come apart.
+    """
+    if model.plan.tower != "linear":
+        raise InputError(
+            f"a score of the {model.plan.tower!r} tower cannot be taken apart: train the linear one"
+        )
+    weights = history.data.astype(np.float64)
+    content = model.catalogue.content
+    own = content[[item]]
+    places = own.indices
+    vectors, learned_weight = _learned_history(model, history.indices, weights)
+    spectrum = model.state[SPECTRUM]
+    customer = CustomerSide(
+        labels=[str(model.catalogue.item_ids[row]) for row in history.indices],
+        weights=weights,
+        content=content[history.indices][:, places].toarray(),
+        vectors=vectors * spectrum,
+        expected_content=weights.sum() * model.expected_content[places],
+        expected_vector=learned_weight * model.expected_learned * spectrum,
+        attributes=_attributes(model, attributes or {}),
+    )
+    product = ProductSide(
+        content_scale=model.plan.content_scale,
+        content={"content": own.data},
+        vectors=_learned_product(model, item),
+        popularity={"everywhere": float(model.popularity_bias[item])},
+    )
+    return customer, product
+
+
+def _learned_history(
+    model: GlobalModel, rows: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Return ``(H, d)`` vectors ``v_j / g_j``, 0 outside the block, and the weight inside."""
+    places, inside = _places(model, rows)
+    vectors = np.zeros((len(rows), model.plan.dimension))
+    vectors[inside] = model.item_vectors[places[inside]] / model.block.gain[places[inside], None]
+    return vectors, float(weights[inside].sum())
+
+
+def _learned_product(model: GlobalModel, item: int) -> dict[str, np.ndarray]:
+    """Return the addends of ``g_i v_i``: the product's own row and one for each feature value."""
+    places, inside = _places(model, np.array([item]))
+    if not inside[0]:
+        return {"product": np.zeros(model.plan.dimension)}
+    gain = float(model.block.gain[places[0]])
+    parts = {"product": gain * model.state[ITEMS][places[0]]}
+    for feature in model.catalogue.features if model.plan.feature_rows else ():
+        codes, counts = np.unique(feature.codes[feature.rows == item], return_counts=True)
+        shares = counts / max(float(np.linalg.norm(counts)), 1.0)
+        table = hashed_rows(feature.name, feature.values[codes], model.plan.feature_rows)
+        for value, share, row in zip(feature.values[codes], shares, table, strict=True):
+            name = str(value).replace("\x1f", " × ")
+            parts[f"{feature.name} = {name}"] = gain * share * model.state[FEATURES][row]
+    return parts
+
+
+def _attributes(model: GlobalModel, attributes: Mapping[str, str]) -> dict[str, np.ndarray]:
+    count = model.plan.customer_rows
+    known = {name: value for name, value in attributes.items() if value} if count else {}
+    return {
+        f"{name} {value}": model.state[CUSTOMERS][hashed_rows(name, np.array([value]), count)[0]]
+        * model.state[SPECTRUM]
+        for name, value in known.items()
+    }
+
+
+def _places(model: GlobalModel, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return places of catalogue rows in the learned block, and which are in it at all."""
+    block = model.block.rows
+    places = np.minimum(np.searchsorted(block, rows), len(block) - 1)
+    return places, block[places] == rows
