@@ -27,7 +27,7 @@ from common.errors import (
     ProtocolError,
 )
 from common.features import Catalogue, read_catalogue
-from common.model import state_spec
+from common.model import check_may_travel, state_spec
 from common.protocol import (
     JOIN,
     NO_FINGERPRINT,
@@ -108,6 +108,7 @@ def answer(
         refuse_run_config(node.run_config)
         plan = _plan(header, settings)
         head, arrays = _take_part(kind, header, plan, state, settings)
+        check_may_travel(arrays)
     except Exception as error:  # No text of any error may leave the shop.
         status = next(code for kind_, code in _CODES if isinstance(error, kind_))
         logger.exception("exchange=%s round=%d status=%s", kind, server_round, status)

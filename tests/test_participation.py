@@ -272,7 +272,8 @@ def test_the_real_client_app_serves_a_whole_run(
 ) -> None:
     shapes = state_spec(MODEL, world.catalogue.size)
     settings = make_settings(max_update_norm=0.0)
-    job = Job("r1", PLAN, settings, world.catalogue.fingerprint, shapes, trained_names(PLAN))
+    trained = trained_names(PLAN)
+    job = Job("r1", PLAN, settings, world.catalogue.fingerprint, shapes, trained)
     monkeypatch.setenv("FEDTAIL_SHOPS", str(world.folder / "shops"))
     results = []
     for order in (1, 2):

@@ -1,0 +1,122 @@
+"""What a round of the federation costs beyond training, side by side with Flower's own floor."""
+
+import math
+import statistics
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from common.accounting import calibrate
+from common.features import Catalogue, write_catalogue
+from common.model import state_spec
+from common.protocol import ModelPlan, TrainingPlan
+from simulations.flower import Outcome, run_federation, run_floor
+from simulations.machine import machine_facts
+
+_SHOP = """merchant_id = "shop-{number}"
+data = "data"
+catalogue = "../../catalogue"
+ledger = "ledger.sqlite"
+cap_epsilon = 100.0
+noise = "seeded"
+insecure_seeded_noise = true
+allow_unprotected = true
+"""
+_INTERACTIONS = "merchant_id,user_id,item_id,timestamp,behavior\n"
+
+
+def bench_round(
+    *,
+    shops: int = 20,
+    rounds: int = 10,
+    catalogue_size: int = 20_794,
+    dimension: int = 16,
+    private: bool = True,
+    cpus: int | None = None,
+) -> dict[str, object]:
+    """Time rounds of shops without customers, and of clients that only send arrays back.
+
+    A shop without customers has nothing to train on, so what its round takes is what ours adds:
+    checks, ledger, noise, averaging, checkpoint. The floor exchanges the same arrays.
+
+    Parameters
+    ----------
+    shops, rounds
+        Of both runs; the first round of each is left out, since it loads libraries.
+    catalogue_size, dimension
+        Size of what travels; the defaults are Complete Journey's.
+    private
+        Whether the plan is private: ledger, accounting and noise count then.
+    cpus
+        Clients that run at a time.
+
+    Returns
+    -------
+    dict
+        ``ratio`` of the two medians of ``seconds_per_round``, ``megabytes`` sent to each shop,
+        the seconds of the stages of both runs, and the machine.
+    """
+    plan = _plan(rounds, dimension, private)
+    shapes = state_spec(plan.model, catalogue_size)
+    floor = run_floor(shapes, shops=shops, rounds=rounds, cpus=cpus)
+    with tempfile.TemporaryDirectory(prefix="ft-bench-") as name:
+        folder = Path(name)
+        items = [f"item-{i:07d}" for i in range(catalogue_size)]
+        catalogue = Catalogue.of(pd.DataFrame({"item_id": items, "category": "any"}))
+        write_catalogue(catalogue, folder / "catalogue")
+        for number in range(shops):
+            data = folder / "shops" / str(number) / "data"
+            data.mkdir(parents=True)
+            (data / "interactions.csv").write_text(_INTERACTIONS, encoding="utf-8")
+            settings = _SHOP.format(number=number)
+            (data.parent / "shop.toml").write_text(settings, encoding="utf-8")
+        ours = run_federation(
+            plan,
+            shops_folder=folder / "shops",
+            shops=shops,
+            server_folder=folder / "server",
+            catalogue_fingerprint=catalogue.fingerprint,
+            catalogue_size=catalogue_size,
+            cpus=cpus,
+        )
+    seconds = {"federation": _per_round(ours), "floor": _per_round(floor)}
+    elements = sum(math.prod(shape) for shape in shapes.values())
+    return {
+        "ratio": seconds["federation"] / seconds["floor"],
+        "seconds_per_round": seconds,
+        "stages": {"federation": _stages(ours), "floor": _stages(floor)},
+        "megabytes": elements * 4 / 1e6,
+        "shops": shops,
+        "rounds": rounds,
+        "private": private,
+        "machine": machine_facts(),
+    }
+
+
+def _plan(rounds: int, dimension: int, private: bool) -> TrainingPlan:
+    model = ModelPlan(dimension=dimension)
+    plan = TrainingPlan(rounds=rounds, private=private, model=model)
+    if not private:
+        return plan
+    popularity, steps = calibrate(
+        plan.target_epsilon, plan.target_delta, plan.popularity_share, plan.sample_rate, rounds
+    )
+    return plan.model_copy(
+        update={"popularity_noise_multiplier": popularity, "noise_multiplier": steps}
+    )
+
+
+def _per_round(outcome: Outcome) -> float:
+    return statistics.median(float(e["seconds"]) for e in outcome.of("round")[1:])
+
+
+def _stages(outcome: Outcome) -> dict[str, float]:
+    """Return the seconds until the first round ended, of the other rounds, and of the end."""
+    rounds = [float(event["after_seconds"]) for event in outcome.of("round")]
+    return {
+        "start_and_first_round": rounds[0],
+        "other_rounds": rounds[-1] - rounds[0],
+        "end": outcome.seconds - rounds[-1],
+        "all": outcome.seconds,
+    }
