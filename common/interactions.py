@@ -19,7 +19,7 @@ IDS = ("merchant_id", "user_id", "item_id")
 NEEDED_BY = {"rating": ("rating",), "quantity": ("purchase",), "price": ("purchase",)}
 
 DTYPES = {
-    "merchant_id": np.int32,
+    "merchant_id": np.int16,
     "user_id": np.int32,
     "item_id": np.int32,
     "behavior": np.int8,
@@ -29,6 +29,9 @@ DTYPES = {
     "quantity": np.float32,
     "price": np.float32,
 }
+
+
+MAX_MERCHANTS = int(np.iinfo(np.int16).max)
 
 
 class InteractionsBuilder:
@@ -133,6 +136,11 @@ class InteractionsBuilder:
             meaning = _digests(text.dictionary).view(np.int64)
         else:
             meaning = self._names[name].codes(text.dictionary)
+            if len(self._names["merchant_id"]) > MAX_MERCHANTS:
+                raise DataError(
+                    f"{self._checker.table}: column 'merchant_id' names more than "
+                    f"{MAX_MERCHANTS} merchants: does it hold another id?"
+                )
         indices = text.indices.to_numpy(zero_copy_only=False)
         values: np.ndarray = np.asarray(meaning)[indices[good].astype(np.int32)]
         return values
@@ -170,6 +178,9 @@ class _Names:
         self._sorted = np.empty(0, dtype=np.uint64)
         self._codes = np.empty(0, dtype=np.int32)
         self._chunks: list[arrow.Array] = []
+
+    def __len__(self) -> int:
+        return len(self._codes)
 
     def codes(self, names: arrow.Array) -> np.ndarray:
         """Return the (n,) int32 codes of distinct names, numbering those that are new."""

@@ -37,20 +37,21 @@ class MarketplaceConfig(Frozen):
     has mean 1.69 and deviation 1.12 (5 lines in the median, 9.9 in the mean), that of a
     customer's baskets in a year mean 3.58 (36) and deviation 1.0; the number of a product's
     customers falls as rank ** -0.72 (ranks 100 to 10,000); shop sizes fall as rank ** -0.46; a
-    market sells 57% of all products; 1.73 lines are of one customer and product.
+    market sells 57% of all products; 1.73 lines are of one customer and product. Demand falls
+    more slowly, as rank ** -0.63, because a customer of a popular product counts only once.
     """
 
     shops: int = Field(20, ge=1)
     customers_per_shop: int = Field(114, ge=0)
     products: int = Field(20_000, ge=1)
     shop_skew: float = Field(0.46, ge=0)
-    popularity_exponent: float = Field(0.72, ge=0)
+    popularity_exponent: float = Field(0.63, ge=0)
     assortment: float = Field(0.57, gt=0, le=1)
     basket_log_mean: float = 1.69
     basket_log_std: float = Field(1.12, ge=0)
     visits_log_mean: float = 3.58
     visits_log_std: float = Field(1.0, ge=0)
-    repeat_share: float = Field(0.3, ge=0, lt=1)
+    repeat_share: float = Field(0.25, ge=0, lt=1)
     taste_dimension: int = Field(8, ge=1)
     taste_strength: float = Field(1.0, ge=0)
     groups: int = Field(500, ge=1)

@@ -179,8 +179,6 @@ def encode_shops(
     frame = tables.interactions
     merchants = frame["merchant_id"].cat
     codes = merchants.codes.to_numpy()
-    order = np.argsort(codes, kind="stable")
-    bounds = np.searchsorted(codes[order], np.arange(len(merchants.categories) + 1))
     code_of = {name: code for code, name in enumerate(merchants.categories)}
     rows_of_items = pd.Index(item_ids).get_indexer(frame["item_id"].cat.categories)
     known = set(tables.merchant_ids)
@@ -188,8 +186,8 @@ def encode_shops(
         if merchant_id not in known and len(frame):
             raise DataError(f"no table names the merchant {merchant_id!r}")
         # A merchant without interactions has no code, and no rows: it is encoded like any other.
-        code = code_of.get(merchant_id)
-        rows = frame.iloc[order[:0] if code is None else order[bounds[code] : bounds[code + 1]]]
+        # One scan for each merchant: sorting all records would take more memory than they do.
+        rows = frame.iloc[np.flatnonzero(codes == code_of.get(merchant_id, -1))]
         yield _encode(
             rows, merchant_id, rows_of_items, tables.customers, behavior_weights, rating_scale
         )

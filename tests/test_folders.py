@@ -1,0 +1,145 @@
+"""Folders of CSV and Parquet: every fault has a message, memory follows the codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from common.errors import DataError
+from common.folders import read_folder
+
+NOW = 1_800_000_000
+GOOD = "merchant_id,user_id,item_id,timestamp,behavior\na,1,x,1577836800,purchase\n"
+
+
+def folder(
+    path: Path, interactions: str | bytes = GOOD, products: str = "item_id,brand\nx,NA\n"
+) -> Path:
+    raw = interactions if isinstance(interactions, bytes) else interactions.encode()
+    (path / "interactions.csv").write_bytes(raw)
+    (path / "products.csv").write_text(products)
+    return path
+
+
+def test_csv_and_parquet_say_the_same(tmp_path: Path) -> None:
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "parquet").mkdir()
+    n = 400_000  # several blocks
+    draw = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "merchant_id": draw.integers(0, 3, n).astype(str),
+            "user_id": draw.integers(0, 5000, n),
+            "item_id": draw.integers(0, 900, n).astype(str),
+            "timestamp": draw.integers(0, NOW, n),
+            "behavior": draw.choice(["view", "purchase"], n),
+            "session_id": draw.integers(0, 9000, n),
+        }
+    )
+    goods = pd.DataFrame({"item_id": np.arange(900).astype(str)})
+    frame.to_csv(tmp_path / "csv" / "interactions.csv", index=False)
+    goods.to_csv(tmp_path / "csv" / "products.csv", index=False)
+    frame.to_parquet(tmp_path / "parquet" / "interactions.parquet")
+    goods.to_parquet(tmp_path / "parquet" / "products.parquet")
+    seen: list[tuple[int, int]] = []
+    one = read_folder(tmp_path / "csv", now=NOW, progress=lambda *a: seen.append(a))
+    two = read_folder(tmp_path / "parquet", now=NOW)
+    assert len(seen) > 1
+    assert seen[-1][0] == seen[-1][1] == (tmp_path / "csv" / "interactions.csv").stat().st_size
+    for name in frame.columns:
+        left, right = one.interactions[name], two.interactions[name]
+        if name in {"merchant_id", "user_id", "item_id", "behavior"}:
+            assert left.astype(str).tolist() == frame[name].astype(str).tolist()
+            left, right = left.astype(str), right.astype(str)
+        assert left.tolist() == right.tolist(), name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "a,1,x\n", r"interactions.csv: row 2 has 3 values where the header names 5"),
+        (GOOD.replace(",", ";"), r"separates columns by ';'"),
+        ("", r"interactions.csv is empty"),
+        (GOOD.splitlines()[0] + "\n", r"interactions.csv: no rows"),
+        (GOOD + "a,,x,1577836800,purchase\n", r"column 'user_id' is empty in row 2: no value"),
+        (GOOD + "a,1,x,noon,purchase\n", r"column 'timestamp'.* in row 2: 'noon'"),
+        (GOOD.replace("item_id", "itemid"), r"'item_id' is missing: did you mean 'itemid'"),
+        (GOOD.replace("behavior", "user_id"), r"'user_id' is there twice"),
+        (GOOD.encode("utf-16"), r"not UTF-8"),
+        (GOOD.encode() + b"a,\xff,x,1577836800,purchase\n", r"not UTF-8"),
+    ],
+)
+def test_bad_files_have_clear_messages(tmp_path: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_folder(folder(tmp_path, text), now=NOW)
+
+
+def test_missing_and_doubled_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no folder"):
+        read_folder(tmp_path / "nowhere", now=NOW)
+    folder(tmp_path)
+    (tmp_path / "products.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match=r"products.csv and products.parquet: keep one"):
+        read_folder(tmp_path, now=NOW)
+    (tmp_path / "products.csv").unlink()
+    with pytest.raises(DataError, match=r"products.parquet cannot be read"):
+        read_folder(tmp_path, now=NOW)
+    (tmp_path / "products.parquet").unlink()
+    with pytest.raises(DataError, match=r"has no products.csv or products.parquet.*interactions"):
+        read_folder(tmp_path, now=NOW)
+
+
+def test_malformed_rows_can_be_set_aside(tmp_path: Path) -> None:
+    text = GOOD + "a,1,x\n" + "a,2,x,1577836800,buy\n"
+    tables = read_folder(folder(tmp_path, text), now=NOW, bad_rows="set-aside")
+    assert len(tables.interactions) == 1
+    assert sum(tables.set_aside.values()) == 2
+
+
+def test_text_stays_text(tmp_path: Path) -> None:
+    folder(tmp_path, GOOD.replace("a,1,x", "007,01,x"))
+    (tmp_path / "customers.csv").write_text("user_id,age,zip\n01,,00501\n")
+    tables = read_folder(tmp_path, now=NOW)
+    assert tables.merchant_ids == ["007"]
+    assert tables.products["brand"].tolist() == ["NA"]
+    assert tables.customers is not None
+    assert tables.customers["user_id"].tolist() == ["01"]
+    assert tables.customers["zip"].tolist() == ["00501"]
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from common.folders import read_folder
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+read_folder(Path(sys.argv[1]), now=1_800_000_000)
+before = peak()
+read_folder(Path(sys.argv[2]), now=1_800_000_000)
+print((peak() - before) * 1024)
+"""
+
+
+def test_memory_follows_the_codes_and_not_the_text(tmp_path: Path) -> None:
+    rows = 1_500_000
+    block = "".join(
+        f"a-merchant-with-a-long-name,customer-{k % 997},x,{1_500_000_000 + k},purchase\n"
+        for k in range(10_000)
+    )
+    header = GOOD.splitlines()[0] + "\n"
+    for name, repeats in (("small", 20), ("large", rows // 10_000)):
+        (tmp_path / name).mkdir()
+        folder(tmp_path / name, header + block * repeats)
+    size = (tmp_path / "large" / "interactions.csv").stat().st_size
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "small"), str(tmp_path / "large")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    # 19 bytes of codes a row where the text has 62; reading it whole would take more than it.
+    assert int(result.stdout) < 0.75 * size
