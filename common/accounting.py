@@ -34,6 +34,11 @@ MIN_PRV_DELTA = 1e-10
 _RELATIVE_ERROR = 0.002
 _ERROR_BOUNDS = (2e-4, 1e-2)
 _LARGEST_EPSILON_FOR_PLD = 30.0
+_MAX_PLD_SEGMENTS = 8
+# Large orders matter for small ε, small and fractional ones for large ε.
+_ORDERS = np.array(
+    [1 + x / 10 for x in range(1, 100)] + list(range(11, 64)) + [80, 96, 128, 192, 256, 512]
+)
 _MAX_EVALUATIONS = 60
 # A calibrated plan lies this far under its target, so that a cap equal to it always fits.
 _AIM, _LOWEST, _HIGHEST = 0.9993, 0.9985, 0.9999
@@ -139,19 +144,18 @@ def second_opinion(spends: Iterable[Spend], delta: float) -> float:
     from dp_accounting.rdp import RdpAccountant
 
     def ask(accountant: PLDAccountant | RdpAccountant) -> float:
-        for sigma, rate, steps in _merge(spends):
+        for sigma, rate, steps in segments:
             gaussian = GaussianDpEvent(sigma)
             accountant.compose(
                 gaussian if rate == 1 else PoissonSampledDpEvent(rate, gaussian), steps
             )
         return float(accountant.get_epsilon(delta))
 
-    spends = list(spends)
-    if not _merge(spends):
+    segments = _merge(spends)
+    if not segments:
         return 0.0
-    bound = ask(RdpAccountant())
-    if not bound <= _LARGEST_EPSILON_FOR_PLD:
-        return bound
+    if len(segments) > _MAX_PLD_SEGMENTS or not _rdp(segments, delta) <= _LARGEST_EPSILON_FOR_PLD:
+        return ask(RdpAccountant(orders=[float(order) for order in _ORDERS if order % 1 == 0]))
     return ask(PLDAccountant(value_discretization_interval=1e-4))
 
 
@@ -188,22 +192,32 @@ def _epsilon(segments: tuple[Segment, ...], delta: float) -> Epsilon:
 
 
 def _rdp(segments: Sequence[Segment], delta: float) -> float:
-    from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
+    from opacus.accountants.analysis.rdp import get_privacy_spent
 
-    # Large orders matter for small ε, fractional ones for large ε.
-    orders = [1 + x / 10 for x in range(1, 100)] + list(range(11, 64)) + [80, 128, 256, 512, 1024]
+    total = sum((_rdp_of_step(sigma, rate) * n for sigma, rate, n in segments), np.zeros(1))
+    usable = np.isfinite(total)
+    if not usable.any():
+        return math.inf
     with _quiet():
-        total = np.zeros(len(orders))
-        for sigma, rate, steps in segments:
-            total = total + compute_rdp(q=rate, noise_multiplier=sigma, steps=steps, orders=orders)
-        usable = np.isfinite(total)
-        if not usable.any():
-            return math.inf
-        value, _ = get_privacy_spent(
-            orders=np.array(orders)[usable], rdp=total[usable], delta=delta
-        )
-    # Its conversion goes below 0 where there is next to nothing to convert.
+        value, _ = get_privacy_spent(orders=_ORDERS[usable], rdp=total[usable], delta=delta)
+    # The conversion goes below 0 where there is next to nothing to convert.
     return max(0.0, float(value)) if math.isfinite(value) else math.inf
+
+
+@lru_cache(maxsize=4096)
+def _rdp_of_step(sigma: float, rate: float) -> np.ndarray:
+    """Return the Rényi divergence of one step at each of ``_ORDERS``.
+
+    A sampled step has none at fractional orders: their series is slow, and may not converge.
+    """
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    values = np.full(_ORDERS.shape, np.inf)
+    usable = (np.mod(_ORDERS, 1) == 0) | (rate == 1)
+    orders = [float(order) for order in _ORDERS[usable]]
+    with _quiet():
+        values[usable] = compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=orders)
+    return values
 
 
 @contextmanager
@@ -225,41 +239,43 @@ def _prv(segments: Sequence[Segment], delta: float, bound: float) -> float | Non
         or not math.isfinite(bound)
     ):
         return None
-    from opacus.accountants import PRVAccountant
-
-    accountant = PRVAccountant()
-    accountant.history = list(segments)
     low, high = _ERROR_BOUNDS
-    error = min(max(bound * _RELATIVE_ERROR, low), high)
+    wanted = min(max(bound * _RELATIVE_ERROR, low), high)
+    # The grid's half width as Opacus takes it (Gopi et al., remark 5.6): RDP tail bounds.
+    tail = delta / 1000
+    width = _rdp(segments, tail / 4)
+    for sigma, rate, _ in segments:
+        width = max(width, _rdp([(sigma, rate, 1)], tail / (8 * total_steps)))
+    width += 3
+    # Points are 2 · width / mesh, and the mesh is proportional to the error.
+    density = math.sqrt(total_steps * math.log(12 / tail) / 2)
+    error = max(wanted, 2 * width * density / MAX_GRID_POINTS)
+    if not error <= high:
+        return None
     try:
-        with _quiet():
-            while _grid_points(segments, delta, error) > MAX_GRID_POINTS:
-                error *= 2
-                if error > high:
-                    return None
-            value = float(accountant.get_epsilon(delta=delta, eps_error=error))
+        return _prv_on_grid(segments, delta, error, width, error / density)
     except (ValueError, RuntimeError, ArithmeticError, MemoryError, IndexError) as failure:
         logger.info("accountant=prv failed=%s fallback=rdp", type(failure).__name__)
         return None
+
+
+def _prv_on_grid(
+    segments: Sequence[Segment], delta: float, error: float, width: float, mesh: float
+) -> float | None:
+    from opacus.accountants import PRVAccountant
+    from opacus.accountants.analysis.prv import Domain
+
+    class BoundedPRVAccountant(PRVAccountant):  # type: ignore[misc] # Opacus has no types.
+        """Opacus' accountant on a grid whose size was checked beforehand."""
+
+        def _get_domain(self, **_: object) -> Domain:
+            return Domain.create_aligned(-width, width, mesh)
+
+    accountant = BoundedPRVAccountant()
+    accountant.history = list(segments)
+    with _quiet():
+        value = float(accountant.get_epsilon(delta=delta, eps_error=error))
     return value if math.isfinite(value) and value >= 0 else None
-
-
-def _grid_points(segments: Sequence[Segment], delta: float, error: float) -> float:
-    """Return the size of the grid that PRV would use, before it allocates anything."""
-    from opacus.accountants.analysis.prv import (
-        PoissonSubsampledGaussianPRV,
-        compute_safe_domain_size,
-    )
-
-    steps = [count for _, _, count in segments]
-    half_width = compute_safe_domain_size(
-        prvs=[PoissonSubsampledGaussianPRV(rate, sigma) for sigma, rate, _ in segments],
-        max_self_compositions=steps,
-        eps_error=error,
-        delta_error=delta / 1000,
-    )
-    mesh = error / math.sqrt(sum(steps) * math.log(12 / (delta / 1000)) / 2)
-    return float(2 * half_width / mesh)
 
 
 @lru_cache(maxsize=512)

@@ -1,0 +1,230 @@
+"""The exact differentially private step (DP-SGD, Abadi et al. 2016, algorithm 1) for embeddings.
+
+::
+
+    step = ExactDPStep(parameters, tables={"item_embedding"}, max_grad_norm=..., ...)
+    for _ in range(plan.local_steps):
+        units = noise.poisson_sample(n_units, plan.sample_rate)
+        for batch in physical_batches(units):       # none at all is a batch too: pure noise
+            step.accumulate(loss, batch)            # clip each unit over all parameters, and sum
+        step.step(noise)                            # noise to every row, divide, descend
+    trained = step.state()
+
+``loss(rows, dense, batch)`` returns one loss a unit, ``(B,)``, and must compute each from that
+unit's own rows and copies: ``rows[name]`` is ``(B, L, D)``, ``dense[name]`` ``(B, *shape)``. Rate,
+clipping norm, normaliser and noise are public constants of the plan: nothing is derived from how
+many units there are.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from opacus.accountants import RDPAccountant
+from opacus.grad_sample import GradSampleHooks
+from torch import nn
+
+from client.privacy.layers import OpacusParameter, UnitEmbedding, UnitParameter
+from client.privacy.noise import NoiseSource
+from client.privacy.optimizer import UnitOptimizer
+from common.errors import PrivacyError
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class UnitBatch:
+    """Some units, each with all of its own records. A unit is in at most one batch of a step.
+
+    Attributes
+    ----------
+    size
+        Number of units, B; may be 0.
+    ids
+        Table name -> ``(B, L)`` int64 rows that each unit reads, below 0 is padding. Duplicates are
+        allowed: history and targets go into one list, and the loss splits the rows again.
+    data
+        Whatever else the loss needs of each unit, ``(B, ...)``.
+    """
+
+    size: int
+    ids: Mapping[str, torch.Tensor]
+    data: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+Loss = Callable[[Tensors, Tensors, UnitBatch], torch.Tensor]
+
+
+class ExactDPStep:
+    """Private (or, without noise and bound, plain) SGD on tables and dense parameters.
+
+    Parameters
+    ----------
+    parameters
+        Name -> start value; copied. Every one gets noise, read or not.
+    tables
+        Names of those that are read by rows, ``(N, D)``; the others are dense, and each unit gets a
+        copy: keep physical batches small where they are large.
+    max_grad_norm
+        Bound of a unit's gradient over all parameters together; ``math.inf`` clips nothing and
+        needs ``noise_multiplier`` 0.
+    batch_normalizer
+        Public constant that the noisy sum is divided by.
+    learning_rate
+        One for all, or by name.
+    sample_rate
+        Chance of a unit to be in a step; only handed to :attr:`accountant`.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        tables: Collection[str],
+        *,
+        max_grad_norm: float,
+        noise_multiplier: float,
+        batch_normalizer: float,
+        learning_rate: float | Mapping[str, float],
+        sample_rate: float = 1.0,
+    ) -> None:
+        if not (max_grad_norm > 0 and noise_multiplier >= 0 and batch_normalizer > 0):
+            raise PrivacyError(
+                "max_grad_norm and batch_normalizer must be above 0, noise_multiplier at least 0"
+            )
+        if noise_multiplier > 0 and not math.isfinite(max_grad_norm):
+            raise PrivacyError(
+                "noise needs a finite max_grad_norm: nothing bounds a unit otherwise"
+            )
+        if unknown := sorted(set(tables) - set(parameters)):
+            raise PrivacyError(f"tables {unknown} are not among the parameters")
+        self._layers: dict[str, UnitEmbedding | UnitParameter] = {
+            name: UnitEmbedding(value) if name in tables else UnitParameter(value)
+            for name, value in parameters.items()
+        }
+        self._hooks = GradSampleHooks(
+            nn.ModuleList(self._layers.values()), loss_reduction="sum", strict=True
+        )
+        rates = (
+            dict.fromkeys(parameters, learning_rate)
+            if isinstance(learning_rate, int | float)
+            else learning_rate
+        )
+        groups = [
+            {"params": [layer.weight], "lr": rates[name]} for name, layer in self._layers.items()
+        ]
+        self.optimizer = UnitOptimizer(
+            torch.optim.SGD(groups),
+            list(self._layers.values()),
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=max_grad_norm,
+            batch_normalizer=batch_normalizer,
+        )
+        #: Opacus' own count of the steps taken, to hold against what the ledger was charged.
+        self.accountant = RDPAccountant()
+        self.optimizer.attach_step_hook(
+            self.accountant.get_optimizer_hook_fn(sample_rate=sample_rate)
+        )
+
+    @property
+    def unit_norms(self) -> torch.Tensor:
+        """Exact gradient norms before clipping of the last batch's units, ``(B,)`` float64."""
+        return self.optimizer.unit_norms
+
+    def accumulate(self, loss: Loss, batch: UnitBatch) -> torch.Tensor:
+        """Add the clipped gradients of a batch of units to the sum of this step.
+
+        Returns
+        -------
+        torch.Tensor
+            The losses ``(B,)``: data of the shop that must not leave it.
+        """
+        self._forget()
+        if batch.size == 0:
+            self.optimizer.unit_norms = torch.zeros(0, dtype=torch.float64)
+            self.optimizer.clip_factors = torch.zeros(0, dtype=torch.float64)
+            return torch.zeros(0)
+        rows: Tensors = {}
+        dense: Tensors = {}
+        anchor = torch.empty((batch.size, 0))
+        for name, layer in self._layers.items():
+            if isinstance(layer, UnitParameter):
+                dense[name] = layer(anchor)
+            elif name in batch.ids:
+                rows[name] = layer(batch.ids[name])
+        losses = loss(rows, dense, batch)
+        if losses.shape != (batch.size,):
+            raise PrivacyError(
+                f"the loss has shape {tuple(losses.shape)}, not one value for each of "
+                f"{batch.size} units"
+            )
+        with warnings.catch_warnings():
+            # Rows are leaves on purpose: no input of a layer requires a gradient.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        for weight in self._weights():
+            # What this loss did not read has no gradient, rather than the last batch's.
+            if weight.grad_sample is None:
+                weight.grad_sample = torch.zeros((batch.size, 1))
+        self.optimizer.clip_and_accumulate()
+        return losses.detach()
+
+    def clipped_sum(self) -> Tensors:
+        """Return the sum of clipped gradients so far, before and apart from any noise."""
+        return {
+            name: torch.zeros_like(layer.weight.detach())
+            if layer.weight.summed_grad is None
+            else layer.weight.summed_grad.clone()
+            for name, layer in self._layers.items()
+        }
+
+    def contribution(self, unit: int) -> Tensors:
+        """Return what one unit of the last batch added to the sum, as dense arrays; for tests."""
+        found: Tensors = {}
+        for name, layer in self._layers.items():
+            total = torch.zeros_like(layer.weight.detach())
+            factor = self.optimizer.clip_factors[unit].to(total.dtype)
+            found[name] = total
+            if factor == 0:
+                continue
+            if isinstance(layer, UnitEmbedding) and layer.gradients is not None:
+                own = layer.gradients.units == unit
+                total[layer.gradients.rows[own]] = layer.gradients.values[own] * factor
+            elif isinstance(layer, UnitParameter) and layer.weight.grad_sample is not None:
+                total += layer.weight.grad_sample[unit] * factor
+        return found
+
+    def step(self, noise: NoiseSource | None = None) -> None:
+        """Add noise, divide by the normaliser, descend, and begin the next step's sum.
+
+        Parameters
+        ----------
+        noise
+            Required where ``noise_multiplier`` is above 0.
+        """
+        for weight in self._weights():
+            if weight.summed_grad is None:
+                weight.summed_grad = torch.zeros_like(weight, requires_grad=False)
+        self.optimizer.noise = noise
+        self.optimizer.step()
+        self._forget()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> Tensors:
+        """Return name -> present value, detached copies."""
+        return {name: layer.weight.detach().clone() for name, layer in self._layers.items()}
+
+    def _weights(self) -> Iterator[OpacusParameter]:
+        return (layer.weight for layer in self._layers.values())
+
+    def _forget(self) -> None:
+        """Drop all that Opacus' hooks and our layers kept of the last batch."""
+        for layer in self._layers.values():
+            layer.weight.grad_sample = None
+            layer.weight._forward_counter = 0
+            layer.activations = []
+            if hasattr(layer, "max_batch_len"):
+                del layer.max_batch_len
+            if isinstance(layer, UnitEmbedding):
+                layer.gradients = None

@@ -1,0 +1,139 @@
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.accounting import (
+    MAX_PRV_STEPS,
+    Spend,
+    calibrate,
+    epsilon,
+    plan_spends,
+    second_opinion,
+)
+from common.errors import ConfigError
+from common.protocol import TrainingPlan
+
+DELTA = 1e-5
+
+spends = st.lists(
+    st.builds(
+        Spend,
+        noise_multiplier=st.floats(1.5, 20.0),
+        sample_rate=st.sampled_from([0.02, 0.1, 0.5, 1.0]),
+        steps=st.integers(1, 40),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(spends)
+@settings(max_examples=15, deadline=None)
+def test_epsilon_agrees_with_a_second_accountant(history: list[Spend]) -> None:
+    ours, theirs = epsilon(history, DELTA), second_opinion(history, DELTA)
+    # Never below it by more than the other's own discretisation error.
+    assert ours.value >= theirs - max(1e-4 * theirs, 1e-4)
+    if not ours.upper_bound:
+        assert abs(ours.value - theirs) <= max(0.01 * theirs, 0.01)
+
+
+@given(spends)
+@settings(max_examples=5, deadline=None)
+def test_order_and_splitting_of_segments_do_not_matter(history: list[Spend]) -> None:
+    split = [
+        Spend(s.noise_multiplier, s.sample_rate, 1)
+        for s in reversed(history)
+        for _ in range(s.steps)
+    ]
+    assert epsilon(split, DELTA).value == pytest.approx(epsilon(history, DELTA).value, rel=1e-6)
+
+
+def test_one_gaussian_costs_what_the_analytic_formula_says() -> None:
+    def delta_at(eps: float, sigma: float) -> float:
+        def phi(x: float) -> float:
+            return 0.5 * math.erfc(-x / math.sqrt(2))
+
+        a, b = 1 / (2 * sigma), eps * sigma
+        return phi(a - b) - math.exp(eps) * phi(-a - b)
+
+    for sigma in (0.6, 2.0, 12.0):
+        value = epsilon([Spend(sigma, 1.0, 1)], DELTA).value
+        assert delta_at(value, sigma) <= DELTA < delta_at(value * 0.99 - 1e-3, sigma)
+
+
+def test_nothing_costs_nothing_and_no_noise_costs_everything() -> None:
+    assert epsilon([], DELTA).value == 0
+    assert epsilon([Spend(0.0, 1.0, 0)], DELTA).value == 0
+    assert epsilon([Spend(0.0, 0.1, 1), Spend(3.0, 1.0, 1)], DELTA).value == math.inf
+    assert second_opinion([], DELTA) == 0
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [Spend(1.0, 0.5, MAX_PRV_STEPS + 1)],
+        [Spend(1.0 + i / 100, 0.1, 3) for i in range(60)],
+        [Spend(0.02, 1.0, 50)],
+        [Spend(1e-3, 0.5, 100)],
+        [Spend(1e6, 1e-4, 10)],
+    ],
+)
+def test_histories_beyond_prv_still_get_a_bound(history: list[Spend]) -> None:
+    found = epsilon(history, DELTA)
+    assert found.value >= 0
+    assert not math.isnan(found.value)
+    assert found.method == "prv" or found.value > 0
+
+
+def test_where_prv_cannot_run_the_answer_is_marked_as_an_upper_bound() -> None:
+    found = epsilon([Spend(20.0, 0.1, MAX_PRV_STEPS + 1)], DELTA)
+    assert (found.method, found.upper_bound) == ("rdp", True)
+    assert found.value >= second_opinion([Spend(20.0, 0.1, MAX_PRV_STEPS + 1)], DELTA)
+
+
+@pytest.mark.parametrize("target", [0.1, 1.0, 8.0])
+@pytest.mark.parametrize(("sample_rate", "steps"), [(1.0, 8), (0.2, 100), (0.5, 0)])
+def test_calibration_hits_its_target_from_below(
+    target: float, sample_rate: float, steps: int
+) -> None:
+    popularity, noise = calibrate(target, DELTA, 0.3, sample_rate, steps)
+    history = [Spend(popularity, 1.0, 1), Spend(noise, sample_rate, steps)]
+    assert 0.998 * target <= epsilon(history, DELTA).value <= target
+    theirs = second_opinion(history, DELTA)
+    assert abs(theirs - epsilon(history, DELTA).value) <= max(0.01 * theirs, 0.01)
+
+
+def test_at_full_rate_the_histogram_has_its_share_of_the_precision() -> None:
+    popularity, noise = calibrate(8.0, DELTA, 0.3, 1.0, 10)
+    assert popularity**-2 / (popularity**-2 + 10 * noise**-2) == pytest.approx(0.3)
+
+
+def test_more_budget_needs_less_noise() -> None:
+    noises = [calibrate(target, DELTA, 0.3, 0.1, 50) for target in (0.5, 2.0, 8.0)]
+    for dearer, cheaper in pairwise(noises):
+        assert dearer[0] > cheaper[0]
+        assert dearer[1] > cheaper[1]
+
+
+def test_a_plan_spends_its_histogram_and_every_step() -> None:
+    plan = TrainingPlan(
+        noise_multiplier=4.0, popularity_noise_multiplier=5.0, rounds=7, local_steps=3
+    )
+    assert plan_spends(plan) == [Spend(5.0, 1.0, 1), Spend(4.0, plan.sample_rate, 21)]
+    assert plan_spends(plan.model_copy(update={"rounds": 0})) == [Spend(5.0, 1.0, 1)]
+    assert plan_spends(plan.model_copy(update={"private": False})) == []
+
+
+def test_wrong_constants_are_refused() -> None:
+    for values in ((-1.0, 1.0, 1), (1.0, 0.0, 1), (1.0, 1.5, 1), (float("nan"), 1.0, 1)):
+        with pytest.raises(ConfigError, match="noise_multiplier"):
+            Spend(*values)
+    with pytest.raises(ConfigError, match="target_delta"):
+        epsilon([Spend(1.0, 1.0, 1)], 0.0)
+    with pytest.raises(ConfigError, match="target_epsilon"):
+        calibrate(math.inf, DELTA, 0.3, 1.0, 1)
+    with pytest.raises(ConfigError, match="popularity_share"):
+        calibrate(1.0, DELTA, 1.0, 1.0, 1)

@@ -1,0 +1,273 @@
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from client.privacy.noise import SeededNoise
+from client.privacy.step import ExactDPStep, Tensors, UnitBatch
+from common.errors import PrivacyError
+
+SHAPES = {"item": (7, 3), "bias": (7, 1), "feature": (4, 3), "scale": (1,), "tower": (3, 2)}
+TABLES = {"item", "bias", "feature"}
+
+
+def start(seed: int = 0) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def loss(rows: Tensors, dense: Tensors, batch: UnitBatch) -> torch.Tensor:
+    """Something nonlinear that mixes every parameter within a unit."""
+    pooled = rows["item"].sum(1) + rows["feature"].sum(1)
+    hidden = torch.einsum("bd,bdh->bh", pooled, dense["tower"]).tanh()
+    scores = torch.einsum("bld,bd->bl", rows["item"], pooled) * dense["scale"]
+    scores = scores + rows["bias"].squeeze(-1) * batch.data["target"]
+    return (scores - batch.data["target"]).square().sum(1) + hidden.sum(1)
+
+
+def make(seed: int, size: int) -> UnitBatch:
+    """Few rows and long lists: duplicates within a unit and over units, and padding."""
+    random = np.random.default_rng(seed)
+    ids = torch.from_numpy(random.integers(-2, 7, (size, 6)))
+    feature = torch.from_numpy(random.integers(-1, 4, (size, 9)))
+    target = torch.from_numpy(random.normal(size=(size, 6)).astype(np.float32))
+    return UnitBatch(size, {"item": ids, "bias": ids, "feature": feature}, {"target": target})
+
+
+def part(batch: UnitBatch, units: slice) -> UnitBatch:
+    ids = {name: value[units] for name, value in batch.ids.items()}
+    data = {name: value[units] for name, value in batch.data.items()}
+    return UnitBatch(len(range(batch.size)[units]), ids, data)
+
+
+def new(
+    parameters: Tensors, *, clip: float = math.inf, noise: float = 0.0, rate: float = 0.1
+) -> ExactDPStep:
+    return ExactDPStep(
+        parameters,
+        TABLES,
+        max_grad_norm=clip,
+        noise_multiplier=noise,
+        batch_normalizer=5.0,
+        learning_rate=rate,
+    )
+
+
+def brute_force(parameters: Tensors, batch: UnitBatch) -> list[Tensors]:
+    """Autograd's own gradients of each unit alone, through dense indexing."""
+    found = []
+    for unit in range(batch.size):
+        one = part(batch, slice(unit, unit + 1))
+        leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+        rows = {
+            name: leaves[name][ids.clamp(min=0)] * (ids >= 0).unsqueeze(-1)
+            for name, ids in one.ids.items()
+        }
+        dense = {name: leaves[name].unsqueeze(0) for name in SHAPES if name not in TABLES}
+        value = loss(rows, dense, one).sum()
+        gradients = torch.autograd.grad(value, list(leaves.values()))
+        found.append(dict(zip(leaves, gradients, strict=True)))
+    return found
+
+
+def norm(gradients: Tensors) -> float:
+    return math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
+
+
+def clipped(gradients: list[Tensors], clip: float) -> Tensors:
+    factors = [min(1.0, clip / max(norm(g), 1e-30)) for g in gradients]
+    return {
+        name: sum(
+            (g[name] * f for g, f in zip(gradients, factors, strict=True)), torch.zeros(shape)
+        )
+        for name, shape in SHAPES.items()
+    }
+
+
+@given(st.integers(0, 10**6), st.integers(0, 5), st.sampled_from([0.5, 5.0, 1e4]))
+@settings(max_examples=60, deadline=None)
+def test_norms_and_clipped_sums_equal_brute_force(seed: int, size: int, clip: float) -> None:
+    parameters, batch = start(seed), make(seed, size)
+    step = new(parameters, clip=clip)
+    step.accumulate(loss, batch)
+    expected = brute_force(parameters, batch)
+    norms = torch.tensor([norm(g) for g in expected], dtype=torch.float64)
+    torch.testing.assert_close(step.unit_norms, norms, rtol=1e-5, atol=1e-6)
+    wanted = clipped(expected, clip)
+    for name, total in step.clipped_sum().items():
+        torch.testing.assert_close(total, wanted[name], rtol=1e-4, atol=1e-4 * max(clip, 1) / 100)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 5))
+@settings(max_examples=20, deadline=None)
+def test_no_unit_adds_more_than_the_bound(seed: int, size: int) -> None:
+    step = new(start(seed), clip=0.1)
+    step.accumulate(loss, make(seed, size))
+    contributions = [step.contribution(unit) for unit in range(size)]
+    assert all(norm(c) <= 0.1 for c in contributions)
+    for name, total in step.clipped_sum().items():
+        summed = torch.stack([c[name] for c in contributions]).sum(0)
+        torch.testing.assert_close(total, summed, rtol=1e-5, atol=1e-7)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.1, 1e4]))
+@settings(max_examples=20, deadline=None)
+def test_a_contribution_is_bit_identical_whoever_else_is_there(seed: int, clip: float) -> None:
+    batch, others = make(seed, 4), make(seed + 1, 4)
+    unit = seed % 4
+    mixed = UnitBatch(
+        4,
+        {
+            k: torch.where(torch.arange(4).unsqueeze(1) == unit, v, others.ids[k])
+            for k, v in batch.ids.items()
+        },
+        {
+            k: torch.where(torch.arange(4).unsqueeze(1) == unit, v, others.data[k])
+            for k, v in batch.data.items()
+        },
+    )
+    one, two = new(start(), clip=clip), new(start(), clip=clip)
+    one.accumulate(loss, batch)
+    two.accumulate(loss, mixed)
+    for name, value in one.contribution(unit).items():
+        assert torch.equal(value, two.contribution(unit)[name])
+
+
+@given(st.integers(0, 10**6), st.integers(0, 5))
+@settings(max_examples=20, deadline=None)
+def test_without_noise_and_bound_it_is_plain_sgd(seed: int, size: int) -> None:
+    parameters, batch = start(seed), make(seed, size)
+    step = new(parameters, rate=0.01)
+    for _ in range(2):
+        step.accumulate(loss, batch)
+        step.step()
+    leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+    plain = torch.optim.SGD(leaves.values(), lr=0.01)
+    for _ in range(2):
+        plain.zero_grad()
+        rows = {
+            name: leaves[name][ids.clamp(min=0)] * (ids >= 0).unsqueeze(-1)
+            for name, ids in batch.ids.items()
+        }
+        dense = {k: leaves[k].expand(size, *SHAPES[k]) for k in SHAPES if k not in TABLES}
+        (loss(rows, dense, batch).sum() / 5.0).backward()  # type: ignore[no-untyped-call]
+        plain.step()
+    for name, value in step.state().items():
+        torch.testing.assert_close(value, leaves[name].detach(), rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 6), st.integers(1, 3))
+@settings(max_examples=20, deadline=None)
+def test_physical_batches_make_the_same_step(seed: int, size: int, physical: int) -> None:
+    batch = make(seed, size)
+    whole, pieces = (new(start(), clip=1.0, noise=0.5) for _ in range(2))
+    whole.accumulate(loss, batch)
+    for begin in range(0, size, physical):
+        pieces.accumulate(loss, part(batch, slice(begin, begin + physical)))
+    whole.step(SeededNoise(np.random.default_rng(1)))
+    pieces.step(SeededNoise(np.random.default_rng(1)))
+    for name, value in whole.state().items():
+        torch.testing.assert_close(value, pieces.state()[name], rtol=1e-5, atol=1e-6)
+    assert whole.accountant.history == pieces.accountant.history == [(0.5, 1.0, 1)]
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_an_empty_batch_is_pure_noise_on_every_entry(accumulate: bool) -> None:
+    parameters = start()
+    step = new(parameters, clip=2.0, noise=3.0, rate=1.0)
+    if accumulate:
+        step.accumulate(loss, make(0, 0))
+    step.step(SeededNoise(np.random.default_rng(5)))
+    for name, value in step.state().items():
+        assert (value != parameters[name]).all()
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_the_noise_has_its_variance_in_every_parameter(size: int) -> None:
+    step = new(start(), clip=2.0, noise=3.0, rate=1.0)
+    noise = SeededNoise(np.random.default_rng(size))
+    batch = make(size, size)
+    squares = dict.fromkeys(SHAPES, 0.0)
+    repeats = 400
+    for _ in range(repeats):
+        before = step.state()
+        step.accumulate(loss, batch)
+        total = step.clipped_sum()
+        step.step(noise)
+        for name, value in step.state().items():
+            drawn = (before[name] - value) * 5.0 - total[name]
+            squares[name] += float(drawn.square().sum())
+    for name, shape in SHAPES.items():
+        count = repeats * math.prod(shape)
+        # The standard error of a variance is √(2/n) of it.
+        assert abs(squares[name] / count / 36.0 - 1) < 5 * (2 / count) ** 0.5
+
+
+def test_a_parameter_the_loss_does_not_read_has_no_stale_gradient() -> None:
+    step = new(start())
+    step.accumulate(loss, make(1, 3))
+    before = step.clipped_sum()
+    norms = step.unit_norms
+
+    def only_bias(rows: Tensors, dense: Tensors, batch: UnitBatch) -> torch.Tensor:
+        return rows["bias"].sum((1, 2))
+
+    step.accumulate(only_bias, make(2, 3))
+    after = step.clipped_sum()
+    for name in set(SHAPES) - {"bias"}:
+        assert torch.equal(before[name], after[name])
+    assert not torch.equal(before["bias"], after["bias"])
+    assert not torch.equal(norms, step.unit_norms)
+
+
+def test_a_unit_whose_gradient_overflows_adds_nothing_and_spoils_nothing() -> None:
+    batch = make(3, 3)
+    broken = batch.data["target"].clone()
+    broken[1] = math.inf
+    step, without = new(start(), clip=1.0), new(start(), clip=1.0)
+    step.accumulate(loss, UnitBatch(3, batch.ids, {"target": broken}))
+    for unit in (0, 2):
+        without.accumulate(loss, part(batch, slice(unit, unit + 1)))
+    for name, value in step.clipped_sum().items():
+        torch.testing.assert_close(value, without.clipped_sum()[name])
+
+
+def test_the_sum_starts_anew_after_each_step() -> None:
+    step = new(start())
+    step.accumulate(loss, make(1, 3))
+    step.step()
+    assert not any(value.any() for value in step.clipped_sum().values())
+
+
+def test_learning_rates_go_by_name() -> None:
+    step = ExactDPStep(
+        start(),
+        TABLES,
+        max_grad_norm=math.inf,
+        noise_multiplier=0.0,
+        batch_normalizer=1.0,
+        learning_rate={**dict.fromkeys(SHAPES, 0.0), "bias": 1.0},
+    )
+    step.accumulate(loss, make(1, 3))
+    step.step()
+    moved = {name for name, value in step.state().items() if not torch.equal(value, start()[name])}
+    assert moved == {"bias"}
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda: new(start(), clip=math.inf, noise=1.0),
+        lambda: new(start(), clip=0.0),
+        lambda: new({"item": torch.zeros(2, 2)}),
+        lambda: new(start(), clip=1.0, noise=1.0).step(),
+        lambda: new(start()).accumulate(lambda rows, *_: rows["item"].sum(), make(0, 2)),
+    ],
+)
+def test_steps_that_could_not_be_private_are_refused(attempt: Callable[[], object]) -> None:
+    with pytest.raises(PrivacyError):
+        attempt()
