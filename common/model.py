@@ -24,7 +24,15 @@ from scipy import sparse
 
 from common.errors import ArtifactError, ProtocolError
 from common.features import Catalogue, hashed_rows
-from common.protocol import ITEMS, POPULARITY, SPECTRUM, Arrays, ModelPlan, check_arrays
+from common.protocol import (
+    ITEMS,
+    POPULARITY,
+    SPECTRUM,
+    Arrays,
+    ModelPlan,
+    TrainingPlan,
+    check_arrays,
+)
 from common.rng import derive
 
 FEATURES = "feature_embedding"
@@ -67,6 +75,11 @@ def trained_spec(model: ModelPlan, catalogue_size: int) -> dict[str, tuple[int, 
         shapes = [(hidden, d), (hidden,), (hidden, hidden), (hidden,), (d, hidden), (d,)]
         spec.update(zip(_TOWER, shapes, strict=True))
     return spec
+
+
+def trained_names(plan: TrainingPlan) -> tuple[str, ...]:
+    """Return the names of :func:`trained_spec`: what shops send a delta of."""
+    return tuple(trained_spec(plan.model, 1))
 
 
 def learned_count(model: ModelPlan, catalogue_size: int) -> int:

@@ -1,0 +1,254 @@
+"""One exchange of local training: arrays in, arrays out, no Flower types.
+
+Both functions read the released global state, public constants of the plan and one unit's own
+records at a time; what one unit adds does not depend on any other unit's records.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from client.privacy.noise import NoiseSource
+from client.privacy.step import ExactDPStep, Tensors, UnitBatch
+from client.units import Units, event_weights, uniforms, unit_histories, unit_rows
+from common.features import Catalogue
+from common.losses import LOSSES, UnitVectors
+from common.model import (
+    CUSTOMERS,
+    FEATURES,
+    LearnedBlock,
+    attribute_matrix,
+    feature_weights,
+    trained_names,
+)
+from common.protocol import ITEMS, POPULARITY, Arrays, TrainingPlan
+from common.schema import ShopEvents
+
+# Floats of gathered rows held at a time: a physical batch, smaller than the logical one.
+_BATCH_FLOATS = 16_000_000
+
+
+def release_popularity(
+    plan: TrainingPlan, events: ShopEvents, n_items: int, noise: NoiseSource
+) -> Arrays:
+    """Return the shop's private popularity histogram.
+
+    Every unit's row is scaled to norm 1, so adding or removing a unit moves the sum by at most 1.
+
+    Returns
+    -------
+    dict
+        ``popularity`` (n,) float32: the sum over units, plus noise of standard deviation
+        ``popularity_noise_multiplier``.
+    """
+    units = _units(plan, events, n_items)
+    counts = np.asarray(unit_rows(units.history).sum(axis=0), dtype=np.float64).ravel()
+    if plan.private:
+        counts = counts + noise.normal(n_items, plan.popularity_noise_multiplier)
+    return {POPULARITY: counts.astype(np.float32)}
+
+
+def train_round(
+    plan: TrainingPlan,
+    server_round: int,
+    state: Arrays,
+    events: ShopEvents,
+    catalogue: Catalogue,
+    noise: NoiseSource,
+    sampling: np.random.Generator,
+) -> Arrays:
+    """Return the private delta of one round's local steps.
+
+    Parameters
+    ----------
+    server_round
+        From 1. Up to ``plan.tuning_round`` only records before ``plan.validation_from`` count:
+        what a shop tunes its own mixture on then is new to the model.
+    state
+        The released global state.
+    sampling
+        Draws a unit's own targets and negatives; no privacy rests on it.
+
+    Returns
+    -------
+    dict
+        Delta float32 of every trained array: gradient steps ``-η/N (Σ clip(g_u) + noise)``.
+    """
+    if server_round <= plan.tuning_round:
+        events = events.before(plan.validation_from)
+    forward = _Forward(plan, catalogue, state[POPULARITY])
+    units = _units(plan, events, catalogue.size)
+    rows = unit_rows(forward.block.project(units.history))
+    people = None
+    if plan.model.customer_rows and plan.unit == "customer":
+        count = len(events.user_ids)
+        people = attribute_matrix(events.attributes, count, plan.model.customer_rows)
+    names = trained_names(plan)
+    step = ExactDPStep(
+        {name: torch.tensor(state[name]) for name in names},
+        tables={ITEMS, FEATURES, CUSTOMERS}.intersection(names),
+        max_grad_norm=plan.max_grad_norm if plan.private else math.inf,
+        noise_multiplier=plan.noise_multiplier if plan.private else 0.0,
+        batch_normalizer=plan.batch_normalizer,
+        learning_rate=plan.learning_rate,
+        sample_rate=plan.sample_rate,
+    )
+    for _ in range(plan.local_steps):
+        key = int(sampling.integers(2**63))
+        sampled = np.flatnonzero(noise.poisson_sample(rows.shape[0], plan.sample_rate))
+        forward.read(step.state())
+        for members in _physical_batches(rows, sampled, forward.floats_per_product):
+            step.accumulate(forward.losses, forward.batch(rows, members, key, people))
+        step.step(noise)
+    trained = step.state()
+    return {name: (trained[name].numpy() - state[name]).astype(np.float32) for name in names}
+
+
+class _Forward:
+    """From units' rows to their losses: the model's formula on gathered rows."""
+
+    def __init__(self, plan: TrainingPlan, catalogue: Catalogue, popularity: np.ndarray) -> None:
+        self._plan, self._loss = plan, LOSSES[plan.loss]
+        self.block = LearnedBlock.of(plan.model, popularity)
+        self._gain = torch.tensor(self.block.gain)
+        self._expected_weights = self.block.rates / self.block.gain
+        self._edges = np.cumsum(self.block.rates, dtype=np.float64)
+        self._features: tuple[np.ndarray, np.ndarray] | None = None
+        self._feature_table: sparse.csr_matrix | None = None
+        width = 1
+        if plan.model.feature_rows:
+            self._feature_table = feature_weights(catalogue, plan.model, self.block.rows)
+            self._features = _padded(self._feature_table, np.arange(len(self.block.rows)))
+            width += self._features[0].shape[1]
+        self.floats_per_product = width * plan.model.dimension
+        self._expected = self._gram = torch.empty(0)
+
+    def read(self, state: Tensors) -> None:
+        """Take the constants of a step from the released (or already noisy) state."""
+        vectors = state[ITEMS].numpy()
+        if self._feature_table is not None:
+            vectors = vectors + self._feature_table @ state[FEATURES].numpy()
+        self._expected = torch.tensor(self._expected_weights @ vectors, dtype=torch.float32)
+        self._gram = torch.tensor(vectors.T @ vectors, dtype=torch.float32)
+
+    def batch(
+        self,
+        rows: sparse.csr_matrix,
+        members: np.ndarray,
+        key: int,
+        people: sparse.csr_matrix | None,
+    ) -> UnitBatch:
+        """Return the units ``members`` of (U, L) ``rows``, each with its own targets."""
+        products, weights = _padded(rows, members)
+        history = target = weights
+        share = self._plan.target_share
+        if share < 1.0:
+            chosen = uniforms(key, members, products.shape[1]) < share
+            history, target = np.where(chosen, 0.0, weights), np.where(chosen, weights, 0.0)
+        if self._plan.loss == "softmax":
+            draws = uniforms(~key & (2**63 - 1), members, self._plan.negatives)
+            last = len(self._edges) - 1
+            negatives = np.searchsorted(self._edges, draws * self._edges[-1]).clip(max=last)
+            products = np.concatenate([products, negatives], axis=1)
+        ids = {ITEMS: torch.tensor(products)}
+        data = {
+            "history": torch.tensor(history, dtype=torch.float32),
+            "target": torch.tensor(target, dtype=torch.float32),
+        }
+        if self._features is not None:
+            found, shares = self._features
+            inside = (products >= 0)[:, :, None]
+            feature_ids = np.where(inside, found[products], -1)
+            ids[FEATURES] = torch.tensor(feature_ids.reshape(len(members), -1))
+            data["features"] = torch.tensor(np.where(inside, shares[products], 0.0))
+        if people is not None:
+            attributes, known = _padded(people, members)
+            ids[CUSTOMERS] = torch.tensor(attributes)
+            data["attributes"] = torch.tensor(known)
+        return UnitBatch(len(members), ids, data)
+
+    def losses(self, rows: Tensors, dense: Tensors, batch: UnitBatch) -> Tensor:
+        """Return (B,) losses of a batch of units."""
+        data = batch.data
+        vectors = rows[ITEMS]
+        if self._features is not None:
+            count, places, width = data["features"].shape
+            features = rows[FEATURES].view(count, places, width, -1)
+            vectors = vectors + (features * data["features"].unsqueeze(3)).sum(dim=2)
+        length = data["history"].shape[1]
+        gains = self._gain[batch.ids[ITEMS][:, :length].clamp(min=0)]
+        own = vectors[:, :length]
+        customer = self._pool(own, data["history"], gains)
+        if CUSTOMERS in rows:
+            customer = customer + (rows[CUSTOMERS] * data["attributes"].unsqueeze(2)).sum(dim=1)
+        customer = _tower(customer, dense)
+        unit = UnitVectors(
+            customer=customer,
+            target=self._pool(own, data["target"], gains),
+            targets=own,
+            target_mask=(data["target"] > 0).to(own.dtype),
+            negatives=vectors[:, length:],
+            gram=self._gram,
+        )
+        return self._loss(unit)
+
+    def _pool(self, vectors: Tensor, weights: Tensor, gains: Tensor) -> Tensor:
+        count = (weights * gains).sum(dim=1, keepdim=True)
+        return (vectors * weights.unsqueeze(2)).sum(dim=1) - count * self._expected
+
+
+def _tower(pooled: Tensor, dense: Tensors) -> Tensor:
+    """Apply each unit's own copy of the tower's layers; without layers, nothing."""
+    hidden = pooled
+    layers = len([name for name in dense if name.endswith("weight")])
+    for layer in range(layers):
+        weight, bias = dense[f"tower.{layer}.weight"], dense[f"tower.{layer}.bias"]
+        hidden = torch.bmm(weight, hidden.unsqueeze(2)).squeeze(2) + bias
+        if layer < layers - 1:
+            hidden = hidden.relu()
+    return hidden
+
+
+def _padded(matrix: sparse.csr_matrix, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (B, W) columns, -1 for padding, and values of the rows ``members``.
+
+    W is the longest row's length, up to a power of two.
+    """
+    starts, lengths = matrix.indptr[members], np.diff(matrix.indptr)[members]
+    width = _width(int(lengths.max(initial=1)))
+    places = np.arange(width)
+    inside = places < lengths[:, None]
+    index = np.where(inside, starts[:, None] + places, 0)
+    if not matrix.nnz:
+        return np.full(inside.shape, -1), np.zeros(inside.shape, np.float32)
+    columns = np.where(inside, matrix.indices[index], -1).astype(np.int64)
+    return columns, np.where(inside, matrix.data[index], 0.0).astype(np.float32)
+
+
+def _width(length: int) -> int:
+    return 1 << max(length - 1, 0).bit_length()
+
+
+def _units(plan: TrainingPlan, events: ShopEvents, n_items: int) -> Units:
+    weights = event_weights(events, plan.half_life_days, plan.reference_time)
+    return unit_histories(events, plan.unit, n_items, weights)
+
+
+def _physical_batches(
+    rows: sparse.csr_matrix, sampled: np.ndarray, floats_per_product: int
+) -> Iterator[np.ndarray]:
+    """Yield units whose padded length is the same: their own count, up to a power of two.
+
+    A unit's padding depends on the unit alone, and so does the rounding of its gradient.
+    """
+    lengths = np.diff(rows.indptr)[sampled]
+    widths = np.array([_width(int(length)) for length in lengths], dtype=np.int64)
+    for width in np.unique(widths[lengths > 0]):
+        members = sampled[(widths == width) & (lengths > 0)]
+        count = max(1, _BATCH_FLOATS // (int(width) * floats_per_product))
+        for start in range(0, len(members), count):
+            yield members[start : start + count]

@@ -1,0 +1,105 @@
+"""A shop's records as privacy units: who one unit is, and what it holds.
+
+A unit's row is made of its own records, released state and public constants alone. Random choices
+inside a unit come from a counter-based hash of (key, unit, place), not from one stream over all
+units: another unit's records can't shift them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from common.protocol import Unit
+from common.schema import ShopEvents
+
+_DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of one shop.
+
+    Attributes
+    ----------
+    history
+        (U, n) float32 weights of each unit's distinct products, see :func:`unit_histories`.
+    owners
+        (U,) int64: the user of each unit.
+    """
+
+    history: sparse.csr_matrix
+    owners: np.ndarray
+
+
+def event_weights(events: ShopEvents, half_life_days: float, reference_time: int) -> np.ndarray:
+    """Return (N,) float32: behaviour weight times ``2^(-age / half-life)``.
+
+    Age counts from the plan's date, a public constant; a half-life of 0 forgets nothing.
+    """
+    if not half_life_days:
+        return events.weights
+    age = np.maximum(reference_time - events.timestamps, 0) / (_DAY * half_life_days)
+    weights: np.ndarray = (events.weights * np.exp2(-age)).astype(np.float32)
+    return weights
+
+
+def unit_histories(
+    events: ShopEvents, unit: Unit, n_items: int, weights: np.ndarray | None = None
+) -> Units:
+    """Return the units of a shop; a product counts once, with its largest weight.
+
+    Parameters
+    ----------
+    unit
+        ``customer``: all records of a user. ``basket``: all of one session. ``interaction``: one
+        record.
+    weights
+        (N,) weights of the records; the behaviours' own without it.
+    """
+    if unit == "customer":
+        codes, owners = events.users.astype(np.int64), np.arange(len(events.user_ids))
+    elif unit == "basket":
+        assert events.sessions is not None, "plans that need sessions are checked before"
+        found, first, codes = np.unique(events.sessions, return_index=True, return_inverse=True)
+        owners = events.users[first].astype(np.int64)
+        codes = codes.astype(np.int64)
+        assert len(found) == len(owners)
+    else:
+        codes, owners = np.arange(len(events)), events.users.astype(np.int64)
+    values = events.weights if weights is None else weights
+    order = np.lexsort((-values, events.items, codes))
+    key = codes[order] * n_items + events.items[order]
+    first_of = np.ones(len(key), dtype=bool)
+    first_of[1:] = key[1:] != key[:-1]
+    kept = order[first_of]
+    shape = (len(owners), n_items)
+    entries = (values[kept].astype(np.float32), (codes[kept], events.items[kept]))
+    return Units(sparse.csr_matrix(entries, shape=shape), owners)
+
+
+def unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return the matrix with every row scaled to Euclidean norm 1; an empty row stays empty."""
+    norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    return sparse.csr_matrix(sparse.diags_array(scale.astype(np.float32)) @ matrix)
+
+
+def uniforms(key: int, units: np.ndarray, places: int) -> np.ndarray:
+    """Return (B, places) float64 in [0, 1): SplitMix64 (Steele et al. 2014) of (key, unit, place).
+
+    The draw of a unit depends on the key and its own number alone.
+    """
+    with np.errstate(over="ignore"):
+        seed = np.uint64(key) + units.astype(np.uint64)[:, None] * np.uint64(0xD1342543DE82EF95)
+        state = _mix(seed) + np.arange(1, places + 1, dtype=np.uint64) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
+        return (_mix(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = value ^ (value >> np.uint64(31))
+    return mixed
