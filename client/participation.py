@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from client.privacy.ledger import Ledger
 from client.privacy.noise import NoiseSource, SeededNoise, SystemNoise
-from client.privacy.plan import code_digest, planned_events
+from client.privacy.plan import check_plan, code_digest, planned_events
 from client.settings import ShopSettings, refuse_run_config, shop_settings
 from client.source import read_shop
 from common.errors import (
@@ -161,15 +161,16 @@ def _take_part(
     if kind == JOIN:
         return _join(header, plan, settings), {}
     # Everything that can fail is tried before the charge: what is charged can't be taken back.
+    from client.training import release_popularity, train_round  # Slow: a JOIN does without.
+
     events = _events(settings.model_dump_json(), _stamp(settings.data), published)
+    if plan.private:
+        # An empty shop has no baskets to tell apart: it takes part, as it would with some.
+        check_plan(plan, has_sessions=events.sessions is not None or not len(events))
     if kind == RELEASE:
         head = _charge(header, plan, settings, 0)
-        from client.training import release_popularity
-
         noise = _noise(settings, "popularity", 0)
         return head, release_popularity(plan, events, catalogue.size, noise)
-    from client.training import train_round
-
     received = state()
     check_arrays(received, state_spec(plan.model, catalogue.size), max_norm=0.0)
     head = _charge(header, plan, settings, header.server_round)

@@ -9,6 +9,7 @@ from a clean copy, so neither the name of the checkout nor what lies in it matte
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -271,9 +272,8 @@ class _Link:
         return any(_is_engine(process) for process in family)
 
     def run_log(self, run_id: str) -> str:
-        """Return the last lines that server and clients of a run logged."""
-        done = self._call("log", run_id, _NAME, "--show")
-        return "\n".join(done.stdout.splitlines()[-_TAIL_LINES:])
+        """Return what server and clients of a run logged."""
+        return self._call("log", run_id, _NAME, "--show").stdout
 
     def tail(self) -> str:
         """Return the last lines of the SuperLink's own log."""
@@ -345,8 +345,16 @@ def _follow(
                 if status == "finished:completed":
                     return events
                 if status.startswith("finished"):
-                    raise RunError(f"the run ended as {status!r}\n{link.run_log(run_id)}")
+                    raise RunError(_failure(status, link.run_log(run_id)))
         time.sleep(0.05)
+
+
+def _failure(status: str, log: str) -> str:
+    """Return what to say of a run that failed: our own error first, if there is one."""
+    own = re.findall(r"^common\.errors\.\w+: (.+)$", log, flags=re.MULTILINE)
+    tail = "\n".join(log.splitlines()[-_TAIL_LINES:])
+    reason = own[-1] if own else f"it ended as {status!r}"
+    return f"the federation's run failed: {reason}\nThe end of its log:\n{tail}"
 
 
 def _new_events(path: Path, offset: int) -> tuple[list[Event], int]:

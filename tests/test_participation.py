@@ -238,6 +238,25 @@ def test_what_does_not_fit_the_shop_is_refused_without_a_charge(world: World) ->
     assert world.ask(JOIN, number=77)[0].status == "refused-config"  # no such shop
 
 
+def test_baskets_need_sessions_and_an_empty_shop_needs_none(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.shop(0, unit="basket")
+    plan = PLAN.model_copy(update={"unit": "basket"})
+    assert world.ask(RELEASE, plan=plan)[0].status == "ok"
+
+    def without_sessions(settings: ShopSettings, catalogue: Catalogue) -> ShopEvents:
+        one = np.zeros(1, np.int32)
+        return ShopEvents(
+            "m0", np.array(["u"], object), one, one, np.zeros(1, np.int64), np.ones(1, np.float32)
+        )
+
+    monkeypatch.setattr(participation, "read_shop", without_sessions)
+    participation._events.cache_clear()
+    assert world.ask(RELEASE, plan=plan)[0].status == "refused-config"
+    assert world.spent() == 1
+
+
 def test_a_plan_without_privacy_runs_where_the_shop_allows_it_and_charges_nothing(
     world: World,
 ) -> None:
