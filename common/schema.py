@@ -60,7 +60,10 @@ class Tables:
     @property
     def merchant_ids(self) -> list[str]:
         """Every merchant that any table names, sorted: one without interactions is a merchant."""
-        names = set(self.interactions["merchant_id"].cat.remove_unused_categories().cat.categories)
+        merchants = self.interactions["merchant_id"].cat
+        present = np.zeros(len(merchants.categories), dtype=bool)
+        present[merchants.codes.to_numpy()] = True
+        names = set(merchants.categories[present])
         for table in (self.customers, self.stock):
             if table is not None and "merchant_id" in table:
                 names.update(table["merchant_id"].unique())

@@ -1,0 +1,142 @@
+"""One contract for all partitioners, and what sets each apart."""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from common.errors import ConfigError, DataError
+from common.partitioning import (
+    Partitioner,
+    by_column,
+    dirichlet,
+    natural,
+    partition,
+    shop_shares,
+    uniform,
+)
+from common.schema import Tables
+from common.validation import validate_tables
+
+USERS = 240
+
+
+@cache
+def tables(*, merchants: int = 3, own_users: bool = True) -> Tables:
+    draw = np.random.default_rng(0)
+    users = np.repeat(np.arange(USERS), 12)
+    # Each customer buys mostly in one of four categories, of ten products each.
+    taste = users % 4
+    items = np.where(draw.random(len(users)) < 0.8, taste, draw.integers(0, 4, len(users))) * 10
+    items = items + draw.integers(0, 10, len(users))
+    frame = pd.DataFrame(
+        {
+            "merchant_id": [f"m{u // 4 % merchants}" for u in users],
+            "user_id": users if own_users else users // merchants,
+            "item_id": items,
+            "timestamp": draw.integers(0, 1000, len(users)),
+            "behavior": "purchase",
+        }
+    )
+    goods = pd.DataFrame({"item_id": range(40), "category": [f"c{i // 10}" for i in range(40)]})
+    people = pd.DataFrame({"user_id": range(USERS), "region": [f"r{u % 5}" for u in range(USERS)]})
+    if own_users:
+        people["merchant_id"] = [f"m{u // 4 % merchants}" for u in range(USERS)]
+    stock = pd.DataFrame({"merchant_id": ["m0"], "item_id": ["1"]})
+    return validate_tables(frame, goods, people, stock, now=10_000)
+
+
+PARTITIONERS: dict[str, Callable[[int], Partitioner]] = {
+    "natural": lambda _: natural(),
+    "uniform": lambda seed: uniform(7, seed=seed),
+    "uniform, skewed": lambda seed: uniform(7, seed=seed, skew=1.0),
+    "dirichlet": lambda seed: dirichlet(7, alpha=0.3, seed=seed),
+    "dirichlet, skewed": lambda seed: dirichlet(7, alpha=5.0, seed=seed, skew=1.0),
+    "by column": lambda _: by_column("region"),
+}
+
+
+def owners(table: Tables) -> pd.DataFrame:
+    return table.interactions[["user_id", "merchant_id"]].astype(str).drop_duplicates()
+
+
+@pytest.fixture(params=list(PARTITIONERS))
+def make(request: pytest.FixtureRequest) -> Callable[[int], Partitioner]:
+    return PARTITIONERS[request.param]
+
+
+def test_every_customer_is_in_exactly_one_merchant(make: Callable[[int], Partitioner]) -> None:
+    found = owners(partition(tables(), make(0)))
+    assert sorted(found["user_id"].astype(int)) == list(range(USERS))
+
+
+def test_nothing_is_lost_or_changed(make: Callable[[int], Partitioner]) -> None:
+    before, after = tables(), partition(tables(), make(0))
+    columns = ["user_id", "item_id", "timestamp", "behavior"]
+    pd.testing.assert_frame_equal(before.interactions[columns], after.interactions[columns])
+    pd.testing.assert_frame_equal(before.products, after.products)
+
+
+def test_the_seed_decides_everything(make: Callable[[int], Partitioner]) -> None:
+    one, two = partition(tables(), make(1)), partition(tables(), make(1))
+    pd.testing.assert_frame_equal(one.interactions, two.interactions)
+
+
+def test_merchants_have_names_and_their_customers(make: Callable[[int], Partitioner]) -> None:
+    after = partition(tables(), make(0))
+    assert all(after.merchant_ids)
+    assert after.customers is not None
+    known = after.customers[["user_id", "merchant_id"]].astype(str)
+    assert set(map(tuple, known.to_numpy())) == set(map(tuple, owners(after).to_numpy()))
+
+
+def test_customers_of_one_name_do_not_melt_together() -> None:
+    shared = tables(own_users=False)
+    with pytest.raises(DataError, match="unique over all merchants"):
+        partition(shared, uniform(2, seed=0))
+    assert partition(shared, natural()) is shared
+
+
+def test_another_seed_deals_differently() -> None:
+    one, two = (partition(tables(), uniform(5, seed=s)).interactions for s in (0, 1))
+    assert (one["merchant_id"] != two["merchant_id"]).any()
+
+
+def test_natural_keeps_names_and_stock_and_others_do_not() -> None:
+    kept = partition(tables(), natural())
+    assert kept.merchant_ids == ["m0", "m1", "m2"]
+    assert kept.stock is not None
+    assert partition(tables(), uniform(3, seed=0)).stock is None
+
+
+def test_skew_makes_the_first_shop_largest() -> None:
+    sizes = owners(partition(tables(), uniform(4, seed=0, skew=1.0)))["merchant_id"].value_counts()
+    assert sizes["shop-0"] == round(USERS * 12 / 25)
+    assert shop_shares(4, 0.0).tolist() == [0.25] * 4
+
+
+def concentration(alpha: float) -> float:
+    after = partition(tables(), dirichlet(4, alpha=alpha, seed=0))
+    frame = after.interactions.astype(str)
+    counts = pd.crosstab(frame["merchant_id"], frame["item_id"].astype(int) // 10)
+    shares = counts.to_numpy() / counts.to_numpy().sum(axis=1, keepdims=True)
+    return float(np.average((shares**2).sum(axis=1), weights=counts.sum(axis=1)))
+
+
+def test_a_small_alpha_gives_each_shop_few_categories() -> None:
+    assert concentration(0.05) > concentration(1000.0) + 0.1
+
+
+def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(ConfigError, match="alpha"):
+        dirichlet(3, alpha=0, seed=0)
+    with pytest.raises(ConfigError, match="at least 1 merchant"):
+        uniform(0, seed=0)
+    with pytest.raises(ConfigError, match="skew"):
+        uniform(3, seed=0, skew=-1)
+    with pytest.raises(DataError, match="'town' is missing"):
+        partition(tables(), by_column("town"))
+    with pytest.raises(DataError, match="'colour' is missing"):
+        partition(tables(), dirichlet(3, alpha=1, seed=0, column="colour"))

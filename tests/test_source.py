@@ -1,0 +1,74 @@
+"""A shop's own folder becomes records on the catalogue's rows."""
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from client.settings import ShopSettings
+from client.source import FolderSource, read_shop
+from common.errors import DataError
+from common.features import Catalogue
+
+ROWS = """merchant_id,user_id,item_id,timestamp,behavior
+corner,42,tea,1577836800,purchase
+corner,42,house-brand,1577836801,purchase
+corner,7,milk,1577836802,view
+"""
+
+
+@pytest.fixture
+def catalogue() -> Catalogue:
+    return Catalogue.of(pd.DataFrame({"item_id": ["tea", "milk"], "category": ["hot", "cold"]}))
+
+
+def settings(folder: Path, **more: object) -> ShopSettings:
+    base = {"merchant_id": "corner", "data": folder, "catalogue": folder, "ledger": folder / "l"}
+    return ShopSettings.model_validate({**base, "cap_epsilon": 8.0, **more})
+
+
+def test_items_outside_the_catalogue_are_left_out(
+    tmp_path: Path, catalogue: Catalogue, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "interactions.csv").write_text(ROWS)
+    with caplog.at_level(logging.INFO):
+        events = read_shop(settings(tmp_path), catalogue)
+    assert events.user_ids.tolist() == ["42", "7"]
+    assert [catalogue.item_ids[i] for i in events.items] == ["tea", "milk"]
+    assert events.weights.tolist() == pytest.approx([1.0, 0.1])
+    assert "products_outside_catalogue=some" in caplog.text
+    for secret in ("house-brand", "42", "corner"):
+        assert secret not in caplog.text
+
+
+def test_weights_come_from_the_settings(tmp_path: Path, catalogue: Catalogue) -> None:
+    (tmp_path / "interactions.csv").write_text(ROWS)
+    events = read_shop(settings(tmp_path, behavior_weights={"view": 0.5}), catalogue)
+    assert events.user_ids.tolist() == ["7"]
+
+
+def test_customers_are_read(tmp_path: Path, catalogue: Catalogue) -> None:
+    (tmp_path / "interactions.csv").write_text(ROWS)
+    (tmp_path / "customers.csv").write_text("user_id,age\n7,30\n")
+    assert read_shop(settings(tmp_path), catalogue).attributes["age"].tolist() == ["", "30"]
+
+
+def test_an_empty_shop_is_a_shop(tmp_path: Path, catalogue: Catalogue) -> None:
+    (tmp_path / "interactions.csv").write_text(ROWS.splitlines()[0] + "\n")
+    assert len(read_shop(settings(tmp_path), catalogue)) == 0
+    (tmp_path / "interactions.csv").write_text(ROWS)
+    (tmp_path / "stock.csv").write_text("merchant_id,item_id\nnew,tea\n")
+    assert len(read_shop(settings(tmp_path, merchant_id="new"), catalogue)) == 0
+
+
+def test_a_misspelt_merchant_is_refused(tmp_path: Path, catalogue: Catalogue) -> None:
+    (tmp_path / "interactions.csv").write_text(ROWS)
+    with pytest.raises(DataError, match=r"know no merchant 'korner', only 'corner'"):
+        read_shop(settings(tmp_path, merchant_id="korner"), catalogue)
+
+
+def test_the_future_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "interactions.csv").write_text(ROWS)
+    with pytest.raises(DataError, match="in the future"):
+        FolderSource(tmp_path, now=1_577_836_801).tables()

@@ -1,0 +1,71 @@
+"""Splits in time lose nothing and never let training see what comes later."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import ConfigError
+from common.schema import ShopEvents
+from common.splitting import leave_last, split_in_time
+
+
+def shop(counts: list[int], seed: int = 0) -> ShopEvents:
+    draw = np.random.default_rng(seed)
+    users = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    times = draw.integers(0, 1000, len(users))
+    return ShopEvents(
+        merchant_id="m",
+        user_ids=np.array([f"u{k:03d}" for k in range(len(counts))], dtype=object),
+        users=users,
+        items=draw.integers(0, 9, len(users)).astype(np.int32),
+        timestamps=times[np.lexsort((times, users))],
+        weights=np.ones(len(users), dtype=np.float32),
+        sessions=np.arange(len(users), dtype=np.int32),
+    )
+
+
+def test_the_default_cut_is_three_quarters_of_the_span() -> None:
+    split = split_in_time(1000, 2000)
+    assert (split.validation_from, split.train_until) == (1600, 1750)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=9), st.integers(1, 1000), st.floats(0.01, 0.99))
+def test_the_periods_follow_each_other(counts: list[int], until: int, share: float) -> None:
+    events = shop(counts)
+    split = split_in_time(0, 1000, until, validation_share=share)
+    fit, validation = split.fit(events), split.validation(events)
+    train, test = split.train(events), split.test(events)
+    assert len(fit) + len(validation) == len(train)
+    assert len(train) + len(test) == len(events)
+    for earlier, later in ((fit, validation), (train, test)):
+        if len(earlier) and len(later):
+            assert earlier.timestamps.max() < later.timestamps.min()
+    assert len({tuple(part.user_ids) for part in (fit, validation, train, test)}) == 1
+
+
+@pytest.mark.parametrize("until", [0, 1001, -3])
+def test_an_empty_period_is_refused(until: int) -> None:
+    with pytest.raises(ConfigError, match=r"split.train_until is"):
+        split_in_time(0, 1000, until)
+    with pytest.raises(ConfigError, match=r"split.validation_share"):
+        split_in_time(0, 1000, validation_share=1.0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 6), max_size=9), st.integers(1, 4))
+def test_leave_last_takes_the_last_of_those_with_a_history(counts: list[int], n: int) -> None:
+    events = shop(counts)
+    first, last = leave_last(events, n)
+    assert sorted([*first.sessions, *last.sessions]) == list(range(len(events)))  # type: ignore[misc]
+    have = np.bincount(last.users, minlength=len(counts))
+    assert have.tolist() == [n if count > n else 0 for count in counts]
+    for user in np.unique(last.users):
+        before = first.timestamps[first.users == user]
+        assert before.max() <= last.timestamps[last.users == user].min()
+
+
+def test_leave_last_needs_a_number() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        leave_last(shop([3]), 0)
