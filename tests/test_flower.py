@@ -7,18 +7,27 @@ import time
 import tomllib
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import psutil
 import pytest
 
+from client.privacy.ledger import Ledger
 from common.errors import RunError
+from common.features import Catalogue, write_catalogue
+from common.protocol import ModelPlan, TrainingPlan, shop_key
+from federation_support import same
+from server.checkpoints import read_checkpoint
 from simulations.flower import (
     FEDERATION,
     FLOOR,
+    Outcome,
     _environment,
     _new_events,
     _stage,
     _toml,
     run_app,
+    run_federation,
     run_floor,
 )
 
@@ -86,6 +95,74 @@ def test_clients_that_do_nothing_run_and_leave_nothing_behind(tmp_path: Path) ->
     assert 0 < outcome.events[0]["after_seconds"] < outcome.seconds
     left = [p for p in psutil.process_iter() if p.pid not in before]
     assert not [p for p in left if "ray" in p.name() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def _federation(folder: Path) -> Catalogue:
+    """Write a catalogue and four shops with planted sales; the last one's cap is too low."""
+    stream = np.random.default_rng(5)
+    items = [f"i{k:02}" for k in range(30)]
+    products = pd.DataFrame({"item_id": items, "category": [f"c{k % 5}" for k in range(30)]})
+    catalogue = Catalogue.of(products)
+    write_catalogue(catalogue, folder / "catalogue")
+    for shop in range(4):
+        data = folder / "shops" / str(shop) / "data"
+        data.mkdir(parents=True)
+        users = np.repeat(np.arange(12), 6)
+        frame = pd.DataFrame(
+            {
+                "merchant_id": f"m{shop}",
+                "user_id": [f"u{u}" for u in users],
+                "item_id": stream.choice(items, len(users)),
+                "timestamp": 1_700_000_000 + np.arange(len(users)),
+                "behavior": "purchase",
+            }
+        )
+        frame.to_csv(data / "interactions.csv", index=False)
+        (data.parent / "shop.toml").write_text(
+            f'merchant_id = "m{shop}"\ndata = "data"\ncatalogue = "../../catalogue"\n'
+            f'ledger = "ledger.sqlite"\ncap_epsilon = {0.01 if shop == 3 else 100.0}\n'
+            'noise = "seeded"\ninsecure_seeded_noise = true\n',
+            encoding="utf-8",
+        )
+    return catalogue
+
+
+@pytest.mark.e2e
+def test_the_real_federation_runs_resumes_and_repeats_itself(tmp_path: Path) -> None:
+    catalogue = _federation(tmp_path)
+    plan = TrainingPlan(
+        rounds=2,
+        noise_multiplier=4.0,
+        popularity_noise_multiplier=2.0,
+        model=ModelPlan(dimension=4),
+    )
+
+    def run(server: Path, cpus: int) -> Outcome:
+        return run_federation(
+            plan,
+            shops_folder=tmp_path / "shops",
+            shops=4,
+            server_folder=server,
+            catalogue_fingerprint=catalogue.fingerprint,
+            catalogue_size=catalogue.size,
+            cpus=cpus,
+        )
+
+    outcome = run(tmp_path / "server", cpus=2)
+    (join,) = outcome.of("join")
+    assert join["declined"] == {"over-budget": 1}
+    assert join["shops"][shop_key("m3")] == "over-budget"
+    assert [e["accepted"] for e in outcome.of("round")] == [3, 3]
+    for shop, count in enumerate((3, 3, 3, 0)):
+        with Ledger.open(tmp_path / "shops" / str(shop) / "ledger.sqlite") as ledger:
+            assert [e.event.server_round for e in ledger.verify()] == list(range(count))
+
+    checkpoints = tmp_path / "server" / "checkpoints"
+    whole = read_checkpoint(checkpoints, 2).state
+    for path in checkpoints.glob("round-00002.*"):
+        path.unlink()
+    assert [e["server_round"] for e in run(tmp_path / "server", cpus=1).of("round")] == [2]
+    assert same(read_checkpoint(checkpoints, 2).state, whole)
 
 
 @pytest.mark.e2e
