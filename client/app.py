@@ -40,7 +40,7 @@ def update(message: Message, context: Context) -> Message:
 
 def _reply(kind: str, message: Message, context: Context) -> Message:
     records = message.content
-    state = records.array_records.get(STATE, {})
+    state = records.array_records.get(STATE) or ArrayRecord()
     header, arrays = answer(
         kind,
         dict(records.config_records.get(HEADER, {})),

@@ -22,14 +22,13 @@ from simulations.flower import (
     FEDERATION,
     FLOOR,
     Outcome,
-    _environment,
     _new_events,
     _stage,
-    _toml,
     run_app,
     run_federation,
     run_floor,
 )
+from simulations.superlink import environment, flat_toml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,7 +46,7 @@ def test_events_are_read_whole_lines_at_a_time(tmp_path: Path) -> None:
 def test_a_run_config_survives_toml() -> None:
     plan = json.dumps({"text": 'a "quoted" \\ word', "ü": 1.5e-5})
     values: dict[str, bool | int | float | str] = {"plan": plan, "seed": 3, "on": True, "r": 1e-5}
-    assert tomllib.loads(_toml(values)) == values
+    assert tomllib.loads(flat_toml(values)) == values
 
 
 def test_the_environment_is_clean_and_single_threaded(
@@ -55,7 +54,7 @@ def test_the_environment_is_clean_and_single_threaded(
 ) -> None:
     monkeypatch.setenv("FEDTAIL_SHOPS", "/of/an/outer/run")
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
-    env = _environment(tmp_path, {"FEDTAIL_SERVER": "/here"}, "token")
+    env = environment(tmp_path, {"FEDTAIL_SERVER": "/here"}, "token")
     assert "FEDTAIL_SHOPS" not in env
     assert "PYTHONPATH" not in env
     assert env["FEDTAIL_SERVER"] == "/here"

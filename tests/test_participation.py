@@ -48,7 +48,8 @@ class World:
     """A catalogue, some shops, and a training that needs neither."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.reads, self.error = folder, 0, None
+        self.folder, self.reads = folder, 0
+        self.error: Exception | None = None
         products = pd.DataFrame({"item_id": [f"i{k:02}" for k in range(12)], "category": "tea"})
         self.catalogue = Catalogue.of(products)
         write_catalogue(self.catalogue, folder / "catalogue")
