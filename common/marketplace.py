@@ -142,8 +142,9 @@ def write_marketplace(
 ) -> None:
     """Write the contract's tables as Parquet, and ``truth.npz``, shop by shop.
 
-    Memory does not grow with the number of shops or of a shop's customers, and linearly with the
-    products (about 60 bytes each).
+    Purchases are never in memory beyond those of :data:`CHUNK` customers. What grows is 64 bytes
+    a customer, the planted tastes, and about 400 bytes a product (572 MB were measured with a
+    million products): 0.7 GB for 100 shops of 20,000 customers on a million products.
     """
     truth = planted_truth(config)
     _products(config, truth).to_parquet(folder / "products.parquet", index=False)
