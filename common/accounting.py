@@ -32,7 +32,7 @@ MAX_PRV_SEGMENTS = 40
 MIN_PRV_DELTA = 1e-10
 # PRV's answer lies at most twice its error above the truth.
 _RELATIVE_ERROR = 0.002
-_ERROR_BOUNDS = (2e-4, 1e-2)
+_ERROR_BOUNDS = (5e-4, 1e-2)
 _LARGEST_EPSILON_FOR_PLD = 30.0
 _MAX_PLD_SEGMENTS = 8
 # Large orders matter for small ε, small and fractional ones for large ε.
