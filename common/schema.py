@@ -184,6 +184,7 @@ def encode_shops(
     codes = merchants.codes.to_numpy()
     code_of = {name: code for code, name in enumerate(merchants.categories)}
     rows_of_items = pd.Index(item_ids).get_indexer(frame["item_id"].cat.categories)
+    names = _UserNames.of(frame["user_id"].cat.categories)
     known = set(tables.merchant_ids)
     for merchant_id in tables.merchant_ids if merchant_ids is None else merchant_ids:
         if merchant_id not in known and len(frame):
@@ -192,14 +193,37 @@ def encode_shops(
         # One scan for each merchant: sorting all records would take more memory than they do.
         rows = frame.iloc[np.flatnonzero(codes == code_of.get(merchant_id, -1))]
         yield _encode(
-            rows, merchant_id, rows_of_items, tables.customers, behavior_weights, rating_scale
+            rows,
+            merchant_id,
+            rows_of_items,
+            names,
+            tables.customers,
+            behavior_weights,
+            rating_scale,
         )
+
+
+@dataclass(frozen=True)
+class _UserNames:
+    """All users' names in order, and each code's place in that order: sorted once, not by shop."""
+
+    sorted: np.ndarray
+    rank: np.ndarray
+
+    @classmethod
+    def of(cls, categories: pd.Index) -> "_UserNames":
+        names = categories.to_numpy(dtype=object)
+        order = np.argsort(names, kind="stable")
+        rank = np.empty(len(names), dtype=np.int32)
+        rank[order] = np.arange(len(names), dtype=np.int32)
+        return cls(names[order], rank)
 
 
 def _encode(
     rows: pd.DataFrame,
     merchant_id: str,
     rows_of_items: np.ndarray,
+    names: _UserNames,
     customers: pd.DataFrame | None,
     behavior_weights: Mapping[str, float],
     rating_scale: float,
@@ -209,12 +233,8 @@ def _encode(
     weights = _weights(rows, behavior_weights, rating_scale)
     keep = (items >= 0) & (weights > 0)
     rows, items, weights = rows[keep], items[keep], weights[keep]
-    present, local = np.unique(rows["user_id"].cat.codes.to_numpy(), return_inverse=True)
-    user_ids = rows["user_id"].cat.categories.to_numpy(dtype=object)[present]
-    alphabetic = np.argsort(user_ids, kind="stable")
-    rank = np.empty(len(present), dtype=np.int32)
-    rank[alphabetic] = np.arange(len(present), dtype=np.int32)
-    users, user_ids = rank[local], user_ids[alphabetic]
+    present, users = np.unique(names.rank[rows["user_id"].cat.codes], return_inverse=True)
+    user_ids = names.sorted[present]
     timestamps = rows["timestamp"].to_numpy(dtype=np.int64)
     order = np.lexsort((timestamps, users))
     sessions = None
