@@ -1,16 +1,24 @@
 """What a round of the federation costs beyond training, side by side with Flower's own floor."""
 
 import math
+import os
 import statistics
 import tempfile
+import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
 
+from client.privacy.noise import SeededNoise
+from client.training import train_round
 from common.accounting import calibrate
 from common.features import Catalogue, write_catalogue
-from common.model import state_spec
+from common.model import initial_state, state_spec
 from common.protocol import ModelPlan, TrainingPlan
+from common.rng import derive
+from common.schema import ShopEvents
 from simulations.flower import Outcome, run_federation, run_floor
 from simulations.machine import machine_facts
 
@@ -23,6 +31,7 @@ noise = "seeded"
 insecure_seeded_noise = true
 allow_unprotected = true
 """
+_REPEATS = 7
 _INTERACTIONS = "merchant_id,user_id,item_id,timestamp,behavior\n"
 
 
@@ -37,8 +46,9 @@ def bench_round(
 ) -> dict[str, object]:
     """Time rounds of shops without customers, and of clients that only send arrays back.
 
-    A shop without customers has nothing to train on, so what its round takes is what ours adds:
-    checks, ledger, noise, averaging, checkpoint. The floor exchanges the same arrays.
+    A shop without customers trains on nothing, but still draws its noise: that part is timed by
+    itself and taken off. What is left is what ours adds to Flower: checks, ledger, averaging,
+    checkpoint. The floor exchanges the same arrays.
 
     Parameters
     ----------
@@ -54,8 +64,9 @@ def bench_round(
     Returns
     -------
     dict
-        ``ratio`` of the two medians of ``seconds_per_round``, ``megabytes`` sent to each shop,
-        the seconds of the stages of both runs, and the machine.
+        ``ratio``: seconds a round beyond training over the floor's; ``seconds_per_round``
+        (medians) of both and of training, ``megabytes`` sent to each shop, the seconds of the
+        stages of both runs, and the machine.
     """
     plan = _plan(rounds, dimension, private)
     shapes = state_spec(plan.model, catalogue_size)
@@ -80,10 +91,12 @@ def bench_round(
             catalogue_size=catalogue_size,
             cpus=cpus,
         )
-    seconds = {"federation": _per_round(ours), "floor": _per_round(floor)}
+        workers = cpus or len(os.sched_getaffinity(0))
+        training = _train_seconds(plan, catalogue) * shops / workers
+    seconds = {"federation": _per_round(ours), "training": training, "floor": _per_round(floor)}
     elements = sum(math.prod(shape) for shape in shapes.values())
     return {
-        "ratio": seconds["federation"] / seconds["floor"],
+        "ratio": (seconds["federation"] - training) / seconds["floor"],
         "seconds_per_round": seconds,
         "stages": {"federation": _stages(ours), "floor": _stages(floor)},
         "megabytes": elements * 4 / 1e6,
@@ -105,6 +118,29 @@ def _plan(rounds: int, dimension: int, private: bool) -> TrainingPlan:
     return plan.model_copy(
         update={"popularity_noise_multiplier": popularity, "noise_multiplier": steps}
     )
+
+
+def _train_seconds(plan: TrainingPlan, catalogue: Catalogue) -> float:
+    """Return the seconds that one shop without customers trains, on one thread."""
+    nobody = np.empty(0, np.int32)
+    events = ShopEvents(
+        merchant_id="nobody",
+        user_ids=np.empty(0, object),
+        users=nobody,
+        items=nobody,
+        timestamps=np.empty(0, np.int64),
+        weights=np.empty(0, np.float32),
+    )
+    state = initial_state(plan.model, catalogue.size)
+    threads, times = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    for _ in range(_REPEATS):
+        stream = derive(0, purpose="bench")
+        started = time.perf_counter()
+        train_round(plan, 1, state, events, catalogue, SeededNoise(stream), stream)
+        times.append(time.perf_counter() - started)
+    torch.set_num_threads(threads)
+    return statistics.median(times)
 
 
 def _per_round(outcome: Outcome) -> float:
