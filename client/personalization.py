@@ -7,7 +7,7 @@ is brought to unit spread by one scale a shop, so a mixed score still comes apar
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from pydantic import Field
@@ -18,8 +18,8 @@ from common.model import GLOBAL_PARTS, GlobalModel
 from common.protocol import Arrays, Frozen
 from common.scoring import top_k
 
+#: Parts that a shop learns alone.
 OWN_PARTS = ("own_ease", "own_popularity")
-PARTS = (*GLOBAL_PARTS, *OWN_PARTS)
 _K = 20
 
 
@@ -33,6 +33,8 @@ class HomeSettings(Frozen):
     max_customers
         EASE solves a system of as many equations as it has customers: it takes those with the
         most products, at most so many.
+    own_expectation
+        Share of the shop's own popularity in the basket that its customers are expected to have.
     start
         Part -> weight that the search starts from; parts that are not named are not used.
     factors
@@ -48,6 +50,7 @@ class HomeSettings(Frozen):
 
     ease_lambda: float = Field(300.0, gt=0)
     max_customers: int = Field(3000, ge=1)
+    own_expectation: float = Field(0.5, ge=0, le=1)
     start: dict[str, float]
     factors: tuple[float, ...] = (0.0, 0.5, 2.0)
     rounds: int = Field(1, ge=0)
@@ -58,7 +61,7 @@ class HomeSettings(Frozen):
 
 
 @dataclass(frozen=True)
-class OwnEase:
+class Ease:
     """EASE (Steck 2019) of few customers, in its dual form.
 
     With ``K = λI + XXᵀ`` (U x U), the inverse of ``XᵀX + λI`` is ``P = (I - Xᵀ K⁻¹ X) / λ``, and a
@@ -79,7 +82,7 @@ class OwnEase:
     diagonal: np.ndarray
 
     @classmethod
-    def fit(cls, histories: sparse.csr_matrix, ridge: float, max_customers: int) -> "OwnEase":
+    def fit(cls, histories: sparse.csr_matrix, ridge: float, max_customers: int) -> "Ease":
         """Fit on (U, n) histories."""
         counts = np.diff(histories.indptr)
         chosen = np.sort(np.argsort(-counts, kind="stable")[:max_customers])
@@ -119,25 +122,37 @@ class HomeModel:
         Part -> its spread over the shop's customers and all products.
     mixing_weights
         Part -> weight; parts without a weight are never computed.
+    others
+        Further parts by name, such as an analyst's pooled model.
     """
 
     model: GlobalModel
-    own_ease: OwnEase
+    own_ease: Ease
     own_popularity: np.ndarray
+    expected_content: np.ndarray
     part_scales: Mapping[str, float]
     mixing_weights: Mapping[str, float]
+    others: Mapping[str, Ease] = field(default_factory=dict)
 
     @classmethod
     def fit(
-        cls, model: GlobalModel, histories: sparse.csr_matrix, settings: HomeSettings
+        cls,
+        model: GlobalModel,
+        histories: sparse.csr_matrix,
+        settings: HomeSettings,
+        others: Mapping[str, Ease] | None = None,
     ) -> "HomeModel":
         """Fit everything but the weights on (U, n) histories; the weights are the start."""
-        ease = OwnEase.fit(histories, settings.ease_lambda, settings.max_customers)
+        ease = Ease.fit(histories, settings.ease_lambda, settings.max_customers)
         binary = histories.copy()
         binary.data = np.ones_like(binary.data)
         counts = np.asarray(binary.sum(axis=0), dtype=np.float32).reshape(1, -1)
         popularity = counts * (counts.shape[1] / max(float(counts.sum()), 1.0))
-        home = cls(model, ease, popularity, {}, settings.start)
+        own = np.asarray(model.catalogue.content.T @ popularity.ravel()) / popularity.size
+        share = settings.own_expectation if counts.sum() else 0.0
+        expected = share * own + (1.0 - share) * model.expected_content
+        basket = expected.astype(np.float32)
+        home = cls(model, ease, popularity, basket, {}, settings.start, others or {})
         parts = home.parts(histories[: settings.max_customers], settings.start)
         scales = {name: float(part.std()) or 1.0 for name, part in parts.items() if part.size}
         return replace(home, part_scales=scales)
@@ -148,11 +163,12 @@ class HomeModel:
         """Return the named parts of (B, n) histories: (B, n) float32, popularities (1, n)."""
         found: Arrays = {}
         if set(names).intersection(GLOBAL_PARTS):
-            found.update(self.model.parts(history))
+            found.update(self.model.parts(history, expected=self.expected_content))
         if "own_ease" in names:
             found["own_ease"] = self.own_ease.scores(history)
         if "own_popularity" in names:
             found["own_popularity"] = self.own_popularity
+        found.update({n: other.scores(history) for n, other in self.others.items() if n in names})
         return {name: found[name] for name in names}
 
     def scores(self, history: sparse.csr_matrix) -> np.ndarray:

@@ -192,6 +192,11 @@ class GlobalModel:
         return np.ascontiguousarray(vectors, dtype=np.float32)
 
     @cached_property
+    def spectrum(self) -> np.ndarray:
+        """(d,) float32 scale of each dimension of ``u``, the plan's ``learned_scale`` included."""
+        return np.asarray(self.plan.learned_scale * self.state[SPECTRUM], dtype=np.float32)
+
+    @cached_property
     def popularity_bias(self) -> np.ndarray:
         """(n,) float32 ``b``: 1 for a product of average popularity."""
         return (self.state[POPULARITY] * self.catalogue.size).astype(np.float32)
@@ -217,19 +222,26 @@ class GlobalModel:
         pooled = scaled @ self.item_vectors - np.outer(counts, self.expected_learned)
         if attributes is not None and self.plan.customer_rows:
             pooled = pooled + attributes @ self.state[CUSTOMERS]
-        return np.asarray(self._tower(pooled) * self.state[SPECTRUM], dtype=np.float32)
+        return np.asarray(self._tower(pooled) * self.spectrum, dtype=np.float32)
 
-    def content_profiles(self, history: sparse.csr_matrix) -> np.ndarray:
-        """Return (B, W) float32 ``c_u``."""
+    def content_profiles(
+        self, history: sparse.csr_matrix, expected: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return (B, W) float32 ``c_u``; ``expected`` (W,) replaces the released expectation."""
         counts = np.asarray(history.sum(axis=1)).ravel()
         profile = (history @ self.catalogue.content).toarray()
-        return np.asarray(profile - np.outer(counts, self.expected_content), dtype=np.float32)
+        basket = self.expected_content if expected is None else expected
+        return np.asarray(profile - np.outer(counts, basket), dtype=np.float32)
 
     def parts(
-        self, history: sparse.csr_matrix, attributes: sparse.csr_matrix | None = None
+        self,
+        history: sparse.csr_matrix,
+        attributes: sparse.csr_matrix | None = None,
+        expected: np.ndarray | None = None,
     ) -> Arrays:
         """Return the parts of all scores: each (B, n) float32, ``popularity`` (1, n)."""
-        content = np.asarray(self.catalogue.content @ self.content_profiles(history).T).T
+        profiles = self.content_profiles(history, expected)
+        content = np.asarray(self.catalogue.content @ profiles.T).T
         learned = np.zeros(content.shape, np.float32)
         vectors = self.customer_vectors(history, attributes) @ self.item_vectors.T
         learned[:, self.block.rows] = vectors * self.block.gain

@@ -76,6 +76,8 @@ class ModelPlan(Frozen):
         β of a product's gain ``(1 + ρ n p_i)^β``: how much less a popular product says of taste.
     content_scale
         The ``a`` before the content block, until a shop's own adaptation chooses it.
+    learned_scale
+        The same for the learned block; popularity has scale 1.
     tower
         From the pooled history to the customer's vector: as it is, or two ReLU layers.
     """
@@ -86,6 +88,7 @@ class ModelPlan(Frozen):
     customer_rows: int = Field(0, ge=0)
     popularity_exponent: float = Field(0.3, ge=0, le=1)
     content_scale: float = Field(1.0, ge=0)
+    learned_scale: float = Field(1.0, ge=0)
     tower: Literal["linear", "mlp"] = "linear"
     hidden: int = Field(512, ge=1)
     seed: int = 0
@@ -118,7 +121,6 @@ class TrainingPlan(Frozen):
     loss: Literal["squared", "softmax"] = "squared"
     negatives: int = Field(50, ge=1)
     target_share: float = Field(1.0, gt=0, le=1)
-    max_history: int = Field(2048, ge=1)
     half_life_days: float = Field(0.0, ge=0)
     reference_time: int = 0
     validation_from: int = 0

@@ -9,7 +9,7 @@ from common.errors import InputError
 from common.explanation import CustomerSide, ProductSide
 from common.features import hashed_rows
 from common.model import CUSTOMERS, FEATURES, GlobalModel
-from common.protocol import ITEMS, SPECTRUM
+from common.protocol import ITEMS
 
 
 def sides_of(
@@ -46,7 +46,7 @@ def sides_of(
     own = content[[item]]
     places = own.indices
     vectors, learned_weight = _learned_history(model, history.indices, weights)
-    spectrum = model.state[SPECTRUM]
+    spectrum = model.spectrum
     customer = CustomerSide(
         labels=[str(model.catalogue.item_ids[row]) for row in history.indices],
         weights=weights,
@@ -97,7 +97,7 @@ def _attributes(model: GlobalModel, attributes: Mapping[str, str]) -> dict[str, 
     known = {name: value for name, value in attributes.items() if value} if count else {}
     return {
         f"{name} {value}": model.state[CUSTOMERS][hashed_rows(name, np.array([value]), count)[0]]
-        * model.state[SPECTRUM]
+        * model.spectrum
         for name, value in known.items()
     }
 

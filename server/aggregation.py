@@ -116,7 +116,13 @@ class ServerOptimizer:
             for name, shape in shapes.items()
         }
 
-    def apply(self, state: Arrays, delta: Arrays, memory: Arrays) -> tuple[Arrays, Arrays]:
+    def apply(
+        self,
+        state: Arrays,
+        delta: Arrays,
+        memory: Arrays,
+        shops: int = 1,  # noqa: ARG002 - only optimisers that know the noise need it
+    ) -> tuple[Arrays, Arrays]:
         """Return the new state (float32) and memory; arrays without a delta stay as they are."""
         new_state, new_memory = dict(state), dict(memory)
         for name, change in delta.items():

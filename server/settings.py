@@ -6,12 +6,14 @@ Defaults of a run stand in ``pyproject.toml`` under ``[tool.flwr.app.config]`` a
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
 from common.errors import ConfigError
 from common.protocol import FINGERPRINT_CHARS, Frozen, TrainingPlan, parse_plan
 from server.aggregation import OptimizerName, ServerOptimizer
+from server.subspace import SubspaceOptimizer
 
 #: Environment: the folder that holds ``server.toml``.
 SERVER_VARIABLE = "FEDTAIL_SERVER"
@@ -39,7 +41,7 @@ class RunSettings(Frozen):
     quorum: float = Field(gt=0, le=1)
     min_shops: int = Field(ge=1)
     max_update_norm: float = Field(ge=0)
-    server_optimizer: OptimizerName
+    server_optimizer: OptimizerName | Literal["subspace"]
     server_learning_rate: float = Field(gt=0)
     server_momentum: float = Field(ge=0, lt=1)
     server_beta_2: float = Field(ge=0, lt=1)
@@ -51,8 +53,22 @@ class RunSettings(Frozen):
         """Return, as JSON, what a resumed run must share: all that can change its figures."""
         return self.model_dump_json(exclude={"min_shops", "timeout_seconds", "wait_seconds"})
 
-    def optimizer(self) -> ServerOptimizer:
-        """Return the server optimiser that these settings name."""
+    def optimizer(self, plan: TrainingPlan) -> ServerOptimizer | SubspaceOptimizer:
+        """Return the server optimiser that these settings name.
+
+        Raises
+        ------
+        ConfigError
+            If the optimiser does not fit the plan's model.
+        """
+        if self.server_optimizer == "subspace":
+            model = plan.model
+            if model.tower != "linear" or model.feature_rows or model.customer_rows:
+                raise ConfigError(
+                    'server_optimizer = "subspace" trains item vectors of a linear tower alone: '
+                    "set feature_rows and customer_rows to 0, or choose another optimiser"
+                )
+            return SubspaceOptimizer(plan, self.server_momentum)
         return ServerOptimizer(
             self.server_optimizer,
             self.server_learning_rate,

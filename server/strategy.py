@@ -127,7 +127,7 @@ class Federation:
         RunError
             If too few shops connect, join or release.
         """
-        plan, optimizer = self._job.plan, self._job.settings.optimizer()
+        plan, optimizer = self._job.plan, self._job.settings.optimizer(self._job.plan)
         self._wait_for_shops()
         self._join(0 if resume is None else resume.server_round + 1)
         if resume is None:
@@ -149,9 +149,8 @@ class Federation:
                 {name: self._job.shapes[name] for name in self._job.trained},
             )
             if enough := self._has_quorum(exchange):
-                state, memory = optimizer.apply(
-                    state, self._aggregate(exchange.contributions), memory
-                )
+                mean = self._aggregate(exchange.contributions)
+                state, memory = optimizer.apply(state, mean, memory, exchange.accepted)
             self._checkpoint(server_round, state, memory)
             self._tell("round", server_round, started, exchange, kept_old_model=not enough)
         self._report({"event": "end", "server_round": plan.rounds})

@@ -1,0 +1,106 @@
+"""Frozen typed configuration from TOML: an unknown key names the nearest known one."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from common.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the values of a TOML file.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def parse(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """Return ``values`` as ``model``.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key as it is written, what is wrong with it, and the nearest known key.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_words(model, e, where) for e in error.errors()[:3])) from error
+
+
+def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the values with ``section.key=value`` overrides; a value is TOML, or plain text.
+
+    Raises
+    ------
+    ConfigError
+        If an override is not of that form.
+    """
+    result = {key: _copied(value) for key, value in values.items()}
+    for text in overrides:
+        path, equals, raw = text.partition("=")
+        names = [name.strip() for name in path.split(".")]
+        if not equals or len(names) < 2 or not all(names):
+            raise ConfigError(f"--set {text!r} is not of the form section.key=value")
+        place = result
+        for name in names[:-1]:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {text!r}: {name!r} is a value, not a section")
+        place[names[-1]] = _value(raw.strip())
+    return result
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return a hint that names the closest known word, or all of them."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {found[0]!r}?" if found else f"known are: {', '.join(sorted(known))}"
+
+
+def _copied(value: Any) -> Any:  # noqa: ANN401 - a TOML value
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return value
+
+
+def _value(raw: str) -> Any:  # noqa: ANN401 - a TOML value
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def _words(model: type[BaseModel], error: Any, where: str) -> str:  # noqa: ANN401 - pydantic's
+    names = [str(part) for part in error["loc"]]
+    path = ".".join(names) or "the whole"
+    if error["type"] != "extra_forbidden":
+        given = "" if error["type"] == "missing" else f" (got {error['input']!r})"
+        return f"{where}: {path}: {error['msg']}{given}"
+    return f"{where}: unknown key {path!r}; {nearest(names[-1], _fields(model, names[:-1]))}"
+
+
+def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Return the keys that are known at a path into nested models."""
+    for name in path:
+        inner = next(
+            (f.annotation for key, f in model.model_fields.items() if name in (key, f.alias)), None
+        )
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return [field.alias or name for name, field in model.model_fields.items()]

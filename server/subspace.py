@@ -1,0 +1,98 @@
+"""The server optimiser for item vectors: federated (noisy) subspace iteration.
+
+For orthonormal item vectors ``V`` the shops' mean update is ``η/N · Aᵀ(A V - ...)``, with one row
+of ``A`` a unit: one step of the power method on the units' co-occurrence. The server centres it,
+keeps the orthonormal basis and hands the singular values on as the spectrum. With noise in every
+update this is the noisy power method (Hardt & Price 2014, "The Noisy Power Method", algorithm 1);
+all that happens here is post-processing of what was released.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.model import LearnedBlock
+from common.protocol import ITEMS, POPULARITY, SPECTRUM, Arrays, TrainingPlan
+
+_SUM, _WEIGHT, _SQUARES = "sum", "sum_weight", "sum_squares"
+
+
+@dataclass(frozen=True)
+class SubspaceOptimizer:
+    """Subspace iteration with memory.
+
+    Parameters
+    ----------
+    plan
+        Fixes which products are learned, and with what noise.
+    momentum
+        β of ``S = β S (V_oldᵀ V) + Δ``: what earlier rounds saw, turned into the present basis,
+        counts on with weight β a round. Averages noise away where rounds are noisy.
+    shops
+        How many shops' noise is in a mean update, for the correction of the spectrum.
+    """
+
+    plan: TrainingPlan
+    momentum: float = 0.0
+
+    def start(self, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+        """Return the memory before the first round."""
+        return {
+            _SUM: np.zeros(shapes[ITEMS]),
+            _WEIGHT: np.zeros(1),
+            _SQUARES: np.zeros(1),
+        }
+
+    def apply(
+        self, state: Arrays, delta: Arrays, memory: Arrays, shops: int
+    ) -> tuple[Arrays, Arrays]:
+        """Return the new state (float32) and memory from ``shops`` shops' mean update."""
+        block = LearnedBlock.of(self.plan.model, state[POPULARITY])
+        change = delta[ITEMS].astype(np.float64)
+        total = self.momentum * memory[_SUM] + change
+        weight = self.momentum * memory[_WEIGHT] + 1.0
+        squares = self.momentum**2 * memory[_SQUARES] + 1.0
+        centred = centre(total / weight, block)
+        basis, values, _ = np.linalg.svd(centred, full_matrices=False)
+        spectrum = denoise(values, self._noise(shops, weight, squares), len(block.rows))
+        old = state[ITEMS].astype(np.float64)
+        new_state = {
+            **state,
+            ITEMS: basis.astype(np.float32),
+            SPECTRUM: (spectrum / max(float(spectrum[0]), 1e-12)).astype(np.float32),
+        }
+        # The sum is kept in the new basis: its columns were images of the old one.
+        memory = {_SUM: total @ (old.T @ basis), _WEIGHT: weight, _SQUARES: squares}
+        return new_state, memory
+
+    def _noise(self, shops: int, weight: np.ndarray, squares: np.ndarray) -> float:
+        """Return the standard deviation of the noise in one entry of the averaged update."""
+        plan = self.plan
+        if not plan.private:
+            return 0.0
+        step = plan.learning_rate * plan.noise_multiplier * plan.max_grad_norm
+        one = step * plan.local_steps**0.5 / plan.batch_normalizer / shops**0.5
+        return float(one * np.sqrt(squares[0]) / weight[0])
+
+
+def centre(update: np.ndarray, block: LearnedBlock) -> np.ndarray:
+    """Take the expected basket off an update ``(L, d)`` on the side of its rows.
+
+    A shop's sparse update holds ``Σ_u x_u uᵀ``; its column sums in product units give each unit's
+    size times ``uᵀ``, so ``Σ_u (x_u - k_u p) uᵀ`` follows from released arrays alone.
+    """
+    products = update * block.gain[:, None]
+    products = products - np.outer(block.rates, products.sum(axis=0))
+    centred: np.ndarray = products / block.gain[:, None]
+    return centred
+
+
+def denoise(values: np.ndarray, noise: float, rows: int) -> np.ndarray:
+    """Return singular values (d,) without what noise of this spread adds to them on average.
+
+    ``E ‖z‖² = s² + rows · noise²`` for a column of signal ``s`` (Gavish & Donoho 2017 treat the
+    general case).
+    """
+    cleaned: np.ndarray = np.sqrt(np.maximum(values**2 - rows * noise**2, 0.0))
+    return cleaned

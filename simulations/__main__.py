@@ -1,0 +1,200 @@
+"""``python -m simulations``: parses and calls."""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Self
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from common.complete_journey import Merchants
+from common.datasets import write_dataset
+from common.errors import FedtailError
+from common.marketplace import MarketplaceConfig
+from common.partitioning import uniform
+
+app = typer.Typer(
+    help="Questions answered on one machine, with the server and clients that shops deploy.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+bench_app = typer.Typer(help="Ratios, measured side by side.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+_NARROWEST = 100
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; new or empty.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+class _Bars:
+    """Progress on stderr: a bar a stage."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._task: Any = None
+        self._plain = not console.is_terminal
+
+    def __enter__(self) -> Self:
+        if not self._plain:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        """Begin a stage."""
+        if self._plain:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+            return
+        if self._task is not None:
+            self._progress.update(self._task, total=1, completed=1, detail="")
+        self._task = self._progress.add_task(text, total=total, detail="")
+
+    def step(self, text: str = "") -> None:
+        """Finish one step."""
+        if self._plain:
+            if text:
+                sys.stderr.write(f"  {text}\n")
+                sys.stderr.flush()
+            return
+        self._progress.update(self._task, advance=1, detail=text)
+
+
+@app.command()
+def run(
+    experiment: Annotated[Path, typer.Argument(help="An experiment file (TOML).")],
+    out: Out,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment: every arm, a report, a page, recommendations, models and ledgers."""
+    from simulations.experiment import read_experiment
+    from simulations.report import to_json
+    from simulations.run import run_experiment
+    from simulations.tables import result_table
+
+    with _Bars() as bars:
+        document = run_experiment(read_experiment(experiment, change or []), out, bars)
+    if as_json:
+        sys.stdout.write(to_json(document) + "\n")
+        return
+    console = _console()
+    console.print(result_table(document))
+    console.print(f"The page to look at: {out / 'report.html'}")
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders that runs wrote.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for compare.html.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put runs side by side."""
+    from simulations.compare import compare as compare_runs
+    from simulations.report import to_json
+    from simulations.tables import comparison_table
+
+    document = compare_runs(folders, out)
+    if as_json:
+        sys.stdout.write(to_json(document) + "\n")
+    else:
+        _console().print(comparison_table(document))
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="complete-journey, movielens or marketplace.")],
+    out: Out,
+    merchants: Annotated[str, typer.Option(help="complete-journey: market or store.")] = "market",
+    path: Annotated[Path | None, typer.Option(help="movielens: your unpacked copy.")] = None,
+    shops: Annotated[int, typer.Option(help="marketplace, movielens: number of shops.")] = 20,
+    customers: Annotated[int, typer.Option(help="marketplace: customers a shop.")] = 114,
+    products: Annotated[int, typer.Option(help="marketplace: products.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="marketplace, movielens.")] = 0,
+) -> None:
+    """Write a data set as the contract's tables."""
+    from common.config import parse
+
+    kinds: dict[str, Merchants] = {"market": "market", "store": "store"}
+    if merchants not in kinds:
+        raise typer.BadParameter(f"{merchants!r} is neither market nor store")
+    sizes = {
+        "shops": shops,
+        "customers_per_shop": customers,
+        "products": products,
+        "seed": seed,
+    }
+    with _Bars() as bars:
+        bars.stage(f"writing {name}", shops if name == "marketplace" else None)
+        write_dataset(
+            name,
+            out,
+            progress=lambda done, total: bars.step(f"{done} of {total}"),
+            merchants=kinds[merchants],
+            path=path,
+            partitioner=uniform(shops, seed=seed, skew=0.5),
+            marketplace=parse(MarketplaceConfig, sizes, "marketplace"),
+        )
+    _console().print(f"{name} is in {out}")
+
+
+@bench_app.command("round")
+def bench_round_command(
+    rounds: Annotated[int, typer.Option(help="Rounds of both runs.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Time a round beside Flower's own floor for the same arrays."""
+    from simulations.bench import bench_round
+    from simulations.report import to_json
+
+    result = bench_round(rounds=rounds)
+    if as_json:
+        sys.stdout.write(to_json(result) + "\n")
+        return
+    for key, value in result.items():
+        _console().print(f"{key}: {value}")
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.width >= _NARROWEST else Console(width=_NARROWEST)
+
+
+def main(command: Callable[[], object] = app) -> None:
+    """Run the command line: errors are one line, and 2 is the status of bad input."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    try:
+        command()
+    except FedtailError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: the same command goes on where it stopped\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""What an experiment file says: every section, key and default."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from client.personalization import HomeSettings
+from common.accounting import calibrate
+from common.checks import BadRows
+from common.config import nearest, parse, read_toml, with_overrides
+from common.errors import ConfigError
+from common.features import ContentSpec
+from common.marketplace import MarketplaceConfig
+from common.partitioning import Partitioner, by_column, dirichlet, uniform
+from common.protocol import Frozen, ModelPlan, TrainingPlan, Trust, Unit
+from common.schema import BEHAVIOR_WEIGHTS
+
+ARMS = (
+    "popularity",
+    "local",
+    "home-only",
+    "centralized",
+    "federated",
+    "federated-global",
+    "federated-dp",
+    "federated-dp-global",
+)
+#: Arm whose model an arm without home adaptation shows.
+TRAINED_BY = {"federated-global": "federated", "federated-dp-global": "federated-dp"}
+
+
+#: Parts that say nothing before training.
+TRAINED_PARTS = ("learned", "popularity")
+
+
+class Section(Frozen):
+    """A section of an experiment: keys may be written with hyphens where Python can't."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class PartitionSection(Section):
+    """Who is whose customer, where a data set has no merchants of its own or others are asked for.
+
+    ``kind``: ``natural`` (the merchant_id column), ``uniform``, ``dirichlet`` (by the category that
+    a customer buys most, concentration ``alpha``) or ``column`` (one merchant a value).
+    """
+
+    kind: Literal["natural", "uniform", "dirichlet", "column"] = "natural"
+    merchants: int = Field(20, ge=1)
+    alpha: float = Field(1.0, gt=0)
+    skew: float = Field(0.0, ge=0)
+    column: str = "category"
+
+    def partitioner(self, seed: int) -> Partitioner | None:
+        """Return the partitioner; None leaves the merchants as they are."""
+        if self.kind == "uniform":
+            return uniform(self.merchants, seed=seed, skew=self.skew)
+        if self.kind == "dirichlet":
+            return dirichlet(
+                self.merchants, alpha=self.alpha, seed=seed, column=self.column, skew=self.skew
+            )
+        return by_column(self.column) if self.kind == "column" else None
+
+
+class DataSection(Section):
+    """Where the records come from; ``path`` overrides ``source``."""
+
+    source: Literal["complete-journey", "movielens", "marketplace"] = "complete-journey"
+    path: str = ""
+    merchants: Literal["market", "store"] = "market"
+    bad_rows: BadRows = "refuse"
+    partition: PartitionSection = Field(default_factory=PartitionSection)
+    marketplace: MarketplaceConfig = Field(default_factory=MarketplaceConfig)
+    behaviors: dict[str, float] = Field(default_factory=lambda: dict(BEHAVIOR_WEIGHTS))
+
+
+class SplitSection(Section):
+    """Where testing begins (epoch seconds or ISO 8601; 0: the data set's own, or 75%)."""
+
+    train_until: int | str = 0
+    validation_share: float = Field(0.2, gt=0, lt=1)
+
+
+class RunSection(Section):
+    """What is run."""
+
+    seed: int = Field(0, ge=0)
+    arms: tuple[str, ...] = ARMS
+
+
+class PrivacySection(Section):
+    """The private arms' promise, and what each shop allows.
+
+    ``cap_epsilon`` 0 stands for exactly what the plan costs; ``caps`` names shops with another cap.
+    """
+
+    unit: Unit = "customer"
+    target_epsilon: float = Field(8.0, gt=0)
+    target_delta: float = Field(1e-5, gt=0, lt=1)
+    trust: Trust = "shop"
+    cap_epsilon: float = Field(0.0, ge=0)
+    caps: dict[str, float] = Field(default_factory=dict)
+
+
+class FederationSection(Section):
+    """One federated arm: the plan's constants, and how the server runs it.
+
+    ``tuning_share`` is the share of the rounds that stop at the validation weeks: the shops choose
+    their mixing weights with the model of the last of them.
+    """
+
+    rounds: int = Field(10, ge=0)
+    tuning_share: float = Field(0.7, ge=0, le=1)
+    local_steps: int = Field(1, ge=1)
+    sample_rate: float = Field(1.0, gt=0, le=1)
+    max_grad_norm: float = Field(0.3, gt=0)
+    batch_normalizer: float = Field(100.0, gt=0)
+    learning_rate: float = Field(1.0, gt=0)
+    popularity_share: float = Field(0.3, gt=0, le=1)
+    loss: Literal["squared", "softmax"] = "squared"
+    negatives: int = Field(50, ge=1)
+    target_share: float = Field(1.0, gt=0, le=1)
+    half_life_days: float = Field(0.0, ge=0)
+    model: ModelPlan = Field(default_factory=ModelPlan)
+    server: dict[str, float | int | str] = Field(default_factory=dict)
+
+
+class AdaptationSection(Section):
+    """How the shops of each kind of arm mix at home."""
+
+    local: HomeSettings
+    centralized: HomeSettings
+    federated: HomeSettings
+    federated_dp: HomeSettings = Field(alias="federated-dp")
+    pooled_ridge: float = Field(1000.0, gt=0)
+
+    def home_only(self) -> HomeSettings:
+        """Return the settings around an untrained model: the federated ones, less what it lacks."""
+        start = {k: v for k, v in self.federated.start.items() if k not in TRAINED_PARTS}
+        return self.federated.model_copy(update={"start": start, "own_expectation": 1.0})
+
+
+class Experiment(Section):
+    """A whole experiment file."""
+
+    data: DataSection = Field(default_factory=DataSection)
+    split: SplitSection = Field(default_factory=SplitSection)
+    run: RunSection = Field(default_factory=RunSection)
+    privacy: PrivacySection = Field(default_factory=PrivacySection)
+    content: ContentSpec = Field(default_factory=ContentSpec)
+    home: AdaptationSection
+    federated: FederationSection = Field(default_factory=FederationSection)
+    federated_dp: FederationSection = Field(default_factory=FederationSection, alias="federated-dp")
+    basket: FederationSection | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the configuration as run, nested by section, as JSON values."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def read_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file with ``--set`` overrides.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key and what to write instead.
+    """
+    experiment = parse(Experiment, with_overrides(read_toml(path), overrides), path.name)
+    for arm in experiment.run.arms:
+        if arm not in ARMS:
+            raise ConfigError(f"run.arms: no arm is called {arm!r}; {nearest(arm, ARMS)}")
+    return experiment
+
+
+def training_plan(
+    experiment: Experiment, arm: str, *, validation_from: int, train_until: int
+) -> TrainingPlan:
+    """Return the public plan of a federated arm; for a private one, with the noise it needs.
+
+    Raises
+    ------
+    ConfigError
+        If the setting asks for what cannot be kept.
+    """
+    private = arm == "federated-dp"
+    privacy = experiment.privacy
+    section = experiment.federated_dp if private else experiment.federated
+    if private and privacy.unit == "basket" and experiment.basket is not None:
+        section = experiment.basket
+    if private and privacy.trust != "shop":
+        raise ConfigError(
+            f'privacy.trust = "{privacy.trust}" needs secure aggregation, which this version does '
+            'not have: set privacy.trust = "shop"'
+        )
+    rounds = 0 if private and privacy.unit == "interaction" else section.rounds
+    noise = (0.0, 0.0)
+    if private:
+        noise = calibrate(
+            privacy.target_epsilon,
+            privacy.target_delta,
+            section.popularity_share,
+            section.sample_rate,
+            rounds * section.local_steps,
+        )
+    values = section.model_dump(exclude={"tuning_share", "server", "model"})
+    return TrainingPlan(
+        **{**values, "rounds": rounds},
+        private=private,
+        unit=privacy.unit if private else "customer",
+        trust=privacy.trust,
+        target_epsilon=privacy.target_epsilon,
+        target_delta=privacy.target_delta,
+        popularity_noise_multiplier=noise[0],
+        noise_multiplier=noise[1],
+        reference_time=train_until,
+        validation_from=validation_from,
+        tuning_round=round(section.tuning_share * rounds),
+        model=section.model,
+    )
+
+
+def server_config(experiment: Experiment, arm: str) -> dict[str, float | int | str]:
+    """Return the run config of a federated arm, over the defaults of ``pyproject.toml``."""
+    private = arm == "federated-dp"
+    section = experiment.federated_dp if private else experiment.federated
+    if private and experiment.privacy.unit == "basket" and experiment.basket is not None:
+        section = experiment.basket
+    return {"seed": experiment.run.seed, **section.server}

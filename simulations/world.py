@@ -1,0 +1,200 @@
+"""The analyst's view of one experiment: every shop's records, split in time, on one catalogue."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from client.units import event_weights, unit_histories
+from common.datasets import (
+    Dataset,
+    load_complete_journey,
+    load_folder,
+    load_marketplace,
+    load_movielens,
+)
+from common.errors import ConfigError
+from common.features import Catalogue
+from common.metrics import popularity_quintiles, tail_mask
+from common.partitioning import partition, uniform
+from common.schema import ShopEvents, encode_shops
+from common.splitting import TimeSplit, split_in_time
+from simulations.experiment import DataSection, Experiment
+
+
+@dataclass(frozen=True)
+class Period:
+    """What is known at one moment, and what is asked of the time after it.
+
+    Attributes
+    ----------
+    history, targets
+        Merchant id -> (U, n): what each customer did before, and first did after.
+    counts
+        (n,) customers of each product before, over all shops.
+    """
+
+    history: Mapping[str, sparse.csr_matrix]
+    targets: Mapping[str, sparse.csr_matrix]
+    counts: np.ndarray
+
+    @cached_property
+    def tail(self) -> np.ndarray:
+        """(n,) bool: not in the short head."""
+        return tail_mask(self.counts)
+
+    @cached_property
+    def quintiles(self) -> np.ndarray:
+        """(n,) popularity fifth of each product."""
+        return popularity_quintiles(self.counts)
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything an experiment may look at; only its runner ever holds all of it.
+
+    Attributes
+    ----------
+    shops
+        All records of each merchant, sorted by merchant id.
+    stock
+        Merchant id -> (n,) bool of what it may recommend; not named: everything.
+    """
+
+    dataset: Dataset
+    catalogue: Catalogue
+    split: TimeSplit
+    shops: tuple[ShopEvents, ...]
+    stock: Mapping[str, np.ndarray]
+    half_life_days: float = 0.0
+
+    @cached_property
+    def validation(self) -> Period:
+        """Fit before the validation weeks, asked of them."""
+        return self._period(self.split.fit, self.split.validation, self.split.validation_from)
+
+    @cached_property
+    def test(self) -> Period:
+        """Train before ``train_until``, asked of what comes then."""
+        return self._period(self.split.train, self.split.test, self.split.train_until)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the report's ``data``."""
+        pairs = sum(h.nnz for h in self.test.history.values())
+        targets = sum(t.nnz for t in self.test.targets.values())
+        asked = sum(int(np.count_nonzero(np.diff(t.indptr))) for t in self.test.targets.values())
+        known = sum(int(np.count_nonzero(np.diff(h.indptr))) for h in self.test.history.values())
+        return {
+            "source": self.dataset.name,
+            "shops": len(self.shops),
+            "customers": known,
+            "products": self.catalogue.size,
+            "interactions": sum(len(shop) for shop in self.shops),
+            "training_pairs": pairs,
+            "test_targets": targets,
+            "test_customers": asked,
+            "split": {
+                "validation_from": _iso(self.split.validation_from),
+                "train_until": _iso(self.split.train_until),
+            },
+        }
+
+    def _period(
+        self,
+        before: Callable[[ShopEvents], ShopEvents],
+        after: Callable[[ShopEvents], ShopEvents],
+        reference_time: int,
+    ) -> Period:
+        n = self.catalogue.size
+        history, targets = {}, {}
+        counts = np.zeros(n)
+        for shop in self.shops:
+            past = before(shop)
+            weights = event_weights(past, self.half_life_days, reference_time)
+            known = unit_histories(past, "customer", n, weights).history
+            later = after(shop).matrix(n)
+            new = sparse.csr_matrix(later - later.multiply(known > 0))
+            new.eliminate_zeros()
+            # A customer without a history is no customer yet: nothing can be asked for.
+            seen = (np.diff(known.indptr) > 0).astype(np.float32)
+            new = sparse.csr_matrix(sparse.diags_array(seen) @ new)
+            new.eliminate_zeros()
+            history[shop.merchant_id], targets[shop.merchant_id] = known, new
+            counts += np.asarray((known > 0).sum(axis=0)).ravel()
+        return Period(history, targets, counts)
+
+
+def build_world(
+    experiment: Experiment, progress: Callable[[str], object] = lambda _: None
+) -> World:
+    """Load, check, split and encode what an experiment runs on.
+
+    Raises
+    ------
+    DataError, ConfigError
+        If a table or the split is wrong.
+    """
+    dataset = _load(experiment.data, experiment.run.seed, progress)
+    tables = dataset.tables
+    progress("splitting in time and encoding")
+    times = tables.interactions["timestamp"].to_numpy()
+    chosen = _timestamp(experiment.split.train_until) or dataset.train_until
+    share = experiment.split.validation_share
+    split = split_in_time(int(times.min()), int(times.max()), chosen, validation_share=share)
+    catalogue = Catalogue.of(tables.products, experiment.content)
+    shops = tuple(encode_shops(tables, catalogue.item_ids, experiment.data.behaviors))
+    stock = {}
+    for shop in shops:
+        items = tables.stock_of(shop.merchant_id)
+        if items is not None:
+            allowed = np.zeros(catalogue.size, dtype=bool)
+            rows = catalogue.rows(items)
+            allowed[rows[rows >= 0]] = True
+            stock[shop.merchant_id] = allowed
+    return World(dataset, catalogue, split, shops, stock, experiment.federated.half_life_days)
+
+
+def _load(data: DataSection, seed: int, progress: Callable[[str], object]) -> Dataset:
+    partitioner = data.partition.partitioner(seed)
+    if data.source == "movielens":
+        if not data.path:
+            raise ConfigError("data.source = 'movielens' needs data.path: your unpacked copy")
+        return load_movielens(Path(data.path), partitioner or uniform(20, seed=seed, skew=0.5))
+    if data.path:
+        progress(f"reading {data.path}")
+        dataset = load_folder(Path(data.path), bad_rows=data.bad_rows)
+    elif data.source == "marketplace":
+        progress("drawing a marketplace")
+        dataset = load_marketplace(data.marketplace)
+    else:
+        progress("reading Complete Journey")
+        dataset = load_complete_journey(data.merchants)
+    if partitioner is None:
+        return dataset
+    tables = partition(dataset.tables, partitioner)
+    note = f"customers were dealt to merchants: {data.partition.kind}"
+    return Dataset(dataset.name, tables, dataset.train_until, [*dataset.notes, note])
+
+
+def _timestamp(value: int | str) -> int | None:
+    """Return epoch seconds of a setting; None where it says nothing."""
+    if isinstance(value, int):
+        return value or None
+    try:
+        moment = pd.Timestamp(value)
+    except ValueError as error:
+        raise ConfigError(
+            f"split.train_until is {value!r}; write epoch seconds or a date such as 2017-10-02"
+        ) from error
+    moment = moment.tz_localize(UTC) if moment.tzinfo is None else moment
+    return int(moment.timestamp())
+
+
+def _iso(moment: int) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
