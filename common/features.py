@@ -108,7 +108,9 @@ class Catalogue:
         """SHA-256 over ids, content and spec, 64 hex digits: equal catalogues, equal models."""
         digest = hashlib.sha256(self.spec.model_dump_json().encode())
         for column in sorted(map(str, self.products.columns)):
-            digest.update(f"\0{column}\0".encode())
+            # Numbers fall into bins and text does not, even where they read the same.
+            kind = "number" if pd.api.types.is_numeric_dtype(self.products[column]) else "text"
+            digest.update(f"\0{column}\0{kind}\0".encode())
             hashes = pd.util.hash_array(_text(self.products[column]), categorize=True)
             digest.update(np.ascontiguousarray(hashes, dtype="<u8").tobytes())
         return digest.hexdigest()

@@ -1,0 +1,185 @@
+"""Experiment files, and the plans that they become."""
+
+from pathlib import Path
+
+import pytest
+
+from common.accounting import epsilon, plan_spends
+from common.errors import ConfigError
+from common.protocol import TrainingPlan
+from simulations.experiment import (
+    ARMS,
+    Experiment,
+    PartitionSection,
+    read_experiment,
+    server_config,
+    training_plan,
+)
+
+SMALL = """
+[home.local]
+start = { content = 0.5, own_ease = 2.4, own_popularity = 0.1 }
+[home.centralized]
+start = { content = 0.5, pooled_ease = 3.0, own_popularity = 0.1 }
+[home.federated]
+start = { content = 0.4, learned = 0.6, popularity = 0.3, own_ease = 0.7, own_popularity = 0.1 }
+[home.federated-dp]
+start = { content = 0.4, learned = 0.3, popularity = 0.1, own_ease = 2.4, own_popularity = 0.1 }
+[federated]
+rounds = 2
+tuning_share = 0.5
+[federated.model]
+dimension = 4
+[federated.server]
+server-optimizer = "subspace"
+server-momentum = 0.0
+[federated-dp]
+rounds = 2
+tuning_share = 0.5
+max_grad_norm = 0.3
+[federated-dp.model]
+dimension = 2
+learned_items = 20
+[federated-dp.server]
+server-optimizer = "subspace"
+server-momentum = 0.5
+"""
+DEMO = Path(__file__).resolve().parent.parent / "simulations" / "experiments" / "demo.toml"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL, encoding="utf-8")
+    return path
+
+
+def plan_of(experiment: Experiment, arm: str = "federated-dp") -> TrainingPlan:
+    return training_plan(experiment, arm, validation_from=100, train_until=200)
+
+
+def test_the_demo_is_a_valid_experiment_with_every_arm() -> None:
+    experiment = read_experiment(DEMO)
+    assert set(experiment.run.arms) == set(ARMS)
+    for arm in ("federated", "federated-dp"):
+        assert plan_of(experiment, arm).rounds > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ("privacy.target_epsilom=3", "target_epsilon"),
+        ("federated-dp.model.dimention=3", "dimension"),
+        ("federated_dp.rounds=1", "federated-dp"),
+        ("rum.seed=3", "run"),
+        ("home.federated-dp.ease_lamda=3", "ease_lambda"),
+        ("data.marketplace.shop=3", "shops"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(small: Path, change: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean '{hint}'"):
+        read_experiment(small, [change])
+
+
+def test_overrides_take_toml_values_and_plain_text(small: Path) -> None:
+    changes = [
+        "data.path=/some where/else",
+        "privacy.target_epsilon = 3",
+        'run.arms=["local", "federated"]',
+        "privacy.caps.a shop=2.5",
+        "privacy.unit=basket",
+        "home.local.start.content=0.25",
+    ]
+    experiment = read_experiment(small, changes)
+    assert experiment.data.path == "/some where/else"
+    assert experiment.privacy.target_epsilon == 3.0
+    assert experiment.run.arms == ("local", "federated")
+    assert experiment.privacy.caps == {"a shop": 2.5}
+    assert experiment.privacy.unit == "basket"
+    assert experiment.home.local.start == {"content": 0.25, "own_ease": 2.4, "own_popularity": 0.1}
+
+
+@pytest.mark.parametrize("change", ["nonsense", "seed=3", "run.=3", ".seed=3", "run.seed.more=1"])
+def test_an_override_of_another_form_is_refused(small: Path, change: str) -> None:
+    with pytest.raises(ConfigError):
+        read_experiment(small, ["run.seed=3", change])
+
+
+def test_an_unknown_arm_names_the_nearest(small: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'federated-dp'"):
+        read_experiment(small, ['run.arms=["federated-pd"]'])
+
+
+@pytest.mark.parametrize(
+    "change", ["privacy.target_delta=0", "privacy.unit=household", "federated-dp.sample_rate=1.5"]
+)
+def test_a_value_out_of_its_range_is_named(small: Path, change: str) -> None:
+    with pytest.raises(ConfigError, match=change.split("=")[0].split(".")[-1]):
+        read_experiment(small, [change])
+
+
+def test_trust_in_a_federation_is_refused_and_says_why(small: Path) -> None:
+    experiment = read_experiment(small, ["privacy.trust=federation"])
+    with pytest.raises(ConfigError, match="secure aggregation"):
+        plan_of(experiment)
+
+
+@pytest.mark.parametrize("unit", ["customer", "basket"])
+@pytest.mark.parametrize("target", [0.5, 8.0])
+@pytest.mark.parametrize("rate", [1.0, 0.25])
+def test_a_plan_costs_what_was_asked_for_and_never_more(
+    small: Path, unit: str, target: float, rate: float
+) -> None:
+    changes = [f"privacy.unit={unit}", f"privacy.target_epsilon={target}"]
+    experiment = read_experiment(small, [*changes, f"federated-dp.sample_rate={rate}"])
+    plan = plan_of(experiment)
+    assert plan.private
+    assert plan.unit == unit
+    cost = epsilon(plan_spends(plan), plan.target_delta).value
+    assert target * 0.998 <= cost <= target
+
+
+def test_interactions_as_units_pay_for_popularity_alone(small: Path) -> None:
+    plan = plan_of(read_experiment(small, ["privacy.unit=interaction"]))
+    assert plan.rounds == 0
+    assert plan.tuning_round == 0
+    assert len(plan_spends(plan)) == 1
+    assert 0.998 * 8 <= epsilon(plan_spends(plan), plan.target_delta).value <= 8
+
+
+def test_without_privacy_there_is_no_noise_and_the_unit_is_the_customer(small: Path) -> None:
+    plan = plan_of(read_experiment(small, ["privacy.unit=basket"]), "federated")
+    assert not plan.private
+    assert (plan.noise_multiplier, plan.popularity_noise_multiplier) == (0.0, 0.0)
+    assert plan.unit == "customer"
+
+
+def test_tuning_rounds_are_a_share_of_all(small: Path) -> None:
+    changes = ["federated.rounds=10", "federated.tuning_share=0.7"]
+    plan = plan_of(read_experiment(small, changes), "federated")
+    assert (plan.tuning_round, plan.rounds) == (7, 10)
+    assert (plan.validation_from, plan.reference_time) == (100, 200)
+
+
+def test_baskets_may_have_a_section_of_their_own(small: Path) -> None:
+    changes = ["privacy.unit=basket", "basket.rounds=1", "basket.server.server-momentum=0.1"]
+    experiment = read_experiment(small, changes)
+    assert plan_of(experiment).rounds == 1
+    assert server_config(experiment, "federated-dp")["server-momentum"] == 0.1
+    assert plan_of(experiment, "federated").rounds == 2
+
+
+def test_the_server_gets_the_seed_of_the_run(small: Path) -> None:
+    experiment = read_experiment(small, ["run.seed=7"])
+    assert server_config(experiment, "federated")["seed"] == 7
+
+
+def test_home_only_has_no_part_that_training_makes(small: Path) -> None:
+    home = read_experiment(small).home.home_only()
+    assert set(home.start) == {"content", "own_ease", "own_popularity"}
+
+
+@pytest.mark.parametrize("kind", ["uniform", "dirichlet", "column"])
+def test_every_kind_of_partition_has_a_partitioner(kind: str) -> None:
+    assert PartitionSection.model_validate({"kind": kind}).partitioner(0) is not None
+    assert PartitionSection().partitioner(0) is None
