@@ -1,0 +1,71 @@
+# Everything runs in .venv, which the targets make for themselves.
+PYTHON ?= python3.11
+VENV ?= .venv
+OUT ?= runs/demo
+ARGS ?=
+
+# Flower: send nothing, ask for no updates, and one thread a client.
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# With two cores, threads inside a test only get in the way of the processes that it starts.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test statistical slow check format bench clean
+
+help:
+	@echo 'make demo         should the 20 local markets federate? all arms, into $(OUT)'
+	@echo '                    OUT=runs/other  another folder'
+	@echo '                    ARGS="--set privacy.target_epsilon=2"  other settings'
+	@echo 'make test         all tests but the slow and the statistical ones'
+	@echo 'make statistical  the slow and the statistical tests (also: make slow)'
+	@echo 'make check        ruff, mypy --strict, and who may import whom'
+	@echo 'make format       let ruff format and mend'
+	@echo 'make bench        what a round costs beside clients that do nothing, as JSON'
+	@echo 'make setup        only install requirements.lock into $(VENV)'
+	@echo 'make clean        remove caches and $(VENV); runs/ stays'
+	@echo
+	@echo 'python -m simulations --help   (in $(VENV)/bin) says what else can be asked.'
+
+setup: $(INSTALLED)
+
+$(INSTALLED): requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo 'Python 3.11 is needed: install it, or say make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo '$(PYTHON) is not Python 3.11: say make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-input -r requirements.lock
+	@touch $@
+
+demo: $(INSTALLED)
+	@if [ -e '$(OUT)/report.json' ]; then \
+	  echo 'Nothing was run: $(OUT) holds an earlier run. Its page is $(OUT)/report.html'; \
+	  echo 'To run again: make demo OUT=runs/another, or remove $(OUT) first.'; \
+	else \
+	  $(BIN)/python -m simulations run simulations/experiments/demo.toml --out '$(OUT)' $(ARGS); \
+	fi
+
+test: $(INSTALLED)
+	$(PYTEST) -m 'not slow and not statistical' $(ARGS)
+
+statistical slow: $(INSTALLED)
+	$(PYTEST) -m 'slow or statistical' $(ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)
+	$(BIN)/python -m simulations bench round --json
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find common client server simulations tests -name __pycache__ -type d -prune -exec rm -rf {} +
