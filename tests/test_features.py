@@ -3,6 +3,7 @@
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -146,7 +147,7 @@ def test_without_content_columns_there_is_no_content() -> None:
     assert catalogue.content.shape == (2, catalogue.spec.content_width)
 
 
-def changed(**columns: object) -> pd.DataFrame:
+def changed(**columns: Any) -> pd.DataFrame:
     return make().assign(**columns)
 
 
