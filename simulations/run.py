@@ -114,7 +114,8 @@ def run_experiment(experiment: Experiment, out: Path, watcher: Watcher) -> dict[
         _check_caps(experiment, world)
         runner = _Runner(experiment, world, folder, watcher)
         document = runner.run()
-        shutil.rmtree(folder / _WORK)
+        if (folder / _WORK).exists():  # arms that train nothing together leave none
+            shutil.rmtree(folder / _WORK)
         return document
 
 

@@ -1,7 +1,7 @@
 """The analyst's view of one experiment: every shop's records, split in time, on one catalogue."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from common.datasets import (
     load_movielens,
 )
 from common.errors import ConfigError
-from common.features import Catalogue
+from common.features import CROSS, Catalogue, ContentSpec
 from common.metrics import popularity_quintiles, tail_mask
 from common.partitioning import partition, uniform
 from common.schema import ShopEvents, encode_shops
@@ -147,7 +147,12 @@ def build_world(
     chosen = _timestamp(experiment.split.train_until) or dataset.train_until
     share = experiment.split.validation_share
     split = split_in_time(int(times.min()), int(times.max()), chosen, validation_share=share)
-    catalogue = Catalogue.of(tables.products, experiment.content)
+    content = experiment.content
+    if experiment.data.path and not _fits(content, tables.products):
+        content = content.model_copy(update={"features": ()})
+        note = f"the products have no columns for {', '.join(experiment.content.features)}"
+        dataset = replace(dataset, notes=[*dataset.notes, f"{note}: all their columns are used"])
+    catalogue = Catalogue.of(tables.products, content)
     shops = tuple(encode_shops(tables, catalogue.item_ids, experiment.data.behaviors))
     stock = {}
     for shop in shops:
@@ -180,6 +185,15 @@ def _load(data: DataSection, seed: int, progress: Callable[[str], object]) -> Da
     tables = partition(dataset.tables, partitioner)
     note = f"customers were dealt to merchants: {data.partition.kind}"
     return Dataset(dataset.name, tables, dataset.train_until, [*dataset.notes, note])
+
+
+def _fits(content: ContentSpec, products: pd.DataFrame) -> bool:
+    """Whether the products have every column that the features name.
+
+    An experiment names those of its own data set; with ``data.path`` it must run on any other.
+    """
+    named = {column for feature in content.features for column in feature.split(CROSS)}
+    return named <= set(products.columns)
 
 
 def _timestamp(value: int | str) -> int | None:
