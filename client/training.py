@@ -24,11 +24,14 @@ from common.model import (
     attribute_matrix,
     feature_weights,
     trained_names,
+    trained_spec,
 )
 from common.protocol import ITEMS, POPULARITY, Arrays, TrainingPlan
 from common.schema import ShopEvents
 
-# Floats of gathered rows held at a time: a physical batch, smaller than the logical one.
+# Arrays that a unit reads by rows; it has a copy of all others.
+TABLES = frozenset((ITEMS, FEATURES, CUSTOMERS))
+# Floats of rows and copies held at a time: a physical batch, smaller than the logical one.
 _BATCH_FLOATS = 16_000_000
 
 
@@ -90,7 +93,7 @@ def train_round(
     names = trained_names(plan)
     step = ExactDPStep(
         {name: torch.tensor(state[name]) for name in names},
-        tables={ITEMS, FEATURES, CUSTOMERS}.intersection(names),
+        tables=TABLES.intersection(names),
         max_grad_norm=plan.max_grad_norm if plan.private else math.inf,
         noise_multiplier=plan.noise_multiplier if plan.private else 0.0,
         batch_normalizer=plan.batch_normalizer,
@@ -101,7 +104,9 @@ def train_round(
         key = int(sampling.integers(2**63))
         sampled = np.flatnonzero(noise.poisson_sample(rows.shape[0], plan.sample_rate))
         forward.read(step.state())
-        for members in _physical_batches(rows, sampled, forward.floats_per_product):
+        for members in _physical_batches(
+            rows, sampled, forward.floats_per_product, forward.floats_per_unit
+        ):
             step.accumulate(forward.losses, forward.batch(rows, members, key, people))
         step.step(noise)
     trained = step.state()
@@ -125,6 +130,12 @@ class _Forward:
             self._features = _padded(self._feature_table, np.arange(len(self.block.rows)))
             width += self._features[0].shape[1]
         self.floats_per_product = width * plan.model.dimension
+        # Each unit has copies of its own of all dense parameters, and so of their gradients.
+        self.floats_per_unit = sum(
+            math.prod(shape)
+            for name, shape in trained_spec(plan.model, catalogue.size).items()
+            if name not in TABLES
+        )
         self._expected = self._gram = torch.empty(0)
 
     def read(self, state: Tensors) -> None:
@@ -207,7 +218,8 @@ def _tower(pooled: Tensor, dense: Tensors) -> Tensor:
     layers = len([name for name in dense if name.endswith("weight")])
     for layer in range(layers):
         weight, bias = dense[f"tower.{layer}.weight"], dense[f"tower.{layer}.bias"]
-        hidden = torch.bmm(weight, hidden.unsqueeze(2)).squeeze(2) + bias
+        # Not bmm: how BLAS sums a unit's row depends on the size of the batch.
+        hidden = (weight * hidden.unsqueeze(1)).sum(dim=2) + bias
         if layer < layers - 1:
             hidden = hidden.relu()
     return hidden
@@ -239,7 +251,7 @@ def _units(plan: TrainingPlan, events: ShopEvents, n_items: int) -> Units:
 
 
 def _physical_batches(
-    rows: sparse.csr_matrix, sampled: np.ndarray, floats_per_product: int
+    rows: sparse.csr_matrix, sampled: np.ndarray, floats_per_product: int, floats_per_unit: int
 ) -> Iterator[np.ndarray]:
     """Yield units whose padded length is the same: their own count, up to a power of two.
 
@@ -249,6 +261,6 @@ def _physical_batches(
     widths = np.array([_width(int(length)) for length in lengths], dtype=np.int64)
     for width in np.unique(widths[lengths > 0]):
         members = sampled[(widths == width) & (lengths > 0)]
-        count = max(1, _BATCH_FLOATS // (int(width) * floats_per_product))
+        count = max(1, _BATCH_FLOATS // (int(width) * floats_per_product + floats_per_unit))
         for start in range(0, len(members), count):
             yield members[start : start + count]

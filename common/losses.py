@@ -1,7 +1,7 @@
 """Losses of one unit, summed within the unit: the one seam between a tower and what it learns.
 
 A loss sees a unit's customer vector and vectors pooled from the unit's own products, never another
-unit's, so every per-unit gradient is exact whatever the batch.
+unit's, so every per-unit gradient is exact, to the last bit, whatever the batch.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 LossName = Literal["squared", "softmax"]
+# Floats in 64 bytes.
+_ALIGNED = 16
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,7 @@ def squared(unit: UnitVectors) -> Tensor:
     orthonormal ``V`` and a linear tower the gradient is Oja's ``-x uᵀ`` (Oja 1982, eq. 3).
     """
     fit = (unit.customer * unit.target).sum(dim=1)
-    energy = torch.einsum("bd,de,be->b", unit.customer, unit.gram, unit.customer)
-    return 0.5 * energy - fit
+    return 0.5 * _energy(unit.customer, unit.gram) - fit
 
 
 def softmax(unit: UnitVectors) -> Tensor:
@@ -63,10 +64,23 @@ def softmax(unit: UnitVectors) -> Tensor:
     Negatives come from the released popularity, so the logits need no correction for ranking by
     lift over popularity (Yi et al. 2019, eq. 3, with the correction left to the bias).
     """
-    customer = unit.customer.unsqueeze(2)
-    positive = torch.bmm(unit.targets, customer).squeeze(2)
-    negative = torch.bmm(unit.negatives, customer).squeeze(2).logsumexp(dim=1, keepdim=True)
+    customer = unit.customer.unsqueeze(1)
+    positive = (unit.targets * customer).sum(dim=2)
+    negative = (unit.negatives * customer).sum(dim=2).logsumexp(dim=1, keepdim=True)
     return (functional.softplus(negative - positive) * unit.target_mask).sum(dim=1)
+
+
+def _energy(customer: Tensor, gram: Tensor) -> Tensor:
+    """Return (B,) ``uᵀ G u``, the same bits for a unit whatever the rest of its batch.
+
+    One matrix product for the whole batch would round a row by how many rows there are, and a
+    vector's place in memory decides how BLAS sums it: each unit has a product of its own, and all
+    begin at a multiple of 64 bytes.
+    """
+    spare = -customer.shape[1] % _ALIGNED
+    vectors = functional.pad(customer, (0, spare))
+    square = functional.pad(gram, (0, spare, 0, spare)).expand(len(customer), -1, -1)
+    return (torch.bmm(vectors.unsqueeze(1), square).squeeze(1) * vectors).sum(dim=1)
 
 
 LOSSES: dict[LossName, Loss] = {"squared": squared, "softmax": softmax}
