@@ -3,6 +3,7 @@
 import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         If it cannot be read or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = _plain(tomllib.loads(path.read_text(encoding="utf-8")))
+        return values
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -51,7 +53,7 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
     ConfigError
         If an override is not of that form.
     """
-    result = {key: _copied(value) for key, value in values.items()}
+    result: dict[str, Any] = _plain(values)
     for text in overrides:
         path, equals, raw = text.partition("=")
         names = [name.strip() for name in path.split(".")]
@@ -72,15 +74,18 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {found[0]!r}?" if found else f"known are: {', '.join(sorted(known))}"
 
 
-def _copied(value: Any) -> Any:  # noqa: ANN401 - a TOML value
-    if isinstance(value, dict):
-        return {key: _copied(inner) for key, inner in value.items()}
-    return value
+def _plain(value: Any) -> Any:  # noqa: ANN401 - a TOML value
+    """Return a copy of a TOML value that JSON knows: dates and times as ISO 8601 text."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value.isoformat() if isinstance(value, date | time) else value
 
 
 def _value(raw: str) -> Any:  # noqa: ANN401 - a TOML value
     try:
-        return tomllib.loads(f"value = {raw}")["value"]
+        return _plain(tomllib.loads(f"value = {raw}")["value"])
     except tomllib.TOMLDecodeError:
         return raw
 

@@ -99,6 +99,13 @@ def test_overrides_take_toml_values_and_plain_text(small: Path) -> None:
     assert experiment.home.local.start == {"content": 0.25, "own_ease": 2.4, "own_popularity": 0.1}
 
 
+def test_a_date_is_one_with_and_without_quotes(small: Path) -> None:
+    for date in ("2017-10-02", '"2017-10-02"'):
+        assert read_experiment(small, [f"split.train_until={date}"]).split.train_until == (
+            "2017-10-02"
+        )
+
+
 @pytest.mark.parametrize("change", ["nonsense", "seed=3", "run.=3", ".seed=3", "run.seed.more=1"])
 def test_an_override_of_another_form_is_refused(small: Path, change: str) -> None:
     with pytest.raises(ConfigError):
