@@ -26,8 +26,9 @@ from common.features import Catalogue, ContentSpec
 from common.model import (
     CUSTOMERS,
     FEATURES,
-    LearnedBlock,
+    GroupBlock,
     attribute_matrix,
+    block_of,
     initial_state,
     trained_spec,
 )
@@ -41,6 +42,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "linear": {},
     "uncentred": {"model": {"centred": False, "row_exponent": 0.0}},
     "few items": {"model": {"learned_items": 11}},
+    "groups": {"model": {"groups": "brand", "learned_items": 6}},
     "features": {"model": {"feature_rows": 16}},
     "customers": {"model": {"customer_rows": 8}},
     "mlp": {"model": {"tower": "mlp", "hidden": 35, "feature_rows": 16, "customer_rows": 8}},
@@ -139,10 +141,15 @@ class Plain:
         self, plan: TrainingPlan, state: Arrays, events: ShopEvents, catalogue: Catalogue
     ) -> None:
         self.plan = plan
-        block = LearnedBlock.of(plan.model, state[POPULARITY])
+        block = block_of(plan.model, state[POPULARITY], catalogue)
         self.rates = block.rates.astype(np.float64)
         self.gain = block.gain.astype(np.float64)
-        rows = histories(plan, events)[:, block.rows] / self.gain
+        rows = histories(plan, events)
+        if isinstance(block, GroupBlock):
+            basket = state[POPULARITY] @ block.weights.toarray().astype(np.float64)
+            rows = rows @ block.weights.toarray() - np.outer(rows.sum(axis=1), basket)
+        else:
+            rows = rows[:, block.rows] / self.gain
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         self.rows = rows / np.where(norms > 0, norms, 1.0) ** plan.model.row_exponent
         self.features = catalogue.feature_ids.toarray()[block.rows].astype(np.float64)
@@ -269,7 +276,7 @@ def contributions(
 
 
 @pytest.mark.parametrize("unit", ["customer", "basket"])
-@pytest.mark.parametrize("name", ["linear", "features", "mlp", "split", "softmax split"])
+@pytest.mark.parametrize("name", ["linear", "groups", "features", "mlp", "split", "softmax split"])
 def test_norms_and_clipping_equal_brute_force(name: str, unit: str, catalogue: Catalogue) -> None:
     plan = plan_of(name, private=True, unit=unit, max_grad_norm=0.2)
     if unit == "basket" and plan.model.customer_rows:
@@ -314,7 +321,7 @@ def with_others_replaced(events: ShopEvents, kept: np.ndarray, seed: int) -> Sho
 
 @pytest.mark.parametrize("unit", ["customer", "basket"])
 @pytest.mark.parametrize("dimension", [5, 16, 33])
-@pytest.mark.parametrize("name", ["linear", "features", "mlp", "split", "softmax split"])
+@pytest.mark.parametrize("name", ["linear", "groups", "features", "mlp", "split", "softmax split"])
 def test_a_units_contribution_is_the_same_bits_whatever_all_others_did(
     name: str, unit: str, dimension: int, catalogue: Catalogue
 ) -> None:
@@ -399,7 +406,7 @@ def test_an_empty_shop_sends_noise_of_the_planned_size(
         assert abs(delta.mean()) < 5 * std / delta.size**0.5, array
 
 
-@pytest.mark.parametrize("name", ["linear", "few items", "mlp"])
+@pytest.mark.parametrize("name", ["linear", "few items", "groups", "mlp"])
 @pytest.mark.parametrize("unit", ["customer", "basket"])
 def test_names_and_shapes_never_tell_how_many_customers_there_are(
     name: str, unit: str, catalogue: Catalogue
@@ -411,6 +418,27 @@ def test_names_and_shapes_never_tell_how_many_customers_there_are(
         noise = SeededNoise(np.random.default_rng(0))
         counts = release_popularity(plan, shop(customers), N, noise)
         assert {k: v.shape for k, v in counts.items()} == {POPULARITY: (N,)}
+
+
+def test_early_rounds_have_clipping_norms_and_noise_of_their_own(catalogue: Catalogue) -> None:
+    plan = plan_of(
+        "linear", private=True, max_grad_norm=0.4, first_norms=(0.1,), model={"dimension": 200}
+    )
+    one = plan.learning_rate * plan.noise_multiplier / plan.batch_normalizer
+    for server_round, norm in ((1, 0.1), (2, 0.4), (3, 0.4)):
+        delta = trained(plan, shop(0), catalogue, server_round)[ITEMS]
+        assert delta.std() == pytest.approx(one * norm, rel=0.05)
+        clipped = train_round(
+            plan,
+            server_round,
+            state_of(plan),
+            shop(1, length=30),
+            catalogue,
+            NoNoise(),
+            np.random.default_rng(0),
+        )
+        bound = plan.learning_rate / plan.batch_normalizer * norm
+        assert np.linalg.norm(clipped[ITEMS]) == pytest.approx(bound, rel=1e-3)
 
 
 def test_every_row_gets_noise_bought_or_not(catalogue: Catalogue) -> None:
