@@ -7,12 +7,14 @@ is brought to unit spread by one scale a shop, so a mixed score still comes apar
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydantic import Field
 from scipy import sparse
 
+from common.config import nearest
+from common.errors import ConfigError
 from common.metrics import evaluate
 from common.model import GLOBAL_PARTS, GlobalModel
 from common.protocol import Arrays, Frozen
@@ -21,6 +23,7 @@ from common.scoring import top_k
 #: Parts that a shop learns alone.
 OWN_PARTS = ("own_ease", "own_popularity")
 _K = 20
+_SCALE_CUSTOMERS = 500
 
 
 class HomeSettings(Frozen):
@@ -28,11 +31,13 @@ class HomeSettings(Frozen):
 
     Attributes
     ----------
-    ease_lambda
-        Ridge of the shop's own EASE.
+    ease_lambda, shared_lambda
+        Ridge of the shop's own EASE, alone and with the federation's pseudo-customers.
     max_customers
         EASE solves a system of as many equations as it has customers: it takes those with the
         most products, at most so many.
+    prior_strength
+        How much the federation's pseudo-customers count beside the shop's own.
     own_expectation
         Share of the shop's own popularity in the basket that its customers are expected to have.
     start
@@ -41,20 +46,22 @@ class HomeSettings(Frozen):
         What the search multiplies one weight with, at each step.
     rounds
         How often the search goes through all weights.
-    prior
-        How much better (relative) the objective must get before a weight leaves the start: few
-        customers make noisy objectives.
+    confidence
+        By how many standard errors (paired, over customers) the objective must get better before a
+        weight moves: with few customers the best of many tries is mostly luck.
     reference
         What popularity alone reaches: the objective counts both metrics in units of it.
     """
 
     ease_lambda: float = Field(300.0, gt=0)
+    shared_lambda: float = Field(1000.0, gt=0)
     max_customers: int = Field(3000, ge=1)
+    prior_strength: float = Field(1.0, ge=0)
     own_expectation: float = Field(0.5, ge=0, le=1)
     start: dict[str, float]
     factors: tuple[float, ...] = (0.0, 0.5, 2.0)
     rounds: int = Field(1, ge=0)
-    prior: float = Field(0.01, ge=0)
+    confidence: float = Field(2.5, ge=0)
     reference: dict[str, float] = Field(
         default_factory=lambda: {"ndcg@20": 0.067, "tail_ndcg@20": 0.0048}
     )
@@ -62,44 +69,66 @@ class HomeSettings(Frozen):
 
 @dataclass(frozen=True)
 class Ease:
-    """EASE (Steck 2019) of few customers, in its dual form.
+    """EASE (Steck 2019) of few customers, in its dual form, with the federation as prior.
 
     With ``K = λI + XXᵀ`` (U x U), the inverse of ``XᵀX + λI`` is ``P = (I - Xᵀ K⁻¹ X) / λ``, and a
-    history ``x`` scores ``x - (x P) / diag(P)``: no product x product matrix is ever built.
+    history ``x`` scores ``x - (x P) / diag(P)``: no product x product matrix is ever built. Rows
+    ``E`` with ``EᵀE`` near the pooled ``XᵀX`` stand for the other shops' customers: they join ``X``
+    as so many pseudo-customers.
 
     Attributes
     ----------
     customers
         (U, n) the histories it was fitted on.
+    prior
+        (d, n) float32 pseudo-customers; d may be 0.
     solved
-        (U, n) float32 ``K⁻¹ X``.
+        (U + d, n) float32 ``K⁻¹ X``.
     diagonal
         (n,) float32 ``λ diag(P)``.
     """
 
     customers: sparse.csr_matrix
+    prior: np.ndarray
     solved: np.ndarray
     diagonal: np.ndarray
 
     @classmethod
-    def fit(cls, histories: sparse.csr_matrix, ridge: float, max_customers: int) -> "Ease":
-        """Fit on (U, n) histories."""
+    def fit(
+        cls,
+        histories: sparse.csr_matrix,
+        ridge: float,
+        max_customers: int,
+        prior: np.ndarray | None = None,
+    ) -> "Ease":
+        """Fit on (U, n) histories and (d, n) pseudo-customers."""
         counts = np.diff(histories.indptr)
         chosen = np.sort(np.argsort(-counts, kind="stable")[:max_customers])
         x = sparse.csr_matrix(histories[chosen])
         x.data = np.ones_like(x.data)
-        gram = (x @ x.T).toarray().astype(np.float64)
+        if prior is None:
+            prior = np.zeros((0, x.shape[1]), np.float32)
+        own, size = x.shape[0], x.shape[0] + len(prior)
+        gram = np.zeros((size, size))
+        gram[:own, :own] = (x @ x.T).toarray()
+        gram[:own, own:] = x @ prior.T
+        gram[own:, :own] = gram[:own, own:].T
+        gram[own:, own:] = prior @ prior.T
         gram[np.diag_indices_from(gram)] += ridge
-        inverse = np.linalg.inv(gram) if len(gram) else gram
-        solved = np.asarray((x.T @ inverse.astype(np.float32)).T, dtype=np.float32)
-        explained = np.asarray(x.multiply(solved).sum(axis=0)).ravel()
-        return cls(x, solved, (1.0 - explained).astype(np.float32))
+        inverse = (np.linalg.inv(gram) if size else gram).astype(np.float32)
+        solved = np.asarray((x.T @ inverse[:own]).T, dtype=np.float32)
+        solved = solved + inverse[:, own:] @ prior
+        explained = np.asarray(x.multiply(solved[:own]).sum(axis=0)).ravel()
+        explained = explained + np.einsum("dn,dn->n", prior, solved[own:])
+        return cls(x, prior, solved, (1.0 - explained).astype(np.float32))
 
     def scores(self, history: sparse.csr_matrix) -> np.ndarray:
         """Return (B, n) float32 scores of (B, n) histories."""
         seen = history.copy()
         seen.data = np.ones_like(seen.data)
-        overlap = (seen @ self.customers.T).toarray().astype(np.float32)
+        overlap = np.concatenate(
+            [(seen @ self.customers.T).toarray(), np.asarray(seen @ self.prior.T)], axis=1
+        ).astype(np.float32)
         explained = overlap @ self.solved / self.diagonal
         dense = np.zeros(history.shape, np.float32)
         rows = np.repeat(np.arange(history.shape[0]), np.diff(seen.indptr))
@@ -116,23 +145,25 @@ class HomeModel:
     ----------
     model
         The global model.
-    own_ease, own_popularity
-        What the shop learned alone; (1, n) float32, 1 for an average product.
+    eases
+        ``own_ease``: fitted on the shop's customers alone. ``shared_ease``: with the federation's
+        pseudo-customers beside them. Others: an analyst's.
+    own_popularity
+        (1, n) float32, 1 for an average product.
+    expected_content
+        (W,) the expected basket here: the shop's own popularity and the released one, blended.
     part_scales
         Part -> its spread over the shop's customers and all products.
     mixing_weights
         Part -> weight; parts without a weight are never computed.
-    others
-        Further parts by name, such as an analyst's pooled model.
     """
 
     model: GlobalModel
-    own_ease: Ease
+    eases: Mapping[str, Ease]
     own_popularity: np.ndarray
     expected_content: np.ndarray
     part_scales: Mapping[str, float]
     mixing_weights: Mapping[str, float]
-    others: Mapping[str, Ease] = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -143,7 +174,16 @@ class HomeModel:
         others: Mapping[str, Ease] | None = None,
     ) -> "HomeModel":
         """Fit everything but the weights on (U, n) histories; the weights are the start."""
-        ease = Ease.fit(histories, settings.ease_lambda, settings.max_customers)
+        eases = dict(others or {})
+        if "own_ease" in settings.start:
+            eases["own_ease"] = Ease.fit(histories, settings.ease_lambda, settings.max_customers)
+        if "shared_ease" in settings.start:
+            eases["shared_ease"] = Ease.fit(
+                histories,
+                settings.shared_lambda,
+                settings.max_customers,
+                model.pseudo_customers(histories) * np.float32(settings.prior_strength**0.5),
+            )
         binary = histories.copy()
         binary.data = np.ones_like(binary.data)
         counts = np.asarray(binary.sum(axis=0), dtype=np.float32).reshape(1, -1)
@@ -151,9 +191,8 @@ class HomeModel:
         own = np.asarray(model.catalogue.content.T @ popularity.ravel()) / popularity.size
         share = settings.own_expectation if counts.sum() else 0.0
         expected = share * own + (1.0 - share) * model.expected_content
-        basket = expected.astype(np.float32)
-        home = cls(model, ease, popularity, basket, {}, settings.start, others or {})
-        parts = home.parts(histories[: settings.max_customers], settings.start)
+        home = cls(model, eases, popularity, expected.astype(np.float32), {}, settings.start)
+        parts = home.parts(histories[:_SCALE_CUSTOMERS], settings.start)
         scales = {name: float(part.std()) or 1.0 for name, part in parts.items() if part.size}
         return replace(home, part_scales=scales)
 
@@ -161,20 +200,26 @@ class HomeModel:
         self, history: sparse.csr_matrix, names: Sequence[str] | Mapping[str, float]
     ) -> Arrays:
         """Return the named parts of (B, n) histories: (B, n) float32, popularities (1, n)."""
-        found: Arrays = {}
-        if set(names).intersection(GLOBAL_PARTS):
-            found.update(self.model.parts(history, expected=self.expected_content))
-        if "own_ease" in names:
-            found["own_ease"] = self.own_ease.scores(history)
-        if "own_popularity" in names:
-            found["own_popularity"] = self.own_popularity
-        found.update({n: other.scores(history) for n, other in self.others.items() if n in names})
-        return {name: found[name] for name in names}
+        return {name: self._part(name, history) for name in names}
 
     def scores(self, history: sparse.csr_matrix) -> np.ndarray:
         """Return (B, n) float32 mixed scores."""
         weights = {name: weight for name, weight in self.mixing_weights.items() if weight}
         return mix(self.parts(history, weights), weights, self.part_scales, history.shape)
+
+    def _part(self, name: str, history: sparse.csr_matrix) -> np.ndarray:
+        if name == "content":
+            return self.model.content_part(history, self.expected_content)
+        if name == "learned":
+            return self.model.learned_part(history)
+        if name == "popularity":
+            return self.model.popularity_bias[None, :]
+        if name == "own_popularity":
+            return self.own_popularity
+        if name not in self.eases:
+            known = (*GLOBAL_PARTS, *OWN_PARTS, "shared_ease", *self.eases)
+            raise ConfigError(f"home: no part is called {name!r}; {nearest(name, known)}")
+        return self.eases[name].scores(history)
 
 
 def mix(
@@ -276,13 +321,16 @@ def tune(
     history, targets = history[asked], targets[asked]
     pool = Candidates.of(home.parts(history, weights), history, tail)
 
-    def objective(tried: Mapping[str, float]) -> float:
+    def objective(tried: Mapping[str, float]) -> np.ndarray:
+        """Return (B,) what each customer adds to the mean objective."""
         sums = evaluate(*pool.lists(tried, home.part_scales), targets, tail)
-        values = sums.summary()
-        return float(
-            np.nan_to_num(values["ndcg@20"]) / settings.reference["ndcg@20"]
-            + np.nan_to_num(values["tail_ndcg@20"]) / settings.reference["tail_ndcg@20"]
-        )
+        values = np.zeros(len(asked))
+        for metric, reference in settings.reference.items():
+            own = sums.per_customer(metric)
+            asked_for = ~np.isnan(own)
+            share = len(own) / max(int(asked_for.sum()), 1)
+            values[asked_for] += own[asked_for] * share / reference
+        return values
 
     best = objective(weights)
     for _ in range(settings.rounds):
@@ -290,7 +338,9 @@ def tune(
             start = weights[name]
             for factor in settings.factors:
                 tried = {**weights, name: start * factor}
-                value = objective(tried)
-                if value > best * (1.0 + settings.prior):
-                    best, weights = value, tried
+                values = objective(tried)
+                gain = values - best
+                error = float(gain.std()) / max(len(gain), 1) ** 0.5
+                if gain.mean() > settings.confidence * error and len(gain) > 1:
+                    best, weights = values, tried
     return weights

@@ -20,8 +20,8 @@ from common.losses import LOSSES, UnitVectors
 from common.model import (
     CUSTOMERS,
     FEATURES,
-    LearnedBlock,
     attribute_matrix,
+    block_of,
     feature_weights,
     trained_names,
     trained_spec,
@@ -85,7 +85,7 @@ def train_round(
         events = events.before(plan.validation_from)
     forward = _Forward(plan, catalogue, state[POPULARITY])
     units = _units(plan, events, catalogue.size)
-    rows = unit_rows(forward.block.project(units.history))
+    rows = forward.block.training_rows(units.history, plan.model.row_exponent)
     people = None
     if plan.model.customer_rows and plan.unit == "customer":
         count = len(events.user_ids)
@@ -94,7 +94,7 @@ def train_round(
     step = ExactDPStep(
         {name: torch.tensor(state[name]) for name in names},
         tables=TABLES.intersection(names),
-        max_grad_norm=plan.max_grad_norm if plan.private else math.inf,
+        max_grad_norm=plan.clipping_norm(server_round) if plan.private else math.inf,
         noise_multiplier=plan.noise_multiplier if plan.private else 0.0,
         batch_normalizer=plan.batch_normalizer,
         learning_rate=plan.learning_rate,
@@ -118,7 +118,7 @@ class _Forward:
 
     def __init__(self, plan: TrainingPlan, catalogue: Catalogue, popularity: np.ndarray) -> None:
         self._plan, self._loss = plan, LOSSES[plan.loss]
-        self.block = LearnedBlock.of(plan.model, popularity)
+        self.block = block_of(plan.model, popularity, catalogue)
         self._gain = torch.tensor(self.block.gain)
         self._expected_weights = self.block.rates / self.block.gain
         self._edges = np.cumsum(self.block.rates, dtype=np.float64)
@@ -143,7 +143,8 @@ class _Forward:
         vectors = state[ITEMS].numpy()
         if self._feature_table is not None:
             vectors = vectors + self._feature_table @ state[FEATURES].numpy()
-        self._expected = torch.tensor(self._expected_weights @ vectors, dtype=torch.float32)
+        expected = self._expected_weights @ vectors * float(self._plan.model.centred)
+        self._expected = torch.tensor(expected, dtype=torch.float32)
         self._gram = torch.tensor(vectors.T @ vectors, dtype=torch.float32)
 
     def batch(

@@ -132,6 +132,21 @@ class Catalogue:
         names = self.spec.features or _default_features(columns, self.size)
         return tuple(_feature(name, columns, self.size) for name in names)
 
+    def feature(self, name: str) -> Feature:
+        """Return the feature of one column, or of pairs of values of several.
+
+        Raises
+        ------
+        ConfigError
+            If a column is missing.
+        """
+        parts = name.split(CROSS)
+        for part in parts:
+            if part not in self.products.columns or part == "item_id":
+                raise ConfigError(f"feature {name!r} needs a products column {part!r}")
+        columns = {part: _column_feature(part, self.products[part]) for part in parts}
+        return _feature(name, columns, self.size)
+
     @cached_property
     def content(self) -> sparse.csr_matrix:
         """(n, content_width) float32 rows of norm 1; a product without content has a zero row."""

@@ -10,11 +10,12 @@ the released popularity rates ``p``::
     b_i = p_i n                                  popularity: 1 is an average product
 
 ``g_i = (p_i n + ε)^β`` is a product's gain: a popular product says less of a taste and is wanted
-more. ``S`` is the spectrum (one scale a dimension), ``f`` the tower. With the linear tower
-every part is linear in ``x``, so a score comes apart exactly. The learned block sees the
-``learned_items`` most popular products (0: all); sums and ``p`` are then over those.
+more. ``S`` is the spectrum (one energy a dimension, relative to the largest), ``f`` the tower.
+With the linear tower every part is linear in ``x``, so a score comes apart exactly. The learned
+block sees the ``learned_items`` most popular products (0: all); sums and ``p`` are then over those.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,7 +52,9 @@ _GAIN_FLOOR = 0.05
 GLOBAL_PARTS = ("content", "learned", "popularity")
 
 #: A shop's own state. It is fitted at home from records in clear and never put on the wire.
-LOCAL_NAMES = frozenset(("own_popularity", "own_ease", "mixing_weights", "part_scales"))
+LOCAL_NAMES = frozenset(
+    ("own_popularity", "own_ease", "shared_ease", "mixing_weights", "part_scales")
+)
 
 
 def state_spec(model: ModelPlan, catalogue_size: int) -> dict[str, tuple[int, ...]]:
@@ -83,7 +86,9 @@ def trained_names(plan: TrainingPlan) -> tuple[str, ...]:
 
 
 def learned_count(model: ModelPlan, catalogue_size: int) -> int:
-    """Return how many products have a learned row."""
+    """Return the number of learned rows: products, or groups of products."""
+    if model.groups:
+        return model.learned_items
     return min(model.learned_items or catalogue_size, catalogue_size)
 
 
@@ -125,8 +130,24 @@ def gains(popularity: np.ndarray, exponent: float) -> np.ndarray:
     return gain
 
 
+class _Projection(ABC):
+    """What both kinds of learned block do with the rows that they project to."""
+
+    @abstractmethod
+    def project(self, history: sparse.csr_matrix) -> sparse.csr_matrix:
+        """Return (B, L) rows of (B, n) histories."""
+
+    def training_rows(self, history: sparse.csr_matrix, exponent: float) -> sparse.csr_matrix:
+        """Return (B, L) float32 rows ``y / |y|^e`` of projected histories: what units train with."""
+        rows = self.project(history)
+        norms = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
+        scale = np.zeros_like(norms)
+        scale[norms > 0] = norms[norms > 0] ** -exponent
+        return sparse.csr_matrix(sparse.diags_array(scale.astype(np.float32)) @ rows)
+
+
 @dataclass(frozen=True)
-class LearnedBlock:
+class LearnedBlock(_Projection):
     """The learned block's view of the products: its rows, gains and rates.
 
     Attributes
@@ -156,6 +177,91 @@ class LearnedBlock:
         kept = history[:, self.rows].astype(np.float32)
         return (kept @ sparse.diags_array(1.0 / self.gain)).tocsr()
 
+    def lift(self, vectors: np.ndarray, catalogue_size: int) -> np.ndarray:
+        """Return (n, d) float32 ``g_i v_i``; 0 for a product without a row."""
+        lifted = np.zeros((catalogue_size, vectors.shape[1]), np.float32)
+        lifted[self.rows] = vectors * self.gain[:, None]
+        return lifted
+
+
+@dataclass(frozen=True)
+class GroupBlock(_Projection):
+    """A learned block whose rows are groups of products, the values of one content feature.
+
+    With ``w_i`` a product's released popularity over the norm of its group's, a history is
+    ``x W`` (L groups) less the expected basket's, and a product's vector ``w_i v_{group(i)}``.
+
+    Attributes
+    ----------
+    weights
+        (n, L) float32 ``W``, one entry a product; none where its group is not among the L.
+    offset
+        (L,) float32 ``Σ_i p_i W_i``, 0 where the plan does not centre.
+    """
+
+    weights: sparse.csr_matrix
+    offset: np.ndarray
+
+    @classmethod
+    def of(cls, model: ModelPlan, popularity: np.ndarray, catalogue: Catalogue) -> "GroupBlock":
+        """Return the block that a plan, a released popularity and the catalogue fix."""
+        feature = catalogue.feature(model.groups)
+        size, count = len(popularity), len(feature.values)
+        group = np.full(size, -1)
+        group[feature.rows] = feature.codes
+        inside = np.flatnonzero(group >= 0)
+        weight = popularity / max(float(popularity.mean()), 1e-12) + _GAIN_FLOOR
+        mass = np.bincount(group[inside], weight[inside], count)
+        norms = np.sqrt(np.bincount(group[inside], weight[inside] ** 2, count))
+        place = np.full(count, -1)
+        kept = np.sort(np.argsort(-mass, kind="stable")[: model.learned_items])
+        place[kept] = np.arange(len(kept))
+        inside = inside[place[group[inside]] >= 0]
+        values = (weight[inside] / norms[group[inside]]).astype(np.float32)
+        entries = (values, (inside, place[group[inside]]))
+        weights = sparse.csr_matrix(entries, shape=(size, model.learned_items))
+        rates = popularity / max(float(popularity.sum()), 1e-12)
+        offset = np.asarray(weights.T @ rates) * float(model.centred)
+        return cls(weights, offset.astype(np.float32))
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(L,) numbers of the groups."""
+        return np.arange(self.weights.shape[1])
+
+    @property
+    def gain(self) -> np.ndarray:
+        """(L,) ones: popularity is in the weights."""
+        return np.ones(self.weights.shape[1], np.float32)
+
+    @property
+    def rates(self) -> np.ndarray:
+        """(L,) zeros: the expected basket is off already."""
+        return np.zeros(self.weights.shape[1], np.float32)
+
+    def project(self, history: sparse.csr_matrix) -> sparse.csr_matrix:
+        """Return (B, L) float32 ``x W - k offset`` of (B, n) histories."""
+        rows = sparse.csr_matrix(history.astype(np.float32) @ self.weights)
+        if not self.offset.any():
+            return rows
+        counts = np.asarray(history.sum(axis=1)).ravel()
+        return sparse.csr_matrix(rows.toarray() - np.outer(counts, self.offset))
+
+    def lift(self, vectors: np.ndarray, catalogue_size: int) -> np.ndarray:
+        """Return (n, d) float32 ``w_i v_{group(i)}``; 0 for a product without a group."""
+        assert self.weights.shape[0] == catalogue_size
+        return np.asarray(self.weights @ vectors, dtype=np.float32)
+
+
+Block = LearnedBlock | GroupBlock
+
+
+def block_of(model: ModelPlan, popularity: np.ndarray, catalogue: Catalogue) -> Block:
+    """Return the learned block of a plan on a released popularity."""
+    if model.groups:
+        return GroupBlock.of(model, popularity, catalogue)
+    return LearnedBlock.of(model, popularity)
+
 
 @dataclass(frozen=True)
 class GlobalModel:
@@ -175,9 +281,9 @@ class GlobalModel:
         check_arrays(self.state, state_spec(self.plan, self.catalogue.size), max_norm=0.0)
 
     @cached_property
-    def block(self) -> LearnedBlock:
-        """Rows, gains and rates of the learned block."""
-        return LearnedBlock.of(self.plan, self.state[POPULARITY])
+    def block(self) -> Block:
+        """The learned block's view of the products."""
+        return block_of(self.plan, self.state[POPULARITY], self.catalogue)
 
     @cached_property
     def item_vectors(self) -> np.ndarray:
@@ -192,9 +298,15 @@ class GlobalModel:
         return np.ascontiguousarray(vectors, dtype=np.float32)
 
     @cached_property
+    def lifted_vectors(self) -> np.ndarray:
+        """(n, d) float32 ``g_i v_i`` of every product; 0 outside the learned block."""
+        return self.block.lift(self.item_vectors, self.catalogue.size)
+
+    @cached_property
     def spectrum(self) -> np.ndarray:
-        """(d,) float32 scale of each dimension of ``u``, the plan's ``learned_scale`` included."""
-        return np.asarray(self.plan.learned_scale * self.state[SPECTRUM], dtype=np.float32)
+        """(d,) float32 scale of each dimension of ``u``: ``learned_scale`` for the strongest."""
+        energy = np.asarray(self.state[SPECTRUM], dtype=np.float32)
+        return np.float32(self.plan.learned_scale) * energy / max(float(energy.max()), 1e-12)
 
     @cached_property
     def popularity_bias(self) -> np.ndarray:
@@ -209,7 +321,9 @@ class GlobalModel:
 
     @cached_property
     def expected_learned(self) -> np.ndarray:
-        """(d,) float32 ``Σ_j p_j v_j / g_j``."""
+        """(d,) float32 ``Σ_j p_j v_j / g_j``; 0 where the plan does not centre."""
+        if not self.plan.centred:
+            return np.zeros(self.plan.dimension, np.float32)
         vector: np.ndarray = (self.block.rates / self.block.gain) @ self.item_vectors
         return vector
 
@@ -224,6 +338,19 @@ class GlobalModel:
             pooled = pooled + attributes @ self.state[CUSTOMERS]
         return np.asarray(self._tower(pooled) * self.spectrum, dtype=np.float32)
 
+    def pseudo_customers(self, history: sparse.csr_matrix) -> np.ndarray:
+        """Return (d, n) float32 rows ``E`` that stand for all shops' customers.
+
+        ``EᵀE`` is the learned estimate of ``Σ x xᵀ`` over all units. Units trained with scaled
+        rows; how much longer whole histories are is read off ``history`` (B, n), a shop's own.
+        """
+        whole = self.block.project(history)
+        trained = self.block.training_rows(history, self.plan.row_exponent)
+        energy = float(trained.multiply(trained).sum())
+        ratio = float(whole.multiply(whole).sum()) / energy if energy else 0.0
+        scale = np.sqrt(np.maximum(self.state[SPECTRUM], 0.0) * ratio)
+        return np.ascontiguousarray((self.lifted_vectors * scale).T, dtype=np.float32)
+
     def content_profiles(
         self, history: sparse.csr_matrix, expected: np.ndarray | None = None
     ) -> np.ndarray:
@@ -233,21 +360,28 @@ class GlobalModel:
         basket = self.expected_content if expected is None else expected
         return np.asarray(profile - np.outer(counts, basket), dtype=np.float32)
 
-    def parts(
-        self,
-        history: sparse.csr_matrix,
-        attributes: sparse.csr_matrix | None = None,
-        expected: np.ndarray | None = None,
-    ) -> Arrays:
-        """Return the parts of all scores: each (B, n) float32, ``popularity`` (1, n)."""
+    def content_part(
+        self, history: sparse.csr_matrix, expected: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return (B, n) float32 ``⟨c_u, c_i⟩``; see :meth:`content_profiles`."""
         profiles = self.content_profiles(history, expected)
         content = np.asarray(self.catalogue.content @ profiles.T).T
-        learned = np.zeros(content.shape, np.float32)
-        vectors = self.customer_vectors(history, attributes) @ self.item_vectors.T
-        learned[:, self.block.rows] = vectors * self.block.gain
+        return np.ascontiguousarray(content, dtype=np.float32)
+
+    def learned_part(
+        self, history: sparse.csr_matrix, attributes: sparse.csr_matrix | None = None
+    ) -> np.ndarray:
+        """Return (B, n) float32 ``g_i ⟨u, v_i⟩``; 0 outside the learned block."""
+        learned: np.ndarray = self.customer_vectors(history, attributes) @ self.lifted_vectors.T
+        return learned
+
+    def parts(
+        self, history: sparse.csr_matrix, attributes: sparse.csr_matrix | None = None
+    ) -> Arrays:
+        """Return the parts of all scores: each (B, n) float32, ``popularity`` (1, n)."""
         return {
-            "content": np.ascontiguousarray(content, dtype=np.float32),
-            "learned": learned,
+            "content": self.content_part(history),
+            "learned": self.learned_part(history, attributes),
             "popularity": self.popularity_bias[None, :],
         }
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.errors import ProtocolError
 
@@ -74,6 +74,15 @@ class ModelPlan(Frozen):
         Rows of the hashed tables of product features and customer attributes; 0: no such table.
     popularity_exponent
         β of a product's gain ``(1 + ρ n p_i)^β``: how much less a popular product says of taste.
+    groups
+        A content feature, such as ``type*brand``: the learned rows are then the ``learned_items``
+        most popular of its values, each product weighing as popular as it is within its value.
+        Few rows that many customers touch: what little privacy noise leaves.
+    row_exponent
+        A unit with history ``x`` trains with ``x / |x|^e``: 1 gives all units the same say, 0 gives
+        those with long histories more.
+    centred
+        Whether the expected basket is taken off a history in the learned block.
     content_scale
         The ``a`` before the content block, until a shop's own adaptation chooses it.
     learned_scale
@@ -87,11 +96,22 @@ class ModelPlan(Frozen):
     feature_rows: int = Field(0, ge=0)
     customer_rows: int = Field(0, ge=0)
     popularity_exponent: float = Field(0.3, ge=0, le=1)
+    groups: str = ""
+    row_exponent: float = Field(1.0, ge=0, le=1)
+    centred: bool = True
     content_scale: float = Field(1.0, ge=0)
     learned_scale: float = Field(1.0, ge=0)
     tower: Literal["linear", "mlp"] = "linear"
     hidden: int = Field(512, ge=1)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> "ModelPlan":
+        if self.groups and (not self.learned_items or self.feature_rows or self.tower != "linear"):
+            raise ValueError(
+                "groups needs learned_items (how many groups), feature_rows = 0 and a linear tower"
+            )
+        return self
 
 
 class TrainingPlan(Frozen):
@@ -116,6 +136,7 @@ class TrainingPlan(Frozen):
     local_steps: int = Field(1, ge=1)
     sample_rate: float = Field(1.0, gt=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
+    first_norms: tuple[float, ...] = ()
     batch_normalizer: float = Field(100.0, gt=0)
     learning_rate: float = Field(0.1, gt=0)
     loss: Literal["squared", "softmax"] = "squared"
@@ -126,6 +147,15 @@ class TrainingPlan(Frozen):
     validation_from: int = 0
     tuning_round: int = Field(0, ge=0)
     model: ModelPlan = ModelPlan()
+
+    def clipping_norm(self, server_round: int) -> float:
+        """Return the clipping norm of a round, from 1: ``first_norms``, then ``max_grad_norm``.
+
+        Noise is a multiple of it, so the price of a round is the same whatever it is. Directions
+        drawn at random see little of a unit: a small norm there keeps the noise small too.
+        """
+        early = self.first_norms[server_round - 1 : server_round]
+        return early[0] if early else self.max_grad_norm
 
 
 class RoundHeader(Frozen):

@@ -8,7 +8,7 @@ from scipy import sparse
 from common.errors import InputError
 from common.explanation import CustomerSide, ProductSide
 from common.features import hashed_rows
-from common.model import CUSTOMERS, FEATURES, GlobalModel
+from common.model import CUSTOMERS, FEATURES, GlobalModel, GroupBlock
 from common.protocol import ITEMS
 
 
@@ -69,14 +69,19 @@ def _learned_history(
     model: GlobalModel, rows: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Return ``(H, d)`` vectors ``v_j / g_j``, 0 outside the block, and the weight inside."""
-    places, inside = _places(model, rows)
-    vectors = np.zeros((len(rows), model.plan.dimension))
-    vectors[inside] = model.item_vectors[places[inside]] / model.block.gain[places[inside], None]
-    return vectors, float(weights[inside].sum())
+    alone = sparse.csr_matrix(
+        (np.ones(len(rows), np.float32), (np.arange(len(rows)), rows)),
+        shape=(len(rows), model.catalogue.size),
+    )
+    projected = model.block.project(alone)
+    inside = np.asarray(projected @ model.block.gain, dtype=np.float64)
+    return np.asarray(projected @ model.item_vectors, dtype=np.float64), float(weights @ inside)
 
 
 def _learned_product(model: GlobalModel, item: int) -> dict[str, np.ndarray]:
     """Return the addends of ``g_i v_i``: the product's own row and one for each feature value."""
+    if isinstance(model.block, GroupBlock):
+        return {"product": model.lifted_vectors[item].astype(np.float64)}
     places, inside = _places(model, np.array([item]))
     if not inside[0]:
         return {"product": np.zeros(model.plan.dimension)}

@@ -1,8 +1,9 @@
 """The server optimiser for item vectors: federated (noisy) subspace iteration.
 
 For orthonormal item vectors ``V`` the shops' mean update is ``η/N · Aᵀ(A V - ...)``, with one row
-of ``A`` a unit: one step of the power method on the units' co-occurrence. The server centres it,
-keeps the orthonormal basis and hands the singular values on as the spectrum. With noise in every
+of ``A`` a unit: one step of the power method on the units' co-occurrence. The server centres it
+(where the plan says so), keeps the orthonormal basis and hands the singular values on as the
+spectrum: the energy of all units along each direction. With noise in every
 update this is the noisy power method (Hardt & Price 2014, "The Noisy Power Method", algorithm 1);
 all that happens here is post-processing of what was released.
 """
@@ -15,7 +16,7 @@ import numpy as np
 from common.model import LearnedBlock
 from common.protocol import ITEMS, POPULARITY, SPECTRUM, Arrays, TrainingPlan
 
-_SUM, _WEIGHT, _SQUARES = "sum", "sum_weight", "sum_squares"
+_SUM, _WEIGHT, _SQUARES, _ROUND = "sum", "sum_weight", "sum_squares", "rounds_applied"
 
 
 @dataclass(frozen=True)
@@ -42,28 +43,44 @@ class SubspaceOptimizer:
             _SUM: np.zeros(shapes[ITEMS]),
             _WEIGHT: np.zeros(1),
             _SQUARES: np.zeros(1),
+            _ROUND: np.zeros(1),
         }
 
     def apply(
         self, state: Arrays, delta: Arrays, memory: Arrays, shops: int
     ) -> tuple[Arrays, Arrays]:
         """Return the new state (float32) and memory from ``shops`` shops' mean update."""
-        block = LearnedBlock.of(self.plan.model, state[POPULARITY])
         change = delta[ITEMS].astype(np.float64)
         total = self.momentum * memory[_SUM] + change
         weight = self.momentum * memory[_WEIGHT] + 1.0
-        squares = self.momentum**2 * memory[_SQUARES] + 1.0
-        centred = centre(total / weight, block)
-        basis, values, _ = np.linalg.svd(centred, full_matrices=False)
-        spectrum = denoise(values, self._noise(shops, weight, squares), len(block.rows))
+        clip = self.plan.clipping_norm(int(memory[_ROUND][0]) + 1)
+        squares = self.momentum**2 * memory[_SQUARES] + clip**2
+        mean = total / weight
+        if self.plan.model.centred and not self.plan.model.groups:
+            mean = centre(mean, LearnedBlock.of(self.plan.model, state[POPULARITY]))
+        # Rows of zeros where there are fewer products than dimensions.
+        spare = max(mean.shape[1] - len(mean), 0)
+        # The SVD by way of QR: of the tall matrix only once, and the rest is d x d.
+        tall, small = np.linalg.qr(np.pad(mean, ((0, spare), (0, 0))))
+        turn, values, _ = np.linalg.svd(small)
+        basis = (tall @ turn)[: len(mean)]
+        spectrum = denoise(values, self._noise(shops, weight, squares), len(mean))
+        # From the mean update back to the sum over all units.
+        step = self.plan.learning_rate * self.plan.local_steps / self.plan.batch_normalizer
+        energy = spectrum * shops / step
         old = state[ITEMS].astype(np.float64)
         new_state = {
             **state,
             ITEMS: basis.astype(np.float32),
-            SPECTRUM: (spectrum / max(float(spectrum[0]), 1e-12)).astype(np.float32),
+            SPECTRUM: energy.astype(np.float32),
         }
         # The sum is kept in the new basis: its columns were images of the old one.
-        memory = {_SUM: total @ (old.T @ basis), _WEIGHT: weight, _SQUARES: squares}
+        memory = {
+            _SUM: total @ (old.T @ basis),
+            _WEIGHT: weight,
+            _SQUARES: squares,
+            _ROUND: memory[_ROUND] + 1.0,
+        }
         return new_state, memory
 
     def _noise(self, shops: int, weight: np.ndarray, squares: np.ndarray) -> float:
@@ -71,7 +88,7 @@ class SubspaceOptimizer:
         plan = self.plan
         if not plan.private:
             return 0.0
-        step = plan.learning_rate * plan.noise_multiplier * plan.max_grad_norm
+        step = plan.learning_rate * plan.noise_multiplier
         one = step * plan.local_steps**0.5 / plan.batch_normalizer / shops**0.5
         return float(one * np.sqrt(squares[0]) / weight[0])
 

@@ -32,7 +32,7 @@ TRAINED_BY = {"federated-global": "federated", "federated-dp-global": "federated
 
 
 #: Parts that say nothing before training.
-TRAINED_PARTS = ("learned", "popularity")
+TRAINED_PARTS = ("learned", "popularity", "shared_ease")
 
 
 class Section(Frozen):
@@ -117,6 +117,7 @@ class FederationSection(Section):
     local_steps: int = Field(1, ge=1)
     sample_rate: float = Field(1.0, gt=0, le=1)
     max_grad_norm: float = Field(0.3, gt=0)
+    first_norms: tuple[float, ...] = ()
     batch_normalizer: float = Field(100.0, gt=0)
     learning_rate: float = Field(1.0, gt=0)
     popularity_share: float = Field(0.3, gt=0, le=1)
@@ -138,9 +139,16 @@ class AdaptationSection(Section):
     pooled_ridge: float = Field(1000.0, gt=0)
 
     def home_only(self) -> HomeSettings:
-        """Return the settings around an untrained model: the federated ones, less what it lacks."""
+        """Return the settings around an untrained model: the federated ones, less what it lacks.
+
+        Its pseudo-customers are none, so that part is the shop's own EASE.
+        """
         start = {k: v for k, v in self.federated.start.items() if k not in TRAINED_PARTS}
-        return self.federated.model_copy(update={"start": start, "own_expectation": 1.0})
+        start["own_ease"] = start.get("own_ease", 0.0) + self.federated.start.get(
+            "shared_ease", 0.0
+        )
+        alone = {"start": start, "ease_lambda": self.local.ease_lambda, "own_expectation": 1.0}
+        return self.federated.model_copy(update=alone)
 
 
 class Experiment(Section):

@@ -27,7 +27,6 @@ def planned_events(
     parameters: dict[str, object] = {"plan": plan_digest(plan), "trust": plan.trust}
     if noise:
         parameters["noise"] = noise
-    steps = {"max_grad_norm": plan.max_grad_norm, "batch_normalizer": plan.batch_normalizer}
     histogram = Event(
         mechanism=HISTOGRAM,
         noise_multiplier=plan.popularity_noise_multiplier,
@@ -46,7 +45,11 @@ def planned_events(
             unit=plan.unit,
             run_id=run_id,
             server_round=server_round,
-            parameters={**parameters, **steps},
+            parameters={
+                **parameters,
+                "max_grad_norm": plan.clipping_norm(server_round),
+                "batch_normalizer": plan.batch_normalizer,
+            },
         )
         for server_round in range(1, plan.rounds + 1)
     ]
