@@ -7,6 +7,7 @@ import pytest
 from common.accounting import epsilon, plan_spends
 from common.errors import ConfigError
 from common.protocol import TrainingPlan
+from experiment_support import SMALL
 from simulations.experiment import (
     ARMS,
     Experiment,
@@ -16,34 +17,6 @@ from simulations.experiment import (
     training_plan,
 )
 
-SMALL = """
-[home.local]
-start = { content = 0.5, own_ease = 2.4, own_popularity = 0.1 }
-[home.centralized]
-start = { content = 0.5, pooled_ease = 3.0, own_popularity = 0.1 }
-[home.federated]
-start = { content = 0.4, learned = 0.6, popularity = 0.3, own_ease = 0.7, own_popularity = 0.1 }
-[home.federated-dp]
-start = { content = 0.4, learned = 0.3, popularity = 0.1, own_ease = 2.4, own_popularity = 0.1 }
-[federated]
-rounds = 2
-tuning_share = 0.5
-[federated.model]
-dimension = 4
-[federated.server]
-server-optimizer = "subspace"
-server-momentum = 0.0
-[federated-dp]
-rounds = 2
-tuning_share = 0.5
-max_grad_norm = 0.3
-[federated-dp.model]
-dimension = 2
-learned_items = 20
-[federated-dp.server]
-server-optimizer = "subspace"
-server-momentum = 0.5
-"""
 DEMO = Path(__file__).resolve().parent.parent / "simulations" / "experiments" / "demo.toml"
 
 

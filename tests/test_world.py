@@ -1,17 +1,192 @@
-"""One experiment on data that it was not written for."""
+"""The analyst's world: what each period may see, and what a shop is given."""
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from common.datasets import load_folder
 from common.errors import ConfigError
+from common.metrics import tail_mask
+from experiment_support import BIG, CUT, DAY, EMPTY, LONELY, ODD, SMALL, START, write_folder
 from simulations.experiment import Experiment, read_experiment
-from simulations.run import run_experiment
-from simulations.world import build_world
+from simulations.run import _write_tables, run_experiment
+from simulations.world import World, build_world
 
 DEMO = Path(__file__).parent.parent / "simulations" / "experiments" / "demo.toml"
 WEEK = 7 * 86_400
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("world") / "shops")
+
+
+@pytest.fixture(scope="module")
+def experiment(tables: Path) -> Experiment:
+    path = tables.parent / "small.toml"
+    path.write_text(SMALL, encoding="utf-8")
+    return read_experiment(path, [f"data.path={tables}"])
+
+
+@pytest.fixture(scope="module")
+def world(experiment: Experiment) -> World:
+    return build_world(experiment)
+
+
+@pytest.fixture(scope="module")
+def records(tables: Path) -> pd.DataFrame:
+    return pd.read_csv(tables / "interactions.csv")
+
+
+def test_the_split_is_at_three_quarters_and_its_last_fifth(world: World) -> None:
+    assert abs(world.split.train_until - CUT) <= DAY
+    span = world.split.train_until - START
+    assert world.split.validation_from == pytest.approx(START + 0.8 * span, abs=DAY)
+
+
+@pytest.mark.parametrize("period", ["validation", "test"])
+def test_targets_are_new_and_of_customers_with_a_history(world: World, period: str) -> None:
+    known = getattr(world, period)
+    asked = 0
+    for shop in world.shops:
+        history, targets = known.history[shop.merchant_id], known.targets[shop.merchant_id]
+        assert history.shape == targets.shape == (len(shop.user_ids), world.catalogue.size)
+        assert not history.multiply(targets).nnz
+        assert (np.diff(history.indptr)[np.diff(targets.indptr) > 0] > 0).all()
+        asked += targets.nnz
+    assert asked > 0
+
+
+def test_periods_are_what_the_records_say(world: World, records: pd.DataFrame) -> None:
+    cuts = {
+        "validation": (world.split.validation_from, world.split.train_until),
+        "test": (world.split.train_until, 2**40),
+    }
+    own = records[records["merchant_id"] == BIG]
+    for name, (cut, end) in cuts.items():
+        period = getattr(world, name)
+        past = own[own["timestamp"] < cut].groupby("user_id")["item_id"].agg(set)
+        then = own[(own["timestamp"] >= cut) & (own["timestamp"] < end)]
+        new = then.groupby("user_id")["item_id"].agg(set)
+        shop = next(shop for shop in world.shops if shop.merchant_id == BIG)
+        for row, user in enumerate(shop.user_ids):
+            before = past.get(user, set())
+            items = world.catalogue.item_ids[period.history[BIG][row].indices]
+            assert set(items) == before
+            wanted = new.get(user, set()) - before if before else set()
+            items = world.catalogue.item_ids[period.targets[BIG][row].indices]
+            assert set(items) == wanted
+
+
+def test_counts_and_tail_are_over_all_shops_and_the_past_alone(
+    world: World, records: pd.DataFrame
+) -> None:
+    past = records[records["timestamp"] < world.split.train_until]
+    pairs = past[["merchant_id", "user_id", "item_id"]].drop_duplicates()
+    counts = pairs["item_id"].value_counts().reindex(world.catalogue.item_ids, fill_value=0)
+    np.testing.assert_array_equal(world.test.counts, counts.to_numpy())
+    np.testing.assert_array_equal(world.test.tail, tail_mask(counts.to_numpy()))
+    assert world.validation.counts.sum() < world.test.counts.sum()
+
+
+def test_facts_count_customers_with_a_history(world: World, records: pd.DataFrame) -> None:
+    facts = world.facts()
+    past = records[records["timestamp"] < world.split.train_until]
+    customers = past[["merchant_id", "user_id"]].drop_duplicates()
+    assert facts["source"] == "shops"
+    assert facts["shops"] == 4
+    assert facts["customers"] == len(customers)
+    assert facts["interactions"] == len(records)
+    assert facts["products"] == 60
+    assert facts["training_pairs"] == world.test.counts.sum()
+    assert facts["test_customers"] <= facts["customers"]
+    assert facts["split"]["train_until"].endswith("Z")
+
+
+def test_a_shop_known_by_its_stock_alone_is_a_shop(world: World) -> None:
+    assert [shop.merchant_id for shop in world.shops] == sorted([BIG, ODD, LONELY, EMPTY])
+    assert list(world.stock) == [EMPTY]
+    assert world.stock[EMPTY].sum() == 30
+    assert world.test.history[EMPTY].shape == (0, 60)
+
+
+@pytest.mark.parametrize("merchant", [BIG, ODD, LONELY, EMPTY])
+def test_nothing_of_the_test_period_or_of_another_shop_reaches_a_shop(
+    merchant: str, world: World, records: pd.DataFrame, tmp_path: Path
+) -> None:
+    _write_tables(world, merchant, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"interactions.parquet"}
+    written = pd.read_parquet(tmp_path / "interactions.parquet")
+    expected = records[
+        (records["merchant_id"] == merchant) & (records["timestamp"] < world.split.train_until)
+    ]
+    columns = ["user_id", "item_id", "timestamp"]
+    assert sorted(map(tuple, written[columns].to_numpy())) == sorted(
+        map(tuple, expected[columns].to_numpy())
+    )
+    assert set(written["merchant_id"]) <= {merchant}
+    # Not even as a category that no row has.
+    assert ODD.encode() not in (tmp_path / "interactions.parquet").read_bytes() or merchant == ODD
+
+
+def test_customers_of_another_shop_or_of_the_test_weeks_are_not_handed_out(
+    tables: Path, experiment: Experiment, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "shops")
+    records = pd.read_csv(folder / "interactions.csv")
+    late = records[:1].assign(merchant_id=BIG, user_id="late", timestamp=START + 99 * DAY)
+    pd.concat([records, late]).to_csv(folder / "interactions.csv", index=False)
+    people = [(BIG, "u1", "30"), (BIG, "late", "40"), (ODD, "u1", "50"), (ODD, "u2", "60")]
+    pd.DataFrame(people, columns=["merchant_id", "user_id", "age"]).to_csv(
+        folder / "customers.csv", index=False
+    )
+    data = experiment.data.model_copy(update={"path": str(folder)})
+    world = build_world(experiment.model_copy(update={"data": data}))
+    goal = tmp_path / "goal"
+    goal.mkdir()
+    _write_tables(world, BIG, goal)
+    known = pd.read_parquet(goal / "customers.parquet")
+    assert known[["merchant_id", "user_id"]].to_numpy().tolist() == [[BIG, "u1"]]
+
+
+def test_what_is_written_is_a_valid_folder_of_a_shop(
+    world: World, tables: Path, tmp_path: Path
+) -> None:
+    _write_tables(world, BIG, tmp_path)
+    pd.read_csv(tables / "products.csv").to_csv(tmp_path / "products.csv", index=False)
+    back = load_folder(tmp_path).tables
+    assert back.merchant_ids == [BIG]
+    assert (back.interactions["timestamp"] < world.split.train_until).all()
+
+
+def test_the_split_may_be_set_as_a_date(experiment: Experiment) -> None:
+    split = experiment.split.model_copy(update={"train_until": "2024-07-01"})
+    world = build_world(experiment.model_copy(update={"split": split}))
+    assert world.facts()["split"]["train_until"] == "2024-07-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [("someday", "someday"), ("1999-01-01", "outside"), (2**40, "outside")]
+)
+def test_a_split_outside_the_records_is_refused(
+    value: int | str, words: str, experiment: Experiment
+) -> None:
+    split = experiment.split.model_copy(update={"train_until": value})
+    with pytest.raises(ConfigError, match=words):
+        build_world(experiment.model_copy(update={"split": split}))
+
+
+def test_old_records_weigh_less_where_the_plan_says_so(experiment: Experiment) -> None:
+    section = experiment.federated.model_copy(update={"half_life_days": 10.0})
+    world = build_world(experiment.model_copy(update={"federated": section}))
+    weights = world.test.history[BIG].data
+    assert weights.max() <= 1
+    assert weights.min() < 0.1
+
+
+# --- data that an experiment was not written for ----------------------------------------------
 
 
 class Silent:

@@ -1,0 +1,276 @@
+"""What a shop learns at home: EASE in its dual form, a linear mixture, and its tuning."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from client.personalization import Candidates, Ease, HomeModel, HomeSettings, mix, tune
+from common.errors import ConfigError
+from common.features import Catalogue, ContentSpec
+from common.metrics import evaluate, tail_mask
+from common.model import LOCAL_NAMES, GlobalModel, initial_state
+from common.protocol import POPULARITY, ModelPlan
+from common.scoring import top_k
+
+N = 40
+START = {"content": 0.5, "learned": 0.3, "own_ease": 2.0, "popularity": 0.2, "own_popularity": 0.1}
+
+
+def bought(customers: int, seed: int = 0, share: float = 0.2, n: int = N) -> sparse.csr_matrix:
+    """Return (customers, n) weighted histories with tastes: products come in four kinds."""
+    stream = np.random.default_rng(seed)
+    taste = stream.integers(0, 4, customers)
+    chance = np.where(np.arange(n) % 4 == taste[:, None], 2.5 * share, 0.5 * share)
+    weights = stream.choice([0.5, 1.0], (customers, n))
+    return sparse.csr_matrix(
+        ((stream.random((customers, n)) < chance) * weights).astype(np.float32)
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> GlobalModel:
+    frame = pd.DataFrame(
+        {"item_id": [f"i{k:02}" for k in range(N)], "type": [f"t{k % 4}" for k in range(N)]}
+    )
+    catalogue = Catalogue.of(frame, ContentSpec(features=("type",), content_width=64))
+    plan = ModelPlan(dimension=3)
+    rates = np.random.default_rng(4).dirichlet(np.ones(N)).astype(np.float32)
+    return GlobalModel(plan, catalogue, initial_state(plan, N) | {POPULARITY: rates})
+
+
+def settings_of(**changes: Any) -> HomeSettings:
+    return HomeSettings.model_validate({"start": START, "ease_lambda": 5.0, **changes})
+
+
+# --- EASE ------------------------------------------------------------------------------------
+
+
+def primal(x: np.ndarray, ridge: float) -> np.ndarray:
+    """Return Steck's B = I - P / diag(P), with P the inverse of XᵀX + λI."""
+    p = np.linalg.inv(x.T @ x + ridge * np.eye(x.shape[1]))
+    weights: np.ndarray = np.eye(x.shape[1]) - p / np.diag(p)
+    return weights
+
+
+@given(st.integers(0, 10**6), st.integers(0, 60), st.sampled_from([0.5, 20.0, 500.0]))
+@settings(max_examples=25, deadline=None)
+def test_the_dual_form_is_ease(seed: int, customers: int, ridge: float) -> None:
+    histories = bought(customers, seed)
+    ease = Ease.fit(histories, ridge, 1000)
+    binary = (histories.toarray() > 0).astype(float)
+    asked = bought(5, seed + 1)
+    expected = (asked.toarray() > 0) @ primal(binary, ridge)
+    np.testing.assert_allclose(ease.scores(asked), expected, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("customers", [0, 1, 30])
+def test_pseudo_customers_join_the_shops_own(customers: int) -> None:
+    histories, asked = bought(customers), bought(5, 1)
+    prior = np.random.default_rng(2).normal(size=(6, N)).astype(np.float32)
+    ease = Ease.fit(histories, 10.0, 1000, prior)
+    x = np.concatenate([(histories.toarray() > 0).astype(float), prior])
+    expected = (asked.toarray() > 0) @ primal(x, 10.0)
+    np.testing.assert_allclose(ease.scores(asked), expected, rtol=2e-3, atol=2e-4)
+    if customers:
+        alone = Ease.fit(histories, 10.0, 1000).scores(asked)
+        assert np.abs(alone - expected).max() > 0.01
+
+
+def test_only_the_customers_with_most_products_are_taken() -> None:
+    histories = bought(30)
+    counts = np.diff(histories.indptr)
+    most = histories[np.sort(np.argsort(-counts, kind="stable")[:8])]
+    few, exact = Ease.fit(histories, 10.0, 8), Ease.fit(most, 10.0, 1000)
+    assert few.customers.shape == (8, N)
+    np.testing.assert_array_equal(few.scores(histories), exact.scores(histories))
+
+
+def test_a_product_does_not_speak_for_itself() -> None:
+    ease = Ease.fit(bought(30), 10.0, 1000)
+    one = sparse.identity(N, np.float32, format="csr")
+    np.testing.assert_allclose(np.diag(ease.scores(one)), 0, atol=1e-5)
+
+
+# --- the mixture -----------------------------------------------------------------------------
+
+
+def test_a_mixed_score_is_the_weighted_sum_of_scaled_parts(model: GlobalModel) -> None:
+    histories = bought(25)
+    home = HomeModel.fit(model, histories, settings_of())
+    parts = home.parts(histories, START)
+    assert set(parts) == set(START)
+    expected = sum(START[n] / home.part_scales[n] * parts[n] for n in START)
+    np.testing.assert_allclose(home.scores(histories), expected, rtol=1e-4, atol=1e-5)
+    for name in ("content", "learned", "own_ease"):
+        assert parts[name].std() / home.part_scales[name] == pytest.approx(1.0, rel=1e-3)
+
+
+def test_a_mixed_score_is_linear_in_the_history(model: GlobalModel) -> None:
+    histories = bought(25)
+    start = {**START, "shared_ease": 1.0}
+    home = HomeModel.fit(model, histories, settings_of(start=start, shared_lambda=20.0))
+    history = sparse.csr_matrix(histories[3])
+    nothing = home.scores(sparse.csr_matrix((1, N), dtype=np.float32))
+    total = nothing.astype(np.float64)
+    for product in history.indices:
+        one = sparse.csr_matrix(
+            ([history[0, product]], ([0], [product])), shape=(1, N), dtype=np.float32
+        )
+        total += home.scores(one) - nothing
+    assert history.nnz > 3
+    np.testing.assert_allclose(home.scores(history), total, rtol=1e-3, atol=1e-3)
+
+
+def test_an_unused_part_is_never_computed(model: GlobalModel) -> None:
+    home = HomeModel.fit(model, bought(25), settings_of(start={"content": 1.0, "own_ease": 0.0}))
+    broken = replace(home, eases={})
+    np.testing.assert_array_equal(broken.scores(bought(3)), home.scores(bought(3)))
+
+
+def test_a_part_that_nobody_knows_names_the_nearest(model: GlobalModel) -> None:
+    with pytest.raises(ConfigError, match="own_ease"):
+        HomeModel.fit(model, bought(5), settings_of(start={"own_eese": 1.0}))
+
+
+def test_own_popularity_counts_customers_of_an_average_product_as_one(model: GlobalModel) -> None:
+    histories = bought(25)
+    home = HomeModel.fit(model, histories, settings_of())
+    counts = np.asarray((histories > 0).sum(axis=0)).ravel()
+    np.testing.assert_allclose(home.own_popularity[0], counts / counts.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("customers", [0, 1])
+def test_a_shop_of_nobody_or_of_one_has_finite_scores(model: GlobalModel, customers: int) -> None:
+    start = {**START, "shared_ease": 1.0}
+    home = HomeModel.fit(model, bought(customers), settings_of(start=start))
+    assert np.isfinite(home.scores(bought(4, 1))).all()
+    assert home.scores(bought(0)).shape == (0, N)
+    no_targets = sparse.csr_matrix((customers, N), dtype=np.float32)
+    assert tune(home, bought(customers), no_targets, np.ones(N, bool), settings_of()) == START
+
+
+def test_what_a_shop_learns_alone_is_declared_local(model: GlobalModel) -> None:
+    start = {**START, "shared_ease": 1.0}
+    home = HomeModel.fit(model, bought(5), settings_of(start=start))
+    own = {field.name for field in fields(home)} - {"model", "eases", "expected_content"}
+    assert own | set(home.eases) <= LOCAL_NAMES
+
+
+# --- candidates ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [25, 40, 120])
+def test_the_pool_ranks_as_the_whole_catalogue_does(n: int) -> None:
+    stream = np.random.default_rng(n)
+    history = bought(15, n=n)
+    parts = {
+        "a": stream.normal(size=(15, n)).astype(np.float32),
+        "b": stream.normal(size=(15, n)).astype(np.float32),
+        "flat": stream.random((1, n)).astype(np.float32),
+    }
+    tail = stream.random(n) < 0.7
+    pool = Candidates.of(parts, history, tail)
+    for weights in ({"a": 1.0, "b": 0.5, "flat": 2.0}, {"a": 0.0, "b": 1.0, "flat": 0.0}):
+        scores = mix(parts, weights, {"b": 2.0}, history.shape)
+        everything, tails = pool.lists(weights, {"b": 2.0})
+        exact = top_k(scores, 20, exclude=history)[0]
+        np.testing.assert_array_equal(everything, exact)
+        np.testing.assert_array_equal(tails, top_k(scores, 20, exclude=history, allowed=tail)[0])
+
+
+def test_a_large_catalogue_loses_next_to_nothing_in_the_pool() -> None:
+    stream = np.random.default_rng(1)
+    parts = {name: stream.normal(size=(10, 3000)).astype(np.float32) for name in ("a", "b")}
+    history = sparse.csr_matrix((10, 3000), dtype=np.float32)
+    weights = {"a": 1.0, "b": 0.7}
+    found = Candidates.of(parts, history, np.ones(3000, bool)).lists(weights, {})[0]
+    exact = top_k(mix(parts, weights, {}, history.shape), 20)[0]
+    shared = [len(np.intersect1d(f, e)) for f, e in zip(found, exact, strict=True)]
+    assert np.mean(shared) > 19
+
+
+# --- tuning ----------------------------------------------------------------------------------
+
+
+def objective(
+    home: HomeModel,
+    weights: dict[str, float],
+    history: sparse.csr_matrix,
+    targets: sparse.csr_matrix,
+    tail: np.ndarray,
+) -> float:
+    """Return the objective from the ranking of the whole catalogue."""
+    scores = replace(home, mixing_weights=weights).scores(history)
+    everything, tails = (
+        top_k(scores, 20, exclude=history, allowed=mask)[0] for mask in (None, tail)
+    )
+    values = evaluate(everything, tails, targets, tail).summary()
+    reference = settings_of().reference
+    return float(np.nansum([values[metric] / size for metric, size in reference.items()]))
+
+
+def later(history: sparse.csr_matrix, seed: int) -> sparse.csr_matrix:
+    """Return targets that follow the customers' tastes and are new to them."""
+    stream = np.random.default_rng(seed)
+    kinds = np.stack([np.asarray(history[:, k::4].sum(axis=1)).ravel() for k in range(4)])
+    liked = np.arange(history.shape[1]) % 4 == kinds.argmax(axis=0)[:, None]
+    new = liked & (stream.random(history.shape) < 0.3) & ~(history.toarray() > 0)
+    return sparse.csr_matrix(new.astype(np.float32))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tuning_never_ends_below_its_start(model: GlobalModel, seed: int) -> None:
+    history = bought(40, seed)
+    targets, tail = later(history, seed), tail_mask(np.asarray(history.sum(axis=0)).ravel())
+    settings = settings_of(rounds=2, confidence=0.0)
+    home = HomeModel.fit(model, history, settings)
+    weights = tune(home, history, targets, tail, settings)
+    assert list(weights) == list(START)
+    before, after = (objective(home, w, history, targets, tail) for w in (START, weights))
+    assert after >= before - 1e-9
+
+
+def test_tuning_finds_the_part_that_knows(model: GlobalModel) -> None:
+    history = bought(80)
+    targets, tail = later(history, 1), tail_mask(np.asarray(history.sum(axis=0)).ravel())
+    start = {"content": 0.05, "own_popularity": 4.0}
+    settings = settings_of(start=start, rounds=3)
+    home = HomeModel.fit(model, history, settings)
+    weights = tune(home, history, targets, tail, settings)
+    # Kinds are content: popularity only stands in the way.
+    ratio = weights["content"] / max(weights["own_popularity"], 1e-9)
+    assert ratio > 4 * start["content"] / start["own_popularity"]
+    gain = objective(home, weights, history, targets, tail) / objective(
+        home, start, history, targets, tail
+    )
+    assert gain > 1.2
+
+
+def test_little_evidence_moves_nothing(model: GlobalModel) -> None:
+    history = bought(40)
+    # Three customers bought something new: whatever helps them is mostly luck.
+    targets = later(history, 1).tolil()
+    targets[3:] = 0
+    settings = settings_of(confidence=50.0)
+    home = HomeModel.fit(model, history, settings)
+    tail = np.ones(N, bool)
+    assert tune(home, history, sparse.csr_matrix(targets), tail, settings) == START
+
+
+def test_one_customer_moves_nothing(model: GlobalModel) -> None:
+    history = bought(12)
+    targets = later(history, 1)
+    busiest = np.diff(targets.indptr).argmax()
+    keep = sparse.diags_array((np.arange(12) == busiest).astype(np.float32))
+    only = sparse.csr_matrix(keep @ targets)
+    only.eliminate_zeros()
+    assert only.nnz
+    settings = settings_of(confidence=0.0)
+    home = HomeModel.fit(model, history, settings)
+    assert tune(home, history, only, np.ones(N, bool), settings) == START
