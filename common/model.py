@@ -138,7 +138,7 @@ class _Projection(ABC):
         """Return (B, L) rows of (B, n) histories."""
 
     def training_rows(self, history: sparse.csr_matrix, exponent: float) -> sparse.csr_matrix:
-        """Return (B, L) float32 rows ``y / |y|^e`` of projected histories: what units train with."""
+        """Return (B, L) float32 training rows ``y / |y|^e`` of projected histories ``y``."""
         rows = self.project(history)
         norms = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
         scale = np.zeros_like(norms)

@@ -10,15 +10,14 @@ from typing import Literal
 
 import numpy as np
 
+from common.features import Feature
+from common.popularity import rates
 from common.protocol import POPULARITY, Arrays, TrainingPlan
 
 OptimizerName = Literal["none", "momentum", "adam", "yogi"]
 
 # What each optimiser remembers of an array: its first and second moment.
 _SLOTS: Mapping[OptimizerName, str] = {"none": "", "momentum": "m", "adam": "mv", "yogi": "mv"}
-
-#: Noisy counts below this many standard deviations of the total noise are taken for noise.
-POPULARITY_THRESHOLD = 1.5
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,9 @@ def weighted_mean(contributions: Sequence[Contribution]) -> Arrays:
     return {name: total / weight for name, total in weighted_sum(contributions).items()}
 
 
-def popularity_rates(plan: TrainingPlan, contributions: Sequence[Contribution]) -> np.ndarray:
+def popularity_rates(
+    plan: TrainingPlan, contributions: Sequence[Contribution], features: Sequence[Feature] = ()
+) -> np.ndarray:
     """Turn the shops' noisy clipped counts into public popularity rates.
 
     Parameters
@@ -68,18 +69,16 @@ def popularity_rates(plan: TrainingPlan, contributions: Sequence[Contribution]) 
         norm 1 at most.
     contributions
         One ``popularity`` array ``(n,)`` a shop.
+    features
+        The catalogue's: what noise hides of a product is taken from its like.
 
     Returns
     -------
     ndarray
-        ``(n,)`` float32, nonnegative, summing to 1 (all zero where nothing rose above the
-        noise).
+        ``(n,)`` float32; see :func:`common.popularity.rates`.
     """
-    counts = sum_popularity(contributions)
     noise = np.sqrt(len(contributions)) * plan.popularity_noise_multiplier if plan.private else 0.0
-    kept: np.ndarray = np.where(counts >= POPULARITY_THRESHOLD * noise, counts.clip(min=0.0), 0.0)
-    total = kept.sum() or 1.0
-    return (kept / total).astype(np.float32)
+    return rates(sum_popularity(contributions), float(noise), features)
 
 
 def sum_popularity(contributions: Sequence[Contribution]) -> np.ndarray:

@@ -7,6 +7,7 @@ import os
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from common.features import read_catalogue
 from common.model import initial_state, state_spec, trained_names
 from server.checkpoints import last_checkpoint, write_checkpoint
 from server.settings import read_home, read_run_config
@@ -26,19 +27,21 @@ def main(grid: Grid, context: Context) -> None:
     plan, settings = read_run_config(context.run_config)
     home = read_home(os.environ)
     home.checkpoints.mkdir(parents=True, exist_ok=True)
+    catalogue = read_catalogue(home.catalogue)
     resume = last_checkpoint(
         home.checkpoints,
         plan=plan,
         settings_json=settings.identity(),
-        catalogue_fingerprint=home.catalogue_fingerprint,
+        catalogue_fingerprint=catalogue.fingerprint,
     )
     job = Job(
         run_name=str(context.run_id) if resume is None else resume.run_name,
         plan=plan,
         settings=settings,
-        catalogue_fingerprint=home.catalogue_fingerprint,
-        shapes=state_spec(plan.model, home.catalogue_size),
+        catalogue_fingerprint=catalogue.fingerprint,
+        shapes=state_spec(plan.model, catalogue.size),
         trained=trained_names(plan),
+        features=catalogue.features,
     )
     with (home.checkpoints / EVENTS_FILE).open("a", encoding="utf-8") as events:
 
@@ -53,5 +56,5 @@ def main(grid: Grid, context: Context) -> None:
             save=lambda checkpoint: write_checkpoint(home.checkpoints, checkpoint),
             report=report,
         )
-        initial = {} if resume else initial_state(plan.model, home.catalogue_size)
+        initial = {} if resume else initial_state(plan.model, catalogue.size)
         federation.run(initial, resume)

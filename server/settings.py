@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from common.errors import ConfigError
-from common.protocol import FINGERPRINT_CHARS, Frozen, TrainingPlan, parse_plan
+from common.protocol import Frozen, TrainingPlan, parse_plan
 from server.aggregation import OptimizerName, ServerOptimizer
 from server.subspace import SubspaceOptimizer
 
@@ -43,7 +43,7 @@ class RunSettings(Frozen):
     max_update_norm: float = Field(ge=0)
     server_optimizer: OptimizerName | Literal["subspace"]
     server_learning_rate: float = Field(gt=0)
-    server_momentum: float = Field(ge=0, lt=1)
+    server_momentum: float = Field(ge=0, le=1)
     server_beta_2: float = Field(ge=0, lt=1)
     server_tau: float = Field(gt=0)
     timeout_seconds: float = Field(gt=0)
@@ -81,12 +81,11 @@ class RunSettings(Frozen):
 class ServerHome(Frozen):
     """What the server knows on its own machine (``server.toml``).
 
-    The catalogue is the published one; its size fixes the shapes of the global state.
+    ``catalogue`` is the folder of the published one.
     """
 
     checkpoints: Path
-    catalogue_fingerprint: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)
-    catalogue_size: int = Field(ge=1)
+    catalogue: Path
 
 
 def read_run_config(run_config: Mapping[str, object]) -> tuple[TrainingPlan, RunSettings]:
@@ -116,8 +115,9 @@ def read_home(environment: Mapping[str, str]) -> ServerHome:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    if isinstance(values.get("checkpoints"), str):
-        values["checkpoints"] = path.parent / values["checkpoints"]
+    for key in ServerHome.model_fields:
+        if isinstance(values.get(key), str):
+            values[key] = path.parent / values[key]
     try:
         return ServerHome.model_validate(values)
     except ValidationError as error:

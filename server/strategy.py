@@ -18,6 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Rec
 from flwr.serverapp import Grid
 
 from common.errors import ProtocolError, RunError
+from common.features import Feature
 from common.protocol import (
     HEADER,
     JOIN,
@@ -61,7 +62,8 @@ Event = dict[str, object]
 class Job:
     """One run: its name, plan, settings and the shapes of what travels.
 
-    ``trained`` are the arrays of ``shapes`` that shops send deltas of.
+    ``trained`` are the arrays of ``shapes`` that shops send deltas of; ``features`` the public ones
+    of the catalogue.
     """
 
     run_name: str
@@ -70,6 +72,7 @@ class Job:
     catalogue_fingerprint: str
     shapes: Shapes
     trained: Sequence[str]
+    features: Sequence[Feature] = ()
 
 
 @dataclass
@@ -286,7 +289,10 @@ class Federation:
                 f"{exchange.accepted} of {exchange.asked} shops released their popularity, too "
                 f"few to train on: {_words(exchange.declined)}"
             )
-        return initial | {POPULARITY: popularity_rates(self._job.plan, exchange.contributions)}
+        job = self._job
+        return initial | {
+            POPULARITY: popularity_rates(job.plan, exchange.contributions, job.features)
+        }
 
     def _everyone(self) -> list[int]:
         return sorted(self._shops, key=lambda node: self._shops[node])

@@ -87,8 +87,7 @@ def bench_round(
             shops_folder=folder / "shops",
             shops=shops,
             server_folder=folder / "server",
-            catalogue_fingerprint=catalogue.fingerprint,
-            catalogue_size=catalogue_size,
+            catalogue_folder=folder / "catalogue",
             cpus=cpus,
         )
         workers = cpus or len(os.sched_getaffinity(0))

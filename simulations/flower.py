@@ -121,8 +121,7 @@ def run_federation(
     shops_folder: Path,
     shops: int,
     server_folder: Path,
-    catalogue_fingerprint: str,
-    catalogue_size: int,
+    catalogue_folder: Path,
     run_config: Mapping[str, ConfigValue] | None = None,
     on_event: Callable[[Event], object] = lambda _: None,
     cpus: int | None = None,
@@ -140,7 +139,7 @@ def run_federation(
     server_folder
         Where ``server.toml`` is written and ``checkpoints`` and their ``rounds.jsonl`` appear; a
         run that was interrupted goes on from what is there.
-    catalogue_fingerprint, catalogue_size
+    catalogue_folder
         The published catalogue.
     run_config
         Changes to the defaults in pyproject.toml, ``plan`` and ``min-shops`` aside.
@@ -158,8 +157,7 @@ def run_federation(
     checkpoints.mkdir(parents=True, exist_ok=True)
     home: dict[str, ConfigValue] = {
         "checkpoints": CHECKPOINTS,
-        "catalogue_fingerprint": catalogue_fingerprint,
-        "catalogue_size": catalogue_size,
+        "catalogue": str(catalogue_folder.resolve()),
     }
     (server_folder / "server.toml").write_text(flat_toml(home), encoding="utf-8")
     return run_app(

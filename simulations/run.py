@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from client.privacy.plan import code_digest
 from common.accounting import Spend, epsilon
 from common.artifact import Manifest, save_model
 from common.config import nearest
-from common.errors import ConfigError, RunError
+from common.errors import ConfigError, InputError, RunError
 from common.features import write_catalogue
 from common.protocol import TrainingPlan, shop_key
 from common.schema import ShopEvents
@@ -42,7 +42,7 @@ from simulations.arms import (
     untrained,
 )
 from simulations.experiment import TRAINED_BY, Experiment, server_config, training_plan
-from simulations.flower import run_federation
+from simulations.flower import CHECKPOINTS, EVENTS_FILE, run_federation
 from simulations.machine import PeakMemory, machine_facts
 from simulations.page import render_report
 from simulations.recommendations import RecommendationWriter
@@ -142,7 +142,12 @@ def _draft(experiment: Experiment, out: Path) -> Iterator[Path]:
                 "one, or remove the folder"
             )
         known.write_text(identity, encoding="utf-8")
-        yield draft
+        try:
+            yield draft
+        except InputError:
+            if not (draft / _WORK).exists():  # nothing was begun that could go on
+                shutil.rmtree(draft)
+            raise
         (draft / ".lock").unlink()
         if out.exists():
             out.rmdir()
@@ -323,21 +328,21 @@ class _Runner:
         shops = self._write_shops(name, plan)
         server = self._folder / _WORK / name / "server"
         self._watcher.stage(f"training {name} on Flower", plan.rounds + 2)
+        checkpoints = server / CHECKPOINTS
         with PeakMemory() as memory:
-            outcome = run_federation(
-                plan,
-                shops_folder=shops,
-                shops=len(self._world.shops),
-                server_folder=server,
-                catalogue_fingerprint=self._world.catalogue.fingerprint,
-                catalogue_size=self._world.catalogue.size,
-                run_config=server_config(self._experiment, name),
-                on_event=self._show,
-            )
-        checkpoints = server / "checkpoints"
-        if not rounds(checkpoints) or max(rounds(checkpoints)) != plan.rounds:
+            if not _is_finished(checkpoints, plan):
+                run_federation(
+                    plan,
+                    shops_folder=shops,
+                    shops=len(self._world.shops),
+                    server_folder=server,
+                    catalogue_folder=self._folder / _WORK / "catalogue",
+                    run_config=server_config(self._experiment, name),
+                    on_event=self._show,
+                )
+        if not _is_finished(checkpoints, plan):
             raise RunError(f"the {name} run ended without the model of its last round")
-        declined = _declined(outcome.events)
+        declined = _declined(_events(checkpoints / EVENTS_FILE))
         return Trained(plan, checkpoints, memory.seconds, memory.peak_mb, declined)
 
     def _show(self, event: Mapping[str, Any]) -> None:
@@ -463,6 +468,22 @@ def _write_tables(world: World, merchant_id: str, folder: Path) -> None:
         people[people["user_id"].isin(set(kept["user_id"]))].to_parquet(
             folder / "customers.parquet", index=False
         )
+
+
+def _is_finished(checkpoints: Path, plan: TrainingPlan) -> bool:
+    return plan.rounds in rounds(checkpoints)
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    """Return what the server told of a run, from its start and over all interruptions.
+
+    A crash may have cut a line short: it tells nothing.
+    """
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 def _declined(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -83,16 +83,20 @@ def _counts(rows: list[list[float]]) -> list[Contribution]:
     ]
 
 
-def test_popularity_is_summed_cut_at_the_noise_and_scaled_to_rates() -> None:
-    plan = TrainingPlan(popularity_noise_multiplier=2.0)
-    # Four shops: the total noise has standard deviation 4, so sums below 6 are cut.
-    rates = popularity_rates(plan, _counts([[3.0, 1.4, 10.0, -9.0]] * 4))
-    assert rates == pytest.approx([12 / 52, 0.0, 40 / 52, 0.0], rel=1e-6)
+def test_popularity_is_summed_over_shops_and_scaled_to_rates() -> None:
+    plan = TrainingPlan(private=False)
+    rates = popularity_rates(plan, _counts([[3.0, 1.0, 6.0, 0.0]] * 4))
+    assert rates == pytest.approx([0.3, 0.1, 0.6, 0.0], rel=1e-6)
     assert rates.dtype == np.float32
-    open_plan = plan.model_copy(update={"private": False})
-    assert (popularity_rates(open_plan, _counts([[3.0, 1.4, 10.0, 0.0]] * 4)) > 0).sum() == 3
 
 
-def test_popularity_of_pure_noise_is_zero_everywhere_rather_than_undefined() -> None:
-    plan = TrainingPlan(popularity_noise_multiplier=100.0)
-    assert not popularity_rates(plan, _counts([[1.0, 2.0, 3.0]])).any()
+def test_noisy_popularity_is_shrunk_and_never_negative_or_undefined() -> None:
+    plan = TrainingPlan(popularity_noise_multiplier=2.0)
+    rates = popularity_rates(plan, _counts([[3.0, 1.4, 10.0, -9.0]] * 4))
+    assert rates.sum() == pytest.approx(1.0)
+    assert rates.min() >= 0
+    assert rates[2] == rates.max()
+    drowned = popularity_rates(
+        TrainingPlan(popularity_noise_multiplier=100.0), _counts([[-1.0, -2.0, -3.0]])
+    )
+    assert np.isfinite(drowned).all()

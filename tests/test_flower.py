@@ -132,7 +132,7 @@ def _federation(folder: Path) -> Catalogue:
 
 @pytest.mark.e2e
 def test_the_real_federation_runs_resumes_and_repeats_itself(tmp_path: Path) -> None:
-    catalogue = _federation(tmp_path)
+    _federation(tmp_path)
     plan = TrainingPlan(
         rounds=2,
         noise_multiplier=4.0,
@@ -146,8 +146,7 @@ def test_the_real_federation_runs_resumes_and_repeats_itself(tmp_path: Path) -> 
             shops_folder=tmp_path / "shops",
             shops=4,
             server_folder=server,
-            catalogue_fingerprint=catalogue.fingerprint,
-            catalogue_size=catalogue.size,
+            catalogue_folder=tmp_path / "catalogue",
             cpus=cpus,
         )
 

@@ -104,10 +104,11 @@ def test_wrong_run_config_is_named() -> None:
 
 
 def test_the_server_reads_its_home(tmp_path: Path) -> None:
-    text = f'checkpoints = "c"\ncatalogue_fingerprint = "{"a" * 64}"\ncatalogue_size = 5\n'
+    text = 'checkpoints = "c"\ncatalogue = "published"\n'
     (tmp_path / "server.toml").write_text(text, encoding="utf-8")
     home = read_home({"FEDTAIL_SERVER": str(tmp_path)})
     assert home.checkpoints == tmp_path / "c"
+    assert home.catalogue == tmp_path / "published"
     (tmp_path / "server.toml").write_text(text + "x = 1\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="x"):
         read_home({"FEDTAIL_SERVER": str(tmp_path)})

@@ -1,0 +1,59 @@
+"""From noisy counts to popularity rates: empirical Bayes along public product content.
+
+All of it is post-processing of what was released: it costs no privacy.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from common.features import Feature
+
+_FLOOR = 0.02
+
+
+def rates(counts: np.ndarray, noise: float, features: Sequence[Feature]) -> np.ndarray:
+    """Return (n,) float32 popularity rates, nonnegative, summing to 1 (all 0 without any count).
+
+    A product that few buy drowns in noise, its group does not. From the coarsest feature to the
+    finest, each group's mean is shrunk to the mean of what came before, and at last each product
+    to its group, by how much true spread there is beside the noise (Efron & Morris 1973, section
+    2). A product's prior spread is taken proportional to its prior mean: popularity has a heavy
+    tail.
+
+    Parameters
+    ----------
+    counts
+        (n,) sums over shops, with noise.
+    noise
+        Standard deviation of the noise in each count; 0 returns the counts' own shares.
+    features
+        Kinds of features; those with one value a product are used.
+    """
+    counts = counts.astype(np.float64)
+    if noise > 0 and len(counts):
+        counts = _shrunk(counts, noise, features)
+    kept = np.maximum(counts, 0.0)
+    shares: np.ndarray = (kept / (kept.sum() or 1.0)).astype(np.float32)
+    return shares
+
+
+def _shrunk(counts: np.ndarray, noise: float, features: Sequence[Feature]) -> np.ndarray:
+    size = len(counts)
+    estimate = np.full(size, max(float(counts.mean()), 0.0))
+    single = [f for f in features if len(f.rows) and len(np.unique(f.rows)) == len(f.rows)]
+    for feature in sorted(single, key=lambda f: len(f.values)):
+        members = np.bincount(feature.codes, minlength=len(feature.values))
+        mean = np.bincount(feature.codes, counts[feature.rows], len(members)) / members
+        prior = np.bincount(feature.codes, estimate[feature.rows], len(members)) / members
+        variance = noise**2 / members
+        spread = max(float(np.average((mean - prior) ** 2 - variance, weights=members)), 0.0)
+        posterior = prior + spread / (spread + variance) * (mean - prior)
+        estimate[feature.rows] = posterior[feature.codes]
+    estimate = np.maximum(estimate, 1e-6)
+    relative = float(np.mean((counts - estimate) ** 2 - noise**2) / np.mean(estimate**2))
+    spread_of_product = max(relative, 1e-6) * estimate**2
+    weight = spread_of_product / (spread_of_product + noise**2)
+    posterior = estimate + weight * (counts - estimate)
+    kept: np.ndarray = np.maximum(posterior, _FLOOR * estimate)
+    return kept

@@ -1,0 +1,49 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from common.features import Catalogue, ContentSpec
+from common.popularity import rates
+
+
+def _catalogue(size: int) -> Catalogue:
+    types = [f"t{i % 40:02}" for i in range(size)]
+    frame = pd.DataFrame({"item_id": [f"i{i:05}" for i in range(size)], "type": types})
+    return Catalogue.of(frame, ContentSpec(features=("type",)))
+
+
+def _truth(size: int) -> np.ndarray:
+    """Popularity that mostly follows the type."""
+    rng = np.random.default_rng(3)
+    by_type = rng.lognormal(1.0, 1.0, 40)
+    return by_type[np.arange(size) % 40] * rng.lognormal(0.0, 0.5, size)
+
+
+def test_without_noise_rates_are_the_counts() -> None:
+    counts = np.array([4.0, 0.0, 6.0])
+    assert rates(counts, 0.0, ()) == pytest.approx([0.4, 0.0, 0.6])
+
+
+def test_content_groups_bring_back_what_noise_hides() -> None:
+    catalogue, truth = _catalogue(4000), _truth(4000)
+    noise = 6.0
+    noisy = truth + np.random.default_rng(4).normal(0.0, noise, len(truth))
+    share = truth / truth.sum()
+    cut = np.where(noisy > 1.5 * noise, noisy, 0.0)
+
+    def error(estimate: np.ndarray) -> float:
+        return float(np.abs(estimate - share).sum())
+
+    shrunk = rates(noisy, noise, catalogue.features)
+    assert error(shrunk) < 0.6 * error(cut / cut.sum())
+    assert error(shrunk) < error(rates(noisy, noise, ()))
+
+
+def test_rates_are_defined_for_every_input() -> None:
+    catalogue = _catalogue(50)
+    for counts in (np.zeros(50), np.full(50, -3.0), np.random.default_rng(1).normal(size=50)):
+        found = rates(counts, 2.0, catalogue.features)
+        assert np.isfinite(found).all()
+        assert found.min() >= 0
+        assert found.sum() == pytest.approx(1.0, abs=1e-5)
+    assert not rates(np.zeros(3), 0.0, ()).any()

@@ -1,0 +1,81 @@
+"""What an interrupted or refused run leaves, and what the same command makes of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import DataError
+from common.features import read_catalogue
+from common.model import initial_state
+from common.protocol import TrainingPlan, shop_key
+from experiment_support import BIG, LONELY, SMALL, write_folder
+from server.checkpoints import Checkpoint, write_checkpoint
+from simulations import run
+from simulations.experiment import Experiment, read_experiment
+from simulations.run import run_experiment
+
+
+class Silent:
+    def stage(self, text: str, total: int | None = None) -> None: ...
+
+    def step(self, text: str = "") -> None: ...
+
+
+class Federations:
+    """Stand in for Flower: write the last round's checkpoint, and what the server tells."""
+
+    def __init__(self, stop_at: str = "") -> None:
+        self.trained: list[str] = []
+        self._stop_at = stop_at
+
+    def __call__(self, plan: TrainingPlan, *, server_folder: Path, **_: Any) -> None:
+        name = server_folder.parent.name
+        if name == self._stop_at:
+            raise KeyboardInterrupt
+        self.trained.append(name)
+        catalogue = read_catalogue(server_folder.parent.parent / "catalogue")
+        state = initial_state(plan.model, catalogue.size)
+        folder = server_folder / "checkpoints"
+        for server_round in range(plan.rounds + 1):
+            write_checkpoint(
+                folder,
+                Checkpoint(server_round, "1", plan, "", catalogue.fingerprint, state, {}),
+            )
+        join = {"event": "join", "shops": {shop_key(LONELY): "data-error", shop_key(BIG): "ok"}}
+        (folder / "rounds.jsonl").write_text(json.dumps(join) + '\n{"event": "ro', encoding="utf-8")
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    (tmp_path / "small.toml").write_text(SMALL, encoding="utf-8")
+    folder = write_folder(tmp_path / "tables")
+    arms = 'run.arms=["local", "federated", "federated-dp"]'
+    return read_experiment(tmp_path / "small.toml", [f"data.path={folder}", arms])
+
+
+def test_a_finished_federation_is_neither_trained_again_nor_forgotten(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    first = Federations(stop_at="federated-dp")
+    monkeypatch.setattr(run, "run_federation", first)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, out, Silent())
+    assert not out.exists()
+
+    second = Federations()
+    monkeypatch.setattr(run, "run_federation", second)
+    report = run_experiment(experiment, out, Silent())
+    assert (first.trained, second.trained) == (["federated"], ["federated-dp"])
+    shops = report["arms"]["federated"]["per_shop"]
+    assert not shops[LONELY]["took_part"]
+    assert shops[BIG]["took_part"]
+
+
+def test_bad_input_leaves_no_draft(experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "tables" / "interactions.csv").write_text("user_id\nu1\n", encoding="utf-8")
+    with pytest.raises(DataError, match="merchant_id"):
+        run_experiment(experiment, tmp_path / "out", Silent())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.toml", "tables"]
