@@ -18,7 +18,7 @@ from typing import Any
 
 from common.errors import RunError
 from common.protocol import TrainingPlan
-from simulations.superlink import ConfigValue, Link, flat_toml, superlink
+from simulations.superlink import ConfigValue, Link, end_carriers, flat_toml, superlink
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ Event = dict[str, Any]
 CHECKPOINTS = "checkpoints"
 EVENTS_FILE = "rounds.jsonl"
 
+_SERVER = "FEDTAIL_SERVER"
 _TAIL_LINES = 40
 _STATUS_EVERY = 30.0
 
@@ -153,6 +154,8 @@ def run_federation(
     RunError
         If the run did not complete.
     """
+    # A runner that was killed outright could not end its federation, which trains on by itself.
+    end_carriers(_SERVER, str(server_folder.resolve()))
     checkpoints = server_folder / CHECKPOINTS
     checkpoints.mkdir(parents=True, exist_ok=True)
     home: dict[str, ConfigValue] = {
@@ -166,7 +169,7 @@ def run_federation(
         run_config={"min-shops": shops, **(run_config or {}), "plan": plan.model_dump_json()},
         environment={
             "FEDTAIL_SHOPS": str(shops_folder.resolve()),
-            "FEDTAIL_SERVER": str(server_folder.resolve()),
+            _SERVER: str(server_folder.resolve()),
         },
         events_file=checkpoints / EVENTS_FILE,
         on_event=on_event,

@@ -186,8 +186,14 @@ def _end(process: subprocess.Popen[bytes], token: str) -> None:
 
     Nothing of theirs is worth saving: what lasts was written by the app itself.
     """
+    end_carriers(_TOKEN, token)
+    process.wait(timeout=_END_SECONDS)
+
+
+def end_carriers(variable: str, value: str) -> None:
+    """Kill every other process that has this variable, with this value, in its environment."""
     deadline = time.monotonic() + _END_SECONDS
-    while family := [p for p in psutil.process_iter() if _carries(p, token)]:
+    while family := [p for p in psutil.process_iter() if _carries(p, variable, value)]:
         for member in family:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
@@ -195,13 +201,12 @@ def _end(process: subprocess.Popen[bytes], token: str) -> None:
             logger.warning("run=ended processes_left=%d", len(family))
             break
         time.sleep(0.05)
-    process.wait(timeout=_END_SECONDS)
 
 
-def _carries(process: psutil.Process, token: str) -> bool:
+def _carries(process: psutil.Process, variable: str, value: str) -> bool:
     # Ours to end, unless it is this process, or a zombie, which has no environment any more.
     try:
-        return process.pid != os.getpid() and process.environ().get(_TOKEN) == token
+        return process.pid != os.getpid() and process.environ().get(variable) == value
     except psutil.Error:
         return False
 

@@ -29,7 +29,7 @@ from simulations.flower import (
     run_federation,
     run_floor,
 )
-from simulations.superlink import environment, flat_toml
+from simulations.superlink import end_carriers, environment, flat_toml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -208,6 +208,25 @@ def test_an_interrupted_run_ends_all_that_it_started(tmp_path: Path) -> None:
     finally:
         for process in _family(mark):
             process.kill()
+
+
+def test_only_what_carries_the_value_is_ended(tmp_path: Path) -> None:
+    values = (str(tmp_path), f"{tmp_path}-other")
+    left, others = (
+        subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(60)"],
+            env=os.environ | {"FEDTAIL_SERVER": value},
+        )
+        for value in values
+    )
+    try:
+        end_carriers("FEDTAIL_SERVER", values[0])
+        assert left.wait(timeout=10) == -signal.SIGKILL
+        assert others.poll() is None
+    finally:
+        for process in (left, others):
+            process.kill()
+            process.wait()
 
 
 def _safe(process: psutil.Process) -> list[str]:
