@@ -17,7 +17,7 @@ from common.config import nearest
 from common.errors import ConfigError
 from common.metrics import evaluate
 from common.model import GLOBAL_PARTS, GlobalModel
-from common.protocol import POPULARITY, Arrays, Frozen
+from common.protocol import Arrays, Frozen
 from common.scoring import top_k
 
 #: Parts that a shop learns alone.
@@ -38,8 +38,6 @@ class HomeSettings(Frozen):
         most products, at most so many.
     prior_strength
         How much the federation's pseudo-customers count beside the shop's own.
-    prior_basket
-        One more pseudo-customer buys by the released popularity: so many products in all.
     own_expectation
         Share of the shop's own popularity in the basket that its customers are expected to have.
     start
@@ -59,7 +57,6 @@ class HomeSettings(Frozen):
     shared_lambda: float = Field(1000.0, gt=0)
     max_customers: int = Field(3000, ge=1)
     prior_strength: float = Field(1.0, ge=0)
-    prior_basket: float = Field(0.0, ge=0)
     own_expectation: float = Field(0.5, ge=0, le=1)
     start: dict[str, float]
     factors: tuple[float, ...] = (0.0, 0.5, 2.0)
@@ -185,7 +182,7 @@ class HomeModel:
                 histories,
                 settings.shared_lambda,
                 settings.max_customers,
-                _pseudo_customers(model, histories, settings),
+                model.pseudo_customers(histories) * np.float32(settings.prior_strength**0.5),
             )
         binary = histories.copy()
         binary.data = np.ones_like(binary.data)
@@ -223,15 +220,6 @@ class HomeModel:
             known = (*GLOBAL_PARTS, *OWN_PARTS, "shared_ease", *self.eases)
             raise ConfigError(f"home: no part is called {name!r}; {nearest(name, known)}")
         return self.eases[name].scores(history)
-
-
-def _pseudo_customers(
-    model: GlobalModel, histories: sparse.csr_matrix, settings: HomeSettings
-) -> np.ndarray:
-    """Return (d + 1, n) float32 rows: the learned directions, and popularity."""
-    learned = model.pseudo_customers(histories) * settings.prior_strength**0.5
-    popular = settings.prior_basket * model.state[POPULARITY][None, :]
-    return np.concatenate([popular, learned]).astype(np.float32)
 
 
 def mix(

@@ -26,7 +26,7 @@ from common.accounting import Spend, epsilon
 from common.artifact import Manifest, save_model
 from common.config import nearest
 from common.errors import ConfigError, InputError, RunError
-from common.features import write_catalogue
+from common.features import CROSS, write_catalogue
 from common.protocol import TrainingPlan, shop_key
 from common.schema import ShopEvents
 from common.statement import statement
@@ -171,6 +171,7 @@ class _Runner:
         self._experiment, self._world = experiment, world
         self._folder, self._watcher = folder, watcher
         self._trained: dict[str, Trained] = {}
+        self._notes: list[str] = []
         self._ledgers = folder / "ledgers"
         self._ledgers.mkdir(exist_ok=True)
 
@@ -325,6 +326,7 @@ class _Runner:
             validation_from=split.validation_from,
             train_until=split.train_until,
         )
+        plan = self._with_groups_that_exist(name, plan)
         shops = self._write_shops(name, plan)
         server = self._folder / _WORK / name / "server"
         self._watcher.stage(f"training {name} on Flower", plan.rounds + 2)
@@ -344,6 +346,21 @@ class _Runner:
             raise RunError(f"the {name} run ended without the model of its last round")
         declined = _declined(_events(checkpoints / EVENTS_FILE))
         return Trained(plan, checkpoints, memory.seconds, memory.peak_mb, declined)
+
+    def _with_groups_that_exist(self, name: str, plan: TrainingPlan) -> TrainingPlan:
+        """Learn other groups, or single products, where the products lack the plan's columns."""
+        model, catalogue = plan.model, self._world.catalogue
+        named = model.groups.split(CROSS) if model.groups else []
+        if all(column in catalogue.products.columns for column in named):
+            return plan
+        fitting = [f for f in catalogue.features if len(f.values) <= model.learned_items]
+        chosen = max(fitting, key=lambda f: len(f.values)).name if fitting else ""
+        self._notes.append(
+            f"the products have no columns for the groups {model.groups} that {name} learns: it "
+            f"learns {chosen or 'single products'} instead"
+        )
+        model = model.model_copy(update={"groups": chosen})
+        return plan.model_copy(update={"model": model})
 
     def _show(self, event: Mapping[str, Any]) -> None:
         if event.get("event") in ("release", "round"):
@@ -410,7 +427,7 @@ class _Runner:
         save_model(target, last.state, self._world.catalogue.item_ids, manifest)
 
     def _warnings(self) -> list[str]:
-        found = list(self._world.dataset.notes)
+        found = [*self._world.dataset.notes, *self._notes]
         if self._trained:
             found.append("noise is seeded so that the run can be repeated: it protects nobody")
         return found
