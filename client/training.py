@@ -15,13 +15,13 @@ from torch import Tensor
 from client.privacy.noise import NoiseSource
 from client.privacy.step import ExactDPStep, Tensors, UnitBatch
 from client.units import Units, event_weights, uniforms, unit_histories, unit_rows
+from common.blocks import block_of
 from common.features import Catalogue
 from common.losses import LOSSES, UnitVectors
 from common.model import (
     CUSTOMERS,
     FEATURES,
     attribute_matrix,
-    block_of,
     feature_weights,
     trained_names,
     trained_spec,

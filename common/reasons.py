@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import sparse
 
+from common.blocks import GroupBlock
 from common.errors import InputError
 from common.explanation import CustomerSide, ProductSide
 from common.features import hashed_rows
-from common.model import CUSTOMERS, FEATURES, GlobalModel, GroupBlock
+from common.model import CUSTOMERS, FEATURES, GlobalModel
 from common.protocol import ITEMS
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.model import LearnedBlock
+from common.blocks import LearnedBlock
 from common.protocol import ITEMS, POPULARITY, SPECTRUM, Arrays, TrainingPlan
 
 _SUM, _WEIGHT, _SQUARES, _ROUND = "sum", "sum_weight", "sum_squares", "rounds_applied"

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from common.blocks import LearnedBlock, gains, learned_count, learned_rows
 from common.errors import ArtifactError, ProtocolError
 from common.features import Catalogue, ContentSpec
 from common.model import (
@@ -15,13 +16,9 @@ from common.model import (
     FEATURES,
     LOCAL_NAMES,
     GlobalModel,
-    LearnedBlock,
     attribute_matrix,
     check_may_travel,
-    gains,
     initial_state,
-    learned_count,
-    learned_rows,
     state_spec,
     trained_names,
     trained_spec,

@@ -9,8 +9,9 @@ import pytest
 
 from client.privacy.noise import SeededNoise
 from client.training import train_round
+from common.blocks import LearnedBlock
 from common.features import Catalogue
-from common.model import GlobalModel, LearnedBlock, initial_state, state_spec, trained_spec
+from common.model import GlobalModel, initial_state, state_spec, trained_spec
 from common.protocol import ITEMS, POPULARITY, SPECTRUM, Arrays, ModelPlan, TrainingPlan
 from common.schema import ShopEvents
 from server.aggregation import Contribution, weighted_mean

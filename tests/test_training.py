@@ -22,13 +22,12 @@ from client.training import (
     train_round,
 )
 from client.units import uniforms
+from common.blocks import GroupBlock, block_of
 from common.features import Catalogue, ContentSpec
 from common.model import (
     CUSTOMERS,
     FEATURES,
-    GroupBlock,
     attribute_matrix,
-    block_of,
     initial_state,
     trained_spec,
 )

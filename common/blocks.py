@@ -1,0 +1,170 @@
+"""The learned block's view of the products: which have rows, and how histories become rows.
+
+Everything here follows from the plan, the released popularity and the public catalogue.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from common.features import Catalogue
+from common.protocol import ModelPlan
+
+_GAIN_FLOOR = 0.05
+
+
+def learned_count(model: ModelPlan, catalogue_size: int) -> int:
+    """Return the number of learned rows: products, or groups of products."""
+    if model.groups:
+        return model.learned_items
+    return min(model.learned_items or catalogue_size, catalogue_size)
+
+
+def learned_rows(popularity: np.ndarray, count: int) -> np.ndarray:
+    """Return (count,) catalogue rows of the most popular products; of equals, the earlier row."""
+    best: np.ndarray = np.argsort(-popularity, kind="stable")[:count]
+    best.sort()
+    return best
+
+
+def gains(popularity: np.ndarray, exponent: float) -> np.ndarray:
+    """Return (n,) float32 gains ``g``, with a geometric mean of 1."""
+    ratio = popularity * (len(popularity) / max(float(popularity.sum()), 1e-12))
+    log_gain = exponent * np.log(ratio + _GAIN_FLOOR)
+    gain: np.ndarray = np.exp(log_gain - log_gain.mean()).astype(np.float32)
+    return gain
+
+
+class _Projection(ABC):
+    """What both kinds of learned block do with the rows that they project to."""
+
+    @abstractmethod
+    def project(self, history: sparse.csr_matrix) -> sparse.csr_matrix:
+        """Return (B, L) rows of (B, n) histories."""
+
+    def training_rows(self, history: sparse.csr_matrix, exponent: float) -> sparse.csr_matrix:
+        """Return (B, L) float32 training rows ``y / |y|^e`` of projected histories ``y``."""
+        rows = self.project(history)
+        norms = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
+        scale = np.zeros_like(norms)
+        scale[norms > 0] = norms[norms > 0] ** -exponent
+        return sparse.csr_matrix(sparse.diags_array(scale.astype(np.float32)) @ rows)
+
+
+@dataclass(frozen=True)
+class LearnedBlock(_Projection):
+    """The learned block's view of the products: its rows, gains and rates.
+
+    Attributes
+    ----------
+    rows
+        (L,) catalogue rows.
+    gain
+        (L,) float32 ``g``.
+    rates
+        (L,) float32 popularity rates among these products, summing to 1 (or all 0).
+    """
+
+    rows: np.ndarray
+    gain: np.ndarray
+    rates: np.ndarray
+
+    @classmethod
+    def of(cls, model: ModelPlan, popularity: np.ndarray) -> "LearnedBlock":
+        """Return the block that a plan and a released popularity fix."""
+        rows = learned_rows(popularity, learned_count(model, len(popularity)))
+        kept = popularity[rows].astype(np.float32)
+        rates = kept / max(float(kept.sum()), 1e-12)
+        return cls(rows, gains(kept, model.popularity_exponent), rates.astype(np.float32))
+
+    def project(self, history: sparse.csr_matrix) -> sparse.csr_matrix:
+        """Return (B, L) float32 ``x_j / g_j`` of (B, n) histories."""
+        kept = history[:, self.rows].astype(np.float32)
+        return (kept @ sparse.diags_array(1.0 / self.gain)).tocsr()
+
+    def lift(self, vectors: np.ndarray, catalogue_size: int) -> np.ndarray:
+        """Return (n, d) float32 ``g_i v_i``; 0 for a product without a row."""
+        lifted = np.zeros((catalogue_size, vectors.shape[1]), np.float32)
+        lifted[self.rows] = vectors * self.gain[:, None]
+        return lifted
+
+
+@dataclass(frozen=True)
+class GroupBlock(_Projection):
+    """A learned block whose rows are groups of products, the values of one content feature.
+
+    With ``w_i`` a product's released popularity over the norm of its group's, a history is
+    ``x W`` (L groups) less the expected basket's, and a product's vector ``w_i v_{group(i)}``.
+
+    Attributes
+    ----------
+    weights
+        (n, L) float32 ``W``, one entry a product; none where its group is not among the L.
+    offset
+        (L,) float32 ``Σ_i p_i W_i``, 0 where the plan does not centre.
+    """
+
+    weights: sparse.csr_matrix
+    offset: np.ndarray
+
+    @classmethod
+    def of(cls, model: ModelPlan, popularity: np.ndarray, catalogue: Catalogue) -> "GroupBlock":
+        """Return the block that a plan, a released popularity and the catalogue fix."""
+        feature = catalogue.feature(model.groups)
+        size, count = len(popularity), len(feature.values)
+        group = np.full(size, -1)
+        group[feature.rows] = feature.codes
+        inside = np.flatnonzero(group >= 0)
+        weight = popularity / max(float(popularity.mean()), 1e-12) + _GAIN_FLOOR
+        mass = np.bincount(group[inside], weight[inside], count)
+        norms = np.sqrt(np.bincount(group[inside], weight[inside] ** 2, count))
+        place = np.full(count, -1)
+        kept = np.sort(np.argsort(-mass, kind="stable")[: model.learned_items])
+        place[kept] = np.arange(len(kept))
+        inside = inside[place[group[inside]] >= 0]
+        values = (weight[inside] / norms[group[inside]]).astype(np.float32)
+        entries = (values, (inside, place[group[inside]]))
+        weights = sparse.csr_matrix(entries, shape=(size, model.learned_items))
+        rates = popularity / max(float(popularity.sum()), 1e-12)
+        offset = np.asarray(weights.T @ rates) * float(model.centred)
+        return cls(weights, offset.astype(np.float32))
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(L,) numbers of the groups."""
+        return np.arange(self.weights.shape[1])
+
+    @property
+    def gain(self) -> np.ndarray:
+        """(L,) ones: popularity is in the weights."""
+        return np.ones(self.weights.shape[1], np.float32)
+
+    @property
+    def rates(self) -> np.ndarray:
+        """(L,) zeros: the expected basket is off already."""
+        return np.zeros(self.weights.shape[1], np.float32)
+
+    def project(self, history: sparse.csr_matrix) -> sparse.csr_matrix:
+        """Return (B, L) float32 ``x W - k offset`` of (B, n) histories."""
+        rows = sparse.csr_matrix(history.astype(np.float32) @ self.weights)
+        if not self.offset.any():
+            return rows
+        counts = np.asarray(history.sum(axis=1)).ravel()
+        return sparse.csr_matrix(rows.toarray() - np.outer(counts, self.offset))
+
+    def lift(self, vectors: np.ndarray, catalogue_size: int) -> np.ndarray:
+        """Return (n, d) float32 ``w_i v_{group(i)}``; 0 for a product without a group."""
+        assert self.weights.shape[0] == catalogue_size
+        return np.asarray(self.weights @ vectors, dtype=np.float32)
+
+
+Block = LearnedBlock | GroupBlock
+
+
+def block_of(model: ModelPlan, popularity: np.ndarray, catalogue: Catalogue) -> Block:
+    """Return the learned block of a plan on a released popularity."""
+    if model.groups:
+        return GroupBlock.of(model, popularity, catalogue)
+    return LearnedBlock.of(model, popularity)
