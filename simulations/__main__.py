@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from common.complete_journey import Merchants
 from common.datasets import write_dataset
-from common.errors import FedtailError
+from common.errors import FedtailError, RunError
 from common.marketplace import MarketplaceConfig
 from common.partitioning import uniform
 
@@ -97,7 +97,11 @@ def run(
     from simulations.tables import result_table
 
     with _Bars() as bars:
-        document = run_experiment(read_experiment(experiment, change or []), out, bars)
+        try:
+            document = run_experiment(read_experiment(experiment, change or []), out, bars)
+        except KeyboardInterrupt:
+            # Caught here: Typer would end with a status and a word of its own.
+            raise RunError("interrupted: the same command goes on where it stopped") from None
     if as_json:
         sys.stdout.write(to_json(document) + "\n")
         return
@@ -191,9 +195,6 @@ def main(command: Callable[[], object] = app) -> None:
     except FedtailError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: the same command goes on where it stopped\n")
-        sys.exit(1)
 
 
 if __name__ == "__main__":
