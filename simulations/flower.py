@@ -154,8 +154,6 @@ def run_federation(
     RunError
         If the run did not complete.
     """
-    # A runner that was killed outright could not end its federation, which trains on by itself.
-    end_carriers(_SERVER, str(server_folder.resolve()))
     checkpoints = server_folder / CHECKPOINTS
     checkpoints.mkdir(parents=True, exist_ok=True)
     home: dict[str, ConfigValue] = {
@@ -175,6 +173,11 @@ def run_federation(
         on_event=on_event,
         cpus=cpus,
     )
+
+
+def end_leftovers(server_folder: Path) -> None:
+    """End what a runner that was killed outright left training: it could not do so itself."""
+    end_carriers(_SERVER, str(server_folder.resolve()))
 
 
 def run_floor(

@@ -9,14 +9,11 @@ import fcntl
 import gc
 import json
 import logging
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import quote
+from typing import Any
 
 import numpy as np
 
@@ -25,12 +22,10 @@ from client.privacy.plan import code_digest
 from common.accounting import Spend, epsilon
 from common.artifact import Manifest, save_model
 from common.config import nearest
-from common.errors import ConfigError, InputError, RunError
-from common.features import CROSS, write_catalogue
+from common.errors import ConfigError, InputError
 from common.protocol import TrainingPlan, shop_key
 from common.schema import ShopEvents
 from common.statement import statement
-from server.checkpoints import Checkpoint, read_checkpoint, rounds
 from simulations.arms import (
     Knowledge,
     ShopOutcome,
@@ -41,8 +36,8 @@ from simulations.arms import (
     pooled_ease,
     untrained,
 )
-from simulations.experiment import TRAINED_BY, Experiment, server_config, training_plan
-from simulations.flower import CHECKPOINTS, EVENTS_FILE, run_federation
+from simulations.experiment import TRAINED_BY, Experiment
+from simulations.federating import WORK, Federator, Trained, Watcher, ledger_name
 from simulations.machine import PeakMemory, machine_facts
 from simulations.page import render_report
 from simulations.recommendations import RecommendationWriter
@@ -60,42 +55,6 @@ logger = logging.getLogger(__name__)
 
 _FEDERATED = ("federated", "federated-dp")
 _IDENTITY = "experiment.json"
-_WORK = "work"
-
-
-class Watcher(Protocol):
-    """Shown how far a run is."""
-
-    def stage(self, text: str, total: int | None = None) -> None:
-        """Begin a stage of ``total`` steps, or of unknown length."""
-
-    def step(self, text: str = "") -> None:
-        """Finish one step of the stage."""
-
-
-@dataclass
-class Trained:
-    """One federation that has ended.
-
-    Attributes
-    ----------
-    plan
-        What was run.
-    folder
-        Of its checkpoints.
-    declined
-        Shop key -> code of the shops that took no part.
-    """
-
-    plan: TrainingPlan
-    folder: Path
-    seconds: float
-    peak_mb: float
-    declined: Mapping[str, str] = field(default_factory=dict)
-
-    def checkpoint(self, server_round: int) -> Checkpoint:
-        """Return the state after a round."""
-        return read_checkpoint(self.folder, server_round)
 
 
 def run_experiment(experiment: Experiment, out: Path, watcher: Watcher) -> dict[str, Any]:
@@ -114,8 +73,8 @@ def run_experiment(experiment: Experiment, out: Path, watcher: Watcher) -> dict[
         _check_caps(experiment, world)
         runner = _Runner(experiment, world, folder, watcher)
         document = runner.run()
-        if (folder / _WORK).exists():  # arms that train nothing together leave none
-            shutil.rmtree(folder / _WORK)
+        if (folder / WORK).exists():  # arms that train nothing together leave none
+            shutil.rmtree(folder / WORK)
         return document
 
 
@@ -145,7 +104,7 @@ def _draft(experiment: Experiment, out: Path) -> Iterator[Path]:
         try:
             yield draft
         except InputError:
-            if not (draft / _WORK).exists():  # nothing was begun that could go on
+            if not (draft / WORK).exists():  # nothing was begun that could go on
                 shutil.rmtree(draft)
             raise
         (draft / ".lock").unlink()
@@ -171,22 +130,15 @@ class _Runner:
         self._experiment, self._world = experiment, world
         self._folder, self._watcher = folder, watcher
         self._trained: dict[str, Trained] = {}
-        self._notes: list[str] = []
-        self._ledgers = folder / "ledgers"
-        self._ledgers.mkdir(exist_ok=True)
+        self._federator = Federator(experiment, world, folder, watcher)
 
     def run(self) -> dict[str, Any]:
         """Run every arm and write the folder; return the report."""
         arms = self._experiment.run.arms
-        needed = [name for name in _FEDERATED if any(_source(arm) == name for arm in arms)]
-        if needed:
-            write = self._folder / _WORK / "catalogue"
-            if not write.exists():
-                write.parent.mkdir(exist_ok=True)
-                write_catalogue(self._world.catalogue, write)
-        for name in needed:
-            self._trained[name] = self._federate(name)
-            self._save_model(name)
+        for name in _FEDERATED:
+            if any(_source(arm) == name for arm in arms):
+                self._trained[name] = self._federator.federate(name)
+                self._save_model(name)
         results = []
         with RecommendationWriter(self._folder / "recommendations.parquet") as writer:
             for arm in arms:
@@ -288,7 +240,7 @@ class _Runner:
         )
 
     def _spent(self, merchant_id: str) -> float:
-        path = self._ledgers / ledger_name(merchant_id)
+        path = self._federator.ledgers / ledger_name(merchant_id)
         if not path.exists():
             return 0.0
         with Ledger.open(path) as ledger:
@@ -316,94 +268,6 @@ class _Runner:
             found.append(facts)
         return found
 
-    # --- one federation ------------------------------------------------------------------------
-
-    def _federate(self, name: str) -> Trained:
-        split = self._world.split
-        plan = training_plan(
-            self._experiment,
-            name,
-            validation_from=split.validation_from,
-            train_until=split.train_until,
-        )
-        plan = self._with_groups_that_exist(name, plan)
-        shops = self._write_shops(name, plan)
-        server = self._folder / _WORK / name / "server"
-        self._watcher.stage(f"training {name} on Flower", plan.rounds + 2)
-        checkpoints = server / CHECKPOINTS
-        with PeakMemory() as memory:
-            if not _is_finished(checkpoints, plan):
-                run_federation(
-                    plan,
-                    shops_folder=shops,
-                    shops=len(self._world.shops),
-                    server_folder=server,
-                    catalogue_folder=self._folder / _WORK / "catalogue",
-                    run_config=server_config(self._experiment, name),
-                    on_event=self._show,
-                )
-        if not _is_finished(checkpoints, plan):
-            raise RunError(f"the {name} run ended without the model of its last round")
-        declined = _declined(_events(checkpoints / EVENTS_FILE))
-        return Trained(plan, checkpoints, memory.seconds, memory.peak_mb, declined)
-
-    def _with_groups_that_exist(self, name: str, plan: TrainingPlan) -> TrainingPlan:
-        """Learn other groups, or single products, where the products lack the plan's columns."""
-        model, catalogue = plan.model, self._world.catalogue
-        named = model.groups.split(CROSS) if model.groups else []
-        if all(column in catalogue.products.columns for column in named):
-            return plan
-        fitting = [f for f in catalogue.features if len(f.values) <= model.learned_items]
-        chosen = max(fitting, key=lambda f: len(f.values)).name if fitting else ""
-        self._notes.append(
-            f"the products have no columns for the groups {model.groups} that {name} learns: it "
-            f"learns {chosen or 'single products'} instead"
-        )
-        model = model.model_copy(update={"groups": chosen})
-        return plan.model_copy(update={"model": model})
-
-    def _show(self, event: Mapping[str, Any]) -> None:
-        if event.get("event") in ("release", "round"):
-            accepted, asked = event.get("accepted"), event.get("asked")
-            self._watcher.step(f"round {event.get('server_round')}: {accepted} of {asked} shops")
-
-    def _write_shops(self, name: str, plan: TrainingPlan) -> Path:
-        """Lay out every shop's own folder: its training records, settings and ledger's place."""
-        root = self._folder / _WORK / name / "shops"
-        if (root / ".whole").exists():
-            return root
-        shutil.rmtree(root, ignore_errors=True)
-        for number, shop in enumerate(self._world.shops):
-            data = root / str(number) / "data"
-            data.mkdir(parents=True)
-            _write_tables(self._world, shop.merchant_id, data)
-            settings = self._settings(shop.merchant_id, plan)
-            lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
-            (data.parent / "shop.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (root / ".whole").touch()
-        return root
-
-    def _settings(self, merchant_id: str, plan: TrainingPlan) -> dict[str, Any]:
-        privacy = self._experiment.privacy
-        ledger = self._ledgers if plan.private else self._folder / _WORK / "no-ledgers"
-        ledger.mkdir(exist_ok=True)
-        planned = privacy.cap_epsilon or privacy.target_epsilon
-        return {
-            "merchant_id": merchant_id,
-            "data": "data",
-            "catalogue": "../../../catalogue",
-            "ledger": os.path.relpath(
-                ledger / ledger_name(merchant_id), self._folder / _WORK / "a" / "shops" / "0"
-            ),
-            "cap_epsilon": privacy.caps.get(merchant_id, planned),
-            "cap_delta": privacy.target_delta,
-            "unit": plan.unit,
-            "noise": "seeded",
-            "insecure_seeded_noise": True,
-            "noise_seed": self._experiment.run.seed,
-            "allow_unprotected": not plan.private,
-        }
-
     def _save_model(self, name: str) -> None:
         trained = self._trained[name]
         target = self._folder / "models" / name
@@ -427,7 +291,7 @@ class _Runner:
         save_model(target, last.state, self._world.catalogue.item_ids, manifest)
 
     def _warnings(self) -> list[str]:
-        found = [*self._world.dataset.notes, *self._notes]
+        found = [*self._world.dataset.notes, *self._federator.notes]
         if self._trained:
             found.append("noise is seeded so that the run can be repeated: it protects nobody")
         return found
@@ -439,11 +303,6 @@ _REASONS = {
     "ledger-error": "the shop's ledger could not be trusted or written",
     "data-error": "the shop's data were refused",
 }
-
-
-def ledger_name(merchant_id: str) -> str:
-    """Return the file name of a shop's ledger: its id, percent-encoded."""
-    return f"{quote(merchant_id, safe='')}.sqlite"
 
 
 def _source(arm: str) -> str:
@@ -464,49 +323,3 @@ def _plan_epsilon(plan: TrainingPlan, server_round: int) -> float:
         steps = server_round * plan.local_steps
         spends.append(Spend(plan.noise_multiplier, plan.sample_rate, steps))
     return epsilon(spends, plan.target_delta).value
-
-
-def _write_tables(world: World, merchant_id: str, folder: Path) -> None:
-    """Write what one shop may train on as the contract's tables: nothing of the test weeks."""
-    tables = world.dataset.tables
-    frame = tables.interactions
-    merchants = frame["merchant_id"].cat
-    own = np.zeros(len(frame), dtype=bool)
-    if merchant_id in merchants.categories:
-        own = merchants.codes.to_numpy() == merchants.categories.get_loc(merchant_id)
-    kept = frame[own & (frame["timestamp"].to_numpy() < world.split.train_until)]
-    for column in ("merchant_id", "user_id", "item_id", "behavior"):
-        kept = kept.assign(**{column: kept[column].astype(str)})
-    kept.to_parquet(folder / "interactions.parquet", index=False)
-    if tables.customers is not None:
-        people = tables.customers
-        if "merchant_id" in people:
-            people = people[people["merchant_id"] == merchant_id]
-        people[people["user_id"].isin(set(kept["user_id"]))].to_parquet(
-            folder / "customers.parquet", index=False
-        )
-
-
-def _is_finished(checkpoints: Path, plan: TrainingPlan) -> bool:
-    return plan.rounds in rounds(checkpoints)
-
-
-def _events(path: Path) -> list[dict[str, Any]]:
-    """Return what the server told of a run, from its start and over all interruptions.
-
-    A crash may have cut a line short: it tells nothing.
-    """
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
-
-
-def _declined(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return shop key -> code of the shops that took no part in any training."""
-    codes: dict[str, str] = {}
-    for event in events:
-        if event.get("event") == "join":
-            codes.update(event.get("shops", {}))
-    return {shop: code for shop, code in codes.items() if code != "ok"}
