@@ -12,7 +12,7 @@ from common.model import initial_state
 from common.protocol import TrainingPlan, shop_key
 from experiment_support import BIG, LONELY, SMALL, write_folder
 from server.checkpoints import Checkpoint, write_checkpoint
-from simulations import run
+from simulations import federating
 from simulations.experiment import Experiment, read_experiment
 from simulations.run import run_experiment
 
@@ -60,13 +60,13 @@ def test_a_finished_federation_is_neither_trained_again_nor_forgotten(
 ) -> None:
     out = tmp_path / "out"
     first = Federations(stop_at="federated-dp")
-    monkeypatch.setattr(run, "run_federation", first)
+    monkeypatch.setattr(federating, "run_federation", first)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(experiment, out, Silent())
     assert not out.exists()
 
     second = Federations()
-    monkeypatch.setattr(run, "run_federation", second)
+    monkeypatch.setattr(federating, "run_federation", second)
     report = run_experiment(experiment, out, Silent())
     assert (first.trained, second.trained) == (["federated"], ["federated-dp"])
     shops = report["arms"]["federated"]["per_shop"]

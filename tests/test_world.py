@@ -11,7 +11,8 @@ from common.errors import ConfigError
 from common.metrics import tail_mask
 from experiment_support import BIG, CUT, DAY, EMPTY, LONELY, ODD, SMALL, START, write_folder
 from simulations.experiment import Experiment, read_experiment
-from simulations.run import _write_tables, run_experiment
+from simulations.federating import write_tables
+from simulations.run import run_experiment
 from simulations.world import World, build_world
 
 DEMO = Path(__file__).parent.parent / "simulations" / "experiments" / "demo.toml"
@@ -116,7 +117,7 @@ def test_a_shop_known_by_its_stock_alone_is_a_shop(world: World) -> None:
 def test_nothing_of_the_test_period_or_of_another_shop_reaches_a_shop(
     merchant: str, world: World, records: pd.DataFrame, tmp_path: Path
 ) -> None:
-    _write_tables(world, merchant, tmp_path)
+    write_tables(world, merchant, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"interactions.parquet"}
     written = pd.read_parquet(tmp_path / "interactions.parquet")
     expected = records[
@@ -146,7 +147,7 @@ def test_customers_of_another_shop_or_of_the_test_weeks_are_not_handed_out(
     world = build_world(experiment.model_copy(update={"data": data}))
     goal = tmp_path / "goal"
     goal.mkdir()
-    _write_tables(world, BIG, goal)
+    write_tables(world, BIG, goal)
     known = pd.read_parquet(goal / "customers.parquet")
     assert known[["merchant_id", "user_id"]].to_numpy().tolist() == [[BIG, "u1"]]
 
@@ -154,7 +155,7 @@ def test_customers_of_another_shop_or_of_the_test_weeks_are_not_handed_out(
 def test_what_is_written_is_a_valid_folder_of_a_shop(
     world: World, tables: Path, tmp_path: Path
 ) -> None:
-    _write_tables(world, BIG, tmp_path)
+    write_tables(world, BIG, tmp_path)
     pd.read_csv(tables / "products.csv").to_csv(tmp_path / "products.csv", index=False)
     back = load_folder(tmp_path).tables
     assert back.merchant_ids == [BIG]

@@ -1,0 +1,232 @@
+"""One federation of an experiment: each shop's folder laid out, then trained on Flower's engine."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import numpy as np
+
+from common.errors import RunError
+from common.features import CROSS, write_catalogue
+from common.protocol import TrainingPlan
+from server.checkpoints import Checkpoint, read_checkpoint, rounds
+from simulations.experiment import Experiment, server_config, training_plan
+from simulations.flower import CHECKPOINTS, EVENTS_FILE, run_federation
+from simulations.machine import PeakMemory
+from simulations.world import World
+
+#: Folder of a draft that holds what is gone when the run is whole.
+WORK = "work"
+
+
+class Watcher(Protocol):
+    """Shown how far a run is."""
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        """Begin a stage of ``total`` steps, or of unknown length."""
+
+    def step(self, text: str = "") -> None:
+        """Finish one step of the stage."""
+
+
+@dataclass
+class Trained:
+    """One federation that has ended.
+
+    Attributes
+    ----------
+    plan
+        What was run.
+    folder
+        Of its checkpoints.
+    declined
+        Shop key -> code of the shops that took no part.
+    """
+
+    plan: TrainingPlan
+    folder: Path
+    seconds: float
+    peak_mb: float
+    declined: Mapping[str, str] = field(default_factory=dict)
+
+    def checkpoint(self, server_round: int) -> Checkpoint:
+        """Return the state after a round."""
+        return read_checkpoint(self.folder, server_round)
+
+
+class Federator:
+    """Runs the federations of one experiment in its draft folder.
+
+    Attributes
+    ----------
+    ledgers
+        Folder of the shops' ledgers of private plans.
+    notes
+        What a reader of the report must know of the training.
+    """
+
+    def __init__(
+        self, experiment: Experiment, world: World, folder: Path, watcher: Watcher
+    ) -> None:
+        self._experiment, self._world = experiment, world
+        self._work, self._watcher = folder / WORK, watcher
+        self.ledgers = folder / "ledgers"
+        self.ledgers.mkdir(exist_ok=True)
+        self.notes: list[str] = []
+
+    def federate(self, name: str) -> Trained:
+        """Run the federation of an arm, or what is left of it.
+
+        Raises
+        ------
+        RunError
+            If it failed.
+        """
+        split = self._world.split
+        catalogue = self._work / "catalogue"
+        if not catalogue.exists():
+            self._work.mkdir(exist_ok=True)
+            write_catalogue(self._world.catalogue, catalogue)
+        plan = training_plan(
+            self._experiment,
+            name,
+            validation_from=split.validation_from,
+            train_until=split.train_until,
+        )
+        plan = self._with_groups_that_exist(name, plan)
+        shops = self._write_shops(name, plan)
+        server = self._work / name / "server"
+        self._watcher.stage(f"training {name} on Flower", plan.rounds + 2)
+        checkpoints = server / CHECKPOINTS
+        with PeakMemory() as memory:
+            if not _is_finished(checkpoints, plan):
+                run_federation(
+                    plan,
+                    shops_folder=shops,
+                    shops=len(self._world.shops),
+                    server_folder=server,
+                    catalogue_folder=catalogue,
+                    run_config=server_config(self._experiment, name),
+                    on_event=self._show,
+                )
+        if not _is_finished(checkpoints, plan):
+            raise RunError(f"the {name} run ended without the model of its last round")
+        declined = _declined(_events(checkpoints / EVENTS_FILE))
+        return Trained(plan, checkpoints, memory.seconds, memory.peak_mb, declined)
+
+    def _with_groups_that_exist(self, name: str, plan: TrainingPlan) -> TrainingPlan:
+        """Learn other groups, or single products, where the products lack the plan's columns."""
+        model, catalogue = plan.model, self._world.catalogue
+        named = model.groups.split(CROSS) if model.groups else []
+        if all(column in catalogue.products.columns for column in named):
+            return plan
+        fitting = [f for f in catalogue.features if len(f.values) <= model.learned_items]
+        chosen = max(fitting, key=lambda f: len(f.values)).name if fitting else ""
+        self.notes.append(
+            f"the products have no columns for the groups {model.groups} that {name} learns: it "
+            f"learns {chosen or 'single products'} instead"
+        )
+        model = model.model_copy(update={"groups": chosen})
+        return plan.model_copy(update={"model": model})
+
+    def _show(self, event: Mapping[str, Any]) -> None:
+        if event.get("event") in ("release", "round"):
+            accepted, asked = event.get("accepted"), event.get("asked")
+            self._watcher.step(f"round {event.get('server_round')}: {accepted} of {asked} shops")
+
+    def _write_shops(self, name: str, plan: TrainingPlan) -> Path:
+        """Lay out every shop's own folder: its training records, settings and ledger's place."""
+        root = self._work / name / "shops"
+        if (root / ".whole").exists():
+            return root
+        shutil.rmtree(root, ignore_errors=True)
+        for number, shop in enumerate(self._world.shops):
+            data = root / str(number) / "data"
+            data.mkdir(parents=True)
+            write_tables(self._world, shop.merchant_id, data)
+            settings = self._settings(shop.merchant_id, plan)
+            lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+            lines.append("[behavior_weights]")
+            weights = self._experiment.data.behaviors
+            lines += [f"{json.dumps(name)} = {weight}" for name, weight in weights.items()]
+            (data.parent / "shop.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (root / ".whole").touch()
+        return root
+
+    def _settings(self, merchant_id: str, plan: TrainingPlan) -> dict[str, Any]:
+        privacy = self._experiment.privacy
+        ledger = self.ledgers if plan.private else self._work / "no-ledgers"
+        ledger.mkdir(exist_ok=True)
+        planned = privacy.cap_epsilon or privacy.target_epsilon
+        return {
+            "merchant_id": merchant_id,
+            "data": "data",
+            "catalogue": "../../../catalogue",
+            "ledger": os.path.relpath(
+                ledger / ledger_name(merchant_id), self._work / "a" / "shops" / "0"
+            ),
+            "cap_epsilon": privacy.caps.get(merchant_id, planned),
+            "cap_delta": privacy.target_delta,
+            "unit": plan.unit,
+            "noise": "seeded",
+            "insecure_seeded_noise": True,
+            "noise_seed": self._experiment.run.seed,
+            "allow_unprotected": not plan.private,
+        }
+
+
+def ledger_name(merchant_id: str) -> str:
+    """Return the file name of a shop's ledger: its id, percent-encoded."""
+    return f"{quote(merchant_id, safe='')}.sqlite"
+
+
+def write_tables(world: World, merchant_id: str, folder: Path) -> None:
+    """Write what one shop may train on as the contract's tables: nothing of the test weeks."""
+    tables = world.dataset.tables
+    frame = tables.interactions
+    merchants = frame["merchant_id"].cat
+    own = np.zeros(len(frame), dtype=bool)
+    if merchant_id in merchants.categories:
+        own = merchants.codes.to_numpy() == merchants.categories.get_loc(merchant_id)
+    kept = frame[own & (frame["timestamp"].to_numpy() < world.split.train_until)]
+    for column in ("merchant_id", "user_id", "item_id", "behavior"):
+        kept = kept.assign(**{column: kept[column].astype(str)})
+    kept.to_parquet(folder / "interactions.parquet", index=False)
+    if tables.customers is not None:
+        people = tables.customers
+        if "merchant_id" in people:
+            people = people[people["merchant_id"] == merchant_id]
+        people[people["user_id"].isin(set(kept["user_id"]))].to_parquet(
+            folder / "customers.parquet", index=False
+        )
+
+
+def _is_finished(checkpoints: Path, plan: TrainingPlan) -> bool:
+    return plan.rounds in rounds(checkpoints)
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    """Return what the server told of a run, from its start and over all interruptions.
+
+    A crash may have cut a line short: it tells nothing.
+    """
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
+def _declined(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return shop key -> code of the shops that took no part in any training."""
+    codes: dict[str, str] = {}
+    for event in events:
+        if event.get("event") == "join":
+            codes.update(event.get("shops", {}))
+    return {shop: code for shop, code in codes.items() if code != "ok"}
