@@ -17,7 +17,7 @@ from common.features import CROSS, write_catalogue
 from common.protocol import TrainingPlan
 from server.checkpoints import Checkpoint, read_checkpoint, rounds
 from simulations.experiment import Experiment, server_config, training_plan
-from simulations.flower import CHECKPOINTS, EVENTS_FILE, run_federation
+from simulations.flower import CHECKPOINTS, EVENTS_FILE, end_leftovers, run_federation
 from simulations.machine import PeakMemory
 from simulations.world import World
 
@@ -104,6 +104,7 @@ class Federator:
         server = self._work / name / "server"
         self._watcher.stage(f"training {name} on Flower", plan.rounds + 2)
         checkpoints = server / CHECKPOINTS
+        end_leftovers(server)
         with PeakMemory() as memory:
             if not _is_finished(checkpoints, plan):
                 run_federation(
