@@ -94,7 +94,8 @@ class RunSection(Section):
 class PrivacySection(Section):
     """The private arms' promise, and what each shop allows.
 
-    ``cap_epsilon`` 0 stands for exactly what the plan costs; ``caps`` names shops with another cap.
+    ``cap_epsilon`` 0 stands for twice the target: a round that is interrupted is paid for twice.
+    ``caps`` names shops with another cap.
     """
 
     unit: Unit = "customer"

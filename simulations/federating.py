@@ -164,7 +164,8 @@ class Federator:
         privacy = self._experiment.privacy
         ledger = self.ledgers if plan.private else self._work / "no-ledgers"
         ledger.mkdir(exist_ok=True)
-        planned = privacy.cap_epsilon or privacy.target_epsilon
+        # Room for rounds that an interruption makes a shop pay twice.
+        cap = privacy.cap_epsilon or 2 * privacy.target_epsilon
         return {
             "merchant_id": merchant_id,
             "data": "data",
@@ -172,7 +173,7 @@ class Federator:
             "ledger": os.path.relpath(
                 ledger / ledger_name(merchant_id), self._work / "a" / "shops" / "0"
             ),
-            "cap_epsilon": privacy.caps.get(merchant_id, planned),
+            "cap_epsilon": privacy.caps.get(merchant_id, cap),
             "cap_delta": privacy.target_delta,
             "unit": plan.unit,
             "noise": "seeded",
