@@ -18,6 +18,9 @@ from common.artifact import load_model
 from experiment_support import BIG, DAY, EMPTY, LONELY, ODD, SMALL, START, write_folder
 from simulations.federating import ledger_name
 
+# A run takes half a minute on a machine of its own, and several on a busy one.
+pytestmark = pytest.mark.timeout(1200)
+
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = (
     *("ndcg@20", "recall@20", "tail_ndcg@20", "tail_recall@20"),
@@ -57,7 +60,7 @@ def run(toml: Path, out: Path, *settings: str) -> subprocess.CompletedProcess[st
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
         check=False,
     )
 
@@ -250,7 +253,7 @@ def _interrupt(arguments: list[str], after: str, how: signal.Signals) -> tuple[i
         arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    watchdog = threading.Timer(150, process.kill)
+    watchdog = threading.Timer(400, process.kill)
     watchdog.start()
     try:
         lines = []
