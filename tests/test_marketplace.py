@@ -19,8 +19,12 @@ from common.marketplace import (
     shop_name,
     write_marketplace,
 )
+from common.model import GlobalModel, initial_state
 from common.schema import Tables, encode_shops
+from simulations.experiment import read_experiment, training_plan
+from simulations.world import build_world
 
+EXPERIMENT = Path(__file__).resolve().parent.parent / "simulations/experiments/marketplace.toml"
 CONFIG = MarketplaceConfig(
     shops=4, customers_per_shop=60, products=2000, groups=40, taste_strength=2.0, seed=3
 )
@@ -136,3 +140,23 @@ def test_memory_does_not_grow_with_shops(tmp_path: Path) -> None:
     peak(1)
     assert peak(12) < 1.6 * peak(3)
     assert arrow.total_allocated_bytes() < 50e6
+
+
+@pytest.mark.parametrize("arm", ["federated", "federated-dp"])
+def test_the_marketplace_experiment_has_a_plan_that_fits_its_products(arm: str) -> None:
+    sizes = {"shops": 2, "customers_per_shop": 5, "products": 300, "groups": 10}
+    changes = [f"data.marketplace.{key}={value}" for key, value in sizes.items()]
+    experiment = read_experiment(EXPERIMENT, changes)
+    world = build_world(experiment)
+    plan = training_plan(
+        experiment,
+        arm,
+        validation_from=world.split.validation_from,
+        train_until=world.split.train_until,
+    )
+    assert 0 < plan.tuning_round < plan.rounds
+    assert plan.private == (arm == "federated-dp")
+    assert [f.name for f in world.catalogue.features] == list(experiment.content.features)
+    model = GlobalModel(plan.model, world.catalogue, initial_state(plan.model, 300))
+    history = world.test.history[shop_name(0)]
+    assert model.pseudo_customers(history).shape == (plan.model.dimension, 300)
