@@ -2,7 +2,8 @@
 
 A shop holds its own records in clear. It mixes the global model's parts with what it learned alone
 (its own item-item model and its own popularity). The weights are chosen on its validation weeks,
-with models that have not seen those weeks. All parts are linear in a customer's history, and each
+with learned parts that have not seen those weeks; the released popularity has, since it is released
+once, over all training weeks. All parts are linear in a customer's history, and each
 is brought to unit spread by one scale a shop, so a mixed score still comes apart exactly.
 """
 

@@ -52,7 +52,10 @@ GLOBAL_PARTS = ("content", "learned", "popularity")
 
 #: A shop's own state. It is fitted at home from records in clear and never put on the wire.
 LOCAL_NAMES = frozenset(
-    ("own_popularity", "own_ease", "shared_ease", "mixing_weights", "part_scales")
+    (
+        *("own_popularity", "own_ease", "shared_ease", "expected_content"),
+        *("mixing_weights", "part_scales"),
+    )
 )
 
 

@@ -137,7 +137,16 @@ class AdaptationSection(Section):
     centralized: HomeSettings
     federated: HomeSettings
     federated_dp: HomeSettings = Field(alias="federated-dp")
+    basket: HomeSettings | None = None
     pooled_ridge: float = Field(1000.0, gt=0)
+
+    def of_plan(self, plan: TrainingPlan) -> HomeSettings:
+        """Return the settings of the shops around a federation's model."""
+        if not plan.private:
+            return self.federated
+        if plan.unit == "basket" and self.basket is not None:
+            return self.basket
+        return self.federated_dp
 
     def home_only(self) -> HomeSettings:
         """Return the settings around an untrained model: the federated ones, less what it lacks.

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from common.errors import RunError
+from common.errors import ConfigError, RunError
 from common.features import CROSS, write_catalogue
 from common.protocol import TrainingPlan
 from server.checkpoints import Checkpoint, read_checkpoint, rounds
@@ -79,6 +79,30 @@ class Federator:
         self.ledgers = folder / "ledgers"
         self.ledgers.mkdir(exist_ok=True)
         self.notes: list[str] = []
+        self._plans: dict[str, TrainingPlan] = {}
+
+    def plan(self, name: str) -> TrainingPlan:
+        """Make the plan of an arm's federation; :meth:`federate` runs it.
+
+        Raises
+        ------
+        ConfigError
+            If the plan asks for what this version or these data don't have.
+        """
+        split = self._world.split
+        plan = training_plan(
+            self._experiment,
+            name,
+            validation_from=split.validation_from,
+            train_until=split.train_until,
+        )
+        if plan.unit == "basket" and "session_id" not in self._world.dataset.tables.interactions:
+            raise ConfigError(
+                'privacy.unit = "basket" needs interactions with a session_id column: add it, or '
+                'set privacy.unit = "customer"'
+            )
+        self._plans[name] = self._with_groups_that_exist(name, plan)
+        return self._plans[name]
 
     def federate(self, name: str) -> Trained:
         """Run the federation of an arm, or what is left of it.
@@ -88,18 +112,11 @@ class Federator:
         RunError
             If it failed.
         """
-        split = self._world.split
+        plan = self._plans[name]
         catalogue = self._work / "catalogue"
         if not catalogue.exists():
             self._work.mkdir(exist_ok=True)
             write_catalogue(self._world.catalogue, catalogue)
-        plan = training_plan(
-            self._experiment,
-            name,
-            validation_from=split.validation_from,
-            train_until=split.train_until,
-        )
-        plan = self._with_groups_that_exist(name, plan)
         shops = self._write_shops(name, plan)
         server = self._work / name / "server"
         self._watcher.stage(f"training {name} on Flower", plan.rounds + 2)

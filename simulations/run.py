@@ -135,10 +135,12 @@ class _Runner:
     def run(self) -> dict[str, Any]:
         """Run every arm and write the folder; return the report."""
         arms = self._experiment.run.arms
-        for name in _FEDERATED:
-            if any(_source(arm) == name for arm in arms):
-                self._trained[name] = self._federator.federate(name)
-                self._save_model(name)
+        needed = [name for name in _FEDERATED if any(_source(arm) == name for arm in arms)]
+        for name in needed:  # a plan that can't be kept is refused before anything is trained
+            self._federator.plan(name)
+        for name in needed:
+            self._trained[name] = self._federator.federate(name)
+            self._save_model(name)
         results = []
         with RecommendationWriter(self._folder / "recommendations.parquet") as writer:
             for arm in arms:
@@ -201,7 +203,7 @@ class _Runner:
                 state = trained.checkpoint(server_round).state
                 return Knowledge(global_model(world, plan.model, state), {})
 
-            settings = home.federated_dp if plan.private else home.federated
+            settings = home.of_plan(plan)
             return at_home(
                 world, settings, lambda: known(plan.tuning_round), lambda: known(plan.rounds)
             )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from common.features import read_catalogue
 from common.model import initial_state
 from common.protocol import TrainingPlan, shop_key
@@ -79,3 +79,21 @@ def test_bad_input_leaves_no_draft(experiment: Experiment, tmp_path: Path) -> No
     with pytest.raises(DataError, match="merchant_id"):
         run_experiment(experiment, tmp_path / "out", Silent())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.toml", "tables"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "word"),
+    [("privacy.unit=basket", "session_id"), ("privacy.trust=federation", "secure aggregation")],
+)
+def test_a_plan_that_cannot_be_kept_is_refused_before_anything_is_trained(
+    setting: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federations = Federations()
+    monkeypatch.setattr(federating, "run_federation", federations)
+    (tmp_path / "small.toml").write_text(SMALL, encoding="utf-8")
+    folder = write_folder(tmp_path / "tables")
+    experiment = read_experiment(tmp_path / "small.toml", [f"data.path={folder}", setting])
+    with pytest.raises(ConfigError, match=word):
+        run_experiment(experiment, tmp_path / "out", Silent())
+    assert federations.trained == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small.toml", "tables"]
