@@ -5,15 +5,14 @@ the node's own config or environment points at. The run config comes from whoeve
 federation, so it must not even name one of them.
 """
 
-import difflib
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from common.config import parse, read_toml
 from common.errors import ConfigError
 from common.protocol import Frozen, Unit
 
@@ -114,23 +113,12 @@ def shop_settings(
 
 def read_settings(path: Path) -> ShopSettings:
     """Read a ``shop.toml``; relative paths in it start from its folder."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    _refuse_unknown(values, path)
+    values = read_toml(path)
     for key in ("data", "catalogue", "ledger"):
         if isinstance(values.get(key), str):
             # One spelling for one place: simulated shops share a catalogue, and its cache.
             values[key] = (path.parent / values[key]).resolve()
-    try:
-        return ShopSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "settings"
-        raise ConfigError(f"{path}: {where}: {first['msg']}") from error
+    return parse(ShopSettings, values, str(path))
 
 
 def refuse_run_config(run_config: Iterable[str]) -> None:
@@ -146,10 +134,3 @@ def refuse_run_config(run_config: Iterable[str]) -> None:
             raise ConfigError(
                 f"run config key {key!r} names a setting that only a shop itself may make"
             )
-
-
-def _refuse_unknown(values: Mapping[str, object], path: Path) -> None:
-    for key in values:
-        if key not in ShopSettings.model_fields:
-            near = difflib.get_close_matches(key, ShopSettings.model_fields, n=1, cutoff=0.0)
-            raise ConfigError(f"{path}: unknown key {key!r}; did you mean {near[0]!r}?")

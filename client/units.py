@@ -60,8 +60,10 @@ def unit_histories(
     if unit == "customer":
         codes, owners = events.users.astype(np.int64), np.arange(len(events.user_ids))
     elif unit == "basket":
-        assert events.sessions is not None, "plans that need sessions are checked before"
-        found, first, codes = np.unique(events.sessions, return_index=True, return_inverse=True)
+        # Plans that need sessions are checked before; a shop without records needs no column.
+        assert events.sessions is not None or not len(events)
+        sessions = np.zeros(0, np.int32) if events.sessions is None else events.sessions
+        found, first, codes = np.unique(sessions, return_index=True, return_inverse=True)
         owners = events.users[first].astype(np.int64)
         codes = codes.astype(np.int64)
         assert len(found) == len(owners)

@@ -3,13 +3,13 @@
 Defaults of a run stand in ``pyproject.toml`` under ``[tool.flwr.app.config]`` and nowhere else.
 """
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from common.config import parse, read_toml
 from common.errors import ConfigError
 from common.protocol import Frozen, TrainingPlan, parse_plan
 from server.aggregation import OptimizerName, ServerOptimizer
@@ -98,10 +98,7 @@ def read_run_config(run_config: Mapping[str, object]) -> tuple[TrainingPlan, Run
     """
     values = {key.replace("-", "_"): value for key, value in run_config.items()}
     plan = parse_plan(str(values.pop("plan", "")))
-    try:
-        return plan, RunSettings.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_message("run config", error)) from error
+    return plan, parse(RunSettings, values, "run config")
 
 
 def read_home(environment: Mapping[str, str]) -> ServerHome:
@@ -109,21 +106,8 @@ def read_home(environment: Mapping[str, str]) -> ServerHome:
     if not (folder := environment.get(SERVER_VARIABLE)):
         raise ConfigError(f"set {SERVER_VARIABLE} to the folder of the server's server.toml")
     path = Path(folder) / "server.toml"
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    values = read_toml(path)
     for key in ServerHome.model_fields:
         if isinstance(values.get(key), str):
             values[key] = path.parent / values[key]
-    try:
-        return ServerHome.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_message(str(path), error)) from error
-
-
-def _message(where: str, error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return parse(ServerHome, values, str(path))

@@ -48,6 +48,14 @@ def test_a_basket_is_one_unit_of_one_customer() -> None:
     assert units.history.toarray()[:, 2].tolist() == [0.0, 0.5, 0.0]
 
 
+def test_an_empty_shop_without_sessions_has_no_baskets_rather_than_an_error() -> None:
+    # An error would be a reply that tells the empty shop from all others.
+    empty = replace(events_of([], users=0), sessions=None)
+    units = unit_histories(empty, "basket", N)
+    assert units.history.shape == (0, N)
+    assert units.owners.size == 0
+
+
 def test_an_interaction_is_one_record() -> None:
     units = unit_histories(events_of(ROWS), "interaction", N)
     assert units.history.shape == (5, N)
