@@ -86,6 +86,7 @@ def save_model(
     try:
         contiguous = {k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()}
         save_file(contiguous, temporary / MODEL)
+        (temporary / MODEL).chmod(0o644)  # the library keeps it from all but its owner
         pq.write_table(
             pa.table({"item_id": pa.array(item_ids.tolist(), pa.string())}), temporary / ITEMS
         )

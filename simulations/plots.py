@@ -174,6 +174,7 @@ def _over_rounds(rounds: Mapping[str, list[Document]], metrics: Iterable[str], y
                     y=values,
                     name=escape(f"{name} {metric}" if metric != "epsilon" else name),
                     mode="lines+markers",
+                    connectgaps=True,  # not every round is measured
                     line={"color": _COLOURS.get(name), "dash": dash},
                 )
     return _html(figure, x="round", y=y)
