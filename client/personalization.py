@@ -263,14 +263,20 @@ class Candidates:
 
     @classmethod
     def of(
-        cls, parts: Arrays, history: sparse.csr_matrix, tail: np.ndarray, depth: int = 150
+        cls,
+        parts: Arrays,
+        history: sparse.csr_matrix,
+        tail: np.ndarray,
+        depth: int = 150,
+        stock: np.ndarray | None = None,
     ) -> "Candidates":
-        """Return the pool of (B, n) parts."""
+        """Return the pool of (B, n) parts; ``stock`` (n,) bool is what may be listed."""
+        stocked_tail = tail if stock is None else tail & stock
         full = {name: np.broadcast_to(part, history.shape) for name, part in parts.items()}
         pools = [
             top_k(part, depth, exclude=history, allowed=allowed)[0]
             for part in full.values()
-            for allowed in (None, tail)
+            for allowed in (stock, stocked_tail)
         ]
         rows = np.sort(np.concatenate(pools, axis=1), axis=1)
         listed = rows >= 0
@@ -299,6 +305,7 @@ def tune(
     targets: sparse.csr_matrix,
     tail: np.ndarray,
     settings: HomeSettings,
+    stock: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Return the mixing weights that serve the validation weeks best.
 
@@ -314,13 +321,15 @@ def tune(
         (U, n) histories, and what was first bought in the validation weeks.
     tail
         (n,) bool.
+    stock
+        (n,) bool of what the shop may recommend; without it, everything.
     """
     weights = dict(settings.start)
     asked = np.flatnonzero(np.diff(targets.indptr))
     if not len(asked):
         return weights
     history, targets = history[asked], targets[asked]
-    pool = Candidates.of(home.parts(history, weights), history, tail)
+    pool = Candidates.of(home.parts(history, weights), history, tail, stock=stock)
 
     def objective(tried: Mapping[str, float]) -> np.ndarray:
         """Return (B,) what each customer adds to the mean objective."""

@@ -155,7 +155,14 @@ class Federation:
                 mean = self._aggregate(exchange.contributions)
                 state, memory = optimizer.apply(state, mean, memory, exchange.accepted)
             self._checkpoint(server_round, state, memory)
-            self._tell("round", server_round, started, exchange, kept_old_model=not enough)
+            self._tell(
+                "round",
+                server_round,
+                started,
+                exchange,
+                kept_old_model=not enough,
+                shops=_failed(exchange),
+            )
         self._report({"event": "end", "server_round": plan.rounds})
         return state
 
@@ -283,7 +290,7 @@ class Federation:
         started = time.monotonic()
         shape = {POPULARITY: self._job.shapes[POPULARITY]}
         exchange = self.exchange(RELEASE, 0, self._everyone(), {}, shape)
-        self._tell("release", 0, started, exchange)
+        self._tell("release", 0, started, exchange, shops=_failed(exchange))
         if not self._has_quorum(exchange):
             raise RunError(
                 f"{exchange.accepted} of {exchange.asked} shops released their popularity, too "
@@ -374,6 +381,12 @@ def _arrays(reply: Message, expected: Shapes) -> Arrays:
         except (ValueError, TypeError, EOFError, OSError) as error:
             raise ProtocolError(f"array {name!r} cannot be decoded") from error
     return arrays
+
+
+def _failed(exchange: Exchange) -> dict[str, str]:
+    """Return shop key -> code of the shops that answered with anything but an update."""
+    headers = exchange.headers.values()
+    return {h.shop: h.status for h in headers if h.shop != NO_FINGERPRINT and h.status != "ok"}
 
 
 def _words(declined: Mapping[str, int]) -> str:

@@ -112,7 +112,9 @@ def at_home(
         history = world.validation.history[shop.merchant_id]
         home = HomeModel.fit(known.model, history, settings, known.others)
         targets = world.validation.targets[shop.merchant_id]
-        weights[shop.merchant_id] = tune(home, history, targets, world.validation.tail, settings)
+        stock = world.stock.get(shop.merchant_id)
+        tail = world.validation.tail
+        weights[shop.merchant_id] = tune(home, history, targets, tail, settings, stock)
     known = final()
     for shop in world.shops:
         history = world.test.history[shop.merchant_id]

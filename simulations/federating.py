@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -243,9 +244,18 @@ def _events(path: Path) -> list[dict[str, Any]]:
 
 
 def _declined(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return shop key -> code of the shops that took no part in any training."""
-    codes: dict[str, str] = {}
+    """Return shop key -> code of the shops that declined, or failed in every exchange."""
+    joined: dict[str, str] = {}
+    failures: Counter[str] = Counter()
+    exchanges = 0
     for event in events:
+        shops = event.get("shops", {})
         if event.get("event") == "join":
-            codes.update(event.get("shops", {}))
-    return {shop: code for shop, code in codes.items() if code != "ok"}
+            joined.update(shops)
+        elif event.get("event") in ("release", "round"):
+            exchanges += 1
+            failures.update(shops.keys())
+            joined.update({s: code for s, code in shops.items() if failures[s] == exchanges})
+    never = {shop for shop, count in failures.items() if count == exchanges}
+    declined = {shop: code for shop, code in joined.items() if code != "ok"}
+    return {s: c for s, c in declined.items() if s in never or s not in failures}

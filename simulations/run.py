@@ -304,6 +304,7 @@ _REASONS = {
     "refused-config": "the shop's settings refuse the plan",
     "ledger-error": "the shop's ledger could not be trusted or written",
     "data-error": "the shop's data were refused",
+    "failed": "training failed at the shop: its own log says why",
 }
 
 
