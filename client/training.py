@@ -99,6 +99,7 @@ def train_round(
         batch_normalizer=plan.batch_normalizer,
         learning_rate=plan.learning_rate,
         sample_rate=plan.sample_rate,
+        noise=noise if plan.private else None,
     )
     for _ in range(plan.local_steps):
         key = int(sampling.integers(2**63))
@@ -108,7 +109,7 @@ def train_round(
             rows, sampled, forward.floats_per_product, forward.floats_per_unit
         ):
             step.accumulate(forward.losses, forward.batch(rows, members, key, people))
-        step.step(noise)
+        step.step()
     trained = step.state()
     return {name: (trained[name].numpy() - state[name]).astype(np.float32) for name in names}
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.privacy.noise import SeededNoise
+from client.privacy.noise import NoiseSource, SeededNoise
 from client.privacy.step import ExactDPStep, Tensors, UnitBatch
 from common.errors import PrivacyError
 
@@ -45,7 +45,12 @@ def part(batch: UnitBatch, units: slice) -> UnitBatch:
 
 
 def new(
-    parameters: Tensors, *, clip: float = math.inf, noise: float = 0.0, rate: float = 0.1
+    parameters: Tensors,
+    *,
+    clip: float = math.inf,
+    noise: float = 0.0,
+    rate: float = 0.1,
+    source: NoiseSource | None = None,
 ) -> ExactDPStep:
     return ExactDPStep(
         parameters,
@@ -54,7 +59,12 @@ def new(
         noise_multiplier=noise,
         batch_normalizer=5.0,
         learning_rate=rate,
+        noise=source,
     )
+
+
+def seeded(seed: int) -> SeededNoise:
+    return SeededNoise(np.random.default_rng(seed))
 
 
 def brute_force(parameters: Tensors, batch: UnitBatch) -> list[Tensors]:
@@ -164,12 +174,12 @@ def test_without_noise_and_bound_it_is_plain_sgd(seed: int, size: int) -> None:
 @settings(max_examples=20, deadline=None)
 def test_physical_batches_make_the_same_step(seed: int, size: int, physical: int) -> None:
     batch = make(seed, size)
-    whole, pieces = (new(start(), clip=1.0, noise=0.5) for _ in range(2))
+    whole, pieces = (new(start(), clip=1.0, noise=0.5, source=seeded(1)) for _ in range(2))
     whole.accumulate(loss, batch)
     for begin in range(0, size, physical):
         pieces.accumulate(loss, part(batch, slice(begin, begin + physical)))
-    whole.step(SeededNoise(np.random.default_rng(1)))
-    pieces.step(SeededNoise(np.random.default_rng(1)))
+    whole.step()
+    pieces.step()
     for name, value in whole.state().items():
         torch.testing.assert_close(value, pieces.state()[name], rtol=1e-5, atol=1e-6)
     assert whole.accountant.history == pieces.accountant.history == [(0.5, 1.0, 1)]
@@ -178,18 +188,17 @@ def test_physical_batches_make_the_same_step(seed: int, size: int, physical: int
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_an_empty_batch_is_pure_noise_on_every_entry(accumulate: bool) -> None:
     parameters = start()
-    step = new(parameters, clip=2.0, noise=3.0, rate=1.0)
+    step = new(parameters, clip=2.0, noise=3.0, rate=1.0, source=seeded(5))
     if accumulate:
         step.accumulate(loss, make(0, 0))
-    step.step(SeededNoise(np.random.default_rng(5)))
+    step.step()
     for name, value in step.state().items():
         assert (value != parameters[name]).all()
 
 
 @pytest.mark.parametrize("size", [0, 3])
 def test_the_noise_has_its_variance_in_every_parameter(size: int) -> None:
-    step = new(start(), clip=2.0, noise=3.0, rate=1.0)
-    noise = SeededNoise(np.random.default_rng(size))
+    step = new(start(), clip=2.0, noise=3.0, rate=1.0, source=seeded(size))
     batch = make(size, size)
     squares = dict.fromkeys(SHAPES, 0.0)
     repeats = 400
@@ -197,7 +206,7 @@ def test_the_noise_has_its_variance_in_every_parameter(size: int) -> None:
         before = step.state()
         step.accumulate(loss, batch)
         total = step.clipped_sum()
-        step.step(noise)
+        step.step()
         for name, value in step.state().items():
             drawn = (before[name] - value) * 5.0 - total[name]
             squares[name] += float(drawn.square().sum())
@@ -264,7 +273,7 @@ def test_learning_rates_go_by_name() -> None:
         lambda: new(start(), clip=math.inf, noise=1.0),
         lambda: new(start(), clip=0.0),
         lambda: new({"item": torch.zeros(2, 2)}),
-        lambda: new(start(), clip=1.0, noise=1.0).step(),
+        lambda: new(start(), clip=1.0, noise=1.0),
         lambda: new(start()).accumulate(lambda rows, *_: rows["item"].sum(), make(0, 2)),
     ],
 )

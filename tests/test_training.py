@@ -261,6 +261,7 @@ def contributions(
         noise_multiplier=plan.noise_multiplier,
         batch_normalizer=plan.batch_normalizer,
         learning_rate=plan.learning_rate,
+        noise=NoNoise(),
     )
     forward.read(step.state())
     parts, norms = {}, {}

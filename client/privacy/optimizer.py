@@ -8,7 +8,6 @@ from opacus.optimizers import DPOptimizer
 
 from client.privacy.layers import UnitEmbedding, UnitParameter
 from client.privacy.noise import NoiseSource
-from common.errors import PrivacyError
 
 # Noise is drawn this many values at a time: float64 noise of a whole table would be twice its size.
 _NOISE_CHUNK = 1 << 20
@@ -30,6 +29,7 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
         noise_multiplier: float,
         max_grad_norm: float,
         batch_normalizer: float,
+        noise: NoiseSource | None,
     ) -> None:
         super().__init__(
             optimizer,
@@ -40,7 +40,7 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
         )
         self._layers = list(layers)
         self._batch_normalizer = batch_normalizer
-        self.noise: NoiseSource | None = None
+        self.noise = noise
         self.unit_norms = torch.zeros(0, dtype=torch.float64)
         self.clip_factors = torch.zeros(0, dtype=torch.float64)
 
@@ -87,8 +87,7 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
             p.grad = p.summed_grad
             if self.noise_multiplier == 0:
                 continue
-            if self.noise is None:
-                raise PrivacyError("a private step needs a source of noise")
+            assert self.noise is not None
             std = self.noise_multiplier * self.max_grad_norm
             for part in p.grad.view(-1).split(_NOISE_CHUNK):
                 # Added in float64, rounded once.

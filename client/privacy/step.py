@@ -2,12 +2,12 @@
 
 ::
 
-    step = ExactDPStep(parameters, tables={"item_embedding"}, max_grad_norm=..., ...)
+    step = ExactDPStep(parameters, tables={"item_embedding"}, noise=noise, max_grad_norm=..., ...)
     for _ in range(plan.local_steps):
         units = noise.poisson_sample(n_units, plan.sample_rate)
         for batch in physical_batches(units):       # none at all is a batch too: pure noise
             step.accumulate(loss, batch)            # clip each unit over all parameters, and sum
-        step.step(noise)                            # noise to every row, divide, descend
+        step.step()                                 # noise to every row, divide, descend
     trained = step.state()
 
 ``loss(rows, dense, batch)`` returns one loss a unit, ``(B,)``, and must compute each from that
@@ -76,6 +76,8 @@ class ExactDPStep:
         One for all, or by name.
     sample_rate
         Chance of a unit to be in a step; only handed to :attr:`accountant`.
+    noise
+        Required where ``noise_multiplier`` is above 0.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class ExactDPStep:
         batch_normalizer: float,
         learning_rate: float | Mapping[str, float],
         sample_rate: float = 1.0,
+        noise: NoiseSource | None = None,
     ) -> None:
         if not (max_grad_norm > 0 and noise_multiplier >= 0 and batch_normalizer > 0):
             raise PrivacyError(
@@ -97,6 +100,8 @@ class ExactDPStep:
             raise PrivacyError(
                 "noise needs a finite max_grad_norm: nothing bounds a unit otherwise"
             )
+        if noise_multiplier > 0 and noise is None:
+            raise PrivacyError("a private step needs a source of noise")
         if unknown := sorted(set(tables) - set(parameters)):
             raise PrivacyError(f"tables {unknown} are not among the parameters")
         self._layers: dict[str, UnitEmbedding | UnitParameter] = {
@@ -120,6 +125,7 @@ class ExactDPStep:
             noise_multiplier=noise_multiplier,
             max_grad_norm=max_grad_norm,
             batch_normalizer=batch_normalizer,
+            noise=noise,
         )
         #: Opacus' own count of the steps taken, to hold against what the ledger was charged.
         self.accountant = RDPAccountant()
@@ -195,18 +201,11 @@ class ExactDPStep:
                 total += layer.weight.grad_sample[unit] * factor
         return found
 
-    def step(self, noise: NoiseSource | None = None) -> None:
-        """Add noise, divide by the normaliser, descend, and begin the next step's sum.
-
-        Parameters
-        ----------
-        noise
-            Required where ``noise_multiplier`` is above 0.
-        """
+    def step(self) -> None:
+        """Add noise, divide by the normaliser, descend, and begin the next step's sum."""
         for weight in self._weights():
             if weight.summed_grad is None:
                 weight.summed_grad = torch.zeros_like(weight, requires_grad=False)
-        self.optimizer.noise = noise
         self.optimizer.step()
         self._forget()
         self.optimizer.zero_grad(set_to_none=True)
