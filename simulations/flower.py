@@ -154,6 +154,36 @@ def run_federation(
     RunError
         If the run did not complete.
     """
+    files = federation_files(plan, shops_folder, shops, server_folder, catalogue_folder, run_config)
+    return run_app(
+        FEDERATION,
+        shops=shops,
+        run_config=files.run_config,
+        environment=files.environment,
+        events_file=files.events,
+        on_event=on_event,
+        cpus=cpus,
+    )
+
+
+@dataclass(frozen=True)
+class FederationFiles:
+    """What the federation's apps are told, on whatever engine they run."""
+
+    run_config: Mapping[str, ConfigValue]
+    environment: Mapping[str, str]
+    events: Path
+
+
+def federation_files(
+    plan: TrainingPlan,
+    shops_folder: Path,
+    shops: int,
+    server_folder: Path,
+    catalogue_folder: Path,
+    run_config: Mapping[str, ConfigValue] | None,
+) -> FederationFiles:
+    """Write the server's settings; see :func:`run_federation` for the arguments."""
     checkpoints = server_folder / CHECKPOINTS
     checkpoints.mkdir(parents=True, exist_ok=True)
     home: dict[str, ConfigValue] = {
@@ -161,17 +191,13 @@ def run_federation(
         "catalogue": str(catalogue_folder.resolve()),
     }
     (server_folder / "server.toml").write_text(flat_toml(home), encoding="utf-8")
-    return run_app(
-        FEDERATION,
-        shops=shops,
+    return FederationFiles(
         run_config={"min-shops": shops, **(run_config or {}), "plan": plan.model_dump_json()},
         environment={
             "FEDTAIL_SHOPS": str(shops_folder.resolve()),
             _SERVER: str(server_folder.resolve()),
         },
-        events_file=checkpoints / EVENTS_FILE,
-        on_event=on_event,
-        cpus=cpus,
+        events=checkpoints / EVENTS_FILE,
     )
 
 
@@ -211,7 +237,7 @@ def _follow(
     next_look = time.monotonic()
     next_status = next_look + _STATUS_EVERY
     while True:
-        new, seen = _new_events(events_file, seen)
+        new, seen = new_events(events_file, seen)
         for event in new:
             event["after_seconds"] = time.monotonic() - started
             ended = ended or event["event"] == "end"
@@ -243,8 +269,8 @@ def _failure(status: str, log: str) -> str:
     return f"the federation's run failed: {reason}\nThe end of its log:\n{tail}"
 
 
-def _new_events(path: Path, offset: int) -> tuple[list[Event], int]:
-    """Return the whole lines after ``offset`` and the offset after them."""
+def new_events(path: Path, offset: int) -> tuple[list[Event], int]:
+    """Return the events of the whole lines after ``offset``, and the offset after them."""
     try:
         with path.open("rb") as file:
             file.seek(offset)

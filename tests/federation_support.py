@@ -1,14 +1,15 @@
 """A federation inside one process: no Ray, no network, faults on demand."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
+from common.features import Catalogue, write_catalogue
 from common.protocol import (
     HEADER,
     NO_FINGERPRINT,
@@ -26,6 +27,7 @@ from common.protocol import (
 from common.rng import derive
 from server.settings import RunSettings
 from server.strategy import Job
+from simulations.in_process import InProcessGrid
 
 FINGERPRINT = "f" * 64
 ITEMS = 7
@@ -44,8 +46,8 @@ def no_fault(_shop: int, _kind: str, _round: int, reply: Message) -> Message | N
     return reply
 
 
-class InProcessGrid(Grid):
-    """Calls the ClientApp when a message is pushed; answers come in a shuffled order."""
+class FaultyGrid(InProcessGrid):
+    """Answers come in a shuffled order, or not, or not as they were sent."""
 
     def __init__(
         self,
@@ -56,72 +58,24 @@ class InProcessGrid(Grid):
         order: int = 0,
         run_config: Mapping[str, bool | int | float | str] | None = None,
     ) -> None:
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-        self._app, self._fault, self._order = app, fault, np.random.default_rng(order)
+        self._fault, self._order = fault, np.random.default_rng(order)
         # Flower's node ids are random: so are these.
         ids = self._order.choice(10_000, size=shops, replace=False) + 2
-        self.nodes = {int(node): shop for shop, node in enumerate(ids)}
+        nodes = {int(node): shop for shop, node in enumerate(ids)}
+        super().__init__(app, nodes, run_config or {})
         self.sent: list[tuple[int, str, int]] = []
-        self._contexts = {
-            node: Context(
-                1,
-                node,
-                {"partition-id": shop, "num-partitions": shops},
-                RecordDict(),
-                dict(run_config or {}),
-            )
-            for node, shop in self.nodes.items()
-        }
-        self._replies: dict[str, Message] = {}
-        self._count = 0
 
-    def set_run(self, run: Run) -> None:
-        raise NotImplementedError
+    def answer(self, message: Message) -> Message | None:
+        shop = self.nodes[message.metadata.dst_node_id]
+        kind = message.metadata.message_type.split(".")[1]
+        server_round = int(message.metadata.group_id)
+        self.sent.append((shop, kind, server_round))
+        reply = super().answer(message)
+        return None if reply is None else self._fault(shop, kind, server_round, reply)
 
-    @property
-    def run(self) -> Run:
-        raise NotImplementedError
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.nodes)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        ids = []
-        for message in messages:
-            self._count += 1
-            message.metadata.__dict__["_message_id"] = str(self._count)
-            node = message.metadata.dst_node_id
-            shop = self.nodes[node]
-            kind = message.metadata.message_type.split(".")[1]
-            server_round = int(message.metadata.group_id)
-            self.sent.append((shop, kind, server_round))
-            reply = self._app(message, self._contexts[node])
-            arrives = self._fault(shop, kind, server_round, reply)
-            if arrives is not None:
-                self._replies[str(self._count)] = arrives
-            ids.append(str(self._count))
-        return ids
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        there = [i for i in message_ids if i in self._replies]
-        count = (len(there) + 1) // 2
-        taken = self._order.permutation(len(there))[:count]
-        return [self._replies.pop(there[i]) for i in taken]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        raise NotImplementedError
+    def choose(self, waiting: list[str]) -> list[str]:
+        count = (len(waiting) + 1) // 2
+        return [waiting[k] for k in self._order.permutation(len(waiting))[:count]]
 
 
 def toy_app(decline: Mapping[int, StatusCode] | None = None) -> ClientApp:
@@ -215,3 +169,34 @@ def same(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> boo
 def names(sequence: Sequence[tuple[int, str, int]], kind: str) -> list[tuple[int, int]]:
     """Return (shop, round) of the messages of one exchange."""
     return [(shop, server_round) for shop, k, server_round in sequence if k == kind]
+
+
+def write_federation(folder: Path, *, allow_unprotected: bool = False) -> Catalogue:
+    """Write a catalogue and four shops with planted sales; the last one's cap is too low."""
+    stream = np.random.default_rng(5)
+    items = [f"i{k:02}" for k in range(30)]
+    products = pd.DataFrame({"item_id": items, "category": [f"c{k % 5}" for k in range(30)]})
+    catalogue = Catalogue.of(products)
+    write_catalogue(catalogue, folder / "catalogue")
+    for shop in range(4):
+        data = folder / "shops" / str(shop) / "data"
+        data.mkdir(parents=True)
+        users = np.repeat(np.arange(12), 6)
+        frame = pd.DataFrame(
+            {
+                "merchant_id": f"m{shop}",
+                "user_id": [f"u{u}" for u in users],
+                "item_id": stream.choice(items, len(users)),
+                "timestamp": 1_700_000_000 + np.arange(len(users)),
+                "behavior": "purchase",
+            }
+        )
+        frame.to_csv(data / "interactions.csv", index=False)
+        (data.parent / "shop.toml").write_text(
+            f'merchant_id = "m{shop}"\ndata = "data"\ncatalogue = "../../catalogue"\n'
+            f'ledger = "ledger.sqlite"\ncap_epsilon = {0.01 if shop == 3 else 100.0}\n'
+            'noise = "seeded"\ninsecure_seeded_noise = true\n'
+            f"allow_unprotected = {json.dumps(allow_unprotected)}\n",
+            encoding="utf-8",
+        )
+    return catalogue

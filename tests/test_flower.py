@@ -8,23 +8,20 @@ import tomllib
 import uuid
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import psutil
 import pytest
 
 from client.privacy.ledger import Ledger
 from common.errors import RunError
-from common.features import Catalogue, write_catalogue
 from common.protocol import ModelPlan, TrainingPlan, shop_key
-from federation_support import same
+from federation_support import same, write_federation
 from server.checkpoints import read_checkpoint
 from simulations.flower import (
     FEDERATION,
     FLOOR,
     Outcome,
-    _new_events,
     _stage,
+    new_events,
     run_app,
     run_federation,
     run_floor,
@@ -36,12 +33,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_events_are_read_whole_lines_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "rounds.jsonl"
-    assert _new_events(path, 0) == ([], 0)
+    assert new_events(path, 0) == ([], 0)
     path.write_text('{"event": "start"}\n{"event": "ro', encoding="utf-8")
-    events, offset = _new_events(path, 0)
+    events, offset = new_events(path, 0)
     assert events == [{"event": "start"}]
     path.write_text('{"event": "start"}\n{"event": "round"}\n', encoding="utf-8")
-    assert _new_events(path, offset)[0] == [{"event": "round"}]
+    assert new_events(path, offset)[0] == [{"event": "round"}]
 
 
 def test_a_run_config_survives_toml() -> None:
@@ -100,39 +97,9 @@ def test_clients_that_do_nothing_run_and_leave_nothing_behind(
     assert not _family(mark)
 
 
-def _federation(folder: Path) -> Catalogue:
-    """Write a catalogue and four shops with planted sales; the last one's cap is too low."""
-    stream = np.random.default_rng(5)
-    items = [f"i{k:02}" for k in range(30)]
-    products = pd.DataFrame({"item_id": items, "category": [f"c{k % 5}" for k in range(30)]})
-    catalogue = Catalogue.of(products)
-    write_catalogue(catalogue, folder / "catalogue")
-    for shop in range(4):
-        data = folder / "shops" / str(shop) / "data"
-        data.mkdir(parents=True)
-        users = np.repeat(np.arange(12), 6)
-        frame = pd.DataFrame(
-            {
-                "merchant_id": f"m{shop}",
-                "user_id": [f"u{u}" for u in users],
-                "item_id": stream.choice(items, len(users)),
-                "timestamp": 1_700_000_000 + np.arange(len(users)),
-                "behavior": "purchase",
-            }
-        )
-        frame.to_csv(data / "interactions.csv", index=False)
-        (data.parent / "shop.toml").write_text(
-            f'merchant_id = "m{shop}"\ndata = "data"\ncatalogue = "../../catalogue"\n'
-            f'ledger = "ledger.sqlite"\ncap_epsilon = {0.01 if shop == 3 else 100.0}\n'
-            'noise = "seeded"\ninsecure_seeded_noise = true\n',
-            encoding="utf-8",
-        )
-    return catalogue
-
-
 @pytest.mark.e2e
 def test_the_real_federation_runs_resumes_and_repeats_itself(tmp_path: Path) -> None:
-    _federation(tmp_path)
+    write_federation(tmp_path)
     plan = TrainingPlan(
         rounds=2,
         noise_multiplier=4.0,

@@ -30,7 +30,7 @@ from common.protocol import (
     shop_key,
 )
 from common.schema import ShopEvents
-from federation_support import InProcessGrid, make_settings, same
+from federation_support import FaultyGrid, make_settings, same
 from server.strategy import Federation, Job
 
 MODEL = ModelPlan(dimension=4, feature_rows=32, customer_rows=8)
@@ -302,7 +302,7 @@ def test_the_real_client_app_serves_a_whole_run(
             world.shop(number, cap_epsilon=0.05 if number == 3 else 50.0)
         events: list[dict[str, object]] = []
         federation = Federation(
-            InProcessGrid(app, 4, order=order), job, save=lambda _: None, report=events.append
+            FaultyGrid(app, 4, order=order), job, save=lambda _: None, report=events.append
         )
         results.append(federation.run(initial_state(MODEL, world.catalogue.size)))
         assert events[0]["declined"] == {"over-budget": 1}

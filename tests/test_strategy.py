@@ -12,7 +12,7 @@ from federation_support import (
     SHAPES,
     TRAINED,
     Fault,
-    InProcessGrid,
+    FaultyGrid,
     make_job,
     make_reply,
     names,
@@ -25,7 +25,7 @@ from server.strategy import Event, Federation, Job
 
 
 def run(
-    grid: InProcessGrid, job: Job, resume: Checkpoint | None = None
+    grid: FaultyGrid, job: Job, resume: Checkpoint | None = None
 ) -> tuple[Arrays, list[Event], list[Checkpoint]]:
     events: list[Event] = []
     saved: list[Checkpoint] = []
@@ -35,18 +35,18 @@ def run(
 
 def test_the_same_seed_gives_the_same_state_whatever_the_order_of_answers() -> None:
     job = make_job(rounds=3, clients_per_round=0.5)
-    first, _, _ = run(InProcessGrid(toy_app(), 6, order=1), job)
+    first, _, _ = run(FaultyGrid(toy_app(), 6, order=1), job)
     for order in (2, 3, 4):
-        again, _, _ = run(InProcessGrid(toy_app(), 6, order=order), job)
+        again, _, _ = run(FaultyGrid(toy_app(), 6, order=order), job)
         assert same(first, again)
     other, _, _ = run(
-        InProcessGrid(toy_app(), 6, order=1), make_job(rounds=3, seed=4, clients_per_round=0.5)
+        FaultyGrid(toy_app(), 6, order=1), make_job(rounds=3, seed=4, clients_per_round=0.5)
     )
     assert not same(first, other)
 
 
 def test_a_run_is_one_join_one_release_and_a_train_a_round() -> None:
-    grid = InProcessGrid(toy_app(), 4)
+    grid = FaultyGrid(toy_app(), 4)
     state, events, saved = run(grid, make_job(rounds=2))
     assert Counter(kind for _, kind, _ in grid.sent) == {"join": 4, "release": 4, "update": 8}
     assert [e["event"] for e in events] == ["join", "release", "round", "round", "end"]
@@ -56,7 +56,7 @@ def test_a_run_is_one_join_one_release_and_a_train_a_round() -> None:
 
 
 def test_clients_per_round_asks_that_share_of_the_shops() -> None:
-    grid = InProcessGrid(toy_app(), 10)
+    grid = FaultyGrid(toy_app(), 10)
     run(grid, make_job(rounds=8, clients_per_round=0.3))
     asked = names(grid.sent, "update")
     assert all(count == 3 for count in Counter(r for _, r in asked).values())
@@ -64,7 +64,7 @@ def test_clients_per_round_asks_that_share_of_the_shops() -> None:
 
 
 def test_a_declining_shop_is_left_out_and_counted_by_code() -> None:
-    grid = InProcessGrid(toy_app({1: "over-budget", 2: "over-budget", 3: "failed"}), 6)
+    grid = FaultyGrid(toy_app({1: "over-budget", 2: "over-budget", 3: "failed"}), 6)
     _, events, _ = run(grid, make_job(rounds=1))
     assert events[0]["declined"] == {"failed": 1, "over-budget": 2}
     assert {shop for shop, _ in names(grid.sent, "update")} == {0, 4, 5}
@@ -72,9 +72,9 @@ def test_a_declining_shop_is_left_out_and_counted_by_code() -> None:
 
 def test_the_run_fails_when_every_shop_declines_or_too_few_connect() -> None:
     with pytest.raises(RunError, match="2 over-budget"):
-        run(InProcessGrid(toy_app({0: "over-budget", 1: "over-budget"}), 2), make_job())
+        run(FaultyGrid(toy_app({0: "over-budget", 1: "over-budget"}), 2), make_job())
     with pytest.raises(RunError, match="needs 5"):
-        run(InProcessGrid(toy_app(), 2), make_job(min_shops=5))
+        run(FaultyGrid(toy_app(), 2), make_job(min_shops=5))
 
 
 def _rubbish(kind: str) -> Fault:
@@ -132,7 +132,7 @@ def _rubbish(kind: str) -> Fault:
 )
 def test_a_bad_reply_changes_nothing_but_its_own_absence(kind: str, code: str) -> None:
     job = make_job(rounds=2, timeout_seconds=0.3)
-    _, events, saved = run(InProcessGrid(toy_app(), 5, fault=_rubbish(kind)), job)
+    _, events, saved = run(FaultyGrid(toy_app(), 5, fault=_rubbish(kind)), job)
     rounds = [e for e in events if e["event"] == "round"]
     assert [e["declined"] for e in rounds] == [{code: 1}] * 2
     assert [e["accepted"] for e in rounds] == [4, 4]
@@ -140,7 +140,7 @@ def test_a_bad_reply_changes_nothing_but_its_own_absence(kind: str, code: str) -
     def absent(shop: int, exchange: str, _round: int, reply: Message) -> Message | None:
         return None if shop == 0 and exchange == "update" else reply
 
-    _, _, without = run(InProcessGrid(toy_app(), 5, fault=absent), job)
+    _, _, without = run(FaultyGrid(toy_app(), 5, fault=absent), job)
     assert same(saved[-1].state, without[-1].state)
 
 
@@ -148,7 +148,7 @@ def test_without_a_quorum_the_old_model_stays() -> None:
     def mute(shop: int, exchange: str, server_round: int, reply: Message) -> Message | None:
         return None if exchange == "update" and server_round == 2 and shop < 3 else reply
 
-    grid = InProcessGrid(toy_app(), 5, fault=mute)
+    grid = FaultyGrid(toy_app(), 5, fault=mute)
     _, events, saved = run(grid, make_job(rounds=3, timeout_seconds=0.2))
     assert [e["kept_old_model"] for e in events if e["event"] == "round"] == [False, True, False]
     assert same(saved[1].state, saved[2].state)
@@ -160,7 +160,7 @@ def test_without_a_quorum_of_releases_nothing_is_trained() -> None:
     def mute(shop: int, exchange: str, _round: int, reply: Message) -> Message | None:
         return None if exchange == "release" and shop < 3 else reply
 
-    grid = InProcessGrid(toy_app(), 5, fault=mute)
+    grid = FaultyGrid(toy_app(), 5, fault=mute)
     with pytest.raises(RunError, match="2 of 5 shops"):
         run(grid, make_job(timeout_seconds=0.2))
     assert not names(grid.sent, "update")
@@ -168,7 +168,7 @@ def test_without_a_quorum_of_releases_nothing_is_trained() -> None:
 
 def test_resuming_in_the_middle_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     job = make_job(rounds=4, clients_per_round=0.5)
-    whole, _, saved = run(InProcessGrid(toy_app(), 6), job)
+    whole, _, saved = run(FaultyGrid(toy_app(), 6), job)
     for checkpoint in saved[:3]:
         write_checkpoint(tmp_path, checkpoint)
     resume = last_checkpoint(
@@ -178,7 +178,7 @@ def test_resuming_in_the_middle_equals_an_uninterrupted_run(tmp_path: Path) -> N
         catalogue_fingerprint=job.catalogue_fingerprint,
     )
     assert resume is not None
-    grid = InProcessGrid(toy_app(), 6, order=9)
+    grid = FaultyGrid(toy_app(), 6, order=9)
     resumed, events, _ = run(grid, job, resume)
     assert same(whole, resumed)
     assert [e["server_round"] for e in events if e["event"] == "round"] == [3, 4]
@@ -186,7 +186,7 @@ def test_resuming_in_the_middle_equals_an_uninterrupted_run(tmp_path: Path) -> N
 
 
 def test_a_shop_that_connects_later_joins_the_next_round() -> None:
-    grid = InProcessGrid(toy_app(), 4)
+    grid = FaultyGrid(toy_app(), 4)
     late = max(grid.nodes)
     shop = grid.nodes.pop(late)
 
@@ -201,7 +201,7 @@ def test_a_shop_that_connects_later_joins_the_next_round() -> None:
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     job = make_job(rounds=1)
-    _, _, saved = run(InProcessGrid(toy_app(), 3), job)
+    _, _, saved = run(FaultyGrid(toy_app(), 3), job)
     write_checkpoint(tmp_path, saved[-1])
     right = {
         "plan": job.plan,
@@ -219,7 +219,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_half_written_or_damaged_checkpoint_is_noticed(tmp_path: Path) -> None:
     job = make_job(rounds=2)
-    _, _, saved = run(InProcessGrid(toy_app(), 3), job)
+    _, _, saved = run(FaultyGrid(toy_app(), 3), job)
     for checkpoint in saved:
         write_checkpoint(tmp_path, checkpoint)
     restored = read_checkpoint(tmp_path, 2)
