@@ -251,6 +251,12 @@ def _events(settings_json: str, data: Stamp, catalogue: Stamp) -> ShopEvents:  #
     return read_shop(settings, _catalogue(settings.catalogue, catalogue))
 
 
+def forget() -> None:
+    """Drop all that is kept of shops' records: for a process that goes on to other shops."""
+    _catalogue.cache_clear()
+    _events.cache_clear()
+
+
 def _stamp(folder: Path) -> Stamp:
     """Return what tells whether the files in a folder changed."""
     if not folder.is_dir():

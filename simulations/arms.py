@@ -72,24 +72,19 @@ def own_popularity(world: World, merchant_id: str) -> np.ndarray:
 
 def by_popularity(world: World) -> Iterator[ShopOutcome]:
     """Recommend what most customers of the same shop have bought."""
-    for shop in world.shops:
+    for shop in world.measured_shops:
         counts = own_popularity(world, shop.merchant_id)[None, :]
 
-        def score(rows: slice, counts: np.ndarray = counts) -> np.ndarray:
-            return np.repeat(counts, rows.stop - rows.start, axis=0)
+        def score(history: sparse.csr_matrix, counts: np.ndarray = counts) -> np.ndarray:
+            return np.repeat(counts, history.shape[0], axis=0)
 
         yield measure(world, shop.merchant_id, score, None)
 
 
 def by_global_model(world: World, model: GlobalModel) -> Iterator[ShopOutcome]:
     """Recommend by the global model alone, without anything that a shop learned."""
-    for shop in world.shops:
-        history = world.test.history[shop.merchant_id]
-
-        def score(rows: slice, history: sparse.csr_matrix = history) -> np.ndarray:
-            return model.scores(history[rows])
-
-        yield measure(world, shop.merchant_id, score, None)
+    for shop in world.measured_shops:
+        yield measure(world, shop.merchant_id, model.scores, None)
 
 
 def at_home(
@@ -108,40 +103,39 @@ def at_home(
     """
     weights = {}
     known = tuning()
-    for shop in world.shops:
+    for shop in world.measured_shops:
         history = world.validation.history[shop.merchant_id]
         home = HomeModel.fit(known.model, history, settings, known.others)
-        targets = world.validation.targets[shop.merchant_id]
+        asked = world.measured[shop.merchant_id]
+        targets = world.validation.targets[shop.merchant_id][asked]
         stock = world.stock.get(shop.merchant_id)
         tail = world.validation.tail
-        weights[shop.merchant_id] = tune(home, history, targets, tail, settings, stock)
+        weights[shop.merchant_id] = tune(home, history[asked], targets, tail, settings, stock)
     known = final()
-    for shop in world.shops:
+    for shop in world.measured_shops:
         history = world.test.history[shop.merchant_id]
         fitted = HomeModel.fit(known.model, history, settings, known.others)
         home = replace(fitted, mixing_weights=weights[shop.merchant_id])
-
-        def score(
-            rows: slice, home: HomeModel = home, history: sparse.csr_matrix = history
-        ) -> np.ndarray:
-            return home.scores(history[rows])
-
-        yield measure(world, shop.merchant_id, score, weights[shop.merchant_id])
+        yield measure(world, shop.merchant_id, home.scores, weights[shop.merchant_id])
 
 
 def measure(
     world: World,
     merchant_id: str,
-    score: Callable[[slice], np.ndarray],
+    score: Callable[[sparse.csr_matrix], np.ndarray],
     weights: Mapping[str, float] | None,
 ) -> ShopOutcome:
-    """Rank for every customer with a history, and hold the lists against the test weeks."""
-    period = world.test
-    history, targets = period.history[merchant_id], period.targets[merchant_id]
+    """Rank for every measured customer with a history; hold the lists against the test weeks.
+
+    ``score`` returns the (B, n) scores of (B, n) histories.
+    """
+    period, asked = world.test, world.measured[merchant_id]
+    history = sparse.csr_matrix(period.history[merchant_id][asked])
+    targets = sparse.csr_matrix(period.targets[merchant_id][asked])
     stock = world.stock.get(merchant_id)
     tail = period.tail if stock is None else period.tail & stock
     everything, tails = top_lists(
-        score,
+        lambda rows: score(history[rows]),
         history.shape[0],
         history.shape[1],
         K,

@@ -66,7 +66,11 @@ class PartitionSection(Section):
 
 
 class DataSection(Section):
-    """Where the records come from; ``path`` overrides ``source``."""
+    """Where the records come from; ``path`` overrides ``source``.
+
+    ``customers_share``: of each merchant's customers, drawn by ``run.seed``; those of a smaller
+    share are among those of a larger one.
+    """
 
     source: Literal["complete-journey", "movielens", "marketplace"] = "complete-journey"
     path: str = ""
@@ -75,6 +79,7 @@ class DataSection(Section):
     partition: PartitionSection = Field(default_factory=PartitionSection)
     marketplace: MarketplaceConfig = Field(default_factory=MarketplaceConfig)
     behaviors: dict[str, float] = Field(default_factory=lambda: dict(BEHAVIOR_WEIGHTS))
+    customers_share: float = Field(1.0, gt=0, le=1)
 
 
 class SplitSection(Section):
@@ -85,10 +90,18 @@ class SplitSection(Section):
 
 
 class RunSection(Section):
-    """What is run."""
+    """What is run, where it is trained, and at whom it is measured.
+
+    ``engine``: ``flower`` starts Flower's simulation engine, ``in-process`` runs the same apps in
+    this process. ``measured_shops`` and ``measured_customers`` (of each): every shop trains with
+    all of its customers, but arms are tuned and measured at so many of them; 0 stands for all.
+    """
 
     seed: int = Field(0, ge=0)
     arms: tuple[str, ...] = ARMS
+    engine: Literal["flower", "in-process"] = "flower"
+    measured_shops: int = Field(0, ge=0)
+    measured_customers: int = Field(0, ge=0)
 
 
 class PrivacySection(Section):

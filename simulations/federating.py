@@ -1,10 +1,10 @@
-"""One federation of an experiment: each shop's folder laid out, then trained on Flower's engine."""
+"""One federation of an experiment: each shop's folder laid out, then trained."""
 
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,13 @@ from common.features import CROSS, write_catalogue
 from common.protocol import TrainingPlan
 from server.checkpoints import Checkpoint, read_checkpoint, rounds
 from simulations.experiment import Experiment, server_config, training_plan
-from simulations.flower import CHECKPOINTS, EVENTS_FILE, end_leftovers, run_federation
+from simulations.flower import (
+    CHECKPOINTS,
+    EVENTS_FILE,
+    Outcome,
+    end_leftovers,
+    run_federation,
+)
 from simulations.machine import PeakMemory
 from simulations.world import World
 
@@ -120,12 +126,13 @@ class Federator:
             write_catalogue(self._world.catalogue, catalogue)
         shops = self._write_shops(name, plan)
         server = self._work / name / "server"
-        self._watcher.stage(f"training {name} on Flower", plan.rounds + 2)
+        run, where = _engine(self._experiment.run.engine)
+        self._watcher.stage(f"training {name} {where}", plan.rounds + 2)
         checkpoints = server / CHECKPOINTS
         end_leftovers(server)
         with PeakMemory() as memory:
             if not _is_finished(checkpoints, plan):
-                run_federation(
+                run(
                     plan,
                     shops_folder=shops,
                     shops=len(self._world.shops),
@@ -199,6 +206,15 @@ class Federator:
             "noise_seed": self._experiment.run.seed,
             "allow_unprotected": not plan.private,
         }
+
+
+def _engine(name: str) -> tuple[Callable[..., Outcome], str]:
+    """Return what runs a federation, and where in words."""
+    if name == "flower":
+        return run_federation, "on Flower"
+    from simulations.in_process import run_in_process  # Slow: the apps themselves.
+
+    return run_in_process, "in this process"
 
 
 def ledger_name(merchant_id: str) -> str:

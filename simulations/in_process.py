@@ -24,6 +24,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as client_app
+from client.participation import forget
 from common.protocol import TrainingPlan
 from server.app import app as server_app
 from simulations.flower import FEDERATION, Event, Outcome, federation_files, new_events
@@ -162,7 +163,10 @@ def run_in_process(
         grid = Reporting(client_app, {shop + 2: shop for shop in range(shops)}, config)
         # Ledgers and checkpoints know a run by its number: as on Flower, no two share one.
         context = Context(secrets.randbits(62), 1, {}, RecordDict(), config)
-        server_app(grid, context)
+        try:
+            server_app(grid, context)
+        finally:
+            forget()
     look()
     return Outcome(events, time.monotonic() - started)
 

@@ -165,18 +165,18 @@ class _Runner:
     def _evaluate(self, arm: str, writer: RecommendationWriter) -> ArmResult:
         shops: dict[str, ShopResult] = {}
         trained = self._trained.get(_source(arm))
-        self._watcher.stage(f"arm {arm}", len(self._world.shops))
+        self._watcher.stage(f"arm {arm}", len(self._world.measured))
         item_ids = self._world.catalogue.item_ids
         with PeakMemory() as memory:
             for outcome, events in zip(
-                self._outcomes(arm, trained), self._world.shops, strict=True
+                self._outcomes(arm, trained), self._world.measured_shops, strict=True
             ):
                 for name, lists in (("all", outcome.all_products), ("tail", outcome.tail_products)):
                     writer.write(
                         arm,
                         "all" if name == "all" else "tail",
                         events.merchant_id,
-                        events.user_ids,
+                        events.user_ids[self._world.measured[events.merchant_id]],
                         lists.rows,
                         lists.scores,
                         item_ids,

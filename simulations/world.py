@@ -1,6 +1,6 @@
 """The analyst's view of one experiment: every shop's records, split in time, on one catalogue."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -23,9 +23,10 @@ from common.errors import ConfigError
 from common.features import CROSS, Catalogue, ContentSpec
 from common.metrics import popularity_quintiles, tail_mask
 from common.partitioning import partition, uniform
+from common.rng import derive
 from common.schema import ShopEvents, encode_shops
 from common.splitting import TimeSplit, split_in_time
-from simulations.experiment import DataSection, Experiment
+from simulations.experiment import DataSection, Experiment, RunSection
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class World:
         All records of each merchant, sorted by merchant id.
     stock
         Merchant id -> (n,) bool of what it may recommend; not named: everything.
+    measured
+        Merchant id -> sorted numbers of the customers at whom arms are tuned and measured; a shop
+        that is not named is not measured.
     """
 
     dataset: Dataset
@@ -72,7 +76,13 @@ class World:
     split: TimeSplit
     shops: tuple[ShopEvents, ...]
     stock: Mapping[str, np.ndarray]
+    measured: Mapping[str, np.ndarray]
     half_life_days: float = 0.0
+
+    @property
+    def measured_shops(self) -> tuple[ShopEvents, ...]:
+        """The shops at which arms are measured, sorted by merchant id."""
+        return tuple(shop for shop in self.shops if shop.merchant_id in self.measured)
 
     @cached_property
     def validation(self) -> Period:
@@ -90,6 +100,9 @@ class World:
         targets = sum(t.nnz for t in self.test.targets.values())
         asked = sum(int(np.count_nonzero(np.diff(t.indptr))) for t in self.test.targets.values())
         known = sum(int(np.count_nonzero(np.diff(h.indptr))) for h in self.test.history.values())
+        measured = sum(map(len, self.measured.values()))
+        sample = {"shops": len(self.measured), "customers": measured}
+        everyone = sum(len(shop.user_ids) for shop in self.shops)
         return {
             "source": self.dataset.name,
             "shops": len(self.shops),
@@ -99,6 +112,7 @@ class World:
             "training_pairs": pairs,
             "test_targets": targets,
             "test_customers": asked,
+            **({"measured": sample} if measured < everyone else {}),
             "split": {
                 "validation_from": _iso(self.split.validation_from),
                 "train_until": _iso(self.split.train_until),
@@ -141,6 +155,7 @@ def build_world(
         If a table or the split is wrong.
     """
     dataset = _load(experiment.data, experiment.run.seed, progress)
+    dataset = _with_fewer_customers(dataset, experiment.data.customers_share, experiment.run.seed)
     tables = dataset.tables
     progress("splitting in time and encoding")
     times = tables.interactions["timestamp"].to_numpy()
@@ -162,7 +177,31 @@ def build_world(
             rows = catalogue.rows(items)
             allowed[rows[rows >= 0]] = True
             stock[shop.merchant_id] = allowed
-    return World(dataset, catalogue, split, shops, stock, experiment.federated.half_life_days)
+    measured = _measured(shops, split, experiment.run)
+    if experiment.run.measured_shops or experiment.run.measured_customers:
+        note = f"arms are tuned and measured at {sum(map(len, measured.values()))} customers of "
+        note += f"{len(measured)} shops, the same for every arm; all shops and customers train"
+        dataset = replace(dataset, notes=[*dataset.notes, note])
+    half_life = experiment.federated.half_life_days
+    return World(dataset, catalogue, split, shops, stock, measured, half_life)
+
+
+def _measured(
+    shops: Sequence[ShopEvents], split: TimeSplit, run: RunSection
+) -> dict[str, np.ndarray]:
+    """Return who is measured: shops spread evenly over their sizes, customers drawn by seed."""
+    by_size = sorted(shops, key=lambda shop: (len(shop.user_ids), shop.merchant_id))
+    count = min(run.measured_shops or len(shops), len(shops))
+    places = ((np.arange(count) + 0.5) * len(shops) / max(count, 1)).astype(np.int64)
+    chosen = {}
+    for shop in (by_size[place] for place in places):
+        everyone = np.arange(len(shop.user_ids))
+        if run.measured_customers:
+            known = np.unique(shop.users[shop.timestamps < split.train_until])
+            stream = derive(run.seed, purpose="measured-customers", merchant_id=shop.merchant_id)
+            everyone = np.sort(stream.permutation(known)[: run.measured_customers])
+        chosen[shop.merchant_id] = everyone
+    return chosen
 
 
 def _load(data: DataSection, seed: int, progress: Callable[[str], object]) -> Dataset:
@@ -185,6 +224,26 @@ def _load(data: DataSection, seed: int, progress: Callable[[str], object]) -> Da
     tables = partition(dataset.tables, partitioner)
     note = f"customers were dealt to merchants: {data.partition.kind}"
     return Dataset(dataset.name, tables, dataset.train_until, [*dataset.notes, note])
+
+
+def _with_fewer_customers(dataset: Dataset, share: float, seed: int) -> Dataset:
+    """Keep a share of each merchant's customers; the products stay as they are."""
+    if share == 1.0:
+        return dataset
+    tables = dataset.tables
+    frame = tables.interactions
+    pairs = frame[["merchant_id", "user_id"]].drop_duplicates().astype(str)
+    kept = []
+    for merchant_id, own in pairs.groupby("merchant_id"):
+        users = np.sort(own["user_id"].to_numpy(dtype=object))
+        stream = derive(seed, purpose="customers-share", merchant_id=str(merchant_id))
+        chosen = stream.permutation(len(users))[: max(1, round(share * len(users)))]
+        kept.append(pd.DataFrame({"merchant_id": merchant_id, "user_id": users[np.sort(chosen)]}))
+    chosen_pairs = pd.MultiIndex.from_frame(pd.concat(kept).astype(str))
+    rows = pd.MultiIndex.from_frame(frame[["merchant_id", "user_id"]].astype(str))
+    smaller = replace(tables, interactions=frame[rows.isin(chosen_pairs)].reset_index(drop=True))
+    note = f"{share:g} of each merchant's customers were drawn by seed {seed}"
+    return replace(dataset, tables=smaller, notes=[*dataset.notes, note])
 
 
 def _fits(content: ContentSpec, products: pd.DataFrame) -> bool:
