@@ -7,9 +7,13 @@ from typing import Protocol
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-# Pairs of normals drawn at a time: bounds the memory above the result to a few MB.
-_CHUNK_PAIRS = 1 << 17
-_MANTISSA = 2.0**-53
+from client.privacy.normals import Normals
+
+# Words of keystream made at a time, into one buffer.
+_WORDS = 1 << 15
+_ZEROS = memoryview(bytes(8 * _WORDS))
+# AES' block may be asked for once more than what is written.
+_BLOCK = 16
 
 
 class NoiseSource(Protocol):
@@ -52,42 +56,55 @@ class SeededNoise:
         return sample
 
 
-class SystemNoise:
-    """Noise that nobody can replay: the keystream of AES-256-CTR under a key from the system.
+class Keystream:
+    """Random words: the keystream of AES-256 in counter mode (NIST SP 800-38A, section 6.5).
 
-    The key is drawn by ``os.urandom`` for each object and never leaves it. Uniforms have 53 bits;
-    Box and Muller's transform turns them into float64 normals (tails to 8.5 σ).
+    Parameters
+    ----------
+    key
+        32 bytes, used for nothing else.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = Cipher(algorithms.AES256(key), modes.CTR(bytes(_BLOCK))).encryptor()
+        self._buffer = bytearray(8 * _WORDS + _BLOCK)
+        self._words = np.frombuffer(self._buffer, dtype=np.uint64)
+
+    def __call__(self, n: int) -> np.ndarray:
+        """Return the next ``n`` words, at most 32,768; overwritten by the next call."""
+        assert n <= _WORDS
+        self._cipher.update_into(_ZEROS[: 8 * n], self._buffer)
+        return self._words[:n]
+
+
+class SystemNoise:
+    """Noise that nobody can replay: an AES-256-CTR keystream under a key from the system.
+
+    The key is drawn by ``os.urandom`` for each object and never leaves it. Normal values are
+    float64 (see :mod:`client.privacy.normals`), uniforms have 53 bits. For one thread.
     """
 
     name = "system"
 
     def __init__(self) -> None:
-        self._key = Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(bytes(16))).encryptor()
+        self._words = Keystream(os.urandom(32))
+        self._normals = Normals(self._words)
 
     def normal(self, shape: int | Sequence[int], std: float) -> np.ndarray:
         """See :class:`NoiseSource`."""
         values = np.empty(_shape(shape))
-        flat = values.reshape(-1)
-        for start in range(0, flat.size, 2 * _CHUNK_PAIRS):
-            part = flat[start : start + 2 * _CHUNK_PAIRS]
-            pairs = (part.size + 1) // 2
-            uniform = self._uniform(2 * pairs)
-            # 1 - u lies in (0, 1]: its logarithm is finite.
-            radius = np.sqrt(-2.0 * np.log(1.0 - uniform[:pairs])) * std
-            angle = uniform[pairs:] * (2.0 * np.pi)
-            part[:pairs] = radius * np.cos(angle)
-            part[pairs:] = (radius * np.sin(angle))[: part.size - pairs]
+        self._normals.fill(values.reshape(-1))
+        if std != 1.0:
+            values *= std
         return values
 
     def poisson_sample(self, n: int, rate: float) -> np.ndarray:
         """See :class:`NoiseSource`."""
-        sample: np.ndarray = self._uniform(n) < rate
+        sample = np.empty(n, dtype=bool)
+        for start in range(0, n, _WORDS):
+            part = sample[start : start + _WORDS]
+            np.less((self._words(len(part)) >> np.uint64(11)) * 2.0**-53, rate, out=part)
         return sample
-
-    def _uniform(self, n: int) -> np.ndarray:
-        """Return ``n`` uniform float64 values in [0, 1)."""
-        words = np.frombuffer(self._key.update(bytes(8 * n)), dtype=np.uint64)
-        return (words >> np.uint64(11)) * _MANTISSA
 
 
 def _shape(shape: int | Sequence[int]) -> tuple[int, ...]:

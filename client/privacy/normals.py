@@ -1,0 +1,138 @@
+"""From random words to normal values, fast and to the last tail: the table method.
+
+The bell curve is covered with rectangles whose masses are multiples of ``2^-15`` (Marsaglia,
+MacLaren & Bray 1964, "A fast procedure for generating normal random variables"). The low 15 bits of
+a 64-bit word choose a rectangle through a table, the other 49 the place in it. One word in seventy
+falls on what rectangles leave out: the wedges under the curve and the tails. Such a value is drawn
+by rejection from just that remainder, the tails by inversion, so that the distribution is the
+normal one to float64's precision; no root, logarithm or sine is computed for all the others.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+_BITS = 15
+_CELLS = 1 << _BITS
+_WIDTH = 2.0**-6
+# The upper 49 bits of a word, read as a mantissa under this exponent: offset + place · width.
+_OFFSET = _WIDTH * 2.0 ** (_BITS - 12)
+_EXPONENT = np.float64(_OFFSET).view(np.uint64)
+_CHUNK = 1 << 15
+# Candidates for the remainder: 12 bits choose a bin, the next is the sign.
+_BIN_BITS = 12
+_BINS = 1 << _BIN_BITS
+_SIGN = np.uint64(1 << _BIN_BITS)
+_CANDIDATES = 1 << 14
+
+Words = Callable[[int], np.ndarray]
+
+
+def _density(x: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
+    return found
+
+
+class _Tables:
+    """The rectangles under the curve, and an envelope of what they leave out.
+
+    Attributes
+    ----------
+    covered
+        How many of the 2^15 cells hold a rectangle.
+    lows
+        (2^15,) left edge of each cell's rectangle, less the offset.
+    tail_bin
+        K, below.
+    bins
+        (2^12,) bin of the right half of the curve that a candidate falls into.
+    edges, floors, scales
+        (K + 2,) left edge of each bin, height of its rectangle, and the chance to accept a
+        candidate for each unit of height left above that. Bin K is the tail; K + 1 takes nothing.
+    tail
+        Mass of the right tail.
+    """
+
+    def __init__(self) -> None:
+        edges = np.arange(0.0, 8.0, _WIDTH)
+        # The curve falls to the right: what fits below it is decided at the right edge.
+        counts = np.floor(_density(edges + _WIDTH) * _WIDTH * _CELLS).astype(np.int64)
+        self.tail_bin = int((counts > 0).sum())
+        edges, counts = edges[: self.tail_bin], counts[: self.tail_bin]
+        lows = np.concatenate([np.repeat(edges, counts), np.repeat(-edges - _WIDTH, counts)])
+        self.covered = len(lows)
+        self.lows = np.zeros(_CELLS)
+        self.lows[: self.covered] = lows - _OFFSET
+        end = self.tail_bin * _WIDTH
+        floors = counts / (_WIDTH * _CELLS)
+        self.tail = float(ndtr(-end))
+        masses = np.append((_density(edges) - floors) * _WIDTH, self.tail)
+        share = (_BINS - len(masses)) / masses.sum()
+        # Rounded up: an envelope may be too high, never too low.
+        cells = np.ceil(masses * share).astype(np.int64)
+        cells = np.append(cells, _BINS - cells.sum())
+        self.bins = np.repeat(np.arange(self.tail_bin + 2), cells)
+        self.edges = np.append(edges, [end, 0.0])
+        self.floors = np.append(floors, [0.0, 0.0])
+        widths = np.append(np.full(self.tail_bin, _WIDTH), [self.tail, 0.0])
+        self.scales = widths * share / np.maximum(cells, 1)
+
+
+class Normals:
+    """Standard normal values from a source of random words; for one thread.
+
+    Parameters
+    ----------
+    words
+        ``n`` -> ``(n,)`` independent uniform uint64. They are overwritten here and need not
+        outlive the next call.
+    """
+
+    def __init__(self, words: Words) -> None:
+        self._words = words
+        self._tables = _Tables()
+        self._cells = np.empty(_CHUNK, np.uint64)
+        self._rest = np.empty(0)
+
+    def fill(self, values: np.ndarray) -> None:
+        """Fill ``values`` (n,) float64."""
+        for start in range(0, len(values), _CHUNK):
+            self._fill(values[start : start + _CHUNK])
+
+    def _fill(self, values: np.ndarray) -> None:
+        words = self._words(len(values))
+        cells = np.bitwise_and(words, np.uint64(_CELLS - 1), out=self._cells[: len(values)])
+        # "clip" only to write into ``out`` unbuffered: no cell is out of range.
+        np.take(self._tables.lows, cells.view(np.int64), out=values, mode="clip")
+        np.right_shift(words, np.uint64(_BITS), out=words)
+        np.bitwise_or(words, _EXPONENT, out=words)
+        values += words.view(np.float64)
+        left_out = np.flatnonzero(cells >= self._tables.covered)
+        while len(self._rest) < len(left_out):
+            self._rest = np.concatenate([self._rest, self._remainder()])
+        values[left_out] = self._rest[: len(left_out)]
+        self._rest = self._rest[len(left_out) :]
+
+    def _remainder(self) -> np.ndarray:
+        """Return some values of the curve less the rectangles, by rejection (von Neumann 1951)."""
+        tables, words = self._tables, self._words(2 * _CANDIDATES)
+        first, second = words[:_CANDIDATES], words[_CANDIDATES:]
+        bins = np.take(tables.bins, (first & np.uint64(_BINS - 1)).view(np.int64))
+        place = (first >> np.uint64(_BITS)) * 2.0 ** (_BITS - 64)
+        values = place * _WIDTH
+        values += np.take(tables.edges, bins)
+        height = _density(values)
+        height -= np.take(tables.floors, bins)
+        tail = np.flatnonzero(bins == tables.tail_bin)
+        height[tail] = 1.0
+        # Half a step up: the inverse at 0 is not finite.
+        values[tail] = -ndtri((place[tail] + 2.0 ** (_BITS - 65)) * tables.tail)
+        np.bitwise_or(
+            values.view(np.uint64),
+            (first & _SIGN) << np.uint64(63 - _BIN_BITS),
+            out=values.view(np.uint64),
+        )
+        height *= np.take(tables.scales, bins)
+        accepted: np.ndarray = values[(second >> np.uint64(11)) * 2.0**-53 < height]
+        return accepted
