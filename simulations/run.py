@@ -12,43 +12,28 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from client.privacy.ledger import Ledger
 from client.privacy.plan import code_digest
 from common.accounting import Spend, epsilon
 from common.artifact import Manifest, save_model
 from common.config import nearest
 from common.errors import ConfigError, InputError
-from common.protocol import TrainingPlan, shop_key
+from common.protocol import TrainingPlan
 from common.schema import ShopEvents
 from common.statement import statement
-from simulations.arms import (
-    Knowledge,
-    ShopOutcome,
-    at_home,
-    by_global_model,
-    by_popularity,
-    global_model,
-    pooled_ease,
-    untrained,
-)
+from simulations.arms import ShopOutcome, by_global_model, global_model
+from simulations.evaluating import evaluate_arm
 from simulations.experiment import TRAINED_BY, Experiment
-from simulations.federating import WORK, Federator, Trained, Watcher, ledger_name
-from simulations.machine import PeakMemory, machine_facts
+from simulations.federating import WORK, Federator, Trained, Watcher
+from simulations.machine import machine_facts
 from simulations.page import render_report
 from simulations.recommendations import RecommendationWriter
-from simulations.report import (
-    ArmPrivacy,
-    ArmResult,
-    RunResult,
-    ShopResult,
-    build_report,
-    write_report,
-)
+from simulations.report import ArmResult, RunResult, build_report, write_report
 from simulations.world import World, build_world
 
 logger = logging.getLogger(__name__)
@@ -163,91 +148,30 @@ class _Runner:
     # --- one arm -------------------------------------------------------------------------------
 
     def _evaluate(self, arm: str, writer: RecommendationWriter) -> ArmResult:
-        shops: dict[str, ShopResult] = {}
         trained = self._trained.get(_source(arm))
         self._watcher.stage(f"arm {arm}", len(self._world.measured))
-        item_ids = self._world.catalogue.item_ids
-        with PeakMemory() as memory:
-            for outcome, events in zip(
-                self._outcomes(arm, trained), self._world.measured_shops, strict=True
-            ):
-                for name, lists in (("all", outcome.all_products), ("tail", outcome.tail_products)):
-                    writer.write(
-                        arm,
-                        "all" if name == "all" else "tail",
-                        events.merchant_id,
-                        events.user_ids[self._world.measured[events.merchant_id]],
-                        lists.rows,
-                        lists.scores,
-                        item_ids,
-                    )
-                shops[events.merchant_id] = self._shop_result(outcome, events, trained)
-                self._watcher.step()
-            history = [] if trained is None or arm in TRAINED_BY else self._by_round(trained)
-        seconds, peak = memory.seconds, memory.peak_mb
-        if trained is not None:
-            seconds, peak = seconds + trained.seconds, max(peak, trained.peak_mb)
-        return ArmResult(arm, shops, _privacy(trained), seconds, peak, history)
 
-    def _outcomes(self, arm: str, trained: Trained | None) -> Iterator[ShopOutcome]:
-        world, home = self._world, self._experiment.home
-        if arm == "popularity":
-            return by_popularity(world)
-        if trained is not None:
-            plan = trained.plan
-            if arm in TRAINED_BY:
-                state = trained.checkpoint(plan.rounds).state
-                return by_global_model(world, global_model(world, plan.model, state))
+        def seen(shop: ShopEvents, outcome: ShopOutcome) -> None:
+            users = shop.user_ids[self._world.measured[shop.merchant_id]]
+            item_ids = self._world.catalogue.item_ids
+            lists = (("all", outcome.all_products), ("tail", outcome.tail_products))
+            for name, found in lists:
+                writer.write(
+                    arm,
+                    "all" if name == "all" else "tail",
+                    shop.merchant_id,
+                    users,
+                    found.rows,
+                    found.scores,
+                    item_ids,
+                )
+            self._watcher.step()
 
-            def known(server_round: int) -> Knowledge:
-                state = trained.checkpoint(server_round).state
-                return Knowledge(global_model(world, plan.model, state), {})
-
-            settings = home.of_plan(plan)
-            return at_home(
-                world, settings, lambda: known(plan.tuning_round), lambda: known(plan.rounds)
-            )
-        if arm == "centralized":
-            settings, model = home.centralized, untrained(world)
-
-            def pooled(tuning: bool) -> Knowledge:
-                period = world.validation if tuning else world.test
-                ease = pooled_ease(world, period, home.pooled_ridge, settings.max_customers)
-                return Knowledge(model, {"pooled_ease": ease})
-
-            return at_home(world, settings, lambda: pooled(True), lambda: pooled(False))
-        alone = Knowledge(untrained(world), {})
-        settings = home.local if arm == "local" else home.home_only()
-        return at_home(world, settings, lambda: alone, lambda: alone)
-
-    def _shop_result(
-        self, outcome: ShopOutcome, events: ShopEvents, trained: Trained | None
-    ) -> ShopResult:
-        customers = int(
-            np.count_nonzero(np.diff(self._world.test.history[events.merchant_id].indptr))
-        )
-        reason = "" if customers > 1 else f"{customers or 'no'} customer: it sent little but noise"
-        if trained is None:
-            return ShopResult(outcome.sums, home_weights=outcome.weights)
-        code = trained.declined.get(shop_key(events.merchant_id), "")
-        spent = None
-        if trained.plan.private:
-            spent = self._spent(events.merchant_id)
-        return ShopResult(
-            outcome.sums,
-            epsilon=spent,
-            took_part=not code,
-            reason=_REASONS.get(code, code) if code else reason,
-            home_weights=outcome.weights,
-        )
-
-    def _spent(self, merchant_id: str) -> float:
-        path = self._federator.ledgers / ledger_name(merchant_id)
-        if not path.exists():
-            return 0.0
-        with Ledger.open(path) as ledger:
-            found = ledger.epsilon(self._experiment.privacy.target_delta)
-        return max((e.value for e in found.values()), default=0.0)
+        ledgers = self._federator.ledgers
+        result = evaluate_arm(self._experiment, self._world, arm, trained, ledgers, seen)
+        if trained is None or arm in TRAINED_BY:
+            return result
+        return replace(result, rounds=self._by_round(trained))
 
     def _by_round(self, trained: Trained) -> list[dict[str, float]]:
         """Measure the global model of each round: by the analyst, outside all messages."""
@@ -299,24 +223,8 @@ class _Runner:
         return found
 
 
-_REASONS = {
-    "over-budget": "the plan costs more than the shop's cap: it took no part",
-    "refused-config": "the shop's settings refuse the plan",
-    "ledger-error": "the shop's ledger could not be trusted or written",
-    "data-error": "the shop's data were refused",
-    "failed": "training failed at the shop: its own log says why",
-}
-
-
 def _source(arm: str) -> str:
     return TRAINED_BY.get(arm, arm)
-
-
-def _privacy(trained: Trained | None) -> ArmPrivacy | None:
-    if trained is None or not trained.plan.private:
-        return None
-    plan = trained.plan
-    return ArmPrivacy(plan.target_delta, plan.unit, plan.trust, statement(plan, noise="seeded"))
 
 
 def _plan_epsilon(plan: TrainingPlan, server_round: int) -> float:
