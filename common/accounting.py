@@ -3,42 +3,22 @@
 Neighbouring data sets differ by one unit added or removed; subsampling is Poisson. ε is always an
 upper bound: the Rényi accountant (RDP) is computed first, since it is cheap and cannot fail, and
 the numerical one (PRV, Gopi et al. 2021, arXiv 2106.02848) replaces it where its grid is small
-enough to be computed safely. Accountants are imported when first needed: they are slow to load.
+enough to be computed safely and within a second. Accountants are imported when first needed: they
+are slow to load.
 """
 
-import logging
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-import numpy as np
-
+from common.composition import ORDERS, Segment, prv, rdp
 from common.errors import ConfigError
 from common.protocol import TrainingPlan
 
-logger = logging.getLogger(__name__)
-
-Segment = tuple[float, float, int]
-
-#: PRV's memory grows with its grid; above this many points (128 MB an array) RDP has to do.
-MAX_GRID_POINTS = 1 << 24
-MAX_PRV_STEPS = 10_000
-MAX_PRV_SEGMENTS = 40
-# Below this δ the float64 convolution of PRV is not to be trusted.
-MIN_PRV_DELTA = 1e-10
-# PRV's answer lies at most twice its error above the truth.
-_RELATIVE_ERROR = 0.002
-_ERROR_BOUNDS = (5e-4, 1e-2)
 _LARGEST_EPSILON_FOR_PLD = 30.0
 _MAX_PLD_SEGMENTS = 8
-# Large orders matter for small ε, small and fractional ones for large ε.
-_ORDERS = np.array(
-    [1 + x / 10 for x in range(1, 100)] + list(range(11, 64)) + [80, 96, 128, 192, 256, 512]
-)
 _MAX_EVALUATIONS = 60
 # A calibrated plan lies this far under its target, so that a cap equal to it always fits.
 _AIM, _LOWEST, _HIGHEST = 0.9993, 0.9985, 0.9999
@@ -90,9 +70,20 @@ def epsilon(spends: Iterable[Spend], delta: float) -> Epsilon:
 
     Nothing spent is ε = 0; a step without noise is ε = ∞.
     """
-    if not 0 < delta < 1:
-        raise ConfigError(f"target_delta is {delta}; it must lie between 0 and 1")
+    _check_delta(delta)
     return _epsilon(_merge(spends), delta)
+
+
+def fits(spends: Iterable[Spend], delta: float, cap: float) -> bool:
+    """Return whether ``epsilon(spends, delta).value <= cap``.
+
+    The Rényi bound is asked first: where it fits, the dearer accountant has nothing to add.
+    """
+    _check_delta(delta)
+    merged = _merge(spends)
+    if all(sigma > 0 for sigma, _, _ in merged) and (not merged or rdp(merged, delta) <= cap):
+        return cap >= 0
+    return _epsilon(merged, delta).value <= cap
 
 
 def calibrate(
@@ -154,9 +145,14 @@ def second_opinion(spends: Iterable[Spend], delta: float) -> float:
     segments = _merge(spends)
     if not segments:
         return 0.0
-    if len(segments) > _MAX_PLD_SEGMENTS or not _rdp(segments, delta) <= _LARGEST_EPSILON_FOR_PLD:
-        return ask(RdpAccountant(orders=[float(order) for order in _ORDERS if order % 1 == 0]))
+    if len(segments) > _MAX_PLD_SEGMENTS or not rdp(segments, delta) <= _LARGEST_EPSILON_FOR_PLD:
+        return ask(RdpAccountant(orders=[float(order) for order in ORDERS if order % 1 == 0]))
     return ask(PLDAccountant(value_discretization_interval=1e-4))
+
+
+def _check_delta(delta: float) -> None:
+    if not 0 < delta < 1:
+        raise ConfigError(f"target_delta is {delta}; it must lie between 0 and 1")
 
 
 def _merge(spends: Iterable[Spend]) -> tuple[Segment, ...]:
@@ -181,101 +177,14 @@ def _epsilon(segments: tuple[Segment, ...], delta: float) -> Epsilon:
         return Epsilon(0.0, "rdp", upper_bound=False)
     if any(sigma == 0 for sigma, _, _ in segments):
         return Epsilon(math.inf, "rdp", upper_bound=False)
-    bound = _rdp(segments, delta)
-    tight = _prv(segments, delta, bound)
+    bound = rdp(segments, delta)
+    tight = prv(segments, delta, bound)
     if tight is None:
         return Epsilon(bound, "rdp", upper_bound=True)
     # Both are bounds; where RDP is the lower one it is the tighter.
     if bound < tight:
         return Epsilon(bound, "rdp", upper_bound=False)
     return Epsilon(tight, "prv", upper_bound=False)
-
-
-def _rdp(segments: Sequence[Segment], delta: float) -> float:
-    from opacus.accountants.analysis.rdp import get_privacy_spent
-
-    total = sum((_rdp_of_step(sigma, rate) * n for sigma, rate, n in segments), np.zeros(1))
-    usable = np.isfinite(total)
-    if not usable.any():
-        return math.inf
-    with _quiet():
-        value, _ = get_privacy_spent(orders=_ORDERS[usable], rdp=total[usable], delta=delta)
-    # The conversion goes below 0 where there is next to nothing to convert.
-    return max(0.0, float(value)) if math.isfinite(value) else math.inf
-
-
-@lru_cache(maxsize=4096)
-def _rdp_of_step(sigma: float, rate: float) -> np.ndarray:
-    """Return the Rényi divergence of one step at each of ``_ORDERS``.
-
-    A sampled step has none at fractional orders: their series is slow, and may not converge.
-    """
-    from opacus.accountants.analysis.rdp import compute_rdp
-
-    values = np.full(_ORDERS.shape, np.inf)
-    usable = (np.mod(_ORDERS, 1) == 0) | (rate == 1)
-    orders = [float(order) for order in _ORDERS[usable]]
-    with _quiet():
-        values[usable] = compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=orders)
-    return values
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what an accountant says of its own grids: the results are checked instead."""
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        # The best Rényi order is the first or last of those tried: still a bound, only looser.
-        warnings.filterwarnings("ignore", message="Optimal order is the")
-        yield
-
-
-def _prv(segments: Sequence[Segment], delta: float, bound: float) -> float | None:
-    """Return PRV's upper bound, or None where it cannot be computed safely."""
-    total_steps = sum(steps for _, _, steps in segments)
-    if (
-        total_steps > MAX_PRV_STEPS
-        or len(segments) > MAX_PRV_SEGMENTS
-        or delta < MIN_PRV_DELTA
-        or not math.isfinite(bound)
-    ):
-        return None
-    low, high = _ERROR_BOUNDS
-    wanted = min(max(bound * _RELATIVE_ERROR, low), high)
-    # The grid's half width as Opacus takes it (Gopi et al., remark 5.6): RDP tail bounds.
-    tail = delta / 1000
-    width = _rdp(segments, tail / 4)
-    for sigma, rate, _ in segments:
-        width = max(width, _rdp([(sigma, rate, 1)], tail / (8 * total_steps)))
-    width += 3
-    # Points are 2 · width / mesh, and the mesh is proportional to the error.
-    density = math.sqrt(total_steps * math.log(12 / tail) / 2)
-    error = max(wanted, 2 * width * density / MAX_GRID_POINTS)
-    if not error <= high:
-        return None
-    try:
-        return _prv_on_grid(segments, delta, error, width, error / density)
-    except (ValueError, RuntimeError, ArithmeticError, MemoryError, IndexError) as failure:
-        logger.info("accountant=prv failed=%s fallback=rdp", type(failure).__name__)
-        return None
-
-
-def _prv_on_grid(
-    segments: Sequence[Segment], delta: float, error: float, width: float, mesh: float
-) -> float | None:
-    from opacus.accountants import PRVAccountant
-    from opacus.accountants.analysis.prv import Domain
-
-    class BoundedPRVAccountant(PRVAccountant):  # type: ignore[misc] # Opacus has no types.
-        """Opacus' accountant on a grid whose size was checked beforehand."""
-
-        def _get_domain(self, **_: object) -> Domain:
-            return Domain.create_aligned(-width, width, mesh)
-
-    accountant = BoundedPRVAccountant()
-    accountant.history = list(segments)
-    with _quiet():
-        value = float(accountant.get_epsilon(delta=delta, eps_error=error))
-    return value if math.isfinite(value) and value >= 0 else None
 
 
 @lru_cache(maxsize=512)

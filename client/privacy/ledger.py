@@ -13,13 +13,13 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from common.accounting import Epsilon, Spend, epsilon
+from common.accounting import Epsilon, Spend, epsilon, fits
 from common.errors import BudgetError, LedgerError
 from common.protocol import NO_FINGERPRINT
 
@@ -98,6 +98,11 @@ class Entry:
     hash: str
 
 
+_NAMES = tuple(name.strip() for name in _COLUMNS.split(","))
+_EVENT_FIELDS = tuple(entry.name for entry in fields(Event))
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 class Ledger:
     """The ledger of one shop; use as a context manager. One writer at a time, over processes."""
 
@@ -174,15 +179,11 @@ class Ledger:
 
         ε of different units do not add up: each is reported for itself.
         """
-        everything = [entry.event for entry in self.events()] + list(extra)
-        units = sorted({event.unit for event in everything if event.steps})
-        return {unit: epsilon(_spends(everything, unit), delta) for unit in units}
+        return epsilon_of([entry.event for entry in self.events()] + list(extra), delta)
 
     def check(self, remaining: Sequence[Event], *, cap_epsilon: float, delta: float) -> None:
         """Raise :class:`BudgetError` unless all of ``remaining`` fits under the cap."""
-        past = [entry.event for entry in self.events()]
-        for unit in sorted({event.unit for event in remaining}):
-            _check_unit(past, [e for e in remaining if e.unit == unit], unit, cap_epsilon, delta)
+        _check(self.events(), remaining, cap_epsilon, delta)
 
     def charge(
         self, event: Event, *, cap_epsilon: float, delta: float, remaining: Sequence[Event] = ()
@@ -202,7 +203,7 @@ class Ledger:
         """
         with self._writing():
             past = self.verify()
-            self.check([event, *remaining], cap_epsilon=cap_epsilon, delta=delta)
+            _check(past, [event, *remaining], cap_epsilon, delta)
             cap: dict[str, object] = {"cap_epsilon": cap_epsilon, "cap_delta": delta}
             before = past[-1].event.parameters.get("cap_epsilon") if past else None
             if isinstance(before, int | float) and cap_epsilon > before:
@@ -261,15 +262,27 @@ class Ledger:
         seq, prev_hash = int(row[0]) + 1, self.head()
         at = datetime.now(UTC).isoformat(timespec="microseconds")
         new = _hash(seq, at, event, prev_hash)
-        values = {**asdict(event), "parameters": _canonical(event.parameters)}
+        values = {name: getattr(event, name) for name in _EVENT_FIELDS}
+        values |= {"parameters": _canonical(event.parameters)}
         values |= {"seq": seq, "at": at, "prev_hash": prev_hash, "hash": new}
-        names = [name.strip() for name in _COLUMNS.split(",")]
         self._connection.execute(
             f"INSERT INTO events ({_COLUMNS}) "  # noqa: S608 - constants
-            f"VALUES ({', '.join(':' + name for name in names)})",
+            f"VALUES ({', '.join(':' + name for name in _NAMES)})",
             values,
         )
         return new
+
+
+def epsilon_of(events: Sequence[Event], delta: float) -> dict[str, Epsilon]:
+    """Return unit -> ε of these events together; units do not add up."""
+    units = sorted({event.unit for event in events if event.steps})
+    return {unit: epsilon(_spends(events, unit), delta) for unit in units}
+
+
+def _check(entries: Sequence[Entry], remaining: Sequence[Event], cap: float, delta: float) -> None:
+    past = [entry.event for entry in entries]
+    for unit in sorted({event.unit for event in remaining}):
+        _check_unit(past, [e for e in remaining if e.unit == unit], unit, cap, delta)
 
 
 def _check_unit(
@@ -278,23 +291,41 @@ def _check_unit(
     def cost(count: int) -> float:
         return epsilon(_spends([*past, *planned[:count]], unit), delta).value
 
-    total = cost(len(planned))
-    if total <= cap:
+    if fits(_spends([*past, *planned], unit), delta, cap):
         return
-    # ε grows with every event: find how many of the plan's still fit.
-    fits, over = 0, len(planned)
-    if cost(0) > cap:
-        over = 0
-    while over - fits > 1:
-        middle = (fits + over) // 2
-        fits, over = (middle, over) if cost(middle) <= cap else (fits, middle)
-    rounds = sum(event.mechanism == DP_SGD for event in planned[:fits])
+    fitting = how_many_fit(past, planned, unit=unit, cap_epsilon=cap, delta=delta)
+    rounds = sum(event.mechanism == DP_SGD for event in planned[:fitting])
     wanted = sum(event.mechanism == DP_SGD for event in planned)
     raise BudgetError(
-        f"per {unit}, epsilon {cost(0):.4g} is spent so far and {total:.4g} would be with the rest "
-        f"of this plan, above the cap of {cap:.4g} at delta {delta:g}: {rounds} of its {wanted} "
-        "rounds fit; take a cheaper plan, or raise the shop's own cap_epsilon"
+        f"per {unit}, epsilon {cost(0):.4g} is spent so far and {cost(len(planned)):.4g} would be "
+        f"with the rest of this plan, above the cap of {cap:.4g} at delta {delta:g}: {rounds} of "
+        f"its {wanted} rounds fit; take a cheaper plan, or raise the shop's own cap_epsilon"
     )
+
+
+def how_many_fit(
+    past: Sequence[Event],
+    planned: Sequence[Event],
+    *,
+    unit: str,
+    cap_epsilon: float,
+    delta: float,
+) -> int:
+    """Return how many of the ``planned`` events, in their order, fit under the cap.
+
+    ε grows with every event: a handful of prefixes are composed, not all.
+    """
+
+    def under(count: int) -> bool:
+        return fits(_spends([*past, *planned[:count]], unit), delta, cap_epsilon)
+
+    if not under(0):
+        return 0
+    fitting, over = 0, len(planned) + 1
+    while over - fitting > 1:
+        middle = (fitting + over) // 2
+        fitting, over = (middle, over) if under(middle) else (fitting, middle)
+    return fitting
 
 
 def _spends(events: Sequence[Event], unit: str) -> list[Spend]:
@@ -306,21 +337,20 @@ def _spends(events: Sequence[Event], unit: str) -> list[Spend]:
 
 
 def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def _hash(seq: int, at: str, event: Event, prev_hash: str) -> str:
-    fields = asdict(event)
+    facts = {name: getattr(event, name) for name in _EVENT_FIELDS}
     # As SQLite's REAL and INTEGER columns give them back.
     for name in ("noise_multiplier", "sample_rate"):
-        fields[name] = float(fields[name])
-    content = _canonical({"seq": seq, "at": at, "prev_hash": prev_hash, **fields})
-    return hashlib.sha256(content.encode()).hexdigest()
+        facts[name] = float(facts[name])
+    facts |= {"seq": seq, "at": at, "prev_hash": prev_hash}
+    return hashlib.sha256(_canonical(facts).encode()).hexdigest()
 
 
 def _entry(row: tuple[object, ...]) -> Entry:
-    names = [name.strip() for name in _COLUMNS.split(",")]
-    values = dict(zip(names, row, strict=True))
+    values = dict(zip(_NAMES, row, strict=True))
     own = {name: values.pop(name) for name in ("seq", "at", "prev_hash", "hash")}
     values["parameters"] = json.loads(str(values["parameters"]))
     return Entry(event=Event(**values), **own)  # type: ignore[arg-type]
