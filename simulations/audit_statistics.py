@@ -193,13 +193,13 @@ def promise_curve(spends: Iterable[Spend], claimed_epsilon: float, delta: float)
     pairs = [(e, d) for e, d in pairs if math.isfinite(e)]
 
     def largest(fpr: np.ndarray) -> np.ndarray:
-        bound: np.ndarray = np.ones_like(fpr, dtype=np.float64)
+        bound = np.ones_like(fpr, dtype=np.float64)
         for value, d in pairs:
             factor = math.exp(value)
             bound = np.minimum(bound, factor * fpr + d)
             bound = np.minimum(bound, 1.0 - (1.0 - fpr - d) / factor)
-        bound = np.maximum(bound, fpr)
-        return bound
+        capped: np.ndarray = np.maximum(bound, fpr)
+        return capped
 
     return largest
 

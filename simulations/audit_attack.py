@@ -1,0 +1,262 @@
+"""A strong, simple attack on who is in a shop's data: linear decoding of all that left it.
+
+The attacker is the server. It knows the plan, every candidate's records, everything else in the
+shop, and that each candidate is in with chance one half; it does not know which are. What one
+exchange shows is then linear in the unknown bits ``z``::
+
+    y = Σ_c a_c + Σ_c z_c (b_c - a_c) + noise
+
+with ``b_c`` and ``a_c`` what candidate ``c`` adds if it is in, and if it is not. The attacker keeps
+``⟨b_c - a_c, ·⟩`` alone: a few hundred numbers an exchange, whatever the size of an update.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import sparse
+
+from client.units import event_weights, unit_histories, unit_rows
+from common.blocks import block_of
+from common.features import Catalogue
+from common.protocol import ITEMS, POPULARITY, SPECTRUM, Arrays, TrainingPlan
+from common.schema import ShopEvents
+from simulations.audit_training import Release
+
+# Noise that the attacker assumes where there is none: shares of a candidate's own square.
+_EXACT = 1e-6
+# The error of an approximation that it decodes, as a share of what is typical.
+_APPROXIMATE = 0.1
+# Popularity above so many standard deviations of its noise is read as it stands.
+_CLEAR = 2.0
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The customers of one shop, each with the records that are in question.
+
+    Attributes
+    ----------
+    events
+        All records of the shop.
+    questioned
+        ``(N,)`` bool: in the data only if the customer's bit is 1. All of a customer's records, or
+        those of one product.
+    """
+
+    events: ShopEvents
+    questioned: np.ndarray
+
+    @property
+    def without(self) -> ShopEvents:
+        """The shop if every bit is 0, with the same customers."""
+        return self.events.select(~self.questioned)
+
+    def data(self, bits: np.ndarray) -> ShopEvents:
+        """Return the shop's records if the customers' bits are ``(U,)``."""
+        return self.events.select(~self.questioned | bits[self.events.users])
+
+
+@dataclass(frozen=True)
+class Outer:
+    """One gradient ``x ⊗ w`` a customer.
+
+    Attributes
+    ----------
+    x
+        ``(U, L)`` sparse.
+    w
+        ``(U, d)``.
+    """
+
+    x: sparse.csr_matrix
+    w: np.ndarray
+
+    def products(self, other: "Outer") -> np.ndarray:
+        """Return ``(U, U')`` inner products."""
+        found: np.ndarray = np.asarray((self.x @ other.x.T).todense()) * (self.w @ other.w.T)
+        return found
+
+    def against(self, array: np.ndarray) -> np.ndarray:
+        """Return ``(U,)`` inner products with an array ``(L, d)``."""
+        found: np.ndarray = (np.asarray(self.x @ array) * self.w).sum(axis=1)
+        return found
+
+
+@dataclass
+class Decoder:
+    """What an attacker knows so far of ``(T,)`` bits.
+
+    Attributes
+    ----------
+    precision
+        ``(T, T)`` ``Σ ⟨d_c, d_c'⟩ / noise²`` over what it saw, ``d = b - a``.
+    evidence
+        ``(T,)`` ``Σ ⟨d_c, y - Σ a⟩ / noise²``.
+    """
+
+    size: int
+    precision: np.ndarray = field(init=False)
+    evidence: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.precision = np.zeros((self.size, self.size))
+        self.evidence = np.zeros(self.size)
+
+    def see(self, inside: Outer, outside: Outer, y: np.ndarray, noise: float) -> None:
+        """Take in one array ``(L, d)`` with noise of this standard deviation in every entry."""
+        cross, rest = inside.products(outside), outside.products(outside)
+        inner = inside.products(inside) - cross - cross.T + rest
+        known = (cross - rest).sum(axis=1)
+        found = inside.against(y) - outside.against(y) - known
+        typical = float(np.diag(inner).mean())
+        variance = max(noise**2, _EXACT * typical)
+        if typical > 0:
+            self.precision += inner / variance
+            self.evidence += found / variance
+
+    def scores(self) -> np.ndarray:
+        """Return ``(T,)`` log-odds of each bit; NaN where a candidate can leave no trace.
+
+        With the bits' first two moments, ``E z = 1/2`` and ``Var z = 1/4``, the best linear
+        estimate is ``ẑ = 1/2 + P (evidence - precision 1/2)``, ``P = (precision + 4 I)⁻¹``, and a
+        bit that is seen through noise of its own has log-odds ``(ẑ - 1/2) / P_cc``.
+        """
+        spread = np.linalg.inv(self.precision + 4.0 * np.eye(self.size))
+        estimate = spread @ (self.evidence - self.precision.sum(axis=1) / 2)
+        traceless = np.diag(self.precision) <= 0
+        scores: np.ndarray = np.where(traceless, np.nan, estimate / np.diag(spread))
+        return scores
+
+
+class UpdateAttack:
+    """Decodes one shop's bits from its own updates, histogram included."""
+
+    def __init__(self, plan: TrainingPlan, catalogue: Catalogue, candidates: Candidates) -> None:
+        self._plan, self._catalogue, self._candidates = plan, catalogue, candidates
+        self.decoder = Decoder(len(candidates.events.user_ids))
+
+    def see(self, release: Release) -> None:
+        """Take in what the shop sent in one exchange."""
+        plan = self._plan
+        update = release.updates[self._candidates.events.merchant_id]
+        sides = (self._candidates.events, self._candidates.without)
+        if release.server_round == 0:
+            inside, outside = (histogram_rows(plan, events, self._catalogue) for events in sides)
+            noise = plan.popularity_noise_multiplier if plan.private else 0.0
+            self.decoder.see(inside, outside, update[POPULARITY][:, None], noise)
+            return
+        if not decodes_rounds(plan):
+            return
+        if release.server_round <= plan.tuning_round:
+            first, second = (events.before(plan.validation_from) for events in sides)
+            sides = (first, second)
+        inside, outside = (
+            gradients(plan, release.server_round, release.state, events, self._catalogue)
+            for events in sides
+        )
+        # From the update back to the sum over units, and the noise in it.
+        y = update[ITEMS].astype(np.float64) * (-plan.batch_normalizer / plan.learning_rate)
+        noise = 0.0
+        if plan.private:
+            clip = plan.clipping_norm(release.server_round)
+            noise = plan.noise_multiplier * clip * plan.local_steps**0.5
+        self.decoder.see(inside, outside, y, noise)
+
+
+def decodes_rounds(plan: TrainingPlan) -> bool:
+    """Whether the attack knows a unit's gradient in a formula; else it has the histogram alone."""
+    model = plan.model
+    return (
+        plan.loss == "squared"
+        and plan.target_share == 1
+        and model.tower == "linear"
+        and not (model.feature_rows or model.customer_rows)
+    )
+
+
+def histogram_rows(plan: TrainingPlan, events: ShopEvents, catalogue: Catalogue) -> Outer:
+    """Return what each customer adds to the popularity histogram."""
+    rows = unit_rows(_histories(plan, events, catalogue.size))
+    return Outer(rows, np.ones((rows.shape[0], 1)))
+
+
+def gradients(
+    plan: TrainingPlan,
+    server_round: int,
+    state: Arrays,
+    events: ShopEvents,
+    catalogue: Catalogue,
+) -> Outer:
+    """Return what each customer is expected to add to a round's sum of item gradients.
+
+    With ``u`` the customer's vector and ``G = VᵀV`` a constant, the squared loss
+    ``½ uᵀG u - ⟨u, u⟩`` has the gradient ``x ⊗ (G u - 2 u)``, clipped to the round's norm. Later
+    local steps are taken to be like the first.
+    """
+    block = block_of(plan.model, state[POPULARITY], catalogue)
+    histories = _histories(plan, events, catalogue.size)
+    x = block.training_rows(histories, plan.model.row_exponent)
+    vectors = state[ITEMS].astype(np.float64)
+    expected = (block.rates / block.gain) @ vectors * float(plan.model.centred)
+    u = np.asarray(x @ vectors) - np.outer(np.asarray(x @ block.gain), expected)
+    w = u @ (vectors.T @ vectors) - 2.0 * u
+    if plan.private:
+        norms = np.sqrt(np.asarray(x.multiply(x).sum(axis=1)).ravel()) * np.linalg.norm(w, axis=1)
+        w = (
+            w
+            * np.minimum(1.0, plan.clipping_norm(server_round) / np.maximum(norms, 1e-300))[:, None]
+        )
+    return Outer(x, w * (plan.local_steps * plan.sample_rate))
+
+
+def attack_model(
+    plan: TrainingPlan,
+    state: Arrays,
+    shops: list[Candidates],
+    catalogue: Catalogue,
+    *,
+    spectrum_is_energy: bool,
+) -> np.ndarray:
+    """Return ``(T,)`` log-odds of all shops' bits, one after the other, from the model alone.
+
+    The released popularity is the sum of all histograms, but for its scale. Where the server keeps
+    an orthonormal basis ``V`` with the energy of all units along it, ``Vᵀ (Σ x xᵀ) V`` is diagonal
+    with just these energies.
+    """
+    sides = [[c.events for c in shops], [c.without for c in shops]]
+    decoder = Decoder(sum(len(c.events.user_ids) for c in shops))
+    noise = plan.popularity_noise_multiplier * len(shops) ** 0.5 if plan.private else 0.0
+    inside, outside = (
+        _stacked([histogram_rows(plan, shop, catalogue) for shop in side]) for side in sides
+    )
+    rates = state[POPULARITY].astype(np.float64)
+    expected = np.asarray((inside.x.sum(axis=0) + outside.x.sum(axis=0)) / 2).ravel()
+    # What noise hides, the server took from products like it: nothing is read there. Their scale is
+    # the one thing that normalising hides: what is expected of the rest stands in for it.
+    seen = rates * (expected.sum() / max(rates.sum(), 1e-12)) > _CLEAR * noise
+    counts = rates * (expected[seen].sum() / max(rates[seen].sum(), 1e-12))
+    inside, outside = (Outer(side.x[:, seen], side.w) for side in (inside, outside))
+    decoder.see(inside, outside, counts[seen][:, None], noise)
+    if spectrum_is_energy and plan.rounds and decodes_rounds(plan):
+        vectors = state[ITEMS].astype(np.float64)
+        found = []
+        for side in sides:
+            whole = _stacked([gradients(plan, plan.rounds, state, s, catalogue) for s in side])
+            along = sparse.csr_matrix(whole.x @ vectors)
+            found.append(Outer(along, -whole.w / (plan.local_steps * plan.sample_rate)))
+        energies = state[SPECTRUM].astype(np.float64)
+        spread = _APPROXIMATE * float(energies.mean())
+        if plan.private:
+            spread = plan.noise_multiplier * plan.max_grad_norm * len(shops) ** 0.5
+        decoder.see(found[0], found[1], np.diag(energies), spread)
+    return decoder.scores()
+
+
+def _stacked(parts: list[Outer]) -> Outer:
+    x = sparse.csr_matrix(sparse.vstack([part.x for part in parts]))
+    return Outer(x, np.concatenate([part.w for part in parts]))
+
+
+def _histories(plan: TrainingPlan, events: ShopEvents, size: int) -> sparse.csr_matrix:
+    weights = event_weights(events, plan.half_life_days, plan.reference_time)
+    return unit_histories(events, "customer", size, weights).history
