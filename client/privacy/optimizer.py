@@ -1,16 +1,14 @@
 """Opacus' optimizer for gradients of rows: joint clipping, the clipped sum, then the noise."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 from opacus.optimizers import DPOptimizer
 
 from client.privacy.layers import UnitEmbedding, UnitParameter
 from client.privacy.noise import NoiseSource
+from client.privacy.rows import OwedNoise, RowSum, add_noise
 
-# Noise is drawn this many values at a time: float64 noise of a whole table would be twice its size.
-_NOISE_CHUNK = 1 << 20
 # float32 rounding may push a clipped gradient above its bound; this keeps it below.
 _CLIP_MARGIN = 1 - 1e-6
 
@@ -18,18 +16,41 @@ _CLIP_MARGIN = 1 - 1e-6
 class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
     """Opacus' optimizer for :mod:`client.privacy.layers`, with noise from a :class:`NoiseSource`.
 
-    Clipped sums of any number of physical batches add up in ``summed_grad`` before one step.
+    Clipped sums of any number of physical batches add up before one step. :meth:`clip` and
+    :meth:`noise_std` are all that privacy hangs on.
+
+    Parameters
+    ----------
+    optimizer
+        Moves the parameters; plain SGD where ``lazy``.
+    layers
+        By name, each the only owner of one parameter.
+    batch_normalizer
+        Public constant that the noisy sum is divided by.
+    noise
+        Required where ``noise_multiplier`` is above 0.
+    lazy
+        Whether tables are moved by rows, and noise waits until a row is read or :meth:`flush`.
+        Else every step makes a dense noisy gradient for ``optimizer``.
+
+    Attributes
+    ----------
+    unit_norms
+        ``(B,)`` float64 exact gradient norms of the last batch's units, before clipping.
+    factors
+        ``(B, P)`` float64 what the last batch's gradients were scaled by, in the layers' order.
     """
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        layers: Collection[UnitEmbedding | UnitParameter],
+        layers: Mapping[str, UnitEmbedding | UnitParameter],
         *,
         noise_multiplier: float,
         max_grad_norm: float,
         batch_normalizer: float,
         noise: NoiseSource | None,
+        lazy: bool,
     ) -> None:
         super().__init__(
             optimizer,
@@ -38,71 +59,112 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
             expected_batch_size=None,
             loss_reduction="sum",
         )
-        self._layers = list(layers)
-        self._batch_normalizer = batch_normalizer
-        self.noise = noise
+        self.batch_normalizer = batch_normalizer
+        self._layers, self._noise, self._lazy = dict(layers), noise, lazy
+        self._sums: dict[str, RowSum] = {}
+        self._owed: dict[str, OwedNoise] = {}
+        for name, layer in self._layers.items():
+            if isinstance(layer, UnitParameter):
+                continue
+            count, width = layer.weight.shape
+            self._sums[name] = RowSum((count, width))
+            if lazy and noise is not None:
+                self._owed[name] = OwedNoise(layer.weight, noise)
+                layer.before_read = self._owed[name].pay
         self.unit_norms = torch.zeros(0, dtype=torch.float64)
-        self.clip_factors = torch.zeros(0, dtype=torch.float64)
+        self.factors = torch.zeros((0, len(self._layers)), dtype=torch.float64)
 
     @property
     def accumulated_iterations(self) -> int:
         """Physical batches are parts of one sample: one step is one step to the accountant."""
         return 1
 
+    def clip(self, norms: torch.Tensor) -> torch.Tensor:
+        """Return what to scale each unit's gradients by, ``(B, P)`` float64.
+
+        One factor for all of a unit's parameters, from the norm over all of them.
+
+        Parameters
+        ----------
+        norms
+            ``(B, P)`` float64 norms of each unit's gradient of each parameter.
+        """
+        joint = norms.norm(dim=1, keepdim=True)
+        bound = self.max_grad_norm * _CLIP_MARGIN
+        factors = torch.where(joint <= self.max_grad_norm, 1.0, bound / joint.clamp(min=1e-300))
+        return factors.expand_as(norms)
+
+    def noise_std(self, name: str) -> float:  # noqa: ARG002 - the same for every parameter
+        """Return the standard deviation of the noise in a parameter's sum of gradients."""
+        return float(self.noise_multiplier * self.max_grad_norm)
+
     def clip_and_accumulate(self) -> None:
         """Scale each unit's gradient over *all* parameters to the norm bound, and sum."""
-        per_parameter = [
-            torch.linalg.vector_norm(p.grad_sample.flatten(1), dim=1, dtype=torch.float64)
-            for p in self.params
-        ]
-        self.unit_norms = torch.stack(per_parameter, dim=1).norm(dim=1)
-        bound = self.max_grad_norm * _CLIP_MARGIN
-        factors = torch.where(
-            self.unit_norms <= self.max_grad_norm, 1.0, bound / self.unit_norms.clamp(min=1e-300)
-        )
+        norms = torch.stack([self._norms(layer) for layer in self._layers.values()], dim=1)
+        self.unit_norms = norms.norm(dim=1)
         # A unit whose gradient overflows contributes nothing; it must not spoil the sum.
-        usable = self.unit_norms.isfinite()
-        self.clip_factors = factors.where(usable, 0.0)
-        for layer in self._layers:
-            total = layer.weight.summed_grad
-            if total is None:
-                total = layer.weight.summed_grad = torch.zeros_like(
-                    layer.weight, requires_grad=False
-                )
-            if isinstance(layer, UnitParameter):
+        lost = ~self.unit_norms.isfinite()
+        self.factors = self.clip(norms).masked_fill(lost.unsqueeze(1), 0.0)
+        some_lost = bool(lost.any())
+        for place, (name, layer) in enumerate(self._layers.items()):
+            factors = self.factors[:, place]
+            if isinstance(layer, UnitEmbedding):
+                if layer.gradients is None or not len(layer.gradients.values):
+                    continue
+                if some_lost:
+                    layer.gradients.values[lost[layer.gradients.reads.units]] = 0.0
+                self._sums[name].add(layer.gradients.reads.rows, layer.gradients.summed(factors))
+            else:
                 sample = layer.weight.grad_sample
                 assert sample is not None
-                shape = (-1,) + (1,) * (sample.dim() - 1)
-                clipped = sample * self.clip_factors.to(sample.dtype).reshape(shape)
-                total += clipped.where(usable.reshape(shape), 0.0).sum(dim=0)
-            elif layer.gradients is not None:
-                kept = layer.gradients
-                factor = self.clip_factors.to(kept.values.dtype)[kept.units].unsqueeze(1)
-                clipped = (kept.values * factor).where(usable[kept.units].unsqueeze(1), 0.0)
-                total.index_add_(0, kept.rows, clipped)
+                if some_lost:
+                    sample[lost] = 0.0
+                total = torch.einsum("b,b...->...", factors.to(sample.dtype), sample)
+                before = layer.weight.summed_grad
+                layer.weight.summed_grad = total if before is None else before + total
 
-    def add_noise(self) -> None:
-        """Add N(0, (noise_multiplier · max_grad_norm)²) to every entry of every parameter."""
-        for p in self.params:
-            p.grad = p.summed_grad
-            if self.noise_multiplier == 0:
-                continue
-            assert self.noise is not None
-            std = self.noise_multiplier * self.max_grad_norm
-            for part in p.grad.view(-1).split(_NOISE_CHUNK):
-                # Added in float64, rounded once.
-                noise = torch.from_numpy(np.asarray(self.noise.normal(part.numel(), std)))
-                part.copy_(noise.add_(part))
-
-    def scale_grad(self) -> None:
-        """Divide by the plan's public normaliser, never by how many units were sampled."""
-        for p in self.params:
-            p.grad /= self._batch_normalizer
+    def summed(self, name: str) -> torch.Tensor:
+        """Return a copy of a parameter's sum of clipped gradients so far, dense."""
+        if name in self._sums:
+            return self._sums[name].dense()
+        weight = self._layers[name].weight
+        if weight.summed_grad is None:
+            return torch.zeros_like(weight, requires_grad=False)
+        return weight.summed_grad.clone()
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:  # noqa: ARG002
-        """Turn the sums accumulated so far into a noisy gradient."""
-        self.add_noise()
-        self.scale_grad()
+        """Turn the sums accumulated so far into noisy gradients, or move tables by rows at once."""
+        for group in self.param_groups:
+            name, rate = group["name"], group["lr"] / self.batch_normalizer
+            layer = self._layers[name]
+            if self._lazy and name in self._sums:
+                self._sums[name].spend(layer.weight.detach(), -rate)
+                if name in self._owed:
+                    self._owed[name].owe(rate * self.noise_std(name))
+                continue
+            gradient = self.summed(name)
+            if self._noise is not None:
+                add_noise(gradient, self.noise_std(name), self._noise)
+            layer.weight.grad = gradient.div_(self.batch_normalizer)
         if self.step_hook:
             self.step_hook(self)
         return True
+
+    def flush(self) -> None:
+        """Pay all noise that is owed: nothing may leave before."""
+        for owed in self._owed.values():
+            owed.pay_all()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, and begin a new sum."""
+        super().zero_grad(set_to_none)
+        for total in self._sums.values():
+            total.clear()
+
+    def _norms(self, layer: UnitEmbedding | UnitParameter) -> torch.Tensor:
+        sample = layer.weight.grad_sample
+        assert sample is not None
+        norms: torch.Tensor = torch.linalg.vector_norm(
+            sample.flatten(1), dim=1, dtype=torch.float64
+        )
+        return norms

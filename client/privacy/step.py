@@ -20,12 +20,11 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
-from opacus.accountants import RDPAccountant
-from opacus.grad_sample import GradSampleHooks
-from torch import nn
 
+from client.privacy.engine import UnitPrivacyEngine
 from client.privacy.layers import OpacusParameter, UnitEmbedding, UnitParameter
 from client.privacy.noise import NoiseSource
 from client.privacy.optimizer import UnitOptimizer
@@ -78,7 +77,16 @@ class ExactDPStep:
         Chance of a unit to be in a step; only handed to :attr:`accountant`.
     noise
         Required where ``noise_multiplier`` is above 0.
+    momentum
+        Of the local optimizer; its steps are dense.
+    lazy
+        Whether rows wait for their noise until they are read (LazyDP, arXiv 2404.08847): the same
+        distribution, at a price in the rows that units read. By default wherever it holds: for
+        SGD without momentum.
     """
+
+    #: What clips and adds noise; another one only to show that tests and audits would notice.
+    optimizer_class: ClassVar[type[UnitOptimizer]] = UnitOptimizer
 
     def __init__(
         self,
@@ -91,6 +99,8 @@ class ExactDPStep:
         learning_rate: float | Mapping[str, float],
         sample_rate: float = 1.0,
         noise: NoiseSource | None = None,
+        momentum: float = 0.0,
+        lazy: bool | None = None,
     ) -> None:
         if not (max_grad_norm > 0 and noise_multiplier >= 0 and batch_normalizer > 0):
             raise PrivacyError(
@@ -102,41 +112,46 @@ class ExactDPStep:
             )
         if noise_multiplier > 0 and noise is None:
             raise PrivacyError("a private step needs a source of noise")
+        if lazy and momentum:
+            raise PrivacyError("lazy noise is exact for plain SGD only: set momentum to 0")
         if unknown := sorted(set(tables) - set(parameters)):
             raise PrivacyError(f"tables {unknown} are not among the parameters")
         self._layers: dict[str, UnitEmbedding | UnitParameter] = {
             name: UnitEmbedding(value) if name in tables else UnitParameter(value)
             for name, value in parameters.items()
         }
-        self._hooks = GradSampleHooks(
-            nn.ModuleList(self._layers.values()), loss_reduction="sum", strict=True
-        )
         rates = (
             dict.fromkeys(parameters, learning_rate)
             if isinstance(learning_rate, int | float)
             else learning_rate
         )
         groups = [
-            {"params": [layer.weight], "lr": rates[name]} for name, layer in self._layers.items()
+            {"params": [layer.weight], "lr": rates[name], "name": name}
+            for name, layer in self._layers.items()
         ]
-        self.optimizer = UnitOptimizer(
-            torch.optim.SGD(groups),
-            list(self._layers.values()),
+        engine = UnitPrivacyEngine(self.optimizer_class)
+        #: The engine's own count of the steps taken, to hold against what the ledger was charged.
+        self.accountant = engine.accountant
+        self._hooks, self.optimizer = engine.make_private(
+            layers=self._layers,
+            optimizer=torch.optim.SGD(groups, momentum=momentum),
             noise_multiplier=noise_multiplier,
             max_grad_norm=max_grad_norm,
             batch_normalizer=batch_normalizer,
+            sample_rate=sample_rate,
             noise=noise,
-        )
-        #: Opacus' own count of the steps taken, to hold against what the ledger was charged.
-        self.accountant = RDPAccountant()
-        self.optimizer.attach_step_hook(
-            self.accountant.get_optimizer_hook_fn(sample_rate=sample_rate)
+            lazy=not momentum if lazy is None else lazy,
         )
 
     @property
     def unit_norms(self) -> torch.Tensor:
         """Exact gradient norms before clipping of the last batch's units, ``(B,)`` float64."""
         return self.optimizer.unit_norms
+
+    @property
+    def clip_factors(self) -> torch.Tensor:
+        """What the last batch's units were scaled by, ``(B,)`` float64; the least, if several."""
+        return self.optimizer.factors.amin(dim=1)
 
     def accumulate(self, loss: Loss, batch: UnitBatch) -> torch.Tensor:
         """Add the clipped gradients of a batch of units to the sum of this step.
@@ -149,7 +164,7 @@ class ExactDPStep:
         self._forget()
         if batch.size == 0:
             self.optimizer.unit_norms = torch.zeros(0, dtype=torch.float64)
-            self.optimizer.clip_factors = torch.zeros(0, dtype=torch.float64)
+            self.optimizer.factors = torch.zeros((0, len(self._layers)), dtype=torch.float64)
             return torch.zeros(0)
         rows: Tensors = {}
         dense: Tensors = {}
@@ -177,41 +192,37 @@ class ExactDPStep:
         return losses.detach()
 
     def clipped_sum(self) -> Tensors:
-        """Return the sum of clipped gradients so far, before and apart from any noise."""
-        return {
-            name: torch.zeros_like(layer.weight.detach())
-            if layer.weight.summed_grad is None
-            else layer.weight.summed_grad.clone()
-            for name, layer in self._layers.items()
-        }
+        """Return the sum of clipped gradients so far, before and apart from any noise, dense."""
+        return {name: self.optimizer.summed(name) for name in self._layers}
 
     def contribution(self, unit: int) -> Tensors:
         """Return what one unit of the last batch added to the sum, as dense arrays; for tests."""
         found: Tensors = {}
-        for name, layer in self._layers.items():
+        for place, (name, layer) in enumerate(self._layers.items()):
             total = torch.zeros_like(layer.weight.detach())
-            factor = self.optimizer.clip_factors[unit].to(total.dtype)
+            factor = self.optimizer.factors[unit, place].to(total.dtype)
             found[name] = total
             if factor == 0:
                 continue
             if isinstance(layer, UnitEmbedding) and layer.gradients is not None:
-                own = layer.gradients.units == unit
-                total[layer.gradients.rows[own]] = layer.gradients.values[own] * factor
+                rows, values = layer.gradients.of_unit(unit)
+                total[rows] = values * factor
             elif isinstance(layer, UnitParameter) and layer.weight.grad_sample is not None:
                 total += layer.weight.grad_sample[unit] * factor
         return found
 
     def step(self) -> None:
-        """Add noise, divide by the normaliser, descend, and begin the next step's sum."""
-        for weight in self._weights():
-            if weight.summed_grad is None:
-                weight.summed_grad = torch.zeros_like(weight, requires_grad=False)
+        """Add noise, divide by the normaliser, descend, and begin the next step's sum.
+
+        No work here is in proportion to a table's size, unless noise is dense.
+        """
         self.optimizer.step()
         self._forget()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
 
     def state(self) -> Tensors:
-        """Return name -> present value, detached copies."""
+        """Return name -> present value, detached copies, with all noise that is owed."""
+        self.optimizer.flush()
         return {name: layer.weight.detach().clone() for name, layer in self._layers.items()}
 
     def _weights(self) -> Iterator[OpacusParameter]:
@@ -226,4 +237,4 @@ class ExactDPStep:
             if hasattr(layer, "max_batch_len"):
                 del layer.max_batch_len
             if isinstance(layer, UnitEmbedding):
-                layer.gradients = None
+                layer.gradients = layer.reads = None
