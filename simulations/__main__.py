@@ -111,6 +111,33 @@ def run(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A sweep file, or an experiment file (TOML).")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write, or to go on with.")],
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Quality against ε and customers a shop; the same command goes on where it stopped."""
+    from simulations.report import to_json
+    from simulations.sweep import run_sweep
+    from simulations.sweep_plan import read_sweep
+    from simulations.tables import sweep_table
+
+    with _Bars() as bars:
+        try:
+            document = run_sweep(read_sweep(file, change or []), out, bars)
+        except KeyboardInterrupt:
+            raise RunError("interrupted: the same command goes on where it stopped") from None
+    if as_json:
+        sys.stdout.write(to_json(document) + "\n")
+        return
+    _console().print(sweep_table(document))
+    _console().print(f"The page to look at: {out / 'sweep.html'}")
+
+
+@app.command()
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders that runs wrote.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder for compare.html.")] = None,

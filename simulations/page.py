@@ -47,7 +47,7 @@ _TRUST = {
 def render_report(document: Document) -> str:
     """Return the page of a run's report."""
     arms = document["arms"]
-    return _render(
+    return render(
         "report.html.j2",
         document=document,
         figures=plots.report_figures(document),
@@ -62,15 +62,15 @@ def render_report(document: Document) -> str:
         shop_arms=_shop_arms(document),
         private=_promises(arms),
         not_covered=NOT_COVERED,
-        data=_facts(document["data"]),
-        machine=_facts(document["machine"]),
+        data=facts(document["data"]),
+        machine=facts(document["machine"]),
         experiment=json.dumps(document["experiment"], indent=2, ensure_ascii=False),
     )
 
 
 def render_comparison(comparison: Document) -> str:
     """Return the page that puts runs side by side."""
-    return _render(
+    return render(
         "compare.html.j2",
         comparison=comparison,
         figures=plots.comparison_figures(comparison),
@@ -83,7 +83,8 @@ def render_comparison(comparison: Document) -> str:
     )
 
 
-def _render(template: str, **values: Any) -> str:  # noqa: ANN401 - a template's values
+def render(template: str, **values: Any) -> str:  # noqa: ANN401 - a template's values
+    """Return a page of this package's templates, with plotly.js in it."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -166,12 +167,12 @@ def _shop_cells(shop: Document | None) -> list[str]:
     ]
 
 
-def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return nested facts as flat (name, text) pairs."""
     pairs: list[tuple[str, str]] = []
-    for key, value in facts.items():
+    for key, value in values.items():
         if isinstance(value, Mapping):
-            pairs += [(f"{key}.{name}", text) for name, text in _facts(value)]
+            pairs += [(f"{key}.{name}", text) for name, text in facts(value)]
         else:
             pairs.append((key, f"{value:,}" if isinstance(value, int) else str(value)))
     return pairs

@@ -11,7 +11,8 @@ Document = dict[str, Any]
 FIFTHS = ("rarest", "2nd", "3rd", "4th", "short head")
 #: Above this many merchants their names are left off the axis.
 _NAMED = 100
-_COLOURS = {
+#: Arm -> its colour in every plot.
+COLOURS = {
     "popularity": "#9a9a9a",
     "local": "#4c6a92",
     "home-only": "#8fb3d9",
@@ -92,10 +93,10 @@ def comparison_figures(comparison: Document) -> list[tuple[str, str, str]]:
                 y=values,
                 name=escape(name),
                 mode="lines+markers",
-                line_color=_COLOURS.get(name),
+                line_color=COLOURS.get(name),
             )
         figure.update_xaxes(type="category")
-        found.append((metric, "By run.", _html(figure, x="run", y=metric)))
+        found.append((metric, "By run.", html(figure, x="run", y=metric)))
     return found
 
 
@@ -128,13 +129,13 @@ def _gains(arms: Mapping[str, Document], metric: str) -> str:
             },
             name=escape(name),
             mode="markers",
-            marker={"color": _COLOURS.get(name), "size": 8},
+            marker={"color": COLOURS.get(name), "size": 8},
             visible=True if name.startswith("federated") else "legendonly",
         )
     figure.add_vline(x=0, line_width=1, line_color="#444")
     figure.update_yaxes(type="category", automargin=True, showticklabels=len(merchants) <= _NAMED)
     height = 160 + min(len(merchants), 2 * _NAMED) * 20
-    return _html(figure, x="gain over local", y="", height=height)
+    return html(figure, x="gain over local", y="", height=height)
 
 
 def _by_gain(points: Mapping[str, Mapping[str, Document]]) -> list[str]:
@@ -156,11 +157,11 @@ def _quintiles(arms: Mapping[str, Document]) -> str:
                 y=values,
                 name=escape(name),
                 mode="lines+markers",
-                line_color=_COLOURS.get(name),
+                line_color=COLOURS.get(name),
             )
     # The short head's quality is a hundred times the rarest fifth's: only a log axis shows both.
     figure.update_yaxes(type="log", dtick=1)
-    return _html(figure, x="products by customers in training", y="ndcg@20 (log)")
+    return html(figure, x="products by customers in training", y="ndcg@20 (log)")
 
 
 def _over_rounds(rounds: Mapping[str, list[Document]], metrics: Iterable[str], y: str) -> str:
@@ -175,9 +176,9 @@ def _over_rounds(rounds: Mapping[str, list[Document]], metrics: Iterable[str], y
                     name=escape(f"{name} {metric}" if metric != "epsilon" else name),
                     mode="lines+markers",
                     connectgaps=True,  # not every round is measured
-                    line={"color": _COLOURS.get(name), "dash": dash},
+                    line={"color": COLOURS.get(name), "dash": dash},
                 )
-    return _html(figure, x="round", y=y)
+    return html(figure, x="round", y=y)
 
 
 def _coverage(arms: Mapping[str, Document]) -> str:
@@ -188,11 +189,11 @@ def _coverage(arms: Mapping[str, Document]) -> str:
             x=list(values.values()),
             y=[escape(name) for name in values],
             orientation="h",
-            marker_color=[_COLOURS.get(name, "#777") for name in values],
+            marker_color=[COLOURS.get(name, "#777") for name in values],
         )
         figure.update_xaxes(tickformat=".1%")
         figure.update_yaxes(automargin=True, autorange="reversed", type="category")
-    return _html(figure, x="coverage@20", y="")
+    return html(figure, x="coverage@20", y="")
 
 
 def _home_weights(arms: Mapping[str, Document]) -> str:
@@ -208,10 +209,11 @@ def _home_weights(arms: Mapping[str, Document]) -> str:
         )
     figure.update_layout(barmode="stack")
     figure.update_yaxes(automargin=True, autorange="reversed", type="category")
-    return _html(figure, x="mean weight", y="")
+    return html(figure, x="mean weight", y="")
 
 
-def _html(figure: go.Figure, *, x: str, y: str, height: int = 380) -> str:
+def html(figure: go.Figure, *, x: str, y: str, height: int = 380) -> str:
+    """Return the figure as a fragment of a page that holds plotly.js; "" without data."""
     if not figure.data:
         return ""
     figure.update_layout(
@@ -226,5 +228,5 @@ def _html(figure: go.Figure, *, x: str, y: str, height: int = 380) -> str:
     figure.update_xaxes(title_text=x)
     figure.update_yaxes(title_text=y)
     config = {"responsive": True, "displaylogo": False, "displayModeBar": False}
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False, config=config)
-    return html
+    fragment: str = figure.to_html(full_html=False, include_plotlyjs=False, config=config)
+    return fragment
