@@ -120,7 +120,8 @@ class ServerOptimizer:
         state: Arrays,
         delta: Arrays,
         memory: Arrays,
-        shops: int = 1,  # noqa: ARG002 - only optimisers that know the noise need it
+        shops: int = 1,  # noqa: ARG002 - only optimisers that know the noise need these two
+        server_round: int = 1,  # noqa: ARG002
     ) -> tuple[Arrays, Arrays]:
         """Return the new state (float32) and memory; arrays without a delta stay as they are."""
         new_state, new_memory = dict(state), dict(memory)

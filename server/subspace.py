@@ -16,7 +16,7 @@ import numpy as np
 from common.blocks import LearnedBlock
 from common.protocol import ITEMS, POPULARITY, SPECTRUM, Arrays, TrainingPlan
 
-_SUM, _WEIGHT, _SQUARES, _ROUND = "sum", "sum_weight", "sum_squares", "rounds_applied"
+_SUM, _WEIGHT, _SQUARES = "sum", "sum_weight", "sum_squares"
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,20 @@ class SubspaceOptimizer:
             _SUM: np.zeros(shapes[ITEMS]),
             _WEIGHT: np.zeros(1),
             _SQUARES: np.zeros(1),
-            _ROUND: np.zeros(1),
         }
 
     def apply(
-        self, state: Arrays, delta: Arrays, memory: Arrays, shops: int
+        self, state: Arrays, delta: Arrays, memory: Arrays, shops: int, server_round: int
     ) -> tuple[Arrays, Arrays]:
-        """Return the new state (float32) and memory from ``shops`` shops' mean update."""
+        """Return the new state (float32) and memory from ``shops`` shops' mean update.
+
+        ``server_round`` is the plan's own number of the round: it fixes the noise in the update,
+        also where rounds before it found no quorum and were never applied.
+        """
         change = delta[ITEMS].astype(np.float64)
         total = self.momentum * memory[_SUM] + change
         weight = self.momentum * memory[_WEIGHT] + 1.0
-        clip = self.plan.clipping_norm(int(memory[_ROUND][0]) + 1)
+        clip = self.plan.clipping_norm(server_round)
         squares = self.momentum**2 * memory[_SQUARES] + clip**2
         mean = total / weight
         if self.plan.model.centred and not self.plan.model.groups:
@@ -79,7 +82,6 @@ class SubspaceOptimizer:
             _SUM: total @ (old.T @ basis),
             _WEIGHT: weight,
             _SQUARES: squares,
-            _ROUND: memory[_ROUND] + 1.0,
         }
         return new_state, memory
 

@@ -90,7 +90,7 @@ def train(
         }
         show(Release(server_round, state, updates))
         mean = weighted_mean(_contributions(updates))
-        state, memory = optimizer.apply(state, mean, memory, len(shops))
+        state, memory = optimizer.apply(state, mean, memory, len(shops), server_round)
     return state
 
 

@@ -86,7 +86,9 @@ def federate(
             noise = SeededNoise(np.random.default_rng([number, server_round, 1]))
             delta = train_round(plan, server_round, state, shop, catalogue, noise, stream)
             replies.append(Contribution(shop.merchant_id, 1.0, delta))
-        state, memory = optimizer.apply(state, weighted_mean(replies), memory, len(shops))
+        state, memory = optimizer.apply(
+            state, weighted_mean(replies), memory, len(shops), server_round
+        )
     return state, memory
 
 
@@ -187,7 +189,7 @@ def test_momentum_zero_remembers_nothing(catalogue: Catalogue) -> None:
     delta = {ITEMS: np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)}
     fresh = optimizer.start(trained_spec(plan.model, N))
     used = {name: array + 5.0 for name, array in fresh.items()}
-    first, second = (optimizer.apply(state, delta, m, SHOPS)[0] for m in (fresh, used))
+    first, second = (optimizer.apply(state, delta, m, SHOPS, 1)[0] for m in (fresh, used))
     assert np.array_equal(first[ITEMS], second[ITEMS])
     assert np.array_equal(first[SPECTRUM], second[SPECTRUM])
 
@@ -212,7 +214,7 @@ def test_the_order_of_the_shops_does_not_matter(catalogue: Catalogue) -> None:
         for k in range(SHOPS)
     ]
     found = [
-        optimizer.apply(state, weighted_mean(order), memory, SHOPS)
+        optimizer.apply(state, weighted_mean(order), memory, SHOPS, 1)
         for order in (replies, replies[::-1])
     ]
     for left, right in zip(*found, strict=True):
@@ -227,9 +229,9 @@ def test_memory_survives_a_checkpoint(tmp_path: Path, catalogue: Catalogue) -> N
     back = read_checkpoint(tmp_path, 2)
     optimizer = SubspaceOptimizer(plan, 0.6)
     delta = {ITEMS: np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)}
-    expected = optimizer.apply(state, delta, memory, SHOPS)
+    expected = optimizer.apply(state, delta, memory, SHOPS, 3)
     for left, right in zip(
-        expected, optimizer.apply(back.state, delta, back.memory, SHOPS), strict=True
+        expected, optimizer.apply(back.state, delta, back.memory, SHOPS, 3), strict=True
     ):
         assert left.keys() == right.keys()
         assert all(np.array_equal(left[k], right[k]) for k in left)
@@ -290,13 +292,32 @@ def test_noise_alone_has_hardly_any_energy(
                 replies.append(Contribution(shop.merchant_id, 1.0, delta))
             mean = weighted_mean(replies)
             found = [
-                o.apply(state, mean, m, SHOPS) for o, m in zip(optimizers, memories, strict=True)
+                o.apply(state, mean, m, SHOPS, server_round)
+                for o, m in zip(optimizers, memories, strict=True)
             ]
             state, memories = found[0][0], [memory for _, memory in found]
             cleaned, raw = (np.square(f[0][SPECTRUM]).sum() for f in found)
             ratios.append(float(cleaned / raw))
     # Of 60 rows a direction of three takes somewhat more than its share.
     assert np.mean(ratios) < 0.25
+
+
+def test_a_round_that_was_never_applied_does_not_shift_the_clipping_norms(
+    catalogue: Catalogue,
+) -> None:
+    plan = plan_of(private=True, max_grad_norm=0.4, first_norms=(0.01, 0.02))
+    optimizer = SubspaceOptimizer(plan)
+    memory = optimizer.start(trained_spec(plan.model, N))
+    state = initial_state(plan.model, N) | {POPULARITY: popularity_of(planted()[0])}
+    delta = {ITEMS: np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)}
+    noise = plan.learning_rate * plan.noise_multiplier / plan.batch_normalizer / SHOPS**0.5
+    for server_round, norm in ((1, 0.01), (2, 0.02), (3, 0.4), (7, 0.4)):
+        found, after = optimizer.apply(state, delta, memory, SHOPS, server_round)
+        assert after["sum_squares"] == pytest.approx(norm**2)
+        assert optimizer._noise(SHOPS, np.ones(1), after["sum_squares"]) == pytest.approx(
+            noise * norm
+        )
+        assert np.isfinite(found[SPECTRUM]).all()
 
 
 @pytest.mark.parametrize("dimension", [59, 60, 75])
@@ -321,7 +342,7 @@ def test_shops_without_customers_leave_a_finite_state(catalogue: Catalogue) -> N
     memory = optimizer.start(trained_spec(plan.model, N))
     noise, stream = SeededNoise(np.random.default_rng(0)), np.random.default_rng(0)
     delta = train_round(plan, 1, state, nobody, catalogue, noise, stream)
-    state, memory = optimizer.apply(state, delta, memory, 1)
+    state, memory = optimizer.apply(state, delta, memory, 1, 1)
     assert all(np.isfinite(a).all() for a in [*state.values(), *memory.values()])
     scores = GlobalModel(plan.model, catalogue, state).scores(planted()[0][0].matrix(N))
     assert np.isfinite(scores).all()
