@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from client.privacy.ledger import Ledger
 from client.privacy.noise import NoiseSource, SeededNoise, SystemNoise
-from client.privacy.plan import check_plan, code_digest, planned_events
+from client.privacy.plan import check_paid, check_plan, code_digest, planned_events
 from client.settings import ShopSettings, refuse_run_config, shop_settings
 from client.source import read_shop
 from common.errors import (
@@ -108,9 +108,10 @@ def answer(
         refuse_run_config(node.run_config)
         plan = _plan(header, settings)
         head, arrays = _take_part(kind, header, plan, state, settings)
-        check_may_travel(arrays)
+        _check_may_leave(arrays, head, header, plan, settings)
     except Exception as error:  # No text of any error may leave the shop.
         status = next(code for kind_, code in _CODES if isinstance(error, kind_))
+        arrays = {}
         logger.exception("exchange=%s round=%d status=%s", kind, server_round, status)
     reply = ReplyHeader(
         status=status,
@@ -185,6 +186,22 @@ def _take_part(
     )
 
 
+def _check_may_leave(
+    arrays: Arrays, head: str, header: RoundHeader, plan: TrainingPlan, settings: ShopSettings
+) -> None:
+    """Refuse arrays that are the shop's own, or that its ledger was not charged for.
+
+    All that leaves a shop passes here, and is compared with the entry on disk. The reply's header
+    has fixed fields, and its one metric is a public constant.
+    """
+    check_may_travel(arrays)
+    if arrays and plan.private:
+        with Ledger.open(settings.ledger, known_head=head) as ledger:
+            entry = ledger.entry(head)
+        paid = entry.event if entry else None
+        check_paid(plan, header.run_id, header.server_round, paid, arrays)
+
+
 def _join(header: RoundHeader, plan: TrainingPlan, settings: ShopSettings) -> str:
     """Refuse unless all that is left of the plan fits under the cap."""
     if not plan.private:
@@ -192,7 +209,7 @@ def _join(header: RoundHeader, plan: TrainingPlan, settings: ShopSettings) -> st
     remaining = planned_events(
         plan, header.run_id, first_round=header.server_round, noise=settings.noise
     )
-    with Ledger.open(settings.ledger) as ledger:
+    with Ledger.open(settings.ledger, known_head=header.ledger_head) as ledger:
         ledger.check(remaining, cap_epsilon=settings.cap_epsilon, delta=settings.cap_delta)
         return ledger.head()
 
@@ -207,7 +224,7 @@ def _charge(
         plan, header.run_id, first_round=server_round, noise=settings.noise
     )
     event = replace(event, code_digest=code_digest())
-    with Ledger.open(settings.ledger) as ledger:
+    with Ledger.open(settings.ledger, known_head=header.ledger_head) as ledger:
         return ledger.charge(
             event,
             cap_epsilon=settings.cap_epsilon,

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.features import read_catalogue
 from common.model import initial_state, state_spec, trained_names
 from server.checkpoints import last_checkpoint, write_checkpoint
+from server.heads import LedgerHeads
 from server.settings import read_home, read_run_config
 from server.strategy import Event, Federation, Job
 
@@ -55,6 +56,7 @@ def main(grid: Grid, context: Context) -> None:
             job,
             save=lambda checkpoint: write_checkpoint(home.checkpoints, checkpoint),
             report=report,
+            heads=LedgerHeads(home.heads_file),
         )
         initial = {} if resume else initial_state(plan.model, catalogue.size)
         federation.run(initial, resume)

@@ -81,11 +81,25 @@ class RunSettings(Frozen):
 class ServerHome(Frozen):
     """What the server knows on its own machine (``server.toml``).
 
-    ``catalogue`` is the folder of the published one.
+    Attributes
+    ----------
+    checkpoints
+        Folder of one run.
+    catalogue
+        Folder of the published one.
+    ledger_heads
+        File of the shops' last known ledger heads, kept over all runs; by default
+        ``ledger-heads.json`` beside the checkpoints.
     """
 
     checkpoints: Path
     catalogue: Path
+    ledger_heads: Path | None = None
+
+    @property
+    def heads_file(self) -> Path:
+        """The file of ledger heads."""
+        return self.ledger_heads or self.checkpoints.parent / "ledger-heads.json"
 
 
 def read_run_config(run_config: Mapping[str, object]) -> tuple[TrainingPlan, RunSettings]:

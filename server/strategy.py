@@ -9,9 +9,8 @@ import json
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -41,6 +40,8 @@ from common.protocol import (
 from common.rng import derive
 from server.aggregation import Aggregator, Contribution, popularity_rates, weighted_mean
 from server.checkpoints import Checkpoint
+from server.exchange import Exchange
+from server.heads import LedgerHeads
 from server.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -75,22 +76,6 @@ class Job:
     features: Sequence[Feature] = ()
 
 
-@dataclass
-class Exchange:
-    """What came back from one exchange."""
-
-    asked: int = 0
-    contributions: list[Contribution] = field(default_factory=list)
-    declined: Counter[str] = field(default_factory=Counter)
-    headers: dict[int, ReplyHeader] = field(default_factory=dict)
-    accepted_nodes: dict[int, str] = field(default_factory=dict)
-
-    @property
-    def accepted(self) -> int:
-        """Number of good replies."""
-        return len(self.contributions)
-
-
 class Federation:
     """The server's side of one run.
 
@@ -102,6 +87,8 @@ class Federation:
         What is run.
     aggregate
         How the accepted updates become one.
+    heads
+        What is remembered of the shops' ledgers, over runs; None remembers nothing.
     save
         Called with the checkpoint of every round, 0 being the state before training.
     report
@@ -116,8 +103,11 @@ class Federation:
         save: Callable[[Checkpoint], object],
         report: Callable[[Event], object],
         aggregate: Aggregator = weighted_mean,
+        heads: LedgerHeads | None = None,
     ) -> None:
         self._grid, self._job, self._aggregate = grid, job, aggregate
+        # A plan without privacy charges nothing: ledgers are none of its business.
+        self._heads = heads if job.plan.private else None
         self._save, self._report = save, report
         self._asked_to_join: set[int] = set()
         self._shops: dict[int, str] = {}
@@ -153,7 +143,9 @@ class Federation:
             )
             if enough := self._has_quorum(exchange):
                 mean = self._aggregate(exchange.contributions)
-                state, memory = optimizer.apply(state, mean, memory, exchange.accepted)
+                state, memory = optimizer.apply(
+                    state, mean, memory, exchange.accepted, server_round
+                )
             self._checkpoint(server_round, state, memory)
             self._tell(
                 "round",
@@ -161,7 +153,7 @@ class Federation:
                 started,
                 exchange,
                 kept_old_model=not enough,
-                shops=_failed(exchange),
+                shops=exchange.failed,
             )
         self._report({"event": "end", "server_round": plan.rounds})
         return state
@@ -181,11 +173,14 @@ class Federation:
             plan_json=self._job.plan.model_dump_json(),
             catalogue_fingerprint=self._job.catalogue_fingerprint,
         )
-        content = RecordDict({HEADER: ConfigRecord(header.model_dump())})
-        if state:
-            content[STATE] = ArrayRecord({name: Array(array) for name, array in state.items()})
+        shared = {STATE: ArrayRecord({n: Array(a) for n, a in state.items()})} if state else {}
         messages = [
-            Message(content, node, _MESSAGE_TYPES[kind], group_id=str(server_round))
+            Message(
+                RecordDict({HEADER: self._header_for(node, header), **shared}),
+                node,
+                _MESSAGE_TYPES[kind],
+                group_id=str(server_round),
+            )
             for node in nodes
         ]
         result = Exchange(asked=len(nodes))
@@ -198,7 +193,16 @@ class Federation:
         if late := len(nodes) - result.accepted - sum(result.declined.values()):
             result.declined["late"] = late
         result.contributions.sort(key=lambda c: c.shop)
+        if self._heads is not None and kind != JOIN:
+            # Only a reply that was charged speaks for a ledger: one that joins may be an old copy.
+            self._heads.remember(result.ledger_heads)
         return result
+
+    def _header_for(self, node: int, header: RoundHeader) -> ConfigRecord:
+        """Return the header with the last known head of the node's own shop."""
+        if self._heads is not None and node in self._shops:
+            header = header.model_copy(update={"ledger_head": self._heads.of(self._shops[node])})
+        return ConfigRecord(header.model_dump())
 
     def _take(
         self,
@@ -284,17 +288,17 @@ class Federation:
         shops = {h.shop: h.status for h in exchange.headers.values() if h.shop != NO_FINGERPRINT}
         self._tell("join", server_round, started, exchange, shops=shops)
         if not self._shops:
-            raise RunError(f"no shop takes part: {_words(exchange.declined)}")
+            raise RunError(f"no shop takes part: {exchange.reasons}")
 
     def _release(self, initial: Arrays) -> Arrays:
         started = time.monotonic()
         shape = {POPULARITY: self._job.shapes[POPULARITY]}
         exchange = self.exchange(RELEASE, 0, self._everyone(), {}, shape)
-        self._tell("release", 0, started, exchange, shops=_failed(exchange))
+        self._tell("release", 0, started, exchange, shops=exchange.failed)
         if not self._has_quorum(exchange):
             raise RunError(
                 f"{exchange.accepted} of {exchange.asked} shops released their popularity, too "
-                f"few to train on: {_words(exchange.declined)}"
+                f"few to train on: {exchange.reasons}"
             )
         job = self._job
         return initial | {
@@ -381,13 +385,3 @@ def _arrays(reply: Message, expected: Shapes) -> Arrays:
         except (ValueError, TypeError, EOFError, OSError) as error:
             raise ProtocolError(f"array {name!r} cannot be decoded") from error
     return arrays
-
-
-def _failed(exchange: Exchange) -> dict[str, str]:
-    """Return shop key -> code of the shops that answered with anything but an update."""
-    headers = exchange.headers.values()
-    return {h.shop: h.status for h in headers if h.shop != NO_FINGERPRINT and h.status != "ok"}
-
-
-def _words(declined: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {code}" for code, count in sorted(declined.items())) or "none asked"

@@ -1,6 +1,7 @@
 """From a plan's public constants to the ledger's events, and what a private plan must hold."""
 
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,7 +9,20 @@ import client
 import common
 from client.privacy.ledger import DP_SGD, HISTOGRAM, Event
 from common.errors import PrivacyError
-from common.protocol import TrainingPlan, plan_digest
+from common.model import trained_names
+from common.protocol import POPULARITY, TrainingPlan, plan_digest
+
+# What an event costs, and in which exchange.
+_PRICE = (
+    "mechanism",
+    "noise_multiplier",
+    "sample_rate",
+    "steps",
+    "unit",
+    "relation",
+    "run_id",
+    "server_round",
+)
 
 
 def planned_events(
@@ -88,6 +102,39 @@ def check_plan(plan: TrainingPlan, *, has_sessions: bool = True) -> None:
         )
     if plan.unit == "basket" and not has_sessions:
         raise PrivacyError('unit = "basket" needs interactions with a session_id column')
+
+
+def check_paid(
+    plan: TrainingPlan, run_id: str, server_round: int, paid: Event | None, arrays: Iterable[str]
+) -> None:
+    """Refuse arrays that would leave a shop without the ledger entry that pays for them.
+
+    Parameters
+    ----------
+    paid
+        The event as it stands in the ledger; None where there is none.
+    arrays
+        Names of what would leave.
+
+    Raises
+    ------
+    PrivacyError
+        If the ledger was charged with another mechanism than this round of the plan uses, or the
+        mechanism releases no such array. A new release needs an event of its own.
+    """
+    due = planned_events(plan, run_id, first_round=server_round)[0]
+    if paid is None or any(getattr(paid, name) != getattr(due, name) for name in _PRICE):
+        raise PrivacyError(
+            f"round {server_round} would leave the shop, and its ledger was not charged with "
+            f"{due.steps} x {due.mechanism} of noise multiplier {due.noise_multiplier:g} at "
+            f"sample rate {due.sample_rate:g}"
+        )
+    releases = {HISTOGRAM: [POPULARITY], DP_SGD: trained_names(plan)}[due.mechanism]
+    if unpaid := sorted(set(arrays) - set(releases)):
+        raise PrivacyError(
+            f"{', '.join(unpaid)} would leave the shop, and no entry of its ledger pays for it: "
+            f"{due.mechanism} pays for {', '.join(releases)} only"
+        )
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,52 @@
+"""What came back from one exchange with the shops."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from common.protocol import NO_FINGERPRINT, ReplyHeader
+from server.aggregation import Contribution
+
+
+@dataclass
+class Exchange:
+    """Replies, checked and counted.
+
+    Attributes
+    ----------
+    asked
+        Number of nodes that were sent a message.
+    declined
+        Code -> number of replies that were none of use.
+    headers
+        Node -> header of every well-formed reply.
+    accepted_nodes
+        Node -> shop of the good ones.
+    """
+
+    asked: int = 0
+    contributions: list[Contribution] = field(default_factory=list)
+    declined: Counter[str] = field(default_factory=Counter)
+    headers: dict[int, ReplyHeader] = field(default_factory=dict)
+    accepted_nodes: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def accepted(self) -> int:
+        """Number of good replies."""
+        return len(self.contributions)
+
+    @property
+    def ledger_heads(self) -> dict[str, str]:
+        """Shop -> head of its ledger, as the good replies say."""
+        return {shop: self.headers[node].ledger_head for node, shop in self.accepted_nodes.items()}
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Shop -> code of the shops that answered with anything but an update."""
+        headers = self.headers.values()
+        return {h.shop: h.status for h in headers if h.shop != NO_FINGERPRINT and h.status != "ok"}
+
+    @property
+    def reasons(self) -> str:
+        """How often each code was given, in words."""
+        counts = sorted(self.declined.items())
+        return ", ".join(f"{count} {code}" for code, count in counts) or "none asked"
