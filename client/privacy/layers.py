@@ -180,8 +180,8 @@ def unit_norms(gradients: RowGradients, size: int) -> torch.Tensor:
     added in their order, whoever else is there.
     """
     norms = torch.linalg.vector_norm(gradients.values, dim=1, dtype=torch.float64)
-    squares = np.bincount(gradients.reads.units, norms.square_(), minlength=size)
-    return torch.from_numpy(squares).sqrt_()
+    squares = np.bincount(gradients.reads.units.numpy(), norms.square_().numpy(), minlength=size)
+    return torch.from_numpy(squares).double().sqrt_()
 
 
 def _changes(values: np.ndarray) -> np.ndarray:
