@@ -7,13 +7,14 @@ once, over all training weeks. All parts are linear in a customer's history, and
 is brought to unit spread by one scale a shop, so a mixed score still comes apart exactly.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from pydantic import Field
 from scipy import sparse
 
+from client.ease import Ease, Scores
 from common.config import nearest
 from common.errors import ConfigError
 from common.metrics import evaluate
@@ -69,76 +70,6 @@ class HomeSettings(Frozen):
 
 
 @dataclass(frozen=True)
-class Ease:
-    """EASE (Steck 2019) of few customers, in its dual form, with the federation as prior.
-
-    With ``K = λI + XXᵀ`` (U x U), the inverse of ``XᵀX + λI`` is ``P = (I - Xᵀ K⁻¹ X) / λ``, and a
-    history ``x`` scores ``x - (x P) / diag(P)``: no product x product matrix is ever built. Rows
-    ``E`` with ``EᵀE`` near the pooled ``XᵀX`` stand for the other shops' customers: they join ``X``
-    as so many pseudo-customers.
-
-    Attributes
-    ----------
-    customers
-        (U, n) the histories it was fitted on.
-    prior
-        (d, n) float32 pseudo-customers; d may be 0.
-    solved
-        (U + d, n) float32 ``K⁻¹ X``.
-    diagonal
-        (n,) float32 ``λ diag(P)``.
-    """
-
-    customers: sparse.csr_matrix
-    prior: np.ndarray
-    solved: np.ndarray
-    diagonal: np.ndarray
-
-    @classmethod
-    def fit(
-        cls,
-        histories: sparse.csr_matrix,
-        ridge: float,
-        max_customers: int,
-        prior: np.ndarray | None = None,
-    ) -> "Ease":
-        """Fit on (U, n) histories and (d, n) pseudo-customers."""
-        counts = np.diff(histories.indptr)
-        chosen = np.sort(np.argsort(-counts, kind="stable")[:max_customers])
-        x = sparse.csr_matrix(histories[chosen])
-        x.data = np.ones_like(x.data)
-        if prior is None:
-            prior = np.zeros((0, x.shape[1]), np.float32)
-        own, size = x.shape[0], x.shape[0] + len(prior)
-        gram = np.zeros((size, size))
-        gram[:own, :own] = (x @ x.T).toarray()
-        gram[:own, own:] = x @ prior.T
-        gram[own:, :own] = gram[:own, own:].T
-        gram[own:, own:] = prior @ prior.T
-        gram[np.diag_indices_from(gram)] += ridge
-        inverse = (np.linalg.inv(gram) if size else gram).astype(np.float32)
-        solved = np.asarray((x.T @ inverse[:own]).T, dtype=np.float32)
-        solved = solved + inverse[:, own:] @ prior
-        explained = np.asarray(x.multiply(solved[:own]).sum(axis=0)).ravel()
-        explained = explained + np.einsum("dn,dn->n", prior, solved[own:])
-        return cls(x, prior, solved, (1.0 - explained).astype(np.float32))
-
-    def scores(self, history: sparse.csr_matrix) -> np.ndarray:
-        """Return (B, n) float32 scores of (B, n) histories."""
-        seen = history.copy()
-        seen.data = np.ones_like(seen.data)
-        overlap = np.concatenate(
-            [(seen @ self.customers.T).toarray(), np.asarray(seen @ self.prior.T)], axis=1
-        ).astype(np.float32)
-        explained = overlap @ self.solved / self.diagonal
-        dense = np.zeros(history.shape, np.float32)
-        rows = np.repeat(np.arange(history.shape[0]), np.diff(seen.indptr))
-        dense[rows, seen.indices] = 1.0
-        result: np.ndarray = dense - (dense / self.diagonal - explained)
-        return result
-
-
-@dataclass(frozen=True)
 class HomeModel:
     """A shop's own mixture: local state, never put into a record.
 
@@ -160,7 +91,7 @@ class HomeModel:
     """
 
     model: GlobalModel
-    eases: Mapping[str, Ease]
+    eases: Mapping[str, Scores]
     own_popularity: np.ndarray
     expected_content: np.ndarray
     part_scales: Mapping[str, float]
@@ -172,19 +103,25 @@ class HomeModel:
         model: GlobalModel,
         histories: sparse.csr_matrix,
         settings: HomeSettings,
-        others: Mapping[str, Ease] | None = None,
+        others: Mapping[str, Scores] | None = None,
+        own_ease: Callable[[float], Ease] | None = None,
     ) -> "HomeModel":
-        """Fit everything but the weights on (U, n) histories; the weights are the start."""
-        eases = dict(others or {})
+        """Fit everything but the weights on (U, n) histories; the weights are the start.
+
+        Parameters
+        ----------
+        others
+            Further parts by name.
+        own_ease
+            Returns EASE of these histories with a ridge, where it is known already.
+        """
+        fit = own_ease or (lambda ridge: Ease.fit(histories, ridge, settings.max_customers))
+        eases: dict[str, Scores] = dict(others or {})
         if "own_ease" in settings.start:
-            eases["own_ease"] = Ease.fit(histories, settings.ease_lambda, settings.max_customers)
+            eases["own_ease"] = fit(settings.ease_lambda)
         if "shared_ease" in settings.start:
-            eases["shared_ease"] = Ease.fit(
-                histories,
-                settings.shared_lambda,
-                settings.max_customers,
-                model.pseudo_customers(histories) * np.float32(settings.prior_strength**0.5),
-            )
+            prior = model.pseudo_customers(histories) * np.float32(settings.prior_strength**0.5)
+            eases["shared_ease"] = fit(settings.shared_lambda).with_prior(prior)
         binary = histories.copy()
         binary.data = np.ones_like(binary.data)
         counts = np.asarray(binary.sum(axis=0), dtype=np.float32).reshape(1, -1)

@@ -5,19 +5,22 @@ the validation weeks and then fitted on all training weeks. Arms differ in the p
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import sparse
 
-from client.personalization import Ease, HomeModel, HomeSettings, tune
+from client.ease import Ease, Scores
+from client.personalization import HomeModel, HomeSettings, tune
 from common.metrics import MetricSums, evaluate
 from common.model import GlobalModel, initial_state
 from common.protocol import Arrays, ModelPlan
 from common.scoring import TopLists, top_lists
+from simulations.pooled import ProductEase
 from simulations.world import Period, World
 
 K = 20
+_KEPT_BYTES = 3 * 2**30
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,34 @@ class Knowledge:
     """
 
     model: GlobalModel
-    others: Mapping[str, Ease]
+    others: Mapping[str, Scores]
+
+
+@dataclass(frozen=True)
+class OwnEases:
+    """EASE of each measured shop's own customers: the same in every arm, so fitted once.
+
+    Each is as large as the square of a shop's customers: what would be too much is fitted anew.
+    """
+
+    kept: dict[tuple[int, str, float, int], Ease] = field(default_factory=dict)
+
+    def of(
+        self, period: Period, merchant_id: str, settings: HomeSettings
+    ) -> Callable[[float], Ease]:
+        """Return what fits a shop's EASE with a ridge."""
+
+        def fit(ridge: float) -> Ease:
+            key = (period.reference_time, merchant_id, ridge, settings.max_customers)
+            if key in self.kept:
+                return self.kept[key]
+            ease = Ease.fit(period.history[merchant_id], ridge, settings.max_customers)
+            held = sum(known.inverse.nbytes for known in self.kept.values())
+            if held + ease.inverse.nbytes <= _KEPT_BYTES:
+                self.kept[key] = ease
+            return ease
+
+        return fit
 
 
 def untrained(world: World) -> GlobalModel:
@@ -58,10 +88,17 @@ def global_model(world: World, plan: ModelPlan, state: Arrays) -> GlobalModel:
     return GlobalModel(plan, world.catalogue, state)
 
 
-def pooled_ease(world: World, period: Period, ridge: float, max_customers: int) -> Ease:
-    """Return EASE over the customers of all shops together: what nobody may do in life."""
+def pooled_ease(world: World, period: Period, ridge: float, largest: int) -> Scores:
+    """Return EASE over the customers of all shops together: what nobody may do in life.
+
+    It solves a system as large as there are customers, or else products; where both are more than
+    ``largest``, it takes all customers and the most popular products.
+    """
     rows = [period.history[shop.merchant_id] for shop in world.shops]
-    return Ease.fit(sparse.csr_matrix(sparse.vstack(rows)), ridge, max_customers)
+    histories = sparse.csr_matrix(sparse.vstack(rows))
+    if histories.shape[0] <= largest:
+        return Ease.fit(histories, ridge, largest)
+    return ProductEase.fit(histories, ridge, largest)
 
 
 def own_popularity(world: World, merchant_id: str) -> np.ndarray:
@@ -92,6 +129,7 @@ def at_home(
     settings: HomeSettings,
     tuning: Callable[[], Knowledge],
     final: Callable[[], Knowledge],
+    eases: OwnEases,
 ) -> Iterator[ShopOutcome]:
     """Adapt at each shop: weights from the validation weeks, then fitted on all of training.
 
@@ -100,12 +138,15 @@ def at_home(
     tuning, final
         What the arm knows before the validation weeks, and before the test; called once each,
         one after the other, so that both are never held together.
+    eases
+        Shops' own EASE, as far as other arms have fitted it.
     """
     weights = {}
     known = tuning()
     for shop in world.measured_shops:
         history = world.validation.history[shop.merchant_id]
-        home = HomeModel.fit(known.model, history, settings, known.others)
+        own_ease = eases.of(world.validation, shop.merchant_id, settings)
+        home = HomeModel.fit(known.model, history, settings, known.others, own_ease)
         asked = world.measured[shop.merchant_id]
         targets = world.validation.targets[shop.merchant_id][asked]
         stock = world.stock.get(shop.merchant_id)
@@ -114,7 +155,8 @@ def at_home(
     known = final()
     for shop in world.measured_shops:
         history = world.test.history[shop.merchant_id]
-        fitted = HomeModel.fit(known.model, history, settings, known.others)
+        own_ease = eases.of(world.test, shop.merchant_id, settings)
+        fitted = HomeModel.fit(known.model, history, settings, known.others, own_ease)
         home = replace(fitted, mixing_weights=weights[shop.merchant_id])
         yield measure(world, shop.merchant_id, home.scores, weights[shop.merchant_id])
 

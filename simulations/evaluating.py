@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from client.privacy.ledger import Ledger
+from common.model import GlobalModel
 from common.protocol import shop_key
 from common.schema import ShopEvents
 from common.statement import statement
 from simulations.arms import (
     Knowledge,
+    OwnEases,
     ShopOutcome,
     at_home,
     by_global_model,
@@ -19,11 +21,14 @@ from simulations.arms import (
     pooled_ease,
     untrained,
 )
-from simulations.experiment import TRAINED_BY, Experiment
+from simulations.experiment import TRAINED_BY, TRAINED_PARTS, Experiment
 from simulations.federating import Trained, ledger_name
 from simulations.machine import PeakMemory
 from simulations.report import ArmPrivacy, ArmResult, ShopResult
 from simulations.world import World
+
+#: Arms that train a model.
+FEDERATED = ("federated", "federated-dp")
 
 REASONS = {
     "over-budget": "the plan costs more than the shop's cap: it took no part",
@@ -40,6 +45,7 @@ def evaluate_arm(
     arm: str,
     trained: Trained | None,
     ledgers: Path,
+    eases: OwnEases,
     seen: Callable[[ShopEvents, ShopOutcome], object] = lambda _shop, _outcome: None,
 ) -> ArmResult:
     """Measure an arm at every measured shop.
@@ -47,60 +53,74 @@ def evaluate_arm(
     Parameters
     ----------
     trained
-        The federation whose model the arm shows; None where it has none.
+        The federation whose model the arm shows, or mixes; None where it has none.
     ledgers
         Folder of the shops' ledgers of private plans.
+    eases
+        Shops' own EASE on this world, shared by its arms.
     seen
         Called with each shop and what the arm gives it.
     """
     shops: dict[str, ShopResult] = {}
+    shown = None if arm == "centralized" else trained
     with PeakMemory() as memory:
         for outcome, shop in zip(
-            arm_outcomes(experiment, world, arm, trained), world.measured_shops, strict=True
+            arm_outcomes(experiment, world, arm, trained, eases), world.measured_shops, strict=True
         ):
             seen(shop, outcome)
-            shops[shop.merchant_id] = _shop_result(
-                experiment, world, outcome, shop, trained, ledgers
-            )
+            shops[shop.merchant_id] = _shop_result(experiment, world, outcome, shop, shown, ledgers)
     seconds, peak = memory.seconds, memory.peak_mb
     if trained is not None:
         seconds, peak = seconds + trained.seconds, max(peak, trained.peak_mb)
-    return ArmResult(arm, shops, _privacy(trained), seconds, peak)
+    return ArmResult(arm, shops, _privacy(shown), seconds, peak)
+
+
+def trained_by(experiment: Experiment, arm: str) -> str | None:
+    """Return the federated arm whose model an arm shows, or mixes; None: it needs none."""
+    if arm == "centralized":
+        mixes = set(TRAINED_PARTS) & set(experiment.home.centralized.start)
+        return "federated" if mixes else None
+    source = TRAINED_BY.get(arm, arm)
+    return source if source in FEDERATED else None
 
 
 def arm_outcomes(
-    experiment: Experiment, world: World, arm: str, trained: Trained | None
+    experiment: Experiment, world: World, arm: str, trained: Trained | None, eases: OwnEases
 ) -> Iterator[ShopOutcome]:
     """Yield what an arm gives each measured shop."""
     home = experiment.home
     if arm == "popularity":
         return by_popularity(world)
-    if trained is not None:
-        plan = trained.plan
-        if arm in TRAINED_BY:
-            state = trained.checkpoint(plan.rounds).state
-            return by_global_model(world, global_model(world, plan.model, state))
-
-        def known(server_round: int) -> Knowledge:
-            state = trained.checkpoint(server_round).state
-            return Knowledge(global_model(world, plan.model, state), {})
-
-        settings = home.of_plan(plan)
-        return at_home(
-            world, settings, lambda: known(plan.tuning_round), lambda: known(plan.rounds)
-        )
     if arm == "centralized":
-        settings, model = home.centralized, untrained(world)
+        settings = home.centralized
 
         def pooled(tuning: bool) -> Knowledge:
             period = world.validation if tuning else world.test
             ease = pooled_ease(world, period, home.pooled_ridge, settings.max_customers)
-            return Knowledge(model, {"pooled_ease": ease})
+            return Knowledge(_model(world, trained, tuning), {"pooled_ease": ease})
 
-        return at_home(world, settings, lambda: pooled(True), lambda: pooled(False))
+        return at_home(world, settings, lambda: pooled(True), lambda: pooled(False), eases)
+    if trained is not None:
+        if arm in TRAINED_BY:
+            return by_global_model(world, _model(world, trained, tuning=False))
+
+        def known(tuning: bool) -> Knowledge:
+            return Knowledge(_model(world, trained, tuning), {})
+
+        settings = home.of_plan(trained.plan)
+        return at_home(world, settings, lambda: known(True), lambda: known(False), eases)
     alone = Knowledge(untrained(world), {})
     settings = home.local if arm == "local" else home.home_only()
-    return at_home(world, settings, lambda: alone, lambda: alone)
+    return at_home(world, settings, lambda: alone, lambda: alone, eases)
+
+
+def _model(world: World, trained: Trained | None, tuning: bool) -> GlobalModel:
+    """Return the global model that has not seen the validation weeks, or the last one."""
+    if trained is None:
+        return untrained(world)
+    plan = trained.plan
+    state = trained.checkpoint(plan.tuning_round if tuning else plan.rounds).state
+    return global_model(world, plan.model, state)
 
 
 def _shop_result(

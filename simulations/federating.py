@@ -70,6 +70,9 @@ class Trained:
 class Federator:
     """Runs the federations of one experiment in its draft folder.
 
+    Catalogue and shops' tables are written into ``shared``, once for all that is given it; they
+    follow from the world alone.
+
     Attributes
     ----------
     ledgers
@@ -79,10 +82,16 @@ class Federator:
     """
 
     def __init__(
-        self, experiment: Experiment, world: World, folder: Path, watcher: Watcher
+        self,
+        experiment: Experiment,
+        world: World,
+        folder: Path,
+        watcher: Watcher,
+        shared: Path | None = None,
     ) -> None:
         self._experiment, self._world = experiment, world
         self._work, self._watcher = folder / WORK, watcher
+        self._shared = shared or self._work
         self.ledgers = folder / "ledgers"
         self.ledgers.mkdir(exist_ok=True)
         self.notes: list[str] = []
@@ -120,9 +129,9 @@ class Federator:
             If it failed.
         """
         plan = self._plans[name]
-        catalogue = self._work / "catalogue"
+        catalogue = self._shared / "catalogue"
         if not catalogue.exists():
-            self._work.mkdir(exist_ok=True)
+            self._shared.mkdir(parents=True, exist_ok=True)
             write_catalogue(self._world.catalogue, catalogue)
         shops = self._write_shops(name, plan)
         server = self._work / name / "server"
@@ -167,23 +176,39 @@ class Federator:
             self._watcher.step(f"round {event.get('server_round')}: {accepted} of {asked} shops")
 
     def _write_shops(self, name: str, plan: TrainingPlan) -> Path:
-        """Lay out every shop's own folder: its training records, settings and ledger's place."""
+        """Lay out every shop's own folder: its settings, which name its tables and ledger."""
         root = self._work / name / "shops"
         if (root / ".whole").exists():
             return root
         shutil.rmtree(root, ignore_errors=True)
+        self._write_tables()
         for number, shop in enumerate(self._world.shops):
-            data = root / str(number) / "data"
-            data.mkdir(parents=True)
-            write_tables(self._world, shop.merchant_id, data)
+            home = root / str(number)
+            home.mkdir(parents=True)
             settings = self._settings(shop.merchant_id, plan)
+            for key, place in (
+                ("data", self._shared / "tables" / str(number)),
+                ("catalogue", self._shared / "catalogue"),
+            ):
+                settings[key] = os.path.relpath(place, home)
             lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
             lines.append("[behavior_weights]")
             weights = self._experiment.data.behaviors
             lines += [f"{json.dumps(name)} = {weight}" for name, weight in weights.items()]
-            (data.parent / "shop.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            (home / "shop.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (root / ".whole").touch()
         return root
+
+    def _write_tables(self) -> None:
+        """Write every shop's own training records, unless they are there."""
+        root = self._shared / "tables"
+        if (root / ".whole").exists():
+            return
+        shutil.rmtree(root, ignore_errors=True)
+        for number, shop in enumerate(self._world.shops):
+            (root / str(number)).mkdir(parents=True)
+            write_tables(self._world, shop.merchant_id, root / str(number))
+        (root / ".whole").touch()
 
     def _settings(self, merchant_id: str, plan: TrainingPlan) -> dict[str, Any]:
         privacy = self._experiment.privacy
@@ -193,8 +218,6 @@ class Federator:
         cap = privacy.cap_epsilon or 2 * privacy.target_epsilon
         return {
             "merchant_id": merchant_id,
-            "data": "data",
-            "catalogue": "../../../catalogue",
             "ledger": os.path.relpath(
                 ledger / ledger_name(merchant_id), self._work / "a" / "shops" / "0"
             ),

@@ -26,9 +26,9 @@ from common.errors import ConfigError, InputError
 from common.protocol import TrainingPlan
 from common.schema import ShopEvents
 from common.statement import statement
-from simulations.arms import ShopOutcome, by_global_model, global_model
-from simulations.evaluating import evaluate_arm
-from simulations.experiment import TRAINED_BY, Experiment
+from simulations.arms import OwnEases, ShopOutcome, by_global_model, global_model
+from simulations.evaluating import FEDERATED, evaluate_arm, trained_by
+from simulations.experiment import Experiment
 from simulations.federating import WORK, Federator, Trained, Watcher
 from simulations.machine import machine_facts
 from simulations.page import render_report
@@ -38,7 +38,6 @@ from simulations.world import World, build_world
 
 logger = logging.getLogger(__name__)
 
-_FEDERATED = ("federated", "federated-dp")
 _IDENTITY = "experiment.json"
 
 
@@ -115,12 +114,14 @@ class _Runner:
         self._experiment, self._world = experiment, world
         self._folder, self._watcher = folder, watcher
         self._trained: dict[str, Trained] = {}
+        self._eases = OwnEases()
         self._federator = Federator(experiment, world, folder, watcher)
 
     def run(self) -> dict[str, Any]:
         """Run every arm and write the folder; return the report."""
         arms = self._experiment.run.arms
-        needed = [name for name in _FEDERATED if any(_source(arm) == name for arm in arms)]
+        sources = {arm: trained_by(self._experiment, arm) for arm in arms}
+        needed = [name for name in FEDERATED if name in sources.values()]
         for name in needed:  # a plan that can't be kept is refused before anything is trained
             self._federator.plan(name)
         for name in needed:
@@ -129,7 +130,7 @@ class _Runner:
         results = []
         with RecommendationWriter(self._folder / "recommendations.parquet") as writer:
             for arm in arms:
-                results.append(self._evaluate(arm, writer))
+                results.append(self._evaluate(arm, sources[arm], writer))
                 gc.collect()
         self._watcher.stage("writing the report")
         run = RunResult(
@@ -147,8 +148,8 @@ class _Runner:
 
     # --- one arm -------------------------------------------------------------------------------
 
-    def _evaluate(self, arm: str, writer: RecommendationWriter) -> ArmResult:
-        trained = self._trained.get(_source(arm))
+    def _evaluate(self, arm: str, source: str | None, writer: RecommendationWriter) -> ArmResult:
+        trained = self._trained[source] if source else None
         self._watcher.stage(f"arm {arm}", len(self._world.measured))
 
         def seen(shop: ShopEvents, outcome: ShopOutcome) -> None:
@@ -168,8 +169,10 @@ class _Runner:
             self._watcher.step()
 
         ledgers = self._federator.ledgers
-        result = evaluate_arm(self._experiment, self._world, arm, trained, ledgers, seen)
-        if trained is None or arm in TRAINED_BY:
+        result = evaluate_arm(
+            self._experiment, self._world, arm, trained, ledgers, self._eases, seen
+        )
+        if trained is None or arm != source:
             return result
         return replace(result, rounds=self._by_round(trained))
 
@@ -221,10 +224,6 @@ class _Runner:
         if self._trained:
             found.append("noise is seeded so that the run can be repeated: it protects nobody")
         return found
-
-
-def _source(arm: str) -> str:
-    return TRAINED_BY.get(arm, arm)
 
 
 def _plan_epsilon(plan: TrainingPlan, server_round: int) -> float:

@@ -9,12 +9,15 @@ show what an undisturbed run costs.
 import gc
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from simulations.evaluating import evaluate_arm
+from simulations.arms import OwnEases
+from simulations.evaluating import evaluate_arm, trained_by
 from simulations.experiment import Experiment
-from simulations.federating import Federator, Watcher
+from simulations.federating import Federator, Trained, Watcher
 from simulations.machine import machine_facts
 from simulations.report import ArmResult, RunResult, build_report, plain, write_text
 from simulations.sweep_figures import arm_figures, sweep_document
@@ -24,7 +27,7 @@ from simulations.sweep_store import SweepFolder, sweep_folder
 from simulations.world import World, build_world
 
 #: Arms that all points of a setting are held against.
-BASELINES = ("local", "home-only", "centralized", "federated")
+BASELINES = ("local", "home-only", "federated", "centralized")
 PRIVATE = "federated-dp"
 
 
@@ -51,6 +54,7 @@ def run_sweep(sweep: Sweep, out: Path, watcher: Watcher) -> dict[str, Any]:
 class _Runner:
     def __init__(self, sweep: Sweep, folder: SweepFolder, watcher: Watcher) -> None:
         self._sweep, self._folder, self._watcher = sweep, folder, watcher
+        self._eases, self._shared = OwnEases(), folder.folder
 
     def run_setting(self, number: int) -> None:
         """Run the points of one setting that are not finished."""
@@ -59,8 +63,9 @@ class _Runner:
             return
         setting = self._sweep.settings[number]
         self._watcher.stage(f"reading data {setting.label}".rstrip())
-        world = build_world(setting.experiment, self._watcher.step)
-        baselines = [self._baseline(number, world, arm) for arm in BASELINES]
+        world, self._eases = build_world(setting.experiment, self._watcher.step), OwnEases()
+        self._shared = self._folder.fresh_work(f"shared-{number:02d}")
+        baselines = self._baselines(number, world)
         self._folder.write(
             _setting_name(number), self._report(setting.experiment, world, baselines, number)
         )
@@ -69,6 +74,7 @@ class _Runner:
             self._run_point(point, world, baselines)
             self.show()
             gc.collect()
+        shutil.rmtree(self._shared)
 
     def show(self) -> dict[str, Any]:
         """Write and return what is known so far."""
@@ -79,19 +85,26 @@ class _Runner:
         write_text(self._folder.folder / "sweep.html", render_sweep(document))
         return document
 
-    def _baseline(self, number: int, world: World, arm: str) -> ArmResult:
-        """Return an arm without privacy, measured now or before."""
-        name = _setting_name(number)
-        if (known := self._folder.read_arm(name, arm)) is not None:
-            return known
-        result = self._measure(self._sweep.settings[number].experiment, world, arm, name)
-        self._folder.write_arm(name, result)
-        return result
+    def _baselines(self, number: int, world: World) -> list[ArmResult]:
+        """Return the arms without privacy, measured now or before."""
+        name, experiment = _setting_name(number), self._sweep.settings[number].experiment
+        with self._federator(experiment, world, name) as federator:
+            trained: dict[str, Trained] = {}
+            results = []
+            for arm in BASELINES:
+                result = self._folder.read_arm(name, arm)
+                if result is None:
+                    result = self._measure(experiment, world, arm, federator, trained)
+                    self._folder.write_arm(name, result)
+                results.append(result)
+                gc.collect()
+        return results
 
     def _run_point(self, point: Point, world: World, baselines: list[ArmResult]) -> None:
         started = time.monotonic()
         experiment = self._sweep.point_experiment(point)
-        result = self._measure(experiment, world, PRIVATE, point.name)
+        with self._federator(experiment, world, point.name) as federator:
+            result = self._measure(experiment, world, PRIVATE, federator, {})
         report = self._report(experiment, world, [*baselines, result], point.setting)
         self._folder.write(
             _point_name(point),
@@ -105,25 +118,36 @@ class _Runner:
             },
         )
 
-    def _measure(self, experiment: Experiment, world: World, arm: str, name: str) -> ArmResult:
-        """Train, if the arm is a federation, and measure; leave nothing behind."""
+    @contextmanager
+    def _federator(self, experiment: Experiment, world: World, name: str) -> Iterator[Federator]:
+        """Give what trains, in a folder of its own that is gone at the end."""
         work = self._folder.fresh_work(name)
-        trained = None
-        federator = Federator(experiment, world, work, self._watcher)
-        if arm in ("federated", PRIVATE):
-            federator.plan(arm)
-            trained = federator.federate(arm)
+        yield Federator(experiment, world, work, self._watcher, self._shared)
+        shutil.rmtree(work)
+
+    def _measure(
+        self,
+        experiment: Experiment,
+        world: World,
+        arm: str,
+        federator: Federator,
+        trained: dict[str, Trained],
+    ) -> ArmResult:
+        """Train what the arm needs, unless it is among ``trained``, and measure the arm."""
+        source = trained_by(experiment, arm)
+        if source and source not in trained:
+            federator.plan(source)
+            trained[source] = federator.federate(source)
         self._watcher.stage(f"arm {arm}", len(world.measured))
-        result = evaluate_arm(
+        return evaluate_arm(
             experiment,
             world,
             arm,
-            trained,
+            trained[source] if source else None,
             federator.ledgers,
+            self._eases,
             lambda _shop, _outcome: self._watcher.step(),
         )
-        shutil.rmtree(work)
-        return result
 
     def _report(
         self, experiment: Experiment, world: World, arms: list[ArmResult], number: int

@@ -39,11 +39,14 @@ class Period:
         Merchant id -> (U, n): what each customer did before, and first did after.
     counts
         (n,) customers of each product before, over all shops.
+    reference_time
+        The moment, in epoch seconds.
     """
 
     history: Mapping[str, sparse.csr_matrix]
     targets: Mapping[str, sparse.csr_matrix]
     counts: np.ndarray
+    reference_time: int
 
     @cached_property
     def tail(self) -> np.ndarray:
@@ -141,7 +144,7 @@ class World:
             new.eliminate_zeros()
             history[shop.merchant_id], targets[shop.merchant_id] = known, new
             counts += np.asarray((known > 0).sum(axis=0)).ravel()
-        return Period(history, targets, counts)
+        return Period(history, targets, counts, reference_time)
 
 
 def build_world(

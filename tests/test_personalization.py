@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from client.personalization import Candidates, Ease, HomeModel, HomeSettings, mix, tune
+from client.ease import Ease
+from client.personalization import Candidates, HomeModel, HomeSettings, mix, tune
 from common.errors import ConfigError
 from common.features import Catalogue, ContentSpec
 from common.metrics import evaluate, tail_mask
