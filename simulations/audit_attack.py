@@ -13,21 +13,17 @@ with ``b_c`` and ``a_c`` what candidate ``c`` adds if it is in, and if it is not
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import sparse
+from scipy import sparse, special
 
 from client.units import event_weights, unit_histories, unit_rows
 from common.blocks import block_of
 from common.features import Catalogue
-from common.protocol import ITEMS, POPULARITY, SPECTRUM, Arrays, TrainingPlan
+from common.protocol import ITEMS, POPULARITY, Arrays, TrainingPlan
 from common.schema import ShopEvents
 from simulations.audit_training import Release
 
 # Noise that the attacker assumes where there is none: shares of a candidate's own square.
 _EXACT = 1e-6
-# The error of an approximation that it decodes, as a share of what is typical.
-_APPROXIMATE = 0.1
-# Popularity above so many standard deviations of its noise is read as it stands.
-_CLEAR = 2.0
 
 
 @dataclass(frozen=True)
@@ -209,47 +205,72 @@ def gradients(
     return Outer(x, w * (plan.local_steps * plan.sample_rate))
 
 
-def attack_model(
-    plan: TrainingPlan,
-    state: Arrays,
-    shops: list[Candidates],
-    catalogue: Catalogue,
-    *,
-    spectrum_is_energy: bool,
+def model_statistics(
+    plan: TrainingPlan, state: Arrays, shops: list[Candidates], catalogue: Catalogue
 ) -> np.ndarray:
-    """Return ``(T,)`` log-odds of all shops' bits, one after the other, from the model alone.
+    """Return ``(3, T)`` figures of all shops' candidates, one after the other, from a model alone.
 
-    The released popularity is the sum of all histograms, but for its scale. Where the server keeps
-    an orthonormal basis ``V`` with the energy of all units along it, ``Vᵀ (Σ x xᵀ) V`` is diagonal
-    with just these energies.
+    Bits decoded from the released popularity, taken for the sum of all histograms; what the
+    candidate's records add to the popularity that they meet; and what they add to the share of the
+    candidate's history that lies in the span of the learned vectors. The last two are weak by
+    themselves and are held against models without the candidate: :func:`calibrated`.
     """
     sides = [[c.events for c in shops], [c.without for c in shops]]
-    decoder = Decoder(sum(len(c.events.user_ids) for c in shops))
-    noise = plan.popularity_noise_multiplier * len(shops) ** 0.5 if plan.private else 0.0
     inside, outside = (
         _stacked([histogram_rows(plan, shop, catalogue) for shop in side]) for side in sides
     )
-    rates = state[POPULARITY].astype(np.float64)
-    expected = np.asarray((inside.x.sum(axis=0) + outside.x.sum(axis=0)) / 2).ravel()
-    # What noise hides, the server took from products like it: nothing is read there. Their scale is
-    # the one thing that normalising hides: what is expected of the rest stands in for it.
-    seen = rates * (expected.sum() / max(rates.sum(), 1e-12)) > _CLEAR * noise
-    counts = rates * (expected[seen].sum() / max(rates[seen].sum(), 1e-12))
-    inside, outside = (Outer(side.x[:, seen], side.w) for side in (inside, outside))
-    decoder.see(inside, outside, counts[seen][:, None], noise)
-    if spectrum_is_energy and plan.rounds and decodes_rounds(plan):
-        vectors = state[ITEMS].astype(np.float64)
-        found = []
-        for side in sides:
-            whole = _stacked([gradients(plan, plan.rounds, state, s, catalogue) for s in side])
-            along = sparse.csr_matrix(whole.x @ vectors)
-            found.append(Outer(along, -whole.w / (plan.local_steps * plan.sample_rate)))
-        energies = state[SPECTRUM].astype(np.float64)
-        spread = _APPROXIMATE * float(energies.mean())
-        if plan.private:
-            spread = plan.noise_multiplier * plan.max_grad_norm * len(shops) ** 0.5
-        decoder.see(found[0], found[1], np.diag(energies), spread)
-    return decoder.scores()
+    rates = state[POPULARITY].astype(np.float64)[:, None]
+    # Normalising hides the scale alone: what is expected of it stands in.
+    scale = float(inside.x.sum() + outside.x.sum()) / 2
+    noise = plan.popularity_noise_multiplier * len(shops) ** 0.5 if plan.private else 0.0
+    decoder = Decoder(inside.x.shape[0])
+    decoder.see(inside, outside, rates * scale, noise)
+    block = block_of(plan.model, state[POPULARITY], catalogue)
+    basis = np.linalg.qr(state[ITEMS].astype(np.float64))[0]
+    shares = []
+    for side in sides:
+        rows = sparse.vstack(
+            [block.training_rows(_histories(plan, s, catalogue.size), 0.0) for s in side]
+        )
+        square = np.asarray(rows.multiply(rows).sum(axis=1)).ravel()
+        along = (np.asarray(rows @ basis) ** 2).sum(axis=1)
+        shares.append(np.divide(along, square, out=np.zeros_like(along), where=square > 0))
+    return np.stack(
+        [
+            special.expit(decoder.scores()),
+            inside.against(rates) - outside.against(rates),
+            shares[0] - shares[1],
+        ]
+    )
+
+
+def calibrated(statistics: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Return ``(M, T)`` scores of ``(M, K, T)`` figures, each held against the other models.
+
+    As Carlini et al. 2022 ("Membership inference attacks from first principles", algorithm 1) with
+    one variance for all: a model's figures less the candidate's mean over the other models, the
+    effect of being in taken off, weighted by that effect over their variance. All of it is known
+    of the other models only.
+
+    Parameters
+    ----------
+    inside
+        ``(M, T)`` the bits.
+    """
+    values = np.nan_to_num(statistics)
+    scores = np.full(inside.shape, np.nan)
+    for model in range(len(inside)):
+        others = np.arange(len(inside)) != model
+        known, bits = values[others], inside[others][:, None, :].astype(np.float64)
+        # Within a candidate, so that who is easy to see plays no part.
+        centred = known - known.mean(axis=0)
+        moved = bits - bits.mean(axis=0)
+        effect = (centred * moved).sum(axis=(0, 2)) / max(float((moved**2).sum()), 1e-12)
+        rest = centred - effect[:, None] * moved
+        variance = np.maximum((rest**2).mean(axis=(0, 2)), 1e-300)
+        absent = known.mean(axis=0) - effect[:, None] * bits.mean(axis=0)
+        scores[model] = ((values[model] - absent) * (effect / variance)[:, None]).sum(axis=0)
+    return np.where(np.isnan(statistics[:, 0]), np.nan, scores)
 
 
 def _stacked(parts: list[Outer]) -> Outer:

@@ -1,0 +1,37 @@
+"""What an audit does: the ``[audit]`` section of an experiment."""
+
+from pydantic import Field
+
+from common.protocol import Frozen
+
+
+class AuditSection(Frozen):
+    """How hard an audit tries.
+
+    Attributes
+    ----------
+    canaries, guesses
+        Of each one-run audit; ``guesses`` is fixed before anything is looked at.
+    claims
+        ε that the steps of the one-run audits claim, at ``claimed_delta``.
+    models
+        How many models the membership attacks are shown, of each kind.
+    shops
+        How many of the experiment's shops they attack: the first by merchant id.
+    also_epsilon
+        ``federated-dp`` is attacked at this ε too, where a promise binds more; 0: only at the
+        experiment's own.
+    control_rounds
+        ``federated`` is attacked after so many rounds at most: more only help the attacker, who
+        needs no help there.
+    """
+
+    canaries: int = Field(20_000, ge=10)
+    guesses: int = Field(400, ge=2)
+    claims: tuple[float, ...] = (0.5, 1.0, 2.0)
+    claimed_delta: float = Field(1e-5, gt=0, lt=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    models: int = Field(8, ge=3)
+    shops: int = Field(3, ge=1)
+    also_epsilon: float = Field(1.0, ge=0)
+    control_rounds: int = Field(2, ge=1)
