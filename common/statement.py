@@ -1,37 +1,60 @@
-"""What a model's privacy promise is, and what it is not: from the public plan alone."""
+"""What a privacy promise is, and what it is not, in words and as plain JSON values.
+
+The model's statement (:func:`statement`) follows from the public plan alone and goes into its
+manifest. A shop's own follows from its ledger and stays at home (``client.statement``); both are
+made of the same parts.
+"""
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from common.accounting import epsilon, plan_spends
+from common.accounting import Epsilon, epsilon, plan_spends
 from common.protocol import TrainingPlan
 
-_UNITS = {
+Noise = Literal["system", "seeded"]
+
+UNITS = {
     "customer": "one customer of one shop, with all of their records",
     "basket": "one basket (session) of one customer",
     "interaction": "one interaction of one customer with one product",
 }
-_TRUST = {
+TRUST = {
     "shop": "each shop makes every update private by itself, whatever the server does with it",
     "federation": "the server sees only the sum over shops; each adds a share of the noise",
 }
-_ALWAYS = (
-    "A person who shops at several shops is one unit in each: their loss adds up over the shops.",
-    "Hyperparameters that were tuned on the same data outside this plan are not counted.",
-    "Floating point: noise is drawn in 64 bits and added in 32; the bound is for real numbers.",
-    "Timing, memory use and availability of a shop.",
-    "What a shop shows its own customers, and what it keeps and fits at home.",
-    "Other runs: each shop's own ledger counts all of them together.",
+NOISES = {
+    "system": "drawn in each shop from the keystream of AES-256 in counter mode, under a key from "
+    "the operating system that never leaves the process",
+    "seeded": "drawn from a seed, as simulations do: it can be replayed",
+}
+RELEASES = {
+    "gaussian-histogram": "each unit's distinct products, scaled to norm 1, summed once",
+    "dp-sgd": "gradients clipped per unit over all parameters together",
+}
+_SEVERAL_SHOPS = (
+    "A person who shops at several shops is one unit in each: their loss adds up over the shops."
 )
+_TUNED = "Hyperparameters that were tuned on the same data outside this plan are not counted."
+_FLOATING_POINT = (
+    "Floating point: the bound is for real numbers. Noise is made in 64 bits before it is added, "
+    "and what leaves is rounded to a fixed grid that no data choose. Both blunt attacks that read "
+    "data off the lowest bits of noisy values (Mironov 2012); neither is a proof, as an exact "
+    "discrete Gaussian would be."
+)
+_TIMING = "Timing, memory use and availability of a shop."
+_AT_HOME = "What a shop shows its own customers, and what it keeps and fits at home."
+_OTHER_RUNS = "Other runs: each shop's own ledger counts all of them together."
+_SEEDED = (
+    "Anyone who knows the seed: noise was drawn from one, as simulations do, and whoever replays "
+    "it can take the noise off."
+)
+_WIDTH = 96
 
 
 def statement(
-    plan: TrainingPlan,
-    *,
-    noise: Literal["system", "seeded"] = "system",
-    catalogue_from_purchases: bool = False,
+    plan: TrainingPlan, *, noise: Noise = "system", catalogue_from_purchases: bool = False
 ) -> dict[str, Any]:
     """Return the privacy statement of the model that a plan trains, as plain JSON values.
 
@@ -47,8 +70,8 @@ def statement(
     -------
     dict
         ``private``; ``epsilon`` (null without a bound), ``delta``, ``unit``, ``unit_means``,
-        ``relation``, ``trust``, ``trust_means``, ``noise``, ``accountant`` (``method``,
-        ``upper_bound``), ``mechanisms`` and ``not_covered``.
+        ``relation``, ``trust``, ``trust_means``, ``noise``, ``noise_means``, ``rounds``,
+        ``accountant`` (``method``, ``upper_bound``), ``mechanisms`` and ``not_covered``.
     """
     if not plan.private:
         return {
@@ -62,102 +85,148 @@ def statement(
     cost = epsilon(plan_spends(plan), plan.target_delta)
     return {
         "private": True,
-        "epsilon": cost.value if math.isfinite(cost.value) else None,
-        "delta": plan.target_delta,
-        "unit": plan.unit,
-        "unit_means": _UNITS[plan.unit],
-        "relation": "add-or-remove",
+        **promise(cost, plan.target_delta, plan.unit),
         "trust": plan.trust,
-        "trust_means": _TRUST[plan.trust],
+        "trust_means": TRUST[plan.trust],
         "noise": noise,
-        "accountant": {"method": cost.method, "upper_bound": cost.upper_bound},
+        "noise_means": NOISES[noise],
+        "rounds": plan.rounds,
         "mechanisms": _mechanisms(plan),
-        "not_covered": _not_covered(plan, noise, catalogue_from_purchases),
+        "not_covered": not_covered(
+            [plan.unit],
+            [plan.trust],
+            [noise],
+            catalogue_from_purchases=catalogue_from_purchases,
+            this_run_only=True,
+        ),
     }
 
 
-def render_statement(found: Mapping[str, Any]) -> str:
-    """Return a statement as plain text for people."""
-    if not found["private"]:
-        return "Privacy: none. This model was trained without differential privacy.\n"
-    value, accountant = found["epsilon"], found["accountant"]
-    promise = f"epsilon {value:.4g}, delta {found['delta']:g}" if value is not None else "no bound"
-    reason = "" if value is not None else ": a mechanism adds no noise"
-    tightness = ", an upper bound that is not tight" if accountant["upper_bound"] else ""
-    meaning = (
-        f"Protected: {found['unit_means']}. Whether it was there at all ({found['relation']}) can "
-        "hardly be told from what leaves a shop."
-    )
-    lines = [
-        f"Privacy: {promise}, per {found['unit']}{reason}.",
-        "",
-        meaning,
-        f"Trust ({found['trust']}): {found['trust_means']}.",
-        f"Accountant: {accountant['method'].upper()}{tightness}.",
-        f"Noise: from the shops' {found['noise']} generator.",
-        "",
-        "Mechanisms, in each shop that takes part:",
-        *(_describe(part) for part in found["mechanisms"]),
-    ]
-    lines += ["", "Not covered:", *(f"- {text}" for text in found["not_covered"])]
-    wrapped = (
-        textwrap.fill(line, 96, subsequent_indent="  " if line.startswith("-") else "")
-        for line in lines
-    )
-    return "\n".join(wrapped) + "\n"
+def promise(cost: Epsilon, delta: float, unit: str) -> dict[str, Any]:
+    """Return the part of a statement that says how much, of what, and by which accountant."""
+    return {
+        "epsilon": cost.value if math.isfinite(cost.value) else None,
+        "delta": delta,
+        "unit": unit,
+        "unit_means": UNITS.get(unit, unit),
+        "relation": "add-or-remove",
+        "accountant": {"method": cost.method, "upper_bound": cost.upper_bound},
+    }
 
 
-def _describe(part: Mapping[str, Any]) -> str:
-    return (
-        f"- {part['mechanism']}: {part['what']}; noise multiplier {part['noise_multiplier']:.4g}, "
-        f"sample rate {part['sample_rate']:g} (Poisson), {part['steps']} in all, clipping norm "
-        f"{part['max_norm']:g}"
-    )
-
-
-def _mechanisms(plan: TrainingPlan) -> list[dict[str, Any]]:
-    histogram, *steps = plan_spends(plan)
-    found: list[dict[str, Any]] = [
-        {
-            "mechanism": "gaussian-histogram",
-            "what": f"each {plan.unit}'s distinct products, scaled to norm 1, summed once",
-            "noise_multiplier": histogram.noise_multiplier,
-            "sample_rate": histogram.sample_rate,
-            "steps": histogram.steps,
-            "max_norm": 1.0,
-        }
-    ]
+def not_covered(
+    units: Iterable[str],
+    trusts: Iterable[str],
+    noises: Iterable[str],
+    *,
+    catalogue_from_purchases: bool = False,
+    this_run_only: bool = False,
+) -> list[str]:
+    """Return what a promise does not say, the gravest first."""
+    found = [_SEEDED] if "seeded" in noises else []
     found += [
-        {
-            "mechanism": "dp-sgd",
-            "what": f"gradients clipped per {plan.unit} over all parameters together",
-            "noise_multiplier": spend.noise_multiplier,
-            "sample_rate": spend.sample_rate,
-            "steps": spend.steps,
-            "max_norm": plan.max_grad_norm,
-        }
-        for spend in steps
+        f"A customer as a whole: one with n {unit}s has n times this epsilon."
+        for unit in ("basket", "interaction")
+        if unit in units
     ]
-    return found
-
-
-def _not_covered(plan: TrainingPlan, noise: str, catalogue_from_purchases: bool) -> list[str]:
-    found = list(_ALWAYS)
-    if plan.unit == "basket":
-        found.insert(0, "A customer as a whole: one with n baskets has n times this epsilon.")
-    if plan.unit == "interaction":
-        found.insert(0, "A customer as a whole: one with n interactions has n times this epsilon.")
-    if plan.trust == "federation":
+    found += [_SEVERAL_SHOPS, _TUNED, _FLOATING_POINT, _TIMING, _AT_HOME]
+    if this_run_only:
+        found.append(_OTHER_RUNS)
+    if "federation" in trusts:
         found.append("Shops that collude with the server beyond the number the plan allows for.")
-    if noise == "seeded":
-        found.insert(
-            0,
-            "Anyone who knows the seed: this run drew its noise from one, as simulations do, and "
-            "whoever replays it can take the noise off.",
-        )
     if catalogue_from_purchases:
         found.append(
             "The catalogue and the shops: in this data set both were built from purchases, and are "
             "taken as given."
         )
     return found
+
+
+def render_statement(found: Mapping[str, Any]) -> str:
+    """Return a model's statement as plain text for people."""
+    if not found["private"]:
+        return "Privacy: none. This model was trained without differential privacy.\n"
+    return wrapped(
+        [
+            f"Privacy: {promise_words(found)}.",
+            "",
+            protected_words(found),
+            f"Trust ({found['trust']}): {found['trust_means']}.",
+            f"Accountant: {accountant_words(found)}.",
+            f"Noise ({found['noise']}): {found['noise_means']}.",
+            "",
+            f"Mechanisms, in each shop that takes part, over {found['rounds']} rounds:",
+            *(mechanism_words(part) for part in found["mechanisms"]),
+            "",
+            "Not covered:",
+            *(f"- {text}" for text in found["not_covered"]),
+        ]
+    )
+
+
+def promise_words(found: Mapping[str, Any]) -> str:
+    """Return ε, δ and the unit in words."""
+    if found["epsilon"] is None:
+        return f"no bound, per {found['unit']}: a mechanism adds no noise"
+    at_most = "at most " if found["accountant"]["upper_bound"] else ""
+    return f"epsilon {at_most}{found['epsilon']:.4g}, delta {found['delta']:g}, per {found['unit']}"
+
+
+def protected_words(found: Mapping[str, Any]) -> str:
+    """Return what is protected in words."""
+    return (
+        f"Protected: {found['unit_means']}. Whether it was there at all ({found['relation']}) can "
+        "hardly be told from what leaves a shop."
+    )
+
+
+def accountant_words(found: Mapping[str, Any]) -> str:
+    """Return the accountant, and whether its bound is known not to be tight."""
+    accountant = found["accountant"]
+    tightness = ", an upper bound that is not tight" if accountant["upper_bound"] else ""
+    return f"{accountant['method'].upper()}{tightness}"
+
+
+def mechanism_words(part: Mapping[str, Any]) -> str:
+    """Return one mechanism as an item of a list."""
+    norms = " then ".join(f"{norm:g}" for norm in part["max_norms"])
+    return (
+        f"- {part['mechanism']}: {part['what']}; noise multiplier {part['noise_multiplier']:.4g}, "
+        f"sample rate {part['sample_rate']:g} (Poisson), {part['steps']} in all, clipping norm "
+        f"{norms}"
+    )
+
+
+def wrapped(lines: Sequence[str]) -> str:
+    """Return lines broken to a readable width, items of lists with a hanging indent."""
+    return (
+        "\n".join(
+            textwrap.fill(line, _WIDTH, subsequent_indent="  " if line.startswith("-") else "")
+            for line in lines
+        ).rstrip("\n")
+        + "\n"
+    )
+
+
+def mechanism(
+    name: str, noise_multiplier: float, sample_rate: float, steps: int, norms: Iterable[float]
+) -> dict[str, Any]:
+    """Return one mechanism of a statement; ``norms`` are those of its clipping, in order."""
+    return {
+        "mechanism": name,
+        "what": RELEASES.get(name, name),
+        "noise_multiplier": noise_multiplier,
+        "sample_rate": sample_rate,
+        "steps": steps,
+        "max_norms": list(dict.fromkeys(norms)),
+    }
+
+
+def _mechanisms(plan: TrainingPlan) -> list[dict[str, Any]]:
+    histogram, *steps = plan_spends(plan)
+    norms = [plan.clipping_norm(server_round) for server_round in range(1, plan.rounds + 1)]
+    parts = [("gaussian-histogram", histogram, [1.0]), *(("dp-sgd", s, norms) for s in steps)]
+    return [
+        mechanism(name, spend.noise_multiplier, spend.sample_rate, spend.steps, clipped)
+        for name, spend, clipped in parts
+    ]

@@ -90,7 +90,7 @@ class Ledger:
         """
         path = Path(path)
         if known_head != NO_FINGERPRINT:
-            return cls(_connect_existing(path, known_head), path, known_head)
+            return cls.open_existing(path, known_head=known_head)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             new = not path.exists()
@@ -111,6 +111,11 @@ class Ledger:
         return cls(connection, path)
 
     @classmethod
+    def open_existing(cls, path: Path, *, known_head: str = NO_FINGERPRINT) -> Self:
+        """Open a ledger that must be there; see :meth:`open`."""
+        return cls(_connect_existing(path, known_head), path, known_head)
+
+    @classmethod
     def read(cls, path: Path | str) -> list[Entry]:
         """Return the verified entries of a ledger without changing it; none where there is none.
 
@@ -122,7 +127,7 @@ class Ledger:
         path = Path(path)
         if not path.exists() or not path.stat().st_size:
             return []
-        with cls(_connect_existing(path), path) as ledger:
+        with cls.open_existing(path) as ledger:
             return ledger.verify()
 
     def close(self) -> None:
@@ -146,7 +151,7 @@ class Ledger:
             rows = self._connection.execute(
                 f"SELECT {_COLUMNS} FROM events ORDER BY seq"  # noqa: S608 - a constant
             ).fetchall()
-            return [_entry(row) for row in rows]
+        return [_entry(row) for row in rows]
 
     def head(self) -> str:
         """Return the hash of the last entry, 64 hex digits; zeros where there is none."""
@@ -235,12 +240,12 @@ class Ledger:
         entries = self.events()
         head, heads = NO_FINGERPRINT, {NO_FINGERPRINT}
         for position, entry in enumerate(entries, start=1):
-            right = entry_hash(position, entry.at, entry.event, head)
+            try:
+                right = entry_hash(position, entry.at, entry.event, head)
+            except (TypeError, ValueError) as error:
+                raise _tampered(entry.seq) from error
             if (entry.seq, entry.prev_hash, entry.hash) != (position, head, right):
-                raise LedgerError(
-                    f"entry {entry.seq} of the ledger is not as it was written: stop training, "
-                    "keep the file, and restore the last good copy from its backup"
-                )
+                raise _tampered(entry.seq)
             head = entry.hash
             heads.add(head)
         known_head = known_head or self._known_head
@@ -280,7 +285,10 @@ class Ledger:
 def _entry(row: tuple[object, ...]) -> Entry:
     values = dict(zip(_NAMES, row, strict=True))
     own = {name: values.pop(name) for name in ("seq", "at", "prev_hash", "hash")}
-    values["parameters"] = json.loads(str(values["parameters"]))
+    try:
+        values["parameters"] = json.loads(str(values["parameters"]))
+    except ValueError as error:
+        raise _tampered(own["seq"]) from error
     return Entry(event=Event(**values), **own)  # type: ignore[arg-type]
 
 
@@ -312,6 +320,13 @@ def _connect_existing(path: Path, known_head: str = NO_FINGERPRINT) -> sqlite3.C
             raise LedgerError(f"{path} is no ledger: it has no table of events")
         raise _older_copy(path, known_head)
     return connection
+
+
+def _tampered(seq: object) -> LedgerError:
+    return LedgerError(
+        f"entry {seq} of the ledger is not as it was written: stop training, keep the file, and "
+        "restore the last good copy from its backup"
+    )
 
 
 def _older_copy(path: Path, known_head: str) -> LedgerError:

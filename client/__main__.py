@@ -1,0 +1,166 @@
+"""``python -m client``: parses and calls. A shop's engineer's view of what leaves the shop."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from common.cli import print_json, run
+from common.errors import ConfigError, LedgerError
+
+app = typer.Typer(
+    help="One shop: what a plan would cost it, its privacy ledger and its privacy statement.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+ledger_app = typer.Typer(help="The shop's privacy ledger.", no_args_is_help=True)
+app.add_typer(ledger_app, name="ledger")
+
+_NARROWEST = 100
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Where = Annotated[Path, typer.Argument(help="A shop.toml, or a ledger.")]
+Shop = Annotated[Path, typer.Argument(help="The shop's settings (shop.toml).")]
+Delta = Annotated[float | None, typer.Option(help="δ of the stated ε; default: the shop's own.")]
+
+
+@app.command()
+def plan(
+    shops: Annotated[
+        list[Path] | None, typer.Argument(help="shop.toml files, or folders that hold some.")
+    ] = None,
+    plan_file: Annotated[
+        Path | None,
+        typer.Option("--plan", help="JSON: a plan, or a checkpoint or manifest with one."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=0)] = 10,
+    local_steps: Annotated[int, typer.Option(min=1, help="Steps a round.")] = 1,
+    sample_rate: Annotated[float, typer.Option(help="Chance of a unit to be in one step.")] = 1.0,
+    noise_multiplier: Annotated[float | None, typer.Option(help="Of the steps.")] = None,
+    popularity_noise_multiplier: Annotated[
+        float | None, typer.Option(help="Of the histogram.")
+    ] = None,
+    target_epsilon: Annotated[
+        float | None, typer.Option(help="Find the noise for this ε instead.")
+    ] = None,
+    popularity_share: Annotated[
+        float, typer.Option(help="With a target: the histogram's part of it.")
+    ] = 0.3,
+    unit: Annotated[str, typer.Option(help="customer, basket or interaction.")] = "customer",
+    delta: Annotated[float, typer.Option(help="δ of the plan.")] = 1e-5,
+    as_json: Json = False,
+) -> None:
+    """Say before training what a plan will cost, and what it would leave of each shop's budget."""
+    from client.forecast import PlanFlags, find_shops, forecast, read_plan
+    from client.tables import forecast_table
+
+    if plan_file is not None:
+        chosen = read_plan(plan_file)
+    else:
+        chosen = PlanFlags(
+            rounds=rounds,
+            local_steps=local_steps,
+            sample_rate=sample_rate,
+            unit=unit,
+            delta=delta,
+            noise_multiplier=noise_multiplier,
+            popularity_noise_multiplier=popularity_noise_multiplier,
+            target_epsilon=target_epsilon,
+            popularity_share=popularity_share,
+        ).plan()
+    document = forecast(chosen, find_shops(shops or []))
+    _print(document, forecast_table, as_json=as_json)
+
+
+@app.command()
+def statement(settings: Shop, as_json: Json = False) -> None:
+    """Print the shop's own privacy statement, from its ledger."""
+    from client.privacy.ledger import Ledger
+    from client.settings import read_settings
+    from client.statement import render_shop_statement, shop_statement
+
+    shop = read_settings(settings)
+    document = shop_statement(shop, Ledger.read(shop.ledger))
+    if as_json:
+        print_json(document)
+    else:
+        sys.stdout.write(render_shop_statement(document))
+
+
+@ledger_app.command()
+def show(where: Where, delta: Delta = None, as_json: Json = False) -> None:
+    """Show what was charged, what it cost, and what is left."""
+    from client.inspection import Place
+    from client.inspection import show as show_ledger
+    from client.tables import ledger_table
+
+    _print(show_ledger(Place.of(where, delta)), ledger_table, as_json=as_json)
+
+
+@ledger_app.command()
+def verify(
+    where: Where,
+    known_head: Annotated[
+        str, typer.Option(help="A head that someone remembers: it must be in the chain.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Check the whole chain; exit with 1 at the first entry that is not as it was written."""
+    from client.inspection import Place
+    from client.inspection import verify as verify_ledger
+
+    place = Place.of(where)
+    try:
+        document = verify_ledger(place, known_head)
+    except LedgerError as error:
+        if as_json:
+            print_json({"ok": False, "ledger": str(place.ledger), "error": str(error)})
+        raise
+    if as_json:
+        print_json(document)
+        return
+    sys.stdout.write(
+        f"{document['ledger']}: {document['entries']} entries, each as it was written\n"
+        f"head {document['head']}\n"
+    )
+
+
+@ledger_app.command()
+def export(
+    where: Where,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A new .csv or .jsonl file; default: stdout.")
+    ] = None,
+    file_format: Annotated[
+        str, typer.Option("--format", help="csv or jsonl; default: as --out ends.")
+    ] = "",
+) -> None:
+    """Write all entries as CSV or JSON lines, whole or not at all."""
+    from client.inspection import Format, Place, write_whole
+    from client.inspection import export as export_ledger
+
+    formats: dict[str, Format] = {"csv": "csv", "jsonl": "jsonl"}
+    chosen = file_format or (out.suffix.removeprefix(".") if out else "jsonl")
+    if chosen not in formats:
+        raise ConfigError(f"{chosen!r} is neither csv nor jsonl: say which with --format")
+    text = export_ledger(Place.of(where), formats[chosen])
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        write_whole(out, text)
+
+
+def _print(document: dict[str, Any], table: Any, *, as_json: bool) -> None:  # noqa: ANN401
+    if as_json:
+        print_json(document)
+        return
+    console = Console()
+    console = console if console.width >= _NARROWEST else Console(width=_NARROWEST)
+    console.print(table(document))
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,107 @@
+"""The terminal's tables of a shop, as rich renderables."""
+
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+Document = dict[str, Any]
+_LOOK: Any = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0), "pad_edge": False}
+_BOUND = "≤ ε by the looser RDP bound: more may have been counted than was spent"
+
+
+def forecast_table(document: Document) -> Group:
+    """Return what a plan costs, and what it leaves each shop."""
+    cost, plan = document["cost"], document["plan"]
+    price = Table(title="What the plan costs", **_LOOK)
+    for name in ("mechanism", "noise", "rate", "steps", "ε alone", "by"):
+        price.add_column(name, justify="left" if name == "mechanism" else "right")
+    for part in cost["mechanisms"]:
+        price.add_row(
+            part["mechanism"],
+            f"{part['noise_multiplier']:.4g}",
+            f"{part['sample_rate']:g}",
+            str(part["steps"]),
+            epsilon_words(part),
+            part["method"].upper(),
+        )
+    total = (
+        f"In all: ε {epsilon_words(cost)} at δ {cost['delta']:g} for each {cost['unit']}, "
+        f"{plan['rounds']} rounds, trust {plan['trust']} ({cost['method'].upper()})"
+    )
+    parts: list[Any] = [price, Text(total)]
+    if document["shops"]:
+        parts += [Text(""), _shops(document)]
+    parts += [Text(_why(shop), style="yellow") for shop in document["shops"] if shop["reason"]]
+    if _has_bound(document):
+        parts.append(Text(_BOUND))
+    return Group(*parts)
+
+
+def ledger_table(document: Document) -> Group:
+    """Return a ledger's events in groups, and what they cost together."""
+    name = document["shop"] or document["ledger"]
+    table = Table(title=f"The ledger of {escape(name)}: {document['entries']} entries", **_LOOK)
+    for name in ("run", "mechanism", "unit", "noise", "rate", "rounds", "events", "steps", "last"):
+        side: Any = "right" if name in ("events", "steps") else "left"
+        table.add_column(name, justify=side, no_wrap=name != "run", overflow="fold")
+    for group in document["groups"]:
+        table.add_row(
+            escape(group["run_id"]),
+            escape(group["mechanism"]),
+            escape(group["unit"]),
+            f"{group['noise_multiplier']:.4g} {group['noise']}",
+            f"{group['sample_rate']:g}",
+            f"{group['first_round']}-{group['last_round']}",
+            str(group["events"]),
+            str(group["steps"]),
+            group["until"][:16].replace("T", " "),
+        )
+    lines = [_spent(unit, cost, document) for unit, cost in document["units"].items()]
+    lines = lines or ["Nothing is spent."]
+    if any(cost["upper_bound"] for cost in document["units"].values()):
+        lines.append(_BOUND)
+    return Group(table, *(Text(line) for line in lines), Text(f"head {document['head']}"))
+
+
+def epsilon_words(cost: Document) -> str:
+    """Return an ε for a table; ≤ marks a bound that is known not to be tight."""
+    return f"{'≤ ' if cost['upper_bound'] else ''}{cost['epsilon']:.4g}"
+
+
+def _spent(unit: str, cost: Document, document: Document) -> str:
+    text = f"Spent: ε {epsilon_words(cost)} at δ {document['delta']:g} for each {unit}"
+    text += f" ({cost['method'].upper()})"
+    if document["cap_epsilon"] is None:
+        return text
+    return f"{text}; cap {document['cap_epsilon']:g}, left {cost['left']:.4g}"
+
+
+def _shops(document: Document) -> Table:
+    table = Table(title="What it would leave", **_LOOK)
+    names = ("shop", "spent", "after", "cap", "left after", "joins", "whole runs", "rounds")
+    for name in names:
+        table.add_column(name, justify="left" if name == "shop" else "right")
+    for shop in document["shops"]:
+        table.add_row(
+            escape(shop["shop"]),
+            epsilon_words(shop["spent"]),
+            epsilon_words(shop["after"]),
+            f"{shop['cap_epsilon']:g}",
+            f"{shop['left_after']:.4g}",
+            "yes" if shop["joins"] else "no",
+            str(shop["whole_runs"]),
+            str(shop["rounds"]),
+        )
+    return table
+
+
+def _why(shop: Document) -> str:
+    return f"{shop['shop']} would not join: {shop['reason']}"
+
+
+def _has_bound(document: Document) -> bool:
+    shops = [cost for shop in document["shops"] for cost in (shop["spent"], shop["after"])]
+    return any(cost["upper_bound"] for cost in [document["cost"], *shops])

@@ -1,0 +1,329 @@
+"""The shop's command line: what a plan costs, the ledger, the shop's statement."""
+
+import csv
+import io
+import json
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.__main__ import app
+from client.inspection import write_whole
+from client.privacy.ledger import DP_SGD, HISTOGRAM, Event, Ledger
+from client.privacy.plan import planned_events
+from common.accounting import Spend, epsilon, plan_spends
+from common.cli import print_json, run
+from common.errors import BudgetError, ConfigError
+from common.protocol import TrainingPlan
+
+DELTA = 1e-5
+PLAN = TrainingPlan(
+    rounds=4, noise_multiplier=6.0, popularity_noise_multiplier=5.0, local_steps=2, sample_rate=0.5
+)
+COST = epsilon(plan_spends(PLAN), DELTA).value
+
+
+def shop(folder: Path, *, cap: float = 8.0, unit: str = "customer") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "shop.toml"
+    path.write_text(
+        f'merchant_id = "{folder.name}"\ndata = "data"\ncatalogue = "/c"\n'
+        f'ledger = "ledger.sqlite"\ncap_epsilon = {cap}\nunit = "{unit}"\n',
+        encoding="utf-8",
+    )
+    return path
+
+
+def train(folder: Path, runs: int, cap: float = 1e3) -> None:
+    """Charge whole runs of the plan."""
+    with Ledger.open(folder / "ledger.sqlite") as ledger:
+        for number in range(runs):
+            for event in planned_events(PLAN, f"run-{number}", noise="system"):
+                ledger.charge(event, cap_epsilon=cap, delta=DELTA)
+
+
+def call(*arguments: object) -> int:
+    """Run a command line; return its exit status."""
+    try:
+        run(lambda: app([str(argument) for argument in arguments]))
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert call(*arguments, "--json") == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.json"
+    path.write_text(PLAN.model_dump_json(), encoding="utf-8")
+    return path
+
+
+def test_a_plan_is_priced_by_mechanism_and_in_all(
+    plan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cost = ask(capsys, "plan", "--plan", plan_file)["cost"]
+    assert cost["epsilon"] == COST
+    assert [part["mechanism"] for part in cost["mechanisms"]] == [HISTOGRAM, DP_SGD]
+    assert [part["steps"] for part in cost["mechanisms"]] == [1, 8]
+    alone = [part["epsilon"] for part in cost["mechanisms"]]
+    assert max(alone) < COST < sum(alone)
+
+
+def test_what_is_said_to_fit_is_what_the_ledger_admits(
+    tmp_path: Path, plan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cap = epsilon(plan_spends(PLAN) * 3, DELTA).value + 1e-3
+    settings = shop(tmp_path / "a", cap=cap)
+    train(tmp_path / "a", 1)
+    (found,) = ask(capsys, "plan", settings, "--plan", plan_file)["shops"]
+    assert found["spent"]["epsilon"] == COST
+    assert found["after"]["epsilon"] == epsilon(plan_spends(PLAN) * 2, DELTA).value
+    assert found["left_after"] == cap - found["after"]["epsilon"]
+    assert (found["joins"], found["reason"]) == (True, "")
+    assert (found["whole_runs"], found["rounds"]) == (2, 8)
+    train(tmp_path / "a", 2, cap)
+    event = planned_events(PLAN, "one too many")[0]
+    with Ledger.open(tmp_path / "a" / "ledger.sqlite") as ledger, pytest.raises(BudgetError):
+        ledger.charge(event, cap_epsilon=cap, delta=DELTA)
+    (found,) = ask(capsys, "plan", settings, "--plan", plan_file)["shops"]
+    assert (found["whole_runs"], found["rounds"], found["joins"]) == (0, 0, False)
+    assert "cap_epsilon" in found["reason"]
+
+
+def test_rounds_of_a_run_that_does_not_fit_whole_are_counted(
+    tmp_path: Path, plan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partly = [Spend(5.0, 1.0, 1), Spend(6.0, 0.5, 4)]
+    settings = shop(tmp_path / "a", cap=epsilon(partly, DELTA).value)
+    (found,) = ask(capsys, "plan", settings, "--plan", plan_file)["shops"]
+    assert (found["whole_runs"], found["rounds"], found["joins"]) == (0, 2, False)
+
+
+def test_a_forecast_creates_no_ledger_and_changes_none(
+    tmp_path: Path, plan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop(tmp_path / "shops" / "a")
+    shop(tmp_path / "shops" / "b", unit="basket")
+    train(tmp_path / "shops" / "a", 1)
+    ledger = tmp_path / "shops" / "a" / "ledger.sqlite"
+    before, when = ledger.read_bytes(), ledger.stat().st_mtime_ns
+    shops = ask(capsys, "plan", tmp_path / "shops", "--plan", plan_file)["shops"]
+    assert [(s["shop"], s["ledger_exists"]) for s in shops] == [("a", True), ("b", False)]
+    assert shops[1]["spent"]["epsilon"] == 0
+    assert "demands basket" in shops[1]["reason"]
+    assert (ledger.read_bytes(), ledger.stat().st_mtime_ns) == (before, when)
+    assert [p.name for p in (tmp_path / "shops" / "b").iterdir()] == ["shop.toml"]
+    assert [p.name for p in ledger.parent.iterdir()].count("ledger.sqlite-journal") == 0
+
+
+def test_a_target_is_calibrated_for_and_noise_is_taken_as_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cost = ask(capsys, "plan", "--target-epsilon", 2, "--rounds", 3)["cost"]
+    assert 0.998 * 2 <= cost["epsilon"] <= 2
+    cost = ask(
+        capsys, "plan", "--rounds", 0, "--popularity-noise-multiplier", 5, "--unit", "interaction"
+    )["cost"]
+    assert (cost["unit"], len(cost["mechanisms"])) == ("interaction", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "--target-epsilon"),
+        (("--noise-multiplier", 3), "two releases"),
+        (("--target-epsilon", 2, "--noise-multiplier", 3), "either"),
+        (("--target-epsilon", 2, "--unit", "person"), "unit"),
+        (("--target-epsilon", 2, "--delta", 2), "delta"),
+        (("--target-epsilon", 2, "--unit", "interaction"), "rounds = 0"),
+        (("--popularity-noise-multiplier", 0, "--noise-multiplier", 1), "above 0"),
+        (("--target-epsilon", 2, "nowhere/shop.toml"), "nowhere"),
+        (("--plan", "nowhere.json"), "nowhere.json"),
+    ],
+)
+def test_bad_input_is_status_two_and_one_line(
+    arguments: tuple[object, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("plan", *arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert words in printed.err
+    assert len(printed.err.splitlines()) == 1
+
+
+def test_a_plan_is_found_in_checkpoints_and_manifests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, document in enumerate(
+        (
+            {"format": 1, "plan": PLAN.model_dump_json()},
+            {"version": "x", "config": {"plan": PLAN.model_dump(mode="json")}},
+        )
+    ):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(document), encoding="utf-8")
+        assert ask(capsys, "plan", "--plan", path)["cost"]["epsilon"] == COST
+    path.write_text('{"version": "x"}', encoding="utf-8")
+    assert call("plan", "--plan", path) == 2
+
+
+def test_the_tables_name_shops_figures_and_bounds(
+    tmp_path: Path, plan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = shop(tmp_path / "corner-shop")
+    train(tmp_path / "corner-shop", 1)
+    assert call("plan", settings, "--plan", plan_file) == 0
+    text = capsys.readouterr().out
+    for word in ("corner-shop", HISTOGRAM, DP_SGD, f"{COST:.4g}", "PRV", "whole runs"):
+        assert word in text
+    assert "≤" not in text
+    with Ledger.open(tmp_path / "corner-shop" / "ledger.sqlite") as ledger, ledger._writing():
+        for i in range(60):
+            ledger._insert(Event(DP_SGD, 90.0 + i, 0.1, 50, "customer"))
+    for arguments in (("ledger", "show", settings), ("plan", settings, "--plan", plan_file)):
+        assert call(*arguments) == 0
+        text = capsys.readouterr().out
+        assert "≤" in text
+        assert "looser RDP bound" in text
+    assert call("statement", settings) == 0
+    assert "at most" in capsys.readouterr().out
+
+
+def test_a_ledger_is_shown_in_groups_with_what_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = shop(tmp_path / "a", cap=20.0)
+    assert ask(capsys, "ledger", "show", settings)["units"] == {}
+    assert not (tmp_path / "a" / "ledger.sqlite").exists()
+    train(tmp_path / "a", 2)
+    found = ask(capsys, "ledger", "show", settings)
+    spent = epsilon(plan_spends(PLAN) * 2, DELTA).value
+    assert found["units"]["customer"]["epsilon"] == spent
+    assert found["units"]["customer"]["left"] == 20.0 - spent
+    assert [(g["run_id"], g["mechanism"], g["events"], g["steps"]) for g in found["groups"]] == [
+        ("run-0", HISTOGRAM, 1, 1),
+        ("run-0", DP_SGD, 4, 8),
+        ("run-1", HISTOGRAM, 1, 1),
+        ("run-1", DP_SGD, 4, 8),
+    ]
+    alone = ask(capsys, "ledger", "show", tmp_path / "a" / "ledger.sqlite")
+    assert (alone["cap_epsilon"], alone["head"]) == (None, found["head"])
+    assert call("ledger", "show", tmp_path / "nowhere.sqlite") == 2
+    capsys.readouterr()
+    assert call("ledger", "show", settings) == 0
+    text = capsys.readouterr().out
+    assert f"left {20.0 - spent:.4g}" in text
+    assert found["head"] in text
+
+
+def test_verify_names_the_first_wrong_entry_and_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, path = shop(tmp_path / "a"), tmp_path / "a" / "ledger.sqlite"
+    assert call("ledger", "verify", settings) == 2
+    train(tmp_path / "a", 1)
+    capsys.readouterr()
+    head = ask(capsys, "ledger", "verify", settings)["head"]
+    assert ask(capsys, "ledger", "verify", path, "--known-head", head)["entries"] == 5
+    assert call("ledger", "verify", settings, "--known-head", "a" * 64, "--json") == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["ok"] is False
+    assert "older copy" in printed.err
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        "DROP TRIGGER events_no_update; UPDATE events SET steps = 0 WHERE seq = 3"
+    )
+    connection.close()
+    for command in ("verify", "show", "export"):
+        assert call("ledger", command, settings) == 1
+        printed = capsys.readouterr()
+        assert "entry 3 of the ledger" in printed.err
+        assert printed.out == ""
+    assert call("statement", settings) == 1
+
+
+def test_an_export_holds_every_entry_and_is_written_whole_or_not_at_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = shop(tmp_path / "a")
+    train(tmp_path / "a", 1)
+    entries = Ledger.read(tmp_path / "a" / "ledger.sqlite")
+    for name in ("l.csv", "l.jsonl"):
+        assert call("ledger", "export", settings, "--out", tmp_path / name) == 0
+    rows = [json.loads(x) for x in (tmp_path / "l.jsonl").read_text().splitlines()]
+    assert [row["hash"] for row in rows] == [entry.hash for entry in entries]
+    assert rows[1]["parameters"]["noise"] == "system"
+    table = list(csv.DictReader(io.StringIO((tmp_path / "l.csv").read_text())))
+    assert [int(row["seq"]) for row in table] == [1, 2, 3, 4, 5]
+    assert json.loads(table[1]["parameters"]) == rows[1]["parameters"]
+    assert capsys.readouterr().out == ""
+    assert call("ledger", "export", settings, "--out", tmp_path / "l.csv") == 2
+    assert call("ledger", "export", settings, "--out", tmp_path / "l.txt") == 2
+    assert call("ledger", "export", settings, "--format", "csv") == 0
+    assert capsys.readouterr().out.startswith("seq,at,mechanism,")
+    with pytest.raises(ConfigError, match="cannot write"):
+        write_whole(tmp_path / "no" / "folder.csv", "x")
+
+
+def test_the_shops_statement_says_what_was_spent_and_what_is_not_covered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = shop(tmp_path / "a", cap=20.0)
+    empty = ask(capsys, "statement", settings)
+    assert (empty["epsilon"], empty["unit"], empty["runs"]) == (0.0, "customer", 0)
+    train(tmp_path / "a", 2, 19.0)
+    with Ledger.open(tmp_path / "a" / "ledger.sqlite") as ledger:
+        basket = Event(
+            DP_SGD, 3.0, 1.0, 1, "basket", server_round=1, parameters={"noise": "seeded"}
+        )
+        ledger.charge(basket, cap_epsilon=20.0, delta=DELTA)
+    found = ask(capsys, "statement", settings)
+    assert found["epsilon"] == epsilon(plan_spends(PLAN) * 2, DELTA).value
+    assert (found["runs"], found["rounds"], found["relation"]) == (2, 8, "add-or-remove")
+    assert [(m["mechanism"], m["steps"]) for m in found["mechanisms"]] == [
+        (HISTOGRAM, 2),
+        (DP_SGD, 16),
+    ]
+    assert [part["unit"] for part in found["units"]] == ["customer", "basket"]
+    assert found["units"][1]["epsilon"] == epsilon([Spend(3.0, 1.0, 1)], DELTA).value
+    assert found["noise"] == ["seeded", "system"]
+    assert found["caps_raised"][0]["to"] == 20.0
+    assert call("statement", settings) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "several shops",
+        "tuned on the same data",
+        "Floating point",
+        "Mironov 2012",
+        "n baskets has n times",
+        "knows the seed",
+        "2 runs and 8 training rounds",
+        "Cap raised on",
+        "Timing",
+    ):
+        assert words in text
+
+
+def test_what_is_not_finite_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": float("inf"), "b": [float("nan"), 1.5]})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5]}
+
+
+def test_a_bound_without_noise_is_said_to_be_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = shop(tmp_path / "a")
+    with Ledger.open(tmp_path / "a" / "ledger.sqlite") as ledger:
+        ledger.append(replace(Event(DP_SGD, 0.0, 1.0, 1, "customer"), server_round=1))
+    assert ask(capsys, "statement", settings)["epsilon"] is None
+    assert call("statement", settings) == 0
+    assert "no bound" in capsys.readouterr().out
