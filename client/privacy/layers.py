@@ -53,10 +53,12 @@ class Reads:
         size, length = ids.shape
         shift = (size * length).bit_length()
         # One sort of whole keys is several times faster than a stable sort with its permutation.
-        keys = (ids.reshape(-1).numpy() << shift) + np.arange(size * length)
+        keys = np.left_shift(ids.reshape(-1).numpy(), shift)
+        keys += np.arange(size * length)
         keys.sort()
         keys = keys[np.searchsorted(keys, 0) :]
-        places, rows = keys & ((1 << shift) - 1), keys >> shift
+        places = keys & ((1 << shift) - 1)
+        rows = np.right_shift(keys, shift, out=keys)
         units = places // max(length, 1)
         new_row = _changes(rows)
         pairs = np.flatnonzero(new_row | _changes(units))
@@ -88,7 +90,7 @@ class RowGradients:
 
     def summed(self, factors: torch.Tensor) -> torch.Tensor:
         """Return ``(R, D)``: the sum over units in each row, each times its factor ``(B,)``."""
-        weights = factors.to(self.values.dtype)[self.reads.units]
+        weights = factors.to(self.values.dtype).index_select(0, self.reads.units)
         everything = torch.arange(len(weights))
         return embedding_bag(
             everything, self.values, self.reads.starts, mode="sum", per_sample_weights=weights

@@ -89,10 +89,8 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
         norms
             ``(B, P)`` float64 norms of each unit's gradient of each parameter.
         """
-        joint = norms.norm(dim=1, keepdim=True)
-        bound = self.max_grad_norm * _CLIP_MARGIN
-        factors = torch.where(joint <= self.max_grad_norm, 1.0, bound / joint.clamp(min=1e-300))
-        return factors.expand_as(norms)
+        bound = float(self.max_grad_norm) * _CLIP_MARGIN
+        return (bound / _joint(norms)).clamp_(max=1.0).expand_as(norms)
 
     def noise_std(self, name: str) -> float:  # noqa: ARG002 - the same for every parameter
         """Return the standard deviation of the noise in a parameter's sum of gradients."""
@@ -100,12 +98,14 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
 
     def clip_and_accumulate(self) -> None:
         """Scale each unit's gradient over *all* parameters to the norm bound, and sum."""
-        norms = torch.stack([self._norms(layer) for layer in self._layers.values()], dim=1)
-        self.unit_norms = norms.norm(dim=1)
+        norms = torch.stack([_norms(layer) for layer in self._layers.values()], dim=1)
+        self.unit_norms = _joint(norms).squeeze(1)
         # A unit whose gradient overflows contributes nothing; it must not spoil the sum.
         lost = ~self.unit_norms.isfinite()
-        self.factors = self.clip(norms).masked_fill(lost.unsqueeze(1), 0.0)
+        self.factors = self.clip(norms)
         some_lost = bool(lost.any())
+        if some_lost:
+            self.factors = self.factors.masked_fill(lost.unsqueeze(1), 0.0)
         for place, (name, layer) in enumerate(self._layers.items()):
             factors = self.factors[:, place]
             if isinstance(layer, UnitEmbedding):
@@ -161,10 +161,19 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
         for total in self._sums.values():
             total.clear()
 
-    def _norms(self, layer: UnitEmbedding | UnitParameter) -> torch.Tensor:
-        sample = layer.weight.grad_sample
-        assert sample is not None
-        norms: torch.Tensor = torch.linalg.vector_norm(
-            sample.flatten(1), dim=1, dtype=torch.float64
-        )
-        return norms
+
+def _norms(layer: UnitEmbedding | UnitParameter) -> torch.Tensor:
+    """Return each unit's gradient norm of one layer's parameter, ``(B,)`` float64."""
+    sample = layer.weight.grad_sample
+    assert sample is not None
+    norms: torch.Tensor = (
+        sample.squeeze(1)
+        if isinstance(layer, UnitEmbedding)
+        else torch.linalg.vector_norm(sample.flatten(1), dim=1, dtype=torch.float64)
+    )
+    return norms
+
+
+def _joint(norms: torch.Tensor) -> torch.Tensor:
+    """Return the norm over all parameters, ``(B, 1)``, of norms of each, ``(B, P)``."""
+    return norms.square().sum(dim=1, keepdim=True).sqrt_()

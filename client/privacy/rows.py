@@ -1,5 +1,7 @@
 """A table's sum of gradients, and the noise it is owed, by rows: no step touches all of a table."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -90,29 +92,32 @@ class OwedNoise:
         if not owed.all():
             # Paid by an earlier batch of the same step.
             chosen, owed = chosen[owed > 0], owed[owed > 0]
-        count = max(1, _NOISE_CHUNK // self._weight.shape[1])
-        for start in range(0, len(chosen), count):
-            part = chosen[start : start + count]
-            present = np.take(self._weight, part, axis=0)
-            self._weight[part] = self._added(present, owed[start : start + count])
+        for part in self._parts(len(chosen)):
+            places = chosen[part]
+            present = np.take(self._weight, places, axis=0)
+            self._add(present, owed[part])
+            self._weight[places] = present
         self._paid[chosen] = self._steps
 
     def pay_all(self) -> None:
         """Pay all that all rows are owed."""
         if self._all_paid == self._steps:
             return
-        count = max(1, _NOISE_CHUNK // self._weight.shape[1])
-        for start in range(0, len(self._weight), count):
-            part = self._weight[start : start + count]
-            part[...] = self._added(part, self._steps - self._paid[start : start + count])
+        for part in self._parts(len(self._weight)):
+            self._add(self._weight[part], self._steps - self._paid[part])
         self._paid[:] = self._all_paid = self._steps
 
-    def _added(self, present: np.ndarray, owed: np.ndarray) -> np.ndarray:
-        """Return float64 ``present`` plus noise of ``owed`` steps: it is rounded once, later."""
+    def _parts(self, rows: int) -> Iterator[slice]:
+        count = max(1, _NOISE_CHUNK // self._weight.shape[1])
+        return (slice(start, start + count) for start in range(0, rows, count))
+
+    def _add(self, present: np.ndarray, owed: np.ndarray) -> None:
+        """Add noise of ``owed`` steps (R,) to rows (R, D), in float64 and rounded once."""
         values = self._noise.normal(present.shape, 1.0)
-        values *= (self._scale * np.sqrt(owed))[:, None]
+        # torch broadcasts along rows twice as fast as numpy.
+        torch.from_numpy(values).mul_(torch.from_numpy(self._scale * np.sqrt(owed))[:, None])
         values += present
-        return values
+        present[...] = values
 
 
 def add_noise(values: torch.Tensor, std: float, noise: NoiseSource) -> None:
