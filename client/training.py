@@ -5,13 +5,14 @@ records at a time; what one unit adds does not depend on any other unit's record
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
+from client.privacy.grid import delta_step, on_grid, popularity_step
 from client.privacy.noise import NoiseSource
 from client.privacy.step import ExactDPStep, Tensors, UnitBatch
 from client.units import Units, event_weights, uniforms, unit_histories, unit_rows
@@ -46,13 +47,13 @@ def release_popularity(
     -------
     dict
         ``popularity`` (n,) float32: the sum over units, plus noise of standard deviation
-        ``popularity_noise_multiplier``.
+        ``popularity_noise_multiplier``, on the plan's grid.
     """
     units = _units(plan, events, n_items)
     counts = np.asarray(unit_rows(units.history).sum(axis=0), dtype=np.float64).ravel()
     if plan.private:
         counts = counts + noise.normal(n_items, plan.popularity_noise_multiplier)
-    return {POPULARITY: counts.astype(np.float32)}
+    return {POPULARITY: on_grid(counts, popularity_step(plan))}
 
 
 def train_round(
@@ -79,7 +80,11 @@ def train_round(
     Returns
     -------
     dict
-        Delta float32 of every trained array: gradient steps ``-η/N (Σ clip(g_u) + noise)``.
+        Delta float32 of every trained array: gradient steps ``-η/N (Σ clip(g_u) + noise)``, on
+        the plan's grid. What a loss needs of the whole catalogue, the Gram matrix and the expected
+        basket, is that of the released state in every local step: a public constant of the round,
+        so that a step costs in the rows that its units read. With one local step there is no
+        difference.
     """
     if server_round <= plan.tuning_round:
         events = events.before(plan.validation_from)
@@ -100,18 +105,19 @@ def train_round(
         learning_rate=plan.learning_rate,
         sample_rate=plan.sample_rate,
         noise=noise if plan.private else None,
+        momentum=plan.local_momentum,
     )
+    forward.read(state)
     for _ in range(plan.local_steps):
         key = int(sampling.integers(2**63))
         sampled = np.flatnonzero(noise.poisson_sample(rows.shape[0], plan.sample_rate))
-        forward.read(step.state())
         for members in _physical_batches(
             rows, sampled, forward.floats_per_product, forward.floats_per_unit
         ):
             step.accumulate(forward.losses, forward.batch(rows, members, key, people))
         step.step()
-    trained = step.state()
-    return {name: (trained[name].numpy() - state[name]).astype(np.float32) for name in names}
+    trained, grid = step.state(), delta_step(plan, server_round)
+    return {name: on_grid(trained[name].numpy() - state[name], grid) for name in names}
 
 
 class _Forward:
@@ -139,11 +145,11 @@ class _Forward:
         )
         self._expected = self._gram = torch.empty(0)
 
-    def read(self, state: Tensors) -> None:
-        """Take the constants of a step from the released (or already noisy) state."""
-        vectors = state[ITEMS].numpy()
+    def read(self, state: Mapping[str, np.ndarray | Tensor]) -> None:
+        """Take the constants of a round from the released state."""
+        vectors = np.asarray(state[ITEMS])
         if self._feature_table is not None:
-            vectors = vectors + self._feature_table @ state[FEATURES].numpy()
+            vectors = vectors + self._feature_table @ np.asarray(state[FEATURES])
         expected = self._expected_weights @ vectors * float(self._plan.model.centred)
         self._expected = torch.tensor(expected, dtype=torch.float32)
         self._gram = torch.tensor(vectors.T @ vectors, dtype=torch.float32)

@@ -139,6 +139,7 @@ class TrainingPlan(Frozen):
     first_norms: tuple[float, ...] = ()
     batch_normalizer: float = Field(100.0, gt=0)
     learning_rate: float = Field(0.1, gt=0)
+    local_momentum: float = Field(0.0, ge=0, lt=1)
     loss: Literal["squared", "softmax"] = "squared"
     negatives: int = Field(50, ge=1)
     target_share: float = Field(1.0, gt=0, le=1)

@@ -1,0 +1,53 @@
+"""Rounds what leaves to a fixed grid, so that a value's last bits say nothing of the data.
+
+Noise added in floating point leaves gaps between the values that can come out, and which gaps
+depends on the data (Mironov 2012, "On significance of the least significant bits for differential
+privacy"). On a grid that is the same whatever the data, far finer than the noise and far coarser
+than float32's rounding of what was added, those bits are gone. That mitigates the attack; it is no
+proof: ε is still that of real numbers.
+"""
+
+import math
+
+import numpy as np
+
+from common.errors import PrivacyError
+from common.protocol import TrainingPlan
+
+# Steps of the grid are the noise's standard deviation over 2^10 to 2^11.
+_FINER = 10
+# float32 holds no step below it exactly.
+_SMALLEST = -126
+
+
+def popularity_step(plan: TrainingPlan) -> float:
+    """Return the grid's step for the popularity release, a power of two; 0: no grid."""
+    return _step(plan, plan.popularity_noise_multiplier)
+
+
+def delta_step(plan: TrainingPlan, server_round: int) -> float:
+    """Return the grid's step for a round's delta, a power of two; 0: no grid."""
+    sensitivity = plan.clipping_norm(server_round) * plan.learning_rate / plan.batch_normalizer
+    return _step(plan, plan.noise_multiplier * sensitivity * math.sqrt(plan.local_steps))
+
+
+def on_grid(values: np.ndarray, step: float) -> np.ndarray:
+    """Return float32 of the nearest multiples of ``step``; with step 0, of the values."""
+    if not step:
+        return values.astype(np.float32)
+    rounded = np.asarray(values, dtype=np.float64) / step
+    np.rint(rounded, out=rounded)
+    rounded *= step
+    return rounded.astype(np.float32)
+
+
+def _step(plan: TrainingPlan, std: float) -> float:
+    if not (plan.private and std > 0):
+        return 0.0
+    exponent = math.floor(math.log2(std)) - _FINER
+    if exponent < _SMALLEST:
+        raise PrivacyError(
+            f"noise of standard deviation {std:g} is too small for float32: raise max_grad_norm or "
+            "the learning rate, or lower batch_normalizer"
+        )
+    return math.ldexp(1.0, exponent)
