@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from client.privacy.budget import check_fits
 from client.privacy.ledger import Ledger
 from client.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from client.privacy.plan import check_paid, check_plan, code_digest, planned_events
@@ -203,15 +204,20 @@ def _check_may_leave(
 
 
 def _join(header: RoundHeader, plan: TrainingPlan, settings: ShopSettings) -> str:
-    """Refuse unless all that is left of the plan fits under the cap."""
+    """Refuse unless all that is left of the plan fits under the cap; write nothing.
+
+    The server may not know yet whose shop this is, and then names no known head: it does so before
+    the first charge.
+    """
     if not plan.private:
         return NO_FINGERPRINT
     remaining = planned_events(
         plan, header.run_id, first_round=header.server_round, noise=settings.noise
     )
-    with Ledger.open(settings.ledger, known_head=header.ledger_head) as ledger:
-        ledger.check(remaining, cap_epsilon=settings.cap_epsilon, delta=settings.cap_delta)
-        return ledger.head()
+    entries = Ledger.read(settings.ledger, known_head=header.ledger_head)
+    past = [entry.event for entry in entries]
+    check_fits(past, remaining, settings.cap_epsilon, settings.cap_delta)
+    return entries[-1].hash if entries else NO_FINGERPRINT
 
 
 def _charge(

@@ -1,151 +1,42 @@
 import shutil
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
+from flwr.app import Message
 
 from client import participation
 from client.app import app
-from client.participation import Node, answer
-from client.privacy.ledger import Ledger
-from client.privacy.noise import NoiseSource
+from client.privacy.ledger import Event, Ledger
 from client.settings import ShopSettings
 from common.errors import DataError
-from common.features import Catalogue, write_catalogue
+from common.features import Catalogue
 from common.model import initial_state, state_spec, trained_names
 from common.protocol import (
+    HEADER,
     JOIN,
     NO_FINGERPRINT,
     POPULARITY,
+    PUBLIC_WEIGHT,
     RELEASE,
     TRAIN,
-    Arrays,
-    ModelPlan,
+    UPDATE,
+    WEIGHT,
     ReplyHeader,
-    TrainingPlan,
     shop_key,
 )
 from common.schema import ShopEvents
 from federation_support import FaultyGrid, make_settings, same
+from participation_support import MODEL, PLAN, SECRET, World, make_world
 from server.strategy import Federation, Job
-
-MODEL = ModelPlan(dimension=4, feature_rows=32, customer_rows=8)
-PLAN = TrainingPlan(
-    rounds=2,
-    sample_rate=0.5,
-    noise_multiplier=4.0,
-    popularity_noise_multiplier=4.0,
-    model=MODEL,
-)
-SECRET = "customer-4711"
-
-
-class World:
-    """A catalogue, some shops, and a training that needs neither."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.reads = folder, 0
-        self.error: Exception | None = None
-        products = pd.DataFrame({"item_id": [f"i{k:02}" for k in range(12)], "category": "tea"})
-        self.catalogue = Catalogue.of(products)
-        write_catalogue(self.catalogue, folder / "catalogue")
-
-    def shop(self, number: int, **changes: object) -> Path:
-        folder = self.folder / "shops" / str(number)
-        (folder / "data").mkdir(parents=True, exist_ok=True)
-        values: dict[str, object] = {
-            "merchant_id": f"m{number}",
-            "data": "data",
-            "catalogue": "../../catalogue",
-            "ledger": "ledger.sqlite",
-            "cap_epsilon": 50.0,
-            "noise": "seeded",
-            "insecure_seeded_noise": True,
-        }
-        lines = [f"{k} = {_toml(v)}" for k, v in (values | changes).items()]
-        (folder / "shop.toml").write_text("\n".join(lines), encoding="utf-8")
-        return folder
-
-    def node(self, number: int, run_config: Mapping[str, object] | None = None) -> Node:
-        shops = str(self.folder / "shops")
-        return Node({"partition-id": number}, run_config or {}, {"FEDTAIL_SHOPS": shops})
-
-    def ask(
-        self, kind: str, server_round: int = 0, number: int = 0, **changes: object
-    ) -> tuple[ReplyHeader, Arrays]:
-        plan = changes.pop("plan", PLAN)
-        assert isinstance(plan, TrainingPlan)
-        header: dict[str, object] = {
-            "run_id": "r1",
-            "server_round": server_round,
-            "plan_json": plan.model_dump_json(),
-            "catalogue_fingerprint": self.catalogue.fingerprint,
-        }
-        run_config = changes.pop("run_config", None)
-        assert run_config is None or isinstance(run_config, dict)
-        state = initial_state(MODEL, self.catalogue.size)
-        return answer(kind, header | changes, lambda: state, self.node(number, run_config))
-
-    def spent(self, number: int = 0) -> int:
-        path = self.folder / "shops" / str(number) / "ledger.sqlite"
-        if not path.exists():
-            return 0
-        with Ledger.open(path) as ledger:
-            return len(ledger.events())
-
-
-def _toml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool | float) else f'"{value}"'
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    world = World(tmp_path)
-
-    def read_shop(settings: ShopSettings, catalogue: Catalogue) -> ShopEvents:
-        world.reads += 1
-        return ShopEvents(
-            merchant_id=settings.merchant_id,
-            user_ids=np.empty(0, object),
-            users=np.empty(0, np.int32),
-            items=np.empty(0, np.int32),
-            timestamps=np.empty(0, np.int64),
-            weights=np.empty(0, np.float32),
-        )
-
-    def release_popularity(
-        plan: TrainingPlan, events: ShopEvents, n_items: int, noise: NoiseSource
-    ) -> Arrays:
-        if world.error:
-            raise world.error
-        return {POPULARITY: noise.normal((n_items,), 1.0).astype(np.float32)}
-
-    def train_round(
-        plan: TrainingPlan,
-        server_round: int,
-        state: Arrays,
-        events: ShopEvents,
-        catalogue: Catalogue,
-        noise: NoiseSource,
-        sampling: np.random.Generator,
-    ) -> Arrays:
-        if world.error:
-            raise world.error
-        return {
-            n: noise.normal(state[n].shape, 1.0).astype(np.float32) for n in trained_names(plan)
-        }
-
-    training = ModuleType("client.training")
-    vars(training).update(release_popularity=release_popularity, train_round=train_round)
-    monkeypatch.setitem(sys.modules, "client.training", training)
-    monkeypatch.setattr(participation, "read_shop", read_shop)
-    participation._events.cache_clear()
-    participation._catalogue.cache_clear()
-    return world
+    return make_world(tmp_path, monkeypatch)
 
 
 def test_a_shop_that_can_afford_the_plan_joins_and_pays_nothing_yet(world: World) -> None:
@@ -291,7 +182,7 @@ def test_the_real_client_app_serves_a_whole_run(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes = state_spec(MODEL, world.catalogue.size)
-    settings = make_settings(max_update_norm=0.0)
+    settings = make_settings(max_update_norm=0.0, timeout_seconds=60.0)
     trained = trained_names(PLAN)
     job = Job("r1", PLAN, settings, world.catalogue.fingerprint, shapes, trained)
     monkeypatch.setenv("FEDTAIL_SHOPS", str(world.folder / "shops"))
@@ -308,3 +199,85 @@ def test_the_real_client_app_serves_a_whole_run(
         assert events[0]["declined"] == {"over-budget": 1}
         assert [world.spent(number) for number in range(4)] == [3, 3, 3, 0]
     assert same(*results)
+
+
+@pytest.mark.parametrize("name", ["loss", "item_embedding", "customers"])
+def test_nothing_leaves_that_no_ledger_entry_pays_for(
+    world: World, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.shop(0)
+    world.extra = {name: np.ones(3, np.float32)}
+    header, arrays = world.ask(RELEASE)
+    assert header.status != "ok"
+    assert arrays == {}
+    assert "no entry of its ledger pays for it" in caplog.text or "may not travel" in caplog.text
+    world.extra = {POPULARITY: np.ones(12, np.float32)}
+    header, arrays = world.ask(TRAIN, 1)  # popularity is paid for by its own release only
+    assert (header.status, arrays) == ("refused-config", {})
+    world.extra = {}
+    assert world.ask(TRAIN, 1)[0].status == "ok"
+
+
+def _cheaper(event: Event) -> Event:
+    return replace(event, noise_multiplier=2 * event.noise_multiplier)
+
+
+def _fewer(event: Event) -> Event:
+    return replace(event, steps=0)
+
+
+def _other_round(event: Event) -> Event:
+    return replace(event, server_round=event.server_round + 1)
+
+
+def _none(_event: Event) -> None:
+    return None
+
+
+@pytest.mark.parametrize("bug", [_cheaper, _fewer, _other_round, _none])
+def test_nothing_leaves_if_the_ledger_was_charged_less(
+    world: World, monkeypatch: pytest.MonkeyPatch, bug: Callable[[Event], Event | None]
+) -> None:
+    charge = Ledger.charge
+
+    def careless(ledger: Ledger, event: Event, **how: Any) -> str:
+        changed = bug(event)
+        return ledger.head() if changed is None else charge(ledger, changed, **how)
+
+    world.shop(0)
+    assert world.ask(RELEASE)[0].status == "ok"
+    monkeypatch.setattr(Ledger, "charge", careless)
+    for kind, server_round in ((RELEASE, 0), (TRAIN, 1)):
+        header, arrays = world.ask(kind, server_round, run_id="r2")
+        assert (header.status, arrays) == ("refused-config", {})
+
+
+def test_a_reply_holds_fixed_facts_and_one_public_constant_beside_the_arrays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.shop(0)
+    monkeypatch.setenv("FEDTAIL_SHOPS", str(world.folder / "shops"))
+    replies: list[Message] = []
+
+    def keep(_shop: int, _kind: str, _round: int, reply: Message) -> Message:
+        replies.append(reply)
+        return reply
+
+    shapes = state_spec(MODEL, world.catalogue.size)
+    job = Job(
+        "r1",
+        PLAN,
+        make_settings(max_update_norm=0.0, timeout_seconds=60.0),
+        world.catalogue.fingerprint,
+        shapes,
+        trained_names(PLAN),
+    )
+    grid = FaultyGrid(app, 1, fault=keep)
+    federation = Federation(grid, job, save=lambda _: None, report=lambda _: None)
+    federation.run(initial_state(MODEL, world.catalogue.size))
+    assert len(replies) == 4
+    for reply in replies:
+        records = reply.content
+        assert set(records) - {UPDATE} == {HEADER, WEIGHT}
+        assert dict(records.metric_records[WEIGHT]) == {WEIGHT: PUBLIC_WEIGHT}
+        assert set(records.config_records[HEADER]) == set(ReplyHeader.model_fields)

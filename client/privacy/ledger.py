@@ -116,18 +116,19 @@ class Ledger:
         return cls(_connect_existing(path, known_head), path, known_head)
 
     @classmethod
-    def read(cls, path: Path | str) -> list[Entry]:
+    def read(cls, path: Path | str, *, known_head: str = NO_FINGERPRINT) -> list[Entry]:
         """Return the verified entries of a ledger without changing it; none where there is none.
 
         Raises
         ------
         LedgerError
-            If the file is no ledger, or an entry is not as it was written.
+            If the file is no ledger, an entry is not as it was written, or the known head is not
+            there.
         """
         path = Path(path)
-        if not path.exists() or not path.stat().st_size:
+        if known_head == NO_FINGERPRINT and not (path.exists() and path.stat().st_size):
             return []
-        with cls.open_existing(path) as ledger:
+        with cls.open_existing(path, known_head=known_head) as ledger:
             return ledger.verify()
 
     def close(self) -> None:
