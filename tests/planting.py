@@ -1,0 +1,166 @@
+"""Plants one mistake that ruins privacy, named by the environment, before any test is collected.
+
+A pytest plugin (``-p planting``) for ``test_planted_bugs.py``: what the suite does not notice when
+it is planted here, it would not notice in a change either.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from flwr.app import MetricRecord
+
+import client.app
+import client.training
+from client.privacy import layers
+from client.privacy.layers import Reads
+from client.privacy.ledger import Ledger
+from client.privacy.optimizer import UnitOptimizer
+from client.privacy.rows import OwedNoise
+from common.protocol import WEIGHT, TrainingPlan
+
+VARIABLE = "FEDTAIL_PLANTED_BUG"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A mistake, the test of the suite that must notice it, and how it is made."""
+
+    what: str
+    caught_by: str
+    plant: Callable[[], None]
+
+
+def _clip_per_table() -> None:
+    def clip(self: UnitOptimizer, norms: torch.Tensor) -> torch.Tensor:
+        factors: torch.Tensor = (self.max_grad_norm / norms.clamp(min=1e-300)).clamp(max=1.0)
+        return factors
+
+    UnitOptimizer.clip = clip  # type: ignore[method-assign]
+
+
+def _clip_duplicates_apart() -> None:
+    def of(ids: torch.Tensor) -> Reads:
+        reads = right(ids)
+        every = torch.arange(len(reads.places))
+        rows = torch.searchsorted(reads.pairs, every, right=True) - 1
+        starts = torch.cat([reads.pairs, every[:0]])[reads.starts]
+        return replace(reads, pairs=every, units=reads.units[rows], starts=starts)
+
+    right = Reads.of
+    layers.Reads.of = of  # type: ignore[method-assign]
+
+
+def _scale_noise(factor: Callable[[str], float]) -> None:
+    right = UnitOptimizer.noise_std
+
+    def noise_std(self: UnitOptimizer, name: str) -> float:
+        return right(self, name) * factor(name)
+
+    UnitOptimizer.noise_std = noise_std  # type: ignore[method-assign]
+
+
+def _pad_row_without_noise() -> None:
+    right = OwedNoise.pay_all
+
+    def pay_all(self: OwedNoise) -> None:
+        kept = self._weight[0].copy()
+        right(self)
+        self._weight[0] = kept
+
+    OwedNoise.pay_all = pay_all  # type: ignore[method-assign]
+
+
+def _train_with(change: Callable[[TrainingPlan, int], Mapping[str, object]]) -> None:
+    right = client.training.train_round
+
+    def train_round(plan: TrainingPlan, server_round: int, *rest: object) -> object:
+        customers = len(rest[1].user_ids)  # type: ignore[attr-defined]
+        changed = plan.model_copy(update=dict(change(plan, customers)))
+        return right(changed, server_round, *rest)  # type: ignore[arg-type]
+
+    client.training.train_round = train_round  # type: ignore[assignment]
+
+
+def _forget_a_round() -> None:
+    right = Ledger.charge
+
+    def charge(self: Ledger, event: object, **rest: object) -> str:
+        known = {(e.event.run_id, e.event.server_round) for e in self.events()}
+        if (event.run_id, event.server_round) in known:  # type: ignore[attr-defined]
+            return self.head()
+        return right(self, event, **rest)  # type: ignore[arg-type]
+
+    Ledger.charge = charge  # type: ignore[method-assign]
+
+
+def _send_a_metric() -> None:
+    right = client.app._reply
+
+    def reply(*arguments: object) -> object:
+        message = right(*arguments)  # type: ignore[arg-type]
+        message.content[WEIGHT] = MetricRecord({WEIGHT: 1.0, "loss": 0.25})
+        return message
+
+    client.app._reply = reply  # type: ignore[assignment]
+
+
+_NORMS = "test_step.py::test_norms_and_clipped_sums_equal_brute_force"
+_VARIANCE = "test_step.py::test_the_noise_has_its_variance_in_every_parameter"
+_RATE = "test_sampling.py::test_every_step_samples_at_the_rate_that_the_ledger_is_charged"
+
+BUGS = {
+    "clipping-per-table": Bug(
+        "clipping per table instead of jointly",
+        "test_step.py::test_no_unit_adds_more_than_the_bound",
+        _clip_per_table,
+    ),
+    "duplicates-apart": Bug(
+        "duplicates of a product clipped apart", _NORMS, _clip_duplicates_apart
+    ),
+    "half-the-noise": Bug(
+        "noise too small by half", _VARIANCE, lambda: _scale_noise(lambda _: 0.5)
+    ),
+    "table-without-noise": Bug(
+        "a table left without noise",
+        _VARIANCE,
+        lambda: _scale_noise(lambda name: float(not name.startswith("item"))),
+    ),
+    "pad-row-without-noise": Bug(
+        "a pad row without noise",
+        "test_step.py::test_an_empty_batch_is_pure_noise_on_every_entry",
+        _pad_row_without_noise,
+    ),
+    "sampling-without-accounting": Bug(
+        "everyone in every step, accounted as a sample",
+        _RATE,
+        lambda: _train_with(lambda *_: {"sample_rate": 1.0}),
+    ),
+    "steps-without-accounting": Bug(
+        "more steps than the ledger is charged",
+        _RATE,
+        lambda: _train_with(lambda plan, _: {"local_steps": plan.local_steps + 1}),
+    ),
+    "rate-from-customer-count": Bug(
+        "a rate derived from the customer count",
+        _RATE,
+        lambda: _train_with(lambda _, customers: {"sample_rate": min(1.0, 8 / max(customers, 1))}),
+    ),
+    "forgotten-round": Bug(
+        "a ledger that forgets a round that is done again",
+        "test_participation.py::test_each_release_and_round_is_charged_once",
+        _forget_a_round,
+    ),
+    "uncharged-metric": Bug(
+        "a metric released uncharged",
+        "test_participation.py::test_the_real_client_app_serves_a_whole_run",
+        _send_a_metric,
+    ),
+}
+
+
+def pytest_configure() -> None:
+    """Plant the bug that the environment names."""
+    if name := os.environ.get(VARIABLE):
+        BUGS[name].plant()
