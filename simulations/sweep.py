@@ -34,7 +34,7 @@ PRIVATE = "federated-dp"
 def run_sweep(sweep: Sweep, out: Path, watcher: Watcher) -> dict[str, Any]:
     """Run what is not finished of a sweep into ``out``; return and write its document.
 
-    ``sweep.json`` and ``sweep.html`` are there from the first finished point on.
+    ``sweep.json`` grows with each finished point, ``sweep.html`` with each finished setting.
 
     Raises
     ------
@@ -72,17 +72,22 @@ class _Runner:
         for point in missing:
             self._watcher.stage(f"point {point.name}: {self._how_far()}", len(world.measured))
             self._run_point(point, world, baselines)
-            self.show()
+            self._write()
             gc.collect()
+        self.show()
         shutil.rmtree(self._shared)
 
     def show(self) -> dict[str, Any]:
-        """Write and return what is known so far."""
+        """Write and return what is known so far, and its page."""
+        document = self._write()
+        write_text(self._folder.folder / "sweep.html", render_sweep(document))
+        return document
+
+    def _write(self) -> dict[str, Any]:
         settings = [self._folder.read(_setting_name(n)) for n in range(len(self._sweep.settings))]
         points = [self._finished(point) for point in self._sweep.points]
         document: dict[str, Any] = plain(sweep_document(self._sweep, settings, points))
         self._folder.write("sweep", document)
-        write_text(self._folder.folder / "sweep.html", render_sweep(document))
         return document
 
     def _baselines(self, number: int, world: World) -> list[ArmResult]:

@@ -1,0 +1,320 @@
+"""A sweep: what is measured once, what is kept, and from where on federating pays."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.errors import ConfigError
+from common.metrics import MetricSums
+from simulations.sweep import run_sweep
+from simulations.sweep_figures import first_of, goes_half, lines, pays, sweep_document
+from simulations.sweep_page import render_sweep
+from simulations.sweep_plan import EPSILONS, Point, read_sweep
+from simulations.sweep_store import SweepFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = ROOT / "simulations" / "experiments"
+TINY = f"""
+title = "three small shops"
+experiment = "{EXPERIMENTS / "marketplace.toml"}"
+set = [
+  "data.marketplace.products=120", "data.marketplace.shops=3", "data.marketplace.groups=12",
+  "data.marketplace.visits_log_mean=1.2", "federated.rounds=1", "federated.model.dimension=4",
+  "federated-dp.rounds=1", "federated-dp.model.learned_items=12", "federated-dp.first_norms=[]",
+]
+[[grid]]
+vary = "data.marketplace.customers_per_shop"
+values = [8, 16]
+units = ["customer"]
+epsilons = [1, 8]
+"""
+
+
+class Silent:
+    """Watches, and stops the sweep when it has seen enough."""
+
+    def __init__(self, stop_at: str = "", after: int = 0) -> None:
+        self.stages: list[str] = []
+        self._stop_at, self._left = stop_at, after
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        self.stages.append(text)
+
+    def step(self, text: str = "") -> None:
+        if self._stop_at and self.stages[-1].startswith(self._stop_at):
+            self._left -= 1
+            if self._left < 0:
+                raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sweep") / "tiny.toml"
+    path.write_text(TINY, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def watched(toml: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Silent]:
+    out, watcher = tmp_path_factory.mktemp("sweeps") / "whole", Silent()
+    run_sweep(read_sweep(toml), out, watcher)
+    return out, watcher
+
+
+@pytest.fixture(scope="module")
+def whole(watched: tuple[Path, Silent]) -> Path:
+    return watched[0]
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    """Return a sweep's document without what time and machine decide."""
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            kept = {k: v for k, v in value.items() if k not in ("seconds", "peak_mb", "machine")}
+            return {k: timeless(v) for k, v in kept.items()}
+        return [timeless(v) for v in value] if isinstance(value, list) else value
+
+    found: dict[str, Any] = timeless(json.loads((folder / "sweep.json").read_text("utf-8")))
+    return found
+
+
+# --- the definition --------------------------------------------------------------------------
+
+
+def test_a_sweep_is_its_grids_without_repeats(tmp_path: Path) -> None:
+    path = tmp_path / "two.toml"
+    path.write_text(
+        TINY + '[[grid]]\nset = ["data.marketplace.customers_per_shop=8"]\nepsilons = [8, 2]\n'
+    )
+    sweep = read_sweep(path)
+    assert len(sweep.settings) == 2
+    assert sweep.points == (
+        Point(0, "customer", 1.0),
+        Point(0, "customer", 8.0),
+        Point(0, "customer", 2.0),
+        Point(1, "customer", 1.0),
+        Point(1, "customer", 8.0),
+    )
+    promise = sweep.point_experiment(sweep.points[2])
+    assert promise.privacy.target_epsilon == 2.0
+    assert promise.run.engine == "in-process"
+    assert promise.data.marketplace.customers_per_shop == 8
+
+
+def test_an_experiment_is_swept_over_epsilon() -> None:
+    sweep = read_sweep(EXPERIMENTS / "demo.toml", ["run.seed=3"])
+    assert [p.epsilon for p in sweep.points] == list(EPSILONS)
+    assert {p.unit for p in sweep.points} == {"customer"}
+    assert sweep.settings[0].experiment.run.seed == 3
+
+
+def test_the_shipped_sweeps_can_be_read() -> None:
+    for path in sorted((ROOT / "simulations" / "sweeps").glob("*.toml")):
+        assert read_sweep(path).points, path
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("epsilon = [1]", "unknown key 'grid.1.epsilon'"),
+        ('set = ["privacy.unit=basket"]', "privacy.unit is the sweep's own"),
+        ('vary = "run.seed"', "vary and values go together"),
+        ('set = ["data.sauce=x"]', "sauce"),
+    ],
+)
+def test_a_wrong_sweep_is_refused_with_the_key(tmp_path: Path, line: str, word: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(f"{TINY}[[grid]]\n{line}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=word):
+        read_sweep(path)
+
+
+# --- a run -----------------------------------------------------------------------------------
+
+
+def test_it_leaves_figures_and_no_models(whole: Path) -> None:
+    document = json.loads((whole / "sweep.json").read_text("utf-8"))
+    assert document["finished"] == document["planned"] == 4
+    names = {path.name for path in whole.iterdir()}
+    assert names == {
+        ".lock", "points", "settings", "sweep-identity.json", "sweep.html", "sweep.json",
+    }  # fmt: skip
+    assert sum(path.stat().st_size for path in (whole / "points").iterdir()) < 100_000
+    for point in document["points"]:
+        # What the ledgers add up to, not what was asked for.
+        assert 0.9 * point["epsilon"] < point["spent"] <= point["epsilon"]
+        assert point["took_part"] == point["shops"] == 3
+        assert point["vs_local"]["ndcg@20"]["low"] <= point["vs_local"]["ndcg@20"]["high"]
+    small, large = document["settings"]
+    assert small["customers_a_shop"] < large["customers_a_shop"]
+    assert list(small["arms"]) == ["local", "home-only", "federated", "centralized"]
+    experiments = [e["data"]["marketplace"] for e in document["experiments"]]
+    assert [e["customers_per_shop"] for e in experiments] == [8, 16]
+
+
+def test_what_does_not_depend_on_the_promise_is_trained_once(
+    watched: tuple[Path, Silent],
+) -> None:
+    stages = watched[1].stages
+    trained = [stage for stage in stages if stage.startswith("training federated in")]
+    assert len(trained) == 2  # once for each size, not for each point
+    assert sum(stage == "arm local" for stage in stages) == 2
+    assert sum(stage == "arm federated-dp" for stage in stages) == 4
+    assert any("of 4 are finished, about" in stage for stage in stages)
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "after"),
+    [
+        ("training federated-dp", 1),
+        pytest.param("arm home-only", 1, marks=pytest.mark.slow),
+        pytest.param("arm federated-dp", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_the_same_command_goes_on_and_changes_no_figure(
+    toml: Path, whole: Path, tmp_path: Path, stop_at: str, after: int
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(read_sweep(toml), out, Silent(stop_at, after))
+    kept = {p: p.stat().st_mtime_ns for p in out.glob("points/*")}
+    assert len(kept) < 4
+    run_sweep(read_sweep(toml), out, Silent())
+    assert all(path.stat().st_mtime_ns == moment for path, moment in kept.items())
+    assert figures(out) == figures(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_sweep_that_was_killed_goes_on(toml: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "simulations", "sweep", str(toml), "--out", str(out)]
+    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not list(out.glob("points/*.json")):
+        assert time.monotonic() < deadline
+        assert first.poll() is None
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert len(list(out.glob("points/*.json"))) < 4
+    done = subprocess.run(
+        [*command, "--json"], cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert json.loads(done.stdout) == json.loads((out / "sweep.json").read_text("utf-8"))
+    assert figures(out) == figures(whole)
+
+
+def test_another_sweep_may_not_go_on_there(toml: Path, whole: Path, tmp_path: Path) -> None:
+    before = (whole / "sweep.json").read_bytes()
+    with pytest.raises(ConfigError, match="holds another sweep"):
+        run_sweep(read_sweep(toml, ["run.seed=1"]), whole, Silent())
+    assert (whole / "sweep.json").read_bytes() == before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("precious")
+    with pytest.raises(ConfigError, match="is in use"):
+        run_sweep(read_sweep(toml), other, Silent())
+    assert [path.name for path in other.iterdir()] == ["mine.txt"]
+
+
+def test_the_page_is_one_file_with_the_curves_in_it(whole: Path) -> None:
+    page = (whole / "sweep.html").read_text("utf-8")
+    document = json.loads((whole / "sweep.json").read_text("utf-8"))
+    assert "Plotly.newPlot" in page
+    assert page.count('class="plotly-graph-div"') == 12  # 3 lines of axes x 4 plots
+    assert "default-src 'none'" in page
+    assert "src=" not in page.split("<body>")[1]
+    for sentence in document["answer"]:
+        assert sentence.split(" with ")[0] in page
+    assert document["rule"][:60] in page
+
+
+def test_a_page_says_how_much_of_a_sweep_is_missing(toml: Path, whole: Path) -> None:
+    sweep = read_sweep(toml)
+    folder = SweepFolder(whole)
+    first = folder.read("points/00-customer-1")
+    setting = folder.read("settings/00")
+    document = sweep_document(sweep, [setting, None], [first, None, None, None])
+    assert "1 of 4 points are finished" in render_sweep(document)
+    assert document["answer"] == []
+    assert "There are not yet two points" in render_sweep(document)
+
+
+def test_an_arm_is_kept_to_the_last_bit(whole: Path) -> None:
+    folder = SweepFolder(whole)
+    kept = folder.read_arm("settings/00", "local")
+    assert kept is not None
+    folder = SweepFolder(whole.parent)
+    folder.write_arm("again", kept)
+    again = folder.read_arm("again", "local")
+    assert again is not None
+    assert list(again.shops) == list(kept.shops)
+    for key, shop in kept.shops.items():
+        assert again.shops[key].home_weights == shop.home_weights
+        for field in fields(MetricSums):
+            one, other = (getattr(s.sums, field.name) for s in (shop, again.shops[key]))
+            np.testing.assert_array_equal(one, other)
+            assert type(one) is type(other)
+    assert folder.read_arm("again", "federated") is None
+
+
+# --- the knee --------------------------------------------------------------------------------
+
+
+def point(epsilon: float, low: float, way: float | None, customers: float = 100.0) -> Any:
+    return {
+        "curve": "",
+        "label": "",
+        "unit": "customer",
+        "epsilon": epsilon,
+        "customers_a_shop": customers,
+        "vs_better": {"ndcg@20": {"low": low}},
+        "way": {"ndcg@20": way},
+    }
+
+
+@pytest.mark.parametrize(
+    ("lows", "expected"),
+    [
+        ((0.1, 0.1, 0.1), 1.0),
+        ((-0.1, 0.1, 0.1), 2.0),
+        # A value that pays by chance below one that does not is no knee.
+        ((0.1, -0.1, 0.1), 4.0),
+        ((0.1, 0.1, 0.0), None),
+        ((0.1, 0.1, None), None),
+    ],
+)
+def test_it_pays_from_the_smallest_value_at_and_above_which_all_pay(
+    lows: tuple[float, ...], expected: float | None
+) -> None:
+    points = [point(e, low, None) for e, low in zip((1, 2, 4), lows, strict=True)]
+    for order in (points, points[::-1]):
+        assert first_of(order, "epsilon", lambda p: pays(p, "ndcg@20")) == expected
+
+
+def test_half_the_way_is_half_or_more_and_never_where_there_is_no_way() -> None:
+    assert goes_half(point(1, 0, 0.5), "ndcg@20")
+    assert not goes_half(point(1, 0, 0.49), "ndcg@20")
+    assert not goes_half(point(1, 0, None), "ndcg@20")
+
+
+def test_lines_differ_in_one_thing_alone() -> None:
+    points = [point(e, 0, 0, c) for e in (1, 8) for c in (50.0, 100.0, 200.0)]
+    points.append({**point(4, 0, 0, 100.0), "unit": "basket"})
+    over_epsilon = lines(points, "epsilon")
+    assert [[p["epsilon"] for p in line] for line in over_epsilon.values()] == [[1, 8]] * 3
+    over_customers = lines(points, "customers_a_shop")
+    assert [[p["customers_a_shop"] for p in line] for line in over_customers.values()] == [
+        [50.0, 100.0, 200.0]
+    ] * 2
