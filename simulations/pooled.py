@@ -7,9 +7,6 @@ from scipy import sparse
 
 from client.ease import inverse_of
 
-# Customers whose pairs of products are counted at a time.
-_BLOCK = 2048
-
 
 @dataclass(frozen=True)
 class ProductEase:
@@ -33,10 +30,7 @@ class ProductEase:
         products = np.sort(np.argsort(-counts, kind="stable")[:largest])
         x = sparse.csc_matrix(histories)[:, products].tocsr()
         x.data = np.ones_like(x.data)
-        gram = np.zeros((len(products), len(products)))
-        for start in range(0, x.shape[0], _BLOCK):
-            block = x[start : start + _BLOCK].toarray()
-            gram += block.T @ block
+        gram = (x.T @ x).toarray().astype(np.float64)
         gram[np.diag_indices_from(gram)] += ridge
         inverse = inverse_of(gram)
         weights = (-inverse / np.diag(inverse)).astype(np.float32)
