@@ -138,6 +138,36 @@ def sweep(
 
 
 @app.command()
+def audit(
+    experiment: Annotated[Path, typer.Argument(help="An experiment file (TOML).")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder to write: new, or that of a run of it.")
+    ],
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Attack an experiment's own steps and models, and hold each attack against the promise."""
+    from simulations.audit import run_audit
+    from simulations.audit_plots import audit_words
+    from simulations.experiment import read_experiment
+    from simulations.report import to_json
+
+    with _Bars() as bars:
+        try:
+            document = run_audit(read_experiment(experiment, change or []), out, bars)
+        except KeyboardInterrupt:
+            raise RunError("interrupted: the same command goes on where it stopped") from None
+    if as_json:
+        sys.stdout.write(to_json(document) + "\n")
+        return
+    for sentence in audit_words(document):
+        _console().print(sentence)
+    _console().print(f"The page to look at: {out / 'audit.html'}")
+
+
+@app.command()
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders that runs wrote.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder for compare.html.")] = None,
@@ -207,6 +237,27 @@ def bench_round_command(
         return
     for key, value in result.items():
         _console().print(f"{key}: {value}")
+
+
+@bench_app.command("dp-step")
+def bench_step_command(
+    rounds: Annotated[int, typer.Option(help="Rounds of 20 steps of each cell.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the batches; noise is the system's.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Time the private step beside plain SGD and stock Opacus: time, memory, up to 4M products."""
+    from simulations.bench_step import bench_step, targets_missed
+    from simulations.report import to_json
+
+    with _Bars() as bars:
+        result = bench_step(rounds=rounds, seed=seed, progress=bars.stage)
+    for line in targets_missed(result["cells"]):
+        sys.stderr.write(f"missed: {line}\n")
+    if as_json:
+        sys.stdout.write(to_json(result) + "\n")
+        return
+    for cell in (*result["cells"], *result["curve"]):
+        _console().print(cell)
 
 
 def _console() -> Console:

@@ -141,26 +141,32 @@ def promised(points: Sequence[Document], plan: TrainingPlan, level: Level) -> Do
     Returns
     -------
     dict
-        ``epsilon, delta`` of the promise at this level; ``bound_violations``: points of which an
-        interval does not stay under it; ``curve_violations``: points whose intervals lie, for sure,
-        above what the accountant's whole privacy profile allows, a much tighter bound.
+        ``epsilon, delta`` of the promise at this level; ``bound_violations``: points whose
+        intervals lie above it, so that it is refuted; ``bound_crossings``: points whose intervals
+        do not lie under it from end to end, if only for being wide; ``curve_violations``: points
+        whose intervals lie above what the accountant's whole privacy profile allows, which is a
+        much tighter bound.
     """
     epsilon, delta = plan.target_epsilon, plan.target_delta
     curve = promise_curve(plan_spends(plan), epsilon, delta)
     if level == "interaction":
         curve = twice(curve)
         epsilon, delta = 2 * epsilon, (1 + math.exp(epsilon)) * delta
+    pair = promise_curve([], epsilon, delta)
     grid = np.linspace(0.0, 1.0, 201) ** 2
     return {
         "epsilon": epsilon,
         "delta": delta,
-        "bound": _curve(promise_curve([], epsilon, delta), grid),
+        "bound": _curve(pair, grid),
         "curve": _curve(curve, grid),
-        "bound_violations": sum(not _under(p, epsilon, delta) for p in points),
-        "curve_violations": sum(
-            p["tpr_low"] > float(curve(np.array([p["fpr_high"]]))[0]) for p in points
-        ),
+        "bound_violations": sum(_above(p, pair) for p in points),
+        "bound_crossings": sum(not _under(p, epsilon, delta) for p in points),
+        "curve_violations": sum(_above(p, curve) for p in points),
     }
+
+
+def _above(point: Document, curve: Curve) -> bool:
+    return bool(point["tpr_low"] > float(curve(np.array([point["fpr_high"]]))[0]))
 
 
 def _under(point: Document, epsilon: float, delta: float) -> bool:

@@ -24,6 +24,9 @@ class AuditSection(Frozen):
     control_rounds
         ``federated`` is attacked after so many rounds at most: more only help the attacker, who
         needs no help there.
+    recovery_customers, recovery_shops
+        How many customers a shop has whose products are read off one update, and how many such
+        shops are drawn.
     """
 
     canaries: int = Field(20_000, ge=10)
@@ -35,3 +38,5 @@ class AuditSection(Frozen):
     shops: int = Field(3, ge=1)
     also_epsilon: float = Field(1.0, ge=0)
     control_rounds: int = Field(2, ge=1)
+    recovery_customers: tuple[int, ...] = (1, 3, 10)
+    recovery_shops: int = Field(20, ge=2)

@@ -68,7 +68,7 @@ def guess(scores: np.ndarray, inside: np.ndarray, guesses: int) -> tuple[int, in
     tuple
         Correct guesses, and guesses; no guess is made about the scores between (algorithm 1).
     """
-    half = guesses // 2
+    half = min(guesses, len(scores)) // 2
     order = np.argsort(scores, kind="stable")
     correct = np.count_nonzero(inside[order[-half:]]) + np.count_nonzero(~inside[order[:half]])
     return int(correct), 2 * half

@@ -16,6 +16,7 @@ from common.marketplace import MarketplaceConfig
 from common.partitioning import Partitioner, by_column, dirichlet, uniform
 from common.protocol import Frozen, ModelPlan, TrainingPlan, Trust, Unit
 from common.schema import BEHAVIOR_WEIGHTS
+from simulations.audit_settings import AuditSection
 
 ARMS = (
     "popularity",
@@ -186,10 +187,14 @@ class Experiment(Section):
     federated: FederationSection = Field(default_factory=FederationSection)
     federated_dp: FederationSection = Field(default_factory=FederationSection, alias="federated-dp")
     basket: FederationSection | None = None
+    audit: AuditSection = Field(default_factory=AuditSection)
 
     def facts(self) -> dict[str, Any]:
-        """Return the configuration as run, nested by section, as JSON values."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """Return the configuration as run, nested by section, as JSON values.
+
+        What an audit would do changes nothing of a run, and is not in it.
+        """
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"audit"})
 
 
 def read_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -142,7 +142,7 @@ def run_in_process(
     """
     started = time.monotonic()
     files = federation_files(plan, shops_folder, shops, server_folder, catalogue_folder, run_config)
-    config = {**_defaults(), **files.run_config}
+    config = {**run_defaults(), **files.run_config}
     offset = files.events.stat().st_size if files.events.exists() else 0
     events: list[Event] = []
 
@@ -171,7 +171,7 @@ def run_in_process(
     return Outcome(events, time.monotonic() - started)
 
 
-def _defaults() -> dict[str, ConfigValue]:
+def run_defaults() -> dict[str, ConfigValue]:
     """Return the run defaults that Flower would read from the bundle."""
     text = (FEDERATION.folder / "pyproject.toml").read_text(encoding="utf-8")
     values: dict[str, Any] = tomllib.loads(text)["tool"]["flwr"]["app"]["config"]

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from simulations import answer, plots
+from simulations.audit_plots import audit_section
 from simulations.tables import HEADINGS, arm_cells
 
 Document = dict[str, Any]
@@ -62,6 +63,7 @@ def render_report(document: Document) -> str:
         shop_arms=_shop_arms(document),
         private=_promises(arms),
         not_covered=NOT_COVERED,
+        audit=audit_section(document.get("audit")),
         data=facts(document["data"]),
         machine=facts(document["machine"]),
         experiment=json.dumps(document["experiment"], indent=2, ensure_ascii=False),

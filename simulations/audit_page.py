@@ -1,0 +1,22 @@
+"""``audit.html``: an audit to look at, one file that asks no other for anything."""
+
+import json
+from typing import Any
+
+from simulations.audit_plots import audit_section, verdict
+from simulations.page import facts, render
+
+Document = dict[str, Any]
+
+
+def render_audit(document: Document) -> str:
+    """Return the page of an audit's document."""
+    return render(
+        "audit.html.j2",
+        document=document,
+        verdict=verdict(document),
+        audit=audit_section(document),
+        data=facts(document["data"]),
+        machine=facts(document["machine"]),
+        experiment=json.dumps(document["experiment"], indent=2, ensure_ascii=False),
+    )
