@@ -153,7 +153,7 @@ def promised(points: Sequence[Document], plan: TrainingPlan, level: Level) -> Do
         curve = twice(curve)
         epsilon, delta = 2 * epsilon, (1 + math.exp(epsilon)) * delta
     pair = promise_curve([], epsilon, delta)
-    grid = np.linspace(0.0, 1.0, 201) ** 2
+    grid = np.linspace(0.0, 1.0, 101) ** 2
     return {
         "epsilon": epsilon,
         "delta": delta,

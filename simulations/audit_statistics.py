@@ -158,7 +158,7 @@ class Roc:
     others: np.ndarray
 
     @classmethod
-    def of(cls, scores: np.ndarray, inside: np.ndarray, points: int = 200) -> "Roc":
+    def of(cls, scores: np.ndarray, inside: np.ndarray, points: int = 100) -> "Roc":
         """Return the curve of ``(M, T)`` scores, NaN where a target plays no part in a model."""
         known = np.isfinite(scores)
         values = np.unique(scores[known])[::-1]
