@@ -251,3 +251,49 @@ def test_arms_that_train_nothing_together_leave_a_whole_folder(tmp_path: Path) -
     assert set(report["arms"]) == {"popularity", "local"}
     assert (out / "report.html").exists()
     assert not (out / "work").exists()
+
+
+def users(world: World, merchant_id: str) -> set[str]:
+    return next(set(s.user_ids) for s in world.shops if s.merchant_id == merchant_id)
+
+
+def test_a_smaller_share_of_customers_is_part_of_a_larger_one(experiment: Experiment) -> None:
+    def drawn(share: float, seed: int = 0) -> World:
+        data = experiment.data.model_copy(update={"customers_share": share})
+        run = experiment.run.model_copy(update={"seed": seed})
+        return build_world(experiment.model_copy(update={"data": data, "run": run}))
+
+    whole, half, few = drawn(1.0), drawn(0.5), drawn(0.25)
+    assert [len(users(w, BIG)) for w in (whole, half, few)] == [25, 12, 6]
+    assert users(few, BIG) < users(half, BIG) < users(whole, BIG)
+    # No shop is emptied, none is lost, and the products stay.
+    assert [len(users(few, shop)) for shop in (LONELY, EMPTY)] == [1, 0]
+    assert few.catalogue.size == whole.catalogue.size
+    assert users(drawn(0.25, seed=1), BIG) != users(few, BIG)
+    kept = next(s for s in half.shops if s.merchant_id == BIG)
+    whole_shop = next(s for s in whole.shops if s.merchant_id == BIG)
+    one = kept.user_ids[0]
+    before = whole_shop.items[whole_shop.users == list(whole_shop.user_ids).index(one)]
+    np.testing.assert_array_equal(np.sort(kept.items[kept.users == 0]), np.sort(before))
+    assert any("0.5 of each merchant's customers" in note for note in half.dataset.notes)
+
+
+def test_a_sample_is_measured_and_everyone_trains(experiment: Experiment, world: World) -> None:
+    run = experiment.run.model_copy(update={"measured_shops": 2, "measured_customers": 5})
+    sampled = build_world(experiment.model_copy(update={"run": run}))
+    assert [shop.merchant_id for shop in sampled.measured_shops] == sorted(sampled.measured)
+    assert len(sampled.measured) == 2
+    for merchant_id, rows in sampled.measured.items():
+        history = sampled.test.history[merchant_id]
+        assert len(rows) == len(set(rows)) == min(5, np.count_nonzero(np.diff(history.indptr)))
+        assert (np.diff(history[rows].indptr) > 0).all()  # someone whom a list can be made for
+    facts, everyone = sampled.facts(), world.facts()
+    assert facts.pop("measured") == {
+        "shops": 2,
+        "customers": sum(map(len, sampled.measured.values())),
+    }
+    assert facts == everyone  # what trains is the same
+    assert "measured" not in everyone
+    assert any("tuned and measured at" in note for note in sampled.dataset.notes)
+    again = build_world(experiment.model_copy(update={"run": run}))
+    assert all(np.array_equal(again.measured[k], rows) for k, rows in sampled.measured.items())

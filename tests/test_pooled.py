@@ -1,0 +1,136 @@
+"""What the ceiling may know, and what all arms share."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from client.ease import Ease
+from common.model import initial_state
+from common.protocol import POPULARITY, ModelPlan
+from experiment_support import BIG, SMALL, write_folder
+from simulations.arms import Knowledge, OwnEases, at_home, global_model, pooled_ease, untrained
+from simulations.evaluating import trained_by
+from simulations.experiment import Experiment, read_experiment
+from simulations.pooled import ProductEase
+from simulations.world import World, build_world
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    folder = tmp_path_factory.mktemp("pooled")
+    (folder / "small.toml").write_text(SMALL, encoding="utf-8")
+    return read_experiment(folder / "small.toml", [f"data.path={write_folder(folder / 'shops')}"])
+
+
+@pytest.fixture(scope="module")
+def world(experiment: Experiment) -> World:
+    return build_world(experiment)
+
+
+def histories(customers: int = 50, n: int = 30) -> sparse.csr_matrix:
+    stream = np.random.default_rng(1)
+    chance = np.linspace(0.4, 0.02, n)
+    bought = stream.random((customers, n)) < chance
+    return sparse.csr_matrix(bought * stream.choice([0.3, 1.0], bought.shape), dtype=np.float32)
+
+
+def test_with_all_products_it_is_the_dual_form() -> None:
+    own, asked = histories(), histories(7)
+    dual = Ease.fit(own, 20.0, 1000).scores(asked)
+    np.testing.assert_allclose(
+        ProductEase.fit(own, 20.0, 30).scores(asked), dual, rtol=2e-3, atol=2e-4
+    )
+
+
+def test_with_fewer_it_is_ease_among_the_most_popular_ones() -> None:
+    own = histories()
+    counts = np.bincount(own.indices, minlength=30)
+    popular = np.sort(np.argsort(-counts, kind="stable")[:10])
+    found = ProductEase.fit(own, 20.0, 10)
+    np.testing.assert_array_equal(found.products, popular)
+    alone = Ease.fit(sparse.csr_matrix(own[:, popular]), 20.0, 1000)
+    scores = found.scores(own)
+    expected = alone.scores(sparse.csr_matrix(own[:, popular]))
+    np.testing.assert_allclose(scores[:, popular], expected, rtol=2e-3, atol=2e-4)
+    others = np.setdiff1d(np.arange(30), popular)
+    assert not scores[:, others].any()
+
+
+def test_the_ceiling_takes_everybodys_customers_however_many(world: World) -> None:
+    everyone = sum(history.shape[0] for history in world.test.history.values())
+    exact = pooled_ease(world, world.test, 50.0, everyone)
+    assert isinstance(exact, Ease)
+    assert exact.customers.shape[0] == everyone
+    # Too many for the system: it is solved over products, and still with everybody.
+    products = pooled_ease(world, world.test, 50.0, everyone - 1)
+    asked = world.test.history[BIG]
+    scores, expected = products.scores(asked), exact.scores(asked)
+    popular = products.products  # type: ignore[attr-defined]
+    assert len(popular) == everyone - 1
+    assert np.corrcoef(scores[:, popular].ravel(), expected[:, popular].ravel())[0, 1] > 0.95
+
+
+def test_a_shops_own_ease_is_fitted_once_for_all_arms(
+    experiment: Experiment, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[int] = []
+    honest = Ease.fit
+
+    def counting(*arguments: object) -> Ease:
+        fitted.append(1)
+        return honest(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("simulations.arms.Ease.fit", counting)
+    settings, eases = experiment.home.local, OwnEases()
+    alone = Knowledge(untrained(world), {})
+    first = list(at_home(world, settings, lambda: alone, lambda: alone, eases))
+    once = len(fitted)
+    assert once == 2 * len(world.shops)  # before the validation weeks, and before the test
+    again = list(at_home(world, settings, lambda: alone, lambda: alone, eases))
+    assert len(fitted) == once
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one.all_products.rows, other.all_products.rows)
+    stronger = settings.model_copy(update={"ease_lambda": 900.0})
+    list(at_home(world, stronger, lambda: alone, lambda: alone, eases))
+    assert len(fitted) == 2 * once
+
+
+def test_an_arm_is_measured_at_the_sample_and_fitted_on_everyone(
+    experiment: Experiment, world: World
+) -> None:
+    rows = np.array([1, 4, 9])
+    sampled = replace(world, measured={BIG: rows})
+    # Without tuning: the weights are the same, and so must be the lists.
+    settings = experiment.home.local.model_copy(update={"rounds": 0})
+    alone = Knowledge(untrained(world), {})
+    whole = {
+        o.merchant_id: o for o in at_home(world, settings, lambda: alone, lambda: alone, OwnEases())
+    }
+    (one,) = at_home(sampled, settings, lambda: alone, lambda: alone, OwnEases())
+    np.testing.assert_array_equal(one.all_products.rows, whole[BIG].all_products.rows[rows])
+    np.testing.assert_array_equal(one.sums.ndcg, whole[BIG].sums.ndcg[rows])
+
+
+def test_the_ceiling_may_mix_the_federations_model(experiment: Experiment, world: World) -> None:
+    assert trained_by(experiment, "centralized") is None
+    assert trained_by(experiment, "federated-dp-global") == "federated-dp"
+    assert trained_by(experiment, "local") is None
+    central = experiment.home.centralized
+    start = {**central.start, "learned": 2.0}
+    home = experiment.home.model_copy(
+        update={"centralized": central.model_copy(update={"start": start})}
+    )
+    mixing = experiment.model_copy(update={"home": home})
+    assert trained_by(mixing, "centralized") == "federated"
+    plan = ModelPlan(dimension=2)
+    state = initial_state(plan, world.catalogue.size)
+    state |= {POPULARITY: np.full(world.catalogue.size, 1 / world.catalogue.size, np.float32)}
+    known = Knowledge(
+        global_model(world, plan, state),
+        {"pooled_ease": pooled_ease(world, world.test, 50.0, 1000)},
+    )
+    for outcome in at_home(world, home.centralized, lambda: known, lambda: known, OwnEases()):
+        assert outcome.weights is not None
+        assert set(outcome.weights) == set(start)
