@@ -268,8 +268,10 @@ class Ledger:
                 raise
 
     def _insert(self, event: Event) -> str:
-        row = self._connection.execute("SELECT COUNT(*) FROM events").fetchone()
-        seq, prev_hash = int(row[0]) + 1, self.head()
+        row = self._connection.execute(
+            "SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1"
+        ).fetchone()
+        seq, prev_hash = (int(row[0]) + 1, str(row[1])) if row else (1, NO_FINGERPRINT)
         at = datetime.now(UTC).isoformat(timespec="microseconds")
         new = entry_hash(seq, at, event, prev_hash)
         values = {name: getattr(event, name) for name in EVENT_FIELDS}
