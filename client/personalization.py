@@ -15,6 +15,7 @@ from pydantic import Field
 from scipy import sparse
 
 from client.ease import Ease, Scores
+from client.low_rank import own_low_rank
 from common.config import nearest
 from common.errors import ConfigError
 from common.metrics import evaluate
@@ -23,7 +24,7 @@ from common.protocol import Arrays, Frozen
 from common.scoring import top_k
 
 #: Parts that a shop learns alone.
-OWN_PARTS = ("own_ease", "own_popularity")
+OWN_PARTS = ("own_ease", "own_learned", "own_popularity")
 _K = 20
 _SCALE_CUSTOMERS = 500
 
@@ -38,6 +39,8 @@ class HomeSettings(Frozen):
     max_customers
         EASE solves a system of as many equations as it has customers: it takes those with the
         most products, at most so many.
+    own_dimension
+        Rank of the shop's own low-rank model, the part ``own_learned``.
     prior_strength
         How much the federation's pseudo-customers count beside the shop's own.
     own_expectation
@@ -58,6 +61,7 @@ class HomeSettings(Frozen):
     ease_lambda: float = Field(300.0, gt=0)
     shared_lambda: float = Field(1000.0, gt=0)
     max_customers: int = Field(3000, ge=1)
+    own_dimension: int = Field(16, ge=1)
     prior_strength: float = Field(1.0, ge=0)
     own_expectation: float = Field(0.5, ge=0, le=1)
     start: dict[str, float]
@@ -77,6 +81,8 @@ class HomeModel:
     ----------
     model
         The global model.
+    own_learned
+        A low-rank model of the shop's customers alone; None where the mixture has no such part.
     eases
         ``own_ease``: fitted on the shop's customers alone. ``shared_ease``: with the federation's
         pseudo-customers beside them. Others: an analyst's.
@@ -91,6 +97,7 @@ class HomeModel:
     """
 
     model: GlobalModel
+    own_learned: GlobalModel | None
     eases: Mapping[str, Scores]
     own_popularity: np.ndarray
     expected_content: np.ndarray
@@ -122,6 +129,9 @@ class HomeModel:
         if "shared_ease" in settings.start:
             prior = model.pseudo_customers(histories) * np.float32(settings.prior_strength**0.5)
             eases["shared_ease"] = fit(settings.shared_lambda).with_prior(prior)
+        low_rank = None
+        if "own_learned" in settings.start:
+            low_rank = own_low_rank(model.catalogue, histories, settings.own_dimension)
         binary = histories.copy()
         binary.data = np.ones_like(binary.data)
         counts = np.asarray(binary.sum(axis=0), dtype=np.float32).reshape(1, -1)
@@ -129,7 +139,9 @@ class HomeModel:
         own = np.asarray(model.catalogue.content.T @ popularity.ravel()) / popularity.size
         share = settings.own_expectation if counts.sum() else 0.0
         expected = share * own + (1.0 - share) * model.expected_content
-        home = cls(model, eases, popularity, expected.astype(np.float32), {}, settings.start)
+        home = cls(
+            model, low_rank, eases, popularity, expected.astype(np.float32), {}, settings.start
+        )
         parts = home.parts(histories[:_SCALE_CUSTOMERS], settings.start)
         scales = {name: float(part.std()) or 1.0 for name, part in parts.items() if part.size}
         return replace(home, part_scales=scales)
@@ -154,6 +166,8 @@ class HomeModel:
             return self.model.popularity_bias[None, :]
         if name == "own_popularity":
             return self.own_popularity
+        if name == "own_learned" and self.own_learned is not None:
+            return self.own_learned.learned_part(history)
         if name not in self.eases:
             known = (*GLOBAL_PARTS, *OWN_PARTS, "shared_ease", *self.eases)
             raise ConfigError(f"home: no part is called {name!r}; {nearest(name, known)}")

@@ -1,0 +1,76 @@
+"""A shop's own low-rank model: exact, deterministic, and of whatever customers there are."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from client.low_rank import own_low_rank
+from client.personalization import HomeModel, HomeSettings
+from common.features import Catalogue, ContentSpec
+from common.model import LOCAL_NAMES, GlobalModel, initial_state
+from common.protocol import ITEMS, SPECTRUM, ModelPlan
+
+N = 40
+
+
+@pytest.fixture(scope="module")
+def catalogue() -> Catalogue:
+    frame = pd.DataFrame(
+        {"item_id": [f"i{k:02}" for k in range(N)], "type": [f"t{k % 4}" for k in range(N)]}
+    )
+    return Catalogue.of(frame, ContentSpec(features=("type",), content_width=64))
+
+
+def bought(customers: int, seed: int = 0) -> sparse.csr_matrix:
+    stream = np.random.default_rng(seed)
+    taste = stream.integers(0, 4, customers)
+    chance = np.where(np.arange(N) % 4 == taste[:, None], 0.5, 0.1)
+    return sparse.csr_matrix((stream.random((customers, N)) < chance).astype(np.float32))
+
+
+def test_its_vectors_span_what_the_centred_rows_say(catalogue: Catalogue) -> None:
+    histories = bought(200)
+    model = own_low_rank(catalogue, histories, 5)
+    block = model.block
+    rows = block.training_rows(histories, 0.5).toarray().astype(float)
+    rows -= np.outer(rows @ block.gain, block.rates / block.gain)
+    _, values, right = np.linalg.svd(rows, full_matrices=False)
+    found = np.asarray(model.state[ITEMS], dtype=float)
+    np.testing.assert_allclose(model.state[SPECTRUM], values[:5] ** 2, rtol=1e-4)
+    # The same directions, each up to its sign.
+    np.testing.assert_allclose(np.abs(right[:5] @ found), np.eye(5), atol=1e-3)
+
+
+def test_it_finds_tastes_that_popularity_does_not_know(catalogue: Catalogue) -> None:
+    model = own_low_rank(catalogue, bought(300), 4)
+    asked = bought(50, seed=9)
+    scores = model.learned_part(asked)
+    kind = np.asarray(asked @ np.eye(4, dtype=np.float32)[np.arange(N) % 4]).argmax(axis=1)
+    by_kind = np.stack([scores[:, np.arange(N) % 4 == k].mean(axis=1) for k in range(4)], axis=1)
+    assert (by_kind.argmax(axis=1) == kind).mean() > 0.9
+
+
+@pytest.mark.parametrize("customers", [0, 1, 2, 7])
+def test_few_customers_give_few_dimensions_and_no_error(
+    catalogue: Catalogue, customers: int
+) -> None:
+    histories = bought(customers)
+    model = own_low_rank(catalogue, histories, 6)
+    assert np.isfinite(model.learned_part(bought(3, 1))).all()
+    assert np.count_nonzero(model.state[SPECTRUM]) <= max(customers - 1, 0)
+    again = own_low_rank(catalogue, histories, 6)
+    np.testing.assert_array_equal(again.state[ITEMS], model.state[ITEMS])
+
+
+def test_it_is_a_part_of_a_shops_mixture_and_never_leaves_it(catalogue: Catalogue) -> None:
+    plan = ModelPlan(dimension=1, learned_items=1)
+    nothing = GlobalModel(plan, catalogue, initial_state(plan, N))
+    histories = bought(60)
+    start = {"content": 0.3, "own_learned": 2.0}
+    home = HomeModel.fit(nothing, histories, HomeSettings(start=start, own_dimension=4))
+    part = home.parts(histories, start)["own_learned"]
+    expected = own_low_rank(catalogue, histories, 4).learned_part(histories)
+    np.testing.assert_array_equal(part, expected)
+    assert home.part_scales["own_learned"] == pytest.approx(float(part.std()), rel=1e-3)
+    assert "own_learned" in LOCAL_NAMES
