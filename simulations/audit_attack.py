@@ -24,6 +24,8 @@ from simulations.audit_training import Release
 
 # Noise that the attacker assumes where there is none: shares of a candidate's own square.
 _EXACT = 1e-6
+# The median of a standard normal's absolute value.
+_MEDIAN_NORMAL = 0.6745
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class Decoder:
 
     def see(self, inside: Outer, outside: Outer, y: np.ndarray, noise: float) -> None:
         """Take in one array ``(L, d)`` with noise of this standard deviation in every entry."""
+        if not self.size:
+            return
         cross, rest = inside.products(outside), outside.products(outside)
         inner = inside.products(inside) - cross - cross.T + rest
         known = (cross - rest).sum(axis=1)
@@ -139,7 +143,8 @@ class UpdateAttack:
         if release.server_round == 0:
             inside, outside = (histogram_rows(plan, events, self._catalogue) for events in sides)
             noise = plan.popularity_noise_multiplier if plan.private else 0.0
-            self.decoder.see(inside, outside, update[POPULARITY][:, None], noise)
+            y = update[POPULARITY].astype(np.float64)[:, None]
+            self.decoder.see(inside, outside, y, min(noise, _noise_shown(y)))
             return
         if not decodes_rounds(plan):
             return
@@ -156,7 +161,15 @@ class UpdateAttack:
         if plan.private:
             clip = plan.clipping_norm(release.server_round)
             noise = plan.noise_multiplier * clip * plan.local_steps**0.5
-        self.decoder.see(inside, outside, y, noise)
+        self.decoder.see(inside, outside, y, min(noise, _noise_shown(y)))
+
+
+def _noise_shown(y: np.ndarray) -> float:
+    """Return the most noise that an array can have, going by the smaller half of its entries.
+
+    An attacker does not take the plan's word for it: a shop may have added less.
+    """
+    return float(np.median(np.abs(y))) / _MEDIAN_NORMAL
 
 
 def decodes_rounds(plan: TrainingPlan) -> bool:

@@ -7,6 +7,7 @@ algorithm 1). No customer could be easier to see, so a step that hides these hid
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from simulations.audit_statistics import guess, one_run_lower_bound
 from simulations.audit_training import Release, only, train
 from simulations.broken import BROKEN
 
-Document = dict[str, object]
+Document = dict[str, Any]
 
 #: The audited steps: the one that shops run, then those with a mistake.
 STEPS: dict[str, type[ExactDPStep]] = {"exact": ExactDPStep, **BROKEN}
