@@ -17,8 +17,8 @@ from common.composition import ORDERS, Segment, prv, rdp
 from common.errors import ConfigError
 from common.protocol import TrainingPlan
 
-_LARGEST_EPSILON_FOR_PLD = 30.0
-_MAX_PLD_SEGMENTS = 8
+_LARGEST_EPSILON_FOR_PLD = 60.0
+_MAX_PLD_SEGMENTS = 12
 _MAX_EVALUATIONS = 60
 # A calibrated plan lies this far under its target, so that a cap equal to it always fits.
 _AIM, _LOWEST, _HIGHEST = 0.9993, 0.9985, 0.9999

@@ -225,6 +225,7 @@ def _arm(
             "delta": arm.privacy.delta,
             "unit": arm.privacy.unit,
             "trust": arm.privacy.trust,
+            "upper_bound": arm.privacy.statement.get("accountant", {}).get("upper_bound", False),
             "statement": arm.privacy.statement,
         },
         "seconds": arm.seconds,

@@ -41,6 +41,37 @@ def test_what_is_not_covered_is_said_where_it_applies(
         assert words not in " ".join(statement(plan())["not_covered"])
 
 
+def test_every_clipping_norm_of_the_plan_is_named() -> None:
+    found = statement(plan(first_norms=(0.1, 0.2), max_grad_norm=0.4))
+    histogram, steps = found["mechanisms"]
+    assert (histogram["max_norms"], steps["max_norms"]) == ([1.0], [0.1, 0.2, 0.4])
+    assert "clipping norm 0.1 then 0.2 then 0.4" in " ".join(render_statement(found).split())
+
+
+def test_where_the_noise_comes_from_and_what_rounding_does_not_prove_is_said() -> None:
+    found = statement(plan())
+    text = " ".join(render_statement(found).split())
+    for words in (
+        "AES-256",
+        "operating system",
+        "fixed grid",
+        "Mironov 2012",
+        "neither is a proof",
+    ):
+        assert words in text
+    assert found["rounds"] == 10
+
+
+def test_a_bound_that_is_not_tight_is_said_to_be_one() -> None:
+    loose = plan(rounds=10**8, noise_multiplier=5000.0, sample_rate=0.1)
+    found = statement(loose)
+    assert found["accountant"] == {"method": "rdp", "upper_bound": True}
+    text = render_statement(found)
+    assert "epsilon at most" in text
+    assert "not tight" in text
+    assert "at most" not in render_statement(statement(plan()))
+
+
 def test_a_model_without_privacy_says_so() -> None:
     found = statement(TrainingPlan(private=False))
     assert found["epsilon"] is None
