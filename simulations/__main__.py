@@ -1,6 +1,5 @@
 """``python -m simulations``: parses and calls."""
 
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from common.cli import run as run_command_line
 from common.complete_journey import Merchants
 from common.datasets import write_dataset
-from common.errors import FedtailError, RunError
+from common.errors import RunError
 from common.marketplace import MarketplaceConfig
 from common.partitioning import uniform
 
@@ -267,12 +267,7 @@ def _console() -> Console:
 
 def main(command: Callable[[], object] = app) -> None:
     """Run the command line: errors are one line, and 2 is the status of bad input."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
-    try:
-        command()
-    except FedtailError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_status)
+    run_command_line(command)
 
 
 if __name__ == "__main__":
