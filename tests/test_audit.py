@@ -1,0 +1,208 @@
+"""A whole audit of a small experiment: its document, its page, its report, and its interruption."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from common.errors import ConfigError
+from experiment_support import SMALL, write_folder
+from simulations.__main__ import app
+from simulations.audit import add_to_report, run_audit
+from simulations.audit_plots import SOUND, audit_section, audit_words, verdict
+from simulations.experiment import Experiment, read_experiment
+from simulations.page import render_report
+from simulations.report import build_report, write_report
+from test_report import whole_run
+
+CHEAP = (
+    "audit.canaries=400",
+    "audit.guesses=60",
+    "audit.claims=[2.0]",
+    "audit.models=3",
+    "audit.also_epsilon=0",
+    "audit.recovery_customers=[1, 50]",
+    "audit.recovery_shops=2",
+)
+Document = dict[str, Any]
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        self.stages.append(text)
+
+    def step(self, text: str = "") -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    folder = tmp_path_factory.mktemp("audit")
+    data = write_folder(folder / "data")
+    (folder / "small.toml").write_text(SMALL, encoding="utf-8")
+    return read_experiment(folder / "small.toml", [f"data.path={data}", *CHEAP])
+
+
+class _Interrupted(Silent):
+    def __init__(self, before: str) -> None:
+        super().__init__()
+        self._before = before
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        super().stage(text, total)
+        if text.startswith(self._before):
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def audited(
+    experiment: Experiment, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Document, list[str]]:
+    """An audit that was interrupted after its canaries, and gone on with."""
+    out = tmp_path_factory.mktemp("out") / "audit"
+    first, second = _Interrupted("membership"), Silent()
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(experiment, out, first)
+    assert not (out / "audit.json").exists()
+    document = run_audit(experiment, out, second)
+    return out, document, second.stages
+
+
+def test_an_interrupted_audit_goes_on_where_it_stopped(
+    audited: tuple[Path, Document, list[str]],
+) -> None:
+    out, document, stages = audited
+    assert [s for s in stages if s.startswith("canaries")] == []
+    assert [s for s in stages if s.startswith("membership")]
+    assert sorted(p.name for p in out.iterdir()) == ["audit.html", "audit.json"]
+    assert json.loads((out / "audit.json").read_text(encoding="utf-8")) == document
+
+
+def test_the_document_holds_every_attack(audited: tuple[Path, Document, list[str]]) -> None:
+    _, document, _ = audited
+    assert [r["step"] for r in document["canaries"]] == [
+        "exact",
+        "clipping-per-table",
+        "table-without-noise",
+        "half-noise",
+        "training",
+    ]
+    kinds = {(r["arm"], r["level"], r["surface"]) for r in document["membership"]}
+    assert len(kinds) == len(document["membership"]) == 8
+    for record in document["membership"]:
+        assert record["models"] == 3
+        assert record["auc_low"] <= record["auc"] <= record["auc_high"]
+        assert all(0 <= value <= 1 for point in record["roc"] for value in point)
+        private = record["arm"] == "federated-dp"
+        expected = {"customer": 8.0, "interaction": 16.0}[record["level"]] if private else None
+        assert record["epsilon"] == expected
+        assert ("bound_violations" in record) == private
+    # No shop has 50 customers: nothing to recover from there.
+    assert [(r["arm"], r["customers"]) for r in document["recovery"]] == [
+        ("federated", 1),
+        ("federated-dp", 1),
+    ]
+    assert document["recovery"][0]["precision"] == 1.0
+    assert document["experiment"]["audit"]["guesses"] == 60
+    assert document["seed"] == 0
+    assert document["machine"]["cpus"]
+    assert document["seconds"] > 0
+
+
+def test_the_page_shows_it_offline(audited: tuple[Path, Document, list[str]]) -> None:
+    out, document, _ = audited
+    page = (out / "audit.html").read_text(encoding="utf-8")
+    for text in ("clipping-per-table", "federated-dp, interaction, updates", "mistake found"):
+        assert text in page
+    assert "<link" not in page
+    assert 'src="http' not in page
+    section = audit_section(document)
+    assert section is not None
+    assert [title for title, _, _ in section["figures"]] == [
+        "What canaries refute",
+        "Membership, level customer",
+        "Membership, level interaction",
+        "A customer's products from one update",
+    ]
+    for sentence in audit_words(document):
+        assert sentence.split("'")[0] in page.replace("&#39;", "'")
+
+
+def test_a_report_takes_the_audit_in(
+    audited: tuple[Path, Document, list[str]], tmp_path: Path
+) -> None:
+    _, document, _ = audited
+    report = build_report(whole_run())
+    write_report(tmp_path, report, render_report(report))
+    heading = "What attacks find out"
+    assert heading not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert add_to_report(tmp_path, document)
+    changed = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert changed.pop("audit") == document
+    assert changed == report
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert heading in page
+    assert "clipping-per-table" in page
+    assert not add_to_report(tmp_path / "elsewhere", document)
+
+
+def test_the_verdict_follows_what_was_refuted(
+    audited: tuple[Path, Document, list[str]],
+) -> None:
+    _, document, _ = audited
+
+    def with_refuted(**steps: bool) -> Document:
+        records = [
+            r | {"refuted": steps.get(r["step"].replace("-", "_"), r["step"] not in SOUND)}
+            for r in document["canaries"]
+        ]
+        quiet = [r | {"bound_violations": 0, "curve_violations": 0} for r in document["membership"]]
+        return document | {"canaries": records, "membership": quiet}
+
+    assert verdict(with_refuted()) == "yes"
+    assert verdict(with_refuted(half_noise=False)) == "mixed"
+    assert verdict(with_refuted(training=True)) == "no"
+    above = with_refuted()
+    above["membership"][0] |= {"epsilon": 8.0, "bound_violations": 1}
+    assert verdict(above) == "no"
+
+
+def test_folders_in_use_and_other_runs_are_refused(
+    experiment: Experiment, audited: tuple[Path, Document, list[str]], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="holds an audit"):
+        run_audit(experiment, audited[0], Silent())
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    with pytest.raises(ConfigError, match="in use"):
+        run_audit(experiment, tmp_path / "used", Silent())
+    report = build_report(whole_run())
+    write_report(tmp_path / "run", report, "")
+    with pytest.raises(ConfigError, match=r"another \[data\]"):
+        run_audit(experiment, tmp_path / "run", Silent())
+    half = tmp_path / "half"
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(experiment, half, _Interrupted("reading"))
+    other = experiment.model_copy(update={"run": experiment.run.model_copy(update={"seed": 1})})
+    with pytest.raises(ConfigError, match="another experiment or code"):
+        run_audit(other, half, Silent())
+
+
+def test_what_cannot_be_attacked_is_refused(experiment: Experiment, tmp_path: Path) -> None:
+    baskets = experiment.privacy.model_copy(update={"unit": "basket"})
+    with pytest.raises(ConfigError, match=r'privacy\.unit = "customer"'):
+        run_audit(experiment.model_copy(update={"privacy": baskets}), tmp_path / "x", Silent())
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_command_speaks_of_bad_settings(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(SMALL, encoding="utf-8")
+    arguments = ["audit", str(tmp_path / "small.toml"), "--out", str(tmp_path / "x")]
+    result = CliRunner().invoke(app, [*arguments, "--set", "audit.cannaries=3"])
+    assert isinstance(result.exception, ConfigError)
+    assert "canaries" in str(result.exception)
