@@ -171,8 +171,11 @@ def test_tampering_is_found_and_stops_training(tmp_path: Path, tampering: str) -
         f"DROP TRIGGER events_no_update; DROP TRIGGER events_no_delete;{tampering}"
     )
     connection.close()
-    with Ledger.open(path) as ledger, pytest.raises(LedgerError, match="not as it was written"):
-        ledger.verify()
+    with Ledger.open(path) as ledger:
+        with pytest.raises(LedgerError, match="not as it was written"):
+            ledger.verify()
+        with pytest.raises(LedgerError, match="not as it was written"):
+            ledger.epsilon(DELTA)
     with pytest.raises(LedgerError, match="not as it was written"):
         charge(path, ROUND, 50.0)
 

@@ -171,8 +171,13 @@ class Ledger:
         """Return unit -> ε of everything in the ledger, and of ``extra`` on top.
 
         ε of different units do not add up: each is reported for itself.
+
+        Raises
+        ------
+        LedgerError
+            If the ledger was tampered with: what it says then may be less than what was spent.
         """
-        return epsilon_of([entry.event for entry in self.events()] + list(extra), delta)
+        return epsilon_of([entry.event for entry in self.verify()] + list(extra), delta)
 
     def check(self, remaining: Sequence[Event], *, cap_epsilon: float, delta: float) -> None:
         """Raise :class:`BudgetError` unless all of ``remaining`` fits under the cap.
