@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 OUT ?= runs/demo
 ARGS ?=
+BENCH ?= round dp-step
 
 # Flower: send nothing, ask for no updates, and one thread a client.
 export FLWR_TELEMETRY_ENABLED = 0
@@ -24,7 +25,8 @@ help:
 	@echo 'make statistical  the slow and the statistical tests (also: make slow)'
 	@echo 'make check        ruff, mypy --strict, and who may import whom'
 	@echo 'make format       let ruff format and mend'
-	@echo 'make bench        what a round costs beside clients that do nothing, as JSON'
+	@echo 'make bench        what a round and a private step cost beside their floors: a JSON a line'
+	@echo '                    BENCH=dp-step  only one of round, dp-step'
 	@echo 'make setup        only install requirements.lock into $(VENV)'
 	@echo 'make clean        remove caches and $(VENV); runs/ stays'
 	@echo
@@ -64,7 +66,10 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)
-	$(BIN)/python -m simulations bench round --json
+	@for name in $(BENCH); do \
+	  $(BIN)/python -m simulations bench $$name --json | $(BIN)/python -c \
+	    'import json, sys; print(json.dumps(json.load(sys.stdin)))' || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

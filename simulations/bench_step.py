@@ -1,0 +1,410 @@
+"""What an exact private step costs beside plain training and stock Opacus, in one interleaved run.
+
+All train the same embedding table on the same batches with the same loss, each table read once on
+concatenated ids, on one thread. A round is ``LOCAL_STEPS`` steps and one flush of the noise that is
+still owed; the time of a private step is a round's divided by its steps. Times are processor
+seconds: on an idle machine those of the clock, and on a busy one still the work's own.
+"""
+
+import ctypes
+import gc
+import logging
+import multiprocessing
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+from opacus import PrivacyEngine
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from client.privacy.noise import SystemNoise
+from client.privacy.step import ExactDPStep, Tensors, UnitBatch
+from simulations.machine import machine_facts
+
+HISTORY, TARGETS, NEGATIVES, DIMENSION = 50, 10, 50, 32
+LOCAL_STEPS = 20
+ITEMS = (10_000, 100_000, 1_000_000)
+BATCHES = (64, 256, 1024)
+CURVE = (10_000, 100_000, 1_000_000, 2_000_000, 4_000_000)
+_CURVE_BATCH = 256
+_LENGTH = HISTORY + TARGETS + NEGATIVES
+_RATE, _NORM, _NOISE = 0.05, 1.0, 1.0
+_MEMORY_STEPS = 3
+# mallopt(3): blocks of 64 KB and more are given back to the system as soon as they are free.
+_M_MMAP_THRESHOLD, _MMAP_BYTES = -3, 1 << 16
+_MEGABYTE = 2**20
+# Ghost holds some tables and a square of each unit's reads.
+_GHOST_TABLES = 6
+
+Progress = Callable[[str], None]
+
+logger = logging.getLogger(__name__)
+
+
+class _Variant(Protocol):
+    """One way to train; holds one table of ``(N, DIMENSION)``."""
+
+    def step(self, ids: Tensor) -> None:
+        """Train one step on ``(B, L)`` ids."""
+
+    def flush(self) -> None:
+        """Do whatever is left before the table may leave."""
+
+
+def losses(vectors: Tensor) -> Tensor:
+    """Return (B,) losses of ``(B, L, D)`` vectors: targets against negatives, as a softmax."""
+    history, target, negative = torch.split(vectors, [HISTORY, TARGETS, NEGATIVES], dim=1)
+    customer = history.mean(dim=1).unsqueeze(2)
+    wanted, other = (target @ customer).squeeze(2), (negative @ customer).squeeze(2)
+    return functional.softplus(other.logsumexp(dim=1, keepdim=True) - wanted).sum(dim=1)
+
+
+def table(items: int) -> Tensor:
+    """Return the table that all start from."""
+    return torch.randn((items, DIMENSION), generator=torch.Generator().manual_seed(items)) / 6
+
+
+class Exact:
+    """Our step, with the deployment's noise."""
+
+    def __init__(self, items: int, batch: int) -> None:
+        self._step = ExactDPStep(
+            {"items": table(items)},
+            {"items"},
+            max_grad_norm=_NORM,
+            noise_multiplier=_NOISE,
+            batch_normalizer=float(batch),
+            learning_rate=_RATE,
+            sample_rate=0.01,
+            noise=SystemNoise(),
+        )
+
+    def step(self, ids: Tensor) -> None:
+        """See :class:`_Variant`."""
+        self._step.accumulate(_losses_of_rows, UnitBatch(len(ids), {"items": ids}))
+        self._step.step()
+
+    def flush(self) -> None:
+        """See :class:`_Variant`."""
+        self._step.optimizer.flush()
+
+
+def _losses_of_rows(rows: Tensors, dense: Tensors, batch: UnitBatch) -> Tensor:  # noqa: ARG001
+    return losses(rows["items"])
+
+
+class Plain:
+    """Plain SGD; its gradient is dense, or sparse in the rows that were read."""
+
+    sparse = False
+
+    def __init__(self, items: int, batch: int) -> None:
+        self._table = nn.Embedding(items, DIMENSION, sparse=self.sparse, _weight=table(items))
+        self._optimizer = torch.optim.SGD(self._table.parameters(), lr=_RATE)
+        self._batch = batch
+
+    def step(self, ids: Tensor) -> None:
+        """See :class:`_Variant`."""
+        self._optimizer.zero_grad()
+        loss = losses(self._table(ids)).sum() / self._batch
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+
+    def flush(self) -> None:
+        """See :class:`_Variant`."""
+
+
+class Sparse(Plain):
+    """See :class:`Plain`."""
+
+    sparse = True
+
+
+class Ghost:
+    """Opacus' own ghost clipping, exact for a table that is read once."""
+
+    def __init__(self, items: int, batch: int) -> None:
+        engine = PrivacyEngine(accountant="rdp")
+        loader = DataLoader(TensorDataset(torch.zeros(batch, 1)), batch_size=batch)
+        module = nn.Embedding(items, DIMENSION, _weight=table(items))
+        self._module, self._optimizer, self._criterion, _ = engine.make_private(
+            module=module,
+            optimizer=torch.optim.SGD(module.parameters(), lr=_RATE),
+            criterion=_Criterion(),
+            data_loader=loader,
+            noise_multiplier=_NOISE,
+            max_grad_norm=_NORM,
+            poisson_sampling=False,
+            grad_sample_mode="ghost",
+        )
+
+    def step(self, ids: Tensor) -> None:
+        """See :class:`_Variant`."""
+        self._optimizer.zero_grad()
+        self._criterion(self._module(ids)).backward()
+        self._optimizer.step()
+
+    def flush(self) -> None:
+        """See :class:`_Variant`."""
+
+
+class _Criterion:
+    """The loss in the form that Opacus calls."""
+
+    reduction = "mean"
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        return losses(vectors)
+
+
+VARIANTS: dict[str, Callable[[int, int], _Variant]] = {
+    "exact": Exact,
+    "plain": Plain,
+    "sparse": Sparse,
+    "ghost": Ghost,
+}
+
+
+def bench_step(
+    *,
+    items: Sequence[int] = ITEMS,
+    batches: Sequence[int] = BATCHES,
+    curve: Sequence[int] = CURVE,
+    rounds: int = 5,
+    seed: int = 0,
+    progress: Progress = logger.info,
+) -> dict[str, Any]:
+    """Measure all cells, and the curve of our step alone.
+
+    Parameters
+    ----------
+    items, batches
+        Products of the tables and customers of the batches: a cell for each pair.
+    curve
+        Products of the tables that our step is measured on, with batches of 256.
+    rounds
+        Rounds of each cell; a ratio is the median over them.
+
+    Returns
+    -------
+    dict
+        ``cells``, ``curve``, ``setting``, ``machine``. Ratios are ours over theirs, but
+        ``ratio_to_ghost`` says how many times faster ours is; null where ghost does not fit. Memory
+        is the peak above the model, with all that a variant keeps beside it.
+    """
+    with _one_thread():
+        cells = []
+        for size in items:
+            for batch in batches:
+                progress(f"{size:,} products, batches of {batch}")
+                cells.append({**_cell(size, batch, rounds, seed), **_memories(size, batch, seed)})
+        points = []
+        for size in curve:
+            progress(f"curve: {size:,} products")
+            points.append(_point(size, seed))
+    setting = {
+        "history": HISTORY,
+        "targets": TARGETS,
+        "negatives": NEGATIVES,
+        "dimension": DIMENSION,
+        "local_steps": LOCAL_STEPS,
+        "rounds": rounds,
+        "seed": seed,
+        "threads": 1,
+        "clock": "processor seconds",
+        "noise": SystemNoise.name,
+    }
+    return {"cells": cells, "curve": points, "setting": setting, "machine": machine_facts()}
+
+
+def _cell(items: int, batch: int, rounds: int, seed: int) -> dict[str, Any]:
+    names = [name for name in VARIANTS if name != "ghost" or _ghost_fits(items, batch)]
+    running = {name: VARIANTS[name](items, batch) for name in names}
+    draws = _batches(items, batch, seed)
+    for name in names:
+        for _ in range(2):
+            running[name].step(next(draws))
+        running[name].flush()
+    times: dict[str, list[float]] = {name: [] for name in ("flush", "single", *names)}
+    for number in range(rounds):
+        taken = dict.fromkeys(names, 0.0)
+        for _ in range(LOCAL_STEPS):
+            ids = next(draws)
+            for name in ("exact", "plain", "sparse"):
+                taken[name] += _timed(running[name].step, ids)
+        flush = _timed(running["exact"].flush)
+        times["flush"].append(flush)
+        for name in ("plain", "sparse"):
+            times[name].append(taken[name] / LOCAL_STEPS)
+        times["exact"].append((taken["exact"] + flush) / LOCAL_STEPS)
+        # A round of one step: nearly all rows are owed one step's noise.
+        single = _timed(running["exact"].step, next(draws))
+        times["single"].append(single + _timed(running["exact"].flush))
+        if "ghost" in names and number < 3:
+            times["ghost"].append(_timed(running["ghost"].step, next(draws)))
+    ratios = {
+        name: statistics.median(
+            ours / other for ours, other in zip(times["exact"], times[name], strict=True)
+        )
+        for name in ("plain", "sparse")
+    }
+    medians = {name: statistics.median(found) for name, found in times.items() if found}
+    ghost = medians.get("ghost")
+    return {
+        "items": items,
+        "batch": batch,
+        "ratio_to_plain": ratios["plain"],
+        "ratio_to_sparse": ratios["sparse"],
+        "ratio_to_ghost": ghost / medians["exact"] if ghost else None,
+        "milliseconds": {
+            name: medians[name] * 1e3 for name in (*names, "flush") if name in medians
+        },
+        "one_step_a_round": {
+            "milliseconds": medians["single"] * 1e3,
+            "ratio_to_plain": medians["single"] / medians["plain"],
+        },
+    }
+
+
+def _point(items: int, seed: int) -> dict[str, Any]:
+    ours = Exact(items, _CURVE_BATCH)
+    draws = _batches(items, _CURVE_BATCH, seed)
+    steps, flushes, touched = [], [], []
+    ours.step(next(draws))
+    for _ in range(2):
+        for _ in range(LOCAL_STEPS):
+            ids = next(draws)
+            touched.append(len(torch.unique(ids)))
+            steps.append(_timed(ours.step, ids))
+        flushes.append(_timed(ours.flush))
+    step, flush = statistics.median(steps), statistics.median(flushes)
+    return {
+        "items": items,
+        "batch": _CURVE_BATCH,
+        "rows_touched": round(statistics.mean(touched)),
+        "step_milliseconds": step * 1e3,
+        "flush_milliseconds": flush * 1e3,
+        "milliseconds": (step + flush / LOCAL_STEPS) * 1e3,
+    }
+
+
+def _timed(act: Callable[..., None], *arguments: Tensor) -> float:
+    started = time.process_time()
+    act(*arguments)
+    return time.process_time() - started
+
+
+def _batches(items: int, batch: int, seed: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randint(items, (batch, _LENGTH), generator=generator)
+
+
+def _ghost_fits(items: int, batch: int) -> bool:
+    numbers = _GHOST_TABLES * items * DIMENSION + batch * _LENGTH * (_LENGTH + 6 * DIMENSION)
+    return 4 * numbers < psutil.virtual_memory().available / 2
+
+
+def _memories(items: int, batch: int, seed: int) -> dict[str, float | None]:
+    """Return the peak memory of each variant, measured in a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    # Forked from a process that imported all and trained nothing.
+    context.set_forkserver_preload([__name__])
+    found: dict[str, float | None] = {}
+    for name in VARIANTS:
+        key = "peak_mb" if name == "exact" else f"peak_mb_{name}"
+        found[key] = None
+        if name == "ghost" and not _ghost_fits(items, batch):
+            continue
+        receiver, sender = context.Pipe(duplex=False)
+        child = context.Process(target=_send_peak, args=(sender, name, items, batch, seed))
+        child.start()
+        sender.close()
+        try:
+            found[key] = receiver.recv()
+        finally:
+            child.join()
+    return found
+
+
+def _send_peak(sender: Connection, name: str, items: int, batch: int, seed: int) -> None:
+    warnings.simplefilter("ignore")
+    with _one_thread():
+        sender.send(peak_megabytes(name, items, batch, seed))
+
+
+def peak_megabytes(name: str, items: int, batch: int, seed: int) -> float:
+    """Return the peak of this process while a variant trains, above the process and its table.
+
+    What a variant keeps beside the table, counters or buffers, is above it too.
+    """
+    draws = _batches(items, batch, seed)
+    allocator = ctypes.CDLL(None)
+    allocator.mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+    for _ in range(2):
+        # Libraries take memory of their own at their first call.
+        warm = VARIANTS[name](100, 2)
+        warm.step(next(_batches(100, 2, seed)))
+        warm.flush()
+    del warm
+    gc.collect()
+    allocator.malloc_trim(0)
+    before = psutil.Process().memory_info().rss
+    variant = VARIANTS[name](items, batch)
+    # Linux counts a new peak from here: making a start value is no part of training.
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    for _ in range(_MEMORY_STEPS):
+        variant.step(next(draws))
+    variant.flush()
+    peak = next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        if line.startswith("VmHWM:")
+    )
+    return (peak - before - 4 * items * DIMENSION) / _MEGABYTE
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        # What stock Opacus says of its generators and of a backward hook.
+        warnings.filterwarnings("ignore", message="Secure RNG turned off")
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def targets_missed(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line for each cell and target that it does not meet; for people and tests."""
+    missed = []
+    for cell in cells:
+        bounds = {
+            "ratio_to_plain": 1.0 if cell["items"] >= 1_000_000 else 2.0,
+            "ratio_to_sparse": 3.5,
+        }
+        here = f"{cell['items']:,} products, batches of {cell['batch']}"
+        missed += [
+            f"{here}: {name} {cell[name]:.2f} is above {bound}"
+            for name, bound in bounds.items()
+            if cell[name] > bound
+        ]
+        if cell["ratio_to_ghost"] is not None and cell["ratio_to_ghost"] < 5:
+            missed.append(f"{here}: ratio_to_ghost {cell['ratio_to_ghost']:.2f} is below 5")
+        if cell["peak_mb"] > cell["peak_mb_plain"]:
+            missed.append(
+                f"{here}: peak_mb {cell['peak_mb']:.1f} is above {cell['peak_mb_plain']:.1f}"
+            )
+    return missed
