@@ -138,7 +138,9 @@ def plant(shop: ShopEvents, items: np.ndarray) -> ShopEvents:
     names = np.array([f"\U0010ffff{number:08d}" for number in range(count)], dtype=object)
     sessions = shop.sessions
     if sessions is not None:
-        sessions = np.concatenate([sessions, np.arange(count, dtype=np.int32) + sessions.max() + 1])
+        sessions = np.concatenate(
+            [sessions, np.arange(count, dtype=np.int32) + sessions.max(initial=-1) + 1]
+        )
     earliest = shop.timestamps.min() if len(shop) else 0
     return replace(
         shop,
