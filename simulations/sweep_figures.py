@@ -74,7 +74,7 @@ def sweep_document(
         "finished": len(shown),
         "planned": len(sweep.points),
         "rule": RULE,
-        "answer": [_sentence(knee) for knee in knees],
+        "answer": _sentences(knees),
         "knees": knees,
         "points": shown,
         "settings": [
@@ -154,22 +154,31 @@ def _knee(line: Sequence[Document], axis: str, metric: str) -> Document:
     }
 
 
-def _sentence(knee: Mapping[str, Any]) -> str:
+def _sentences(knees: Sequence[Document]) -> list[str]:
+    """Return a sentence for each line of points: its knees stand side by side."""
+    pairs = zip(*[iter(knees)] * len(METRICS), strict=True)
+    return [_sentence(pair) for pair in pairs]
+
+
+def _sentence(knees: Sequence[Document]) -> str:
+    knee = knees[0]
+    measured = ", ".join(f"{value:.4g}" for value in knee["measured"])
     if knee["axis"] == "epsilon":
-        where = f"with {knee['customers_a_shop']:.0f} customers a shop"
+        where = f"ε = {measured}, with {knee['customers_a_shop']:.0f} customers a shop"
         unit = "ε = {:g}"
     else:
-        where, unit = f"at ε = {knee['epsilon']:g}", "{:.0f} customers a shop"
-    start = f"{knee['curve']}: " if knee["curve"] else ""
-    parts = [
-        f"{words} {'nowhere' if knee[key] is None else 'from ' + unit.format(knee[key])}"
-        for key, words in (("pays_from", "pays"), ("half_from", "goes half the way"))
-    ]
-    measured = ", ".join(f"{value:.4g}" for value in knee["measured"])
-    return (
-        f"{start}{knee['metric']} with ε for each {knee['unit']}, {where}: {', '.join(parts)} "
-        f"(measured: {measured})."
+        where = f"ε = {knee['epsilon']:g}, with {measured} customers a shop"
+        unit = "{:.0f} customers a shop"
+    start = f"{knee['curve']}, " if knee["curve"] else ""
+    return f"{start}each {knee['unit']} at {where}: " + "; ".join(
+        f"{k['metric']} pays {_from(k['pays_from'], unit)}, "
+        f"goes half the way {_from(k['half_from'], unit)}"
+        for k in knees
     )
+
+
+def _from(value: float | None, unit: str) -> str:
+    return "nowhere" if value is None else f"from {unit.format(value)}"
 
 
 def _customers_a_shop(data: Mapping[str, Any]) -> float:

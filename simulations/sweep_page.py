@@ -143,7 +143,7 @@ def _quality(
             mode="lines",
             line={"color": COLOURS[name], "dash": "dash", "width": 1},
         )
-    figure.update_xaxes(type="log")
+    _measured_ticks(figure, group, axis)
     return html(figure, x=_AXES[axis], y=metric)
 
 
@@ -194,9 +194,15 @@ def _shares(group: Sequence[Sequence[Document]], axis: str, key: str) -> str:
             )
     if key == "way":
         figure.add_hline(y=0.5, line_width=1, line_color="#444")
-    figure.update_xaxes(type="log")
+    _measured_ticks(figure, group, axis)
     figure.update_yaxes(tickformat=".0%")
     return html(figure, x=_AXES[axis], y="share")
+
+
+def _measured_ticks(figure: go.Figure, group: Sequence[Sequence[Document]], axis: str) -> None:
+    """Name on a logarithmic axis what was measured, and nothing between."""
+    values = sorted({float(point[axis]) for line in group for point in line})
+    figure.update_xaxes(type="log", tickvals=values, ticktext=[f"{v:.4g}" for v in values])
 
 
 def _line_name(point: Document, axis: str) -> str:
