@@ -13,17 +13,23 @@ Document = dict[str, Any]
 #: The steps that shops run; all others have a mistake planted.
 SOUND = ("exact", "training")
 _DASHES = {"updates": "solid", "model": "dash"}
+# One in so many points of a curve has its interval drawn.
+_BARRED = 6
 _MISTAKE = "#c23b3b"
 _SOUND = "#1a8f5a"
 
 CANARIES = ("ε claimed", "ε refuted below", "right", "guesses", "canaries", "verdict")
-MEMBERSHIP = ("ε", "AUC", "TPR at 1% FPR", "models", "in", "out", "above the bound")
+MEMBERSHIP = ("told from", "ε", "AUC", "TPR at 1% FPR", "models", "in", "out", "above the bound")
 RECOVERY = ("ε", "customers", "shops", "precision", "recall", "precision by popularity alone")
 
 #: What an audit cannot say.
 LIMITS = (
     "An audit refutes claims; it proves none. A lower bound of 0 means that these guesses failed.",
     "Of the claims of all sound steps together, one in twenty may be refuted by chance.",
+    (
+        "ε is promised for a customer added or removed. To change one product in a history is one "
+        "of each, so attacks on a single product are held against twice that ε."
+    ),
     (
         "The membership attacker knows every candidate's records and all else in the shop. Without "
         "that, attacks are weaker."
@@ -132,7 +138,8 @@ def _canary(record: Document) -> tuple[str, list[str]]:
 def _member(record: Document) -> tuple[str, list[str]]:
     private = record["epsilon"] is not None
     violations = record["bound_violations"] + record["curve_violations"] if private else DASH
-    return f"{record['arm']}, {record['level']}, {record['surface']}", [
+    return f"{record['arm']}: {record['level']}", [
+        {"updates": "updates", "model": "the model"}[record["surface"]],
         f"{record['epsilon']:.3g}" if private else DASH,
         _between(record, "auc"),
         _between(record, "tpr_at_1_fpr"),
@@ -226,15 +233,16 @@ def _roc(records: list[Document]) -> str:
         shades.setdefault(arm, first if first not in shades.values() else "#c98a00")
         # A log axis has no 0: the curve begins where somebody is called a member.
         points = [p for p in record["intervals"] if p["fpr"] and p["tpr"]]
+        barred = [k % _BARRED == 0 for k in range(len(points))]
         figure.add_scatter(
             x=[p["fpr"] for p in points],
             y=[p["tpr"] for p in points],
             error_y={
                 "type": "data",
                 "symmetric": False,
-                "array": [p["tpr_high"] - p["tpr"] for p in points],
-                "arrayminus": [p["tpr"] - p["tpr_low"] for p in points],
-                "thickness": 0.5,
+                "array": _where(barred, [p["tpr_high"] - p["tpr"] for p in points]),
+                "arrayminus": _where(barred, [p["tpr"] - p["tpr_low"] for p in points]),
+                "thickness": 1,
                 "width": 0,
             },
             name=escape(f"{arm}, {record['surface']}"),
@@ -253,6 +261,10 @@ def _roc(records: list[Document]) -> str:
     figure.update_xaxes(type="log", range=[-3, 0])
     figure.update_yaxes(type="log", range=[-3, 0.02])
     return html(figure, x="others called members (FPR)", y="members found (TPR)", height=460)
+
+
+def _where(chosen: list[bool], values: list[float]) -> list[float]:
+    return [value if shown else 0.0 for shown, value in zip(chosen, values, strict=True)]
 
 
 def _recovery(records: list[Document]) -> str:
