@@ -14,6 +14,9 @@ from opacus.grad_sample import register_grad_sampler
 from torch import nn
 from torch.nn.functional import embedding_bag
 
+# Rows whose float64 copies are in memory at a time.
+_NORM_CHUNK = 1 << 11
+
 
 class OpacusParameter(nn.Parameter):
     """For the type checker: a parameter with what Opacus keeps on it."""
@@ -29,23 +32,26 @@ class Reads:
 
     Attributes
     ----------
+    length
+        L, places of a unit.
     places
-        ``(K,)`` places in the flattened ``(B, L)`` ids.
-    pairs
-        ``(S,)`` where each pair of a row and a unit begins in ``places``.
-    units
-        ``(S,)`` the unit of each pair.
+        ``(K,)`` int32 places in the flattened ``(B, L)`` ids.
     starts
-        ``(R,)`` where each row begins among the pairs.
+        ``(R,)`` int32 where each row begins in ``places``.
     rows
-        ``(R,)`` the distinct rows, ascending.
+        ``(R,)`` int64 the distinct rows, ascending.
+    repeats
+        ``(T,)`` int32 the places whose unit reads their row more than once.
+    groups
+        ``(S,)`` int32 where each such pair of a row and a unit begins in ``repeats``.
     """
 
+    length: int
     places: torch.Tensor
-    pairs: torch.Tensor
-    units: torch.Tensor
     starts: torch.Tensor
     rows: torch.Tensor
+    repeats: torch.Tensor
+    groups: torch.Tensor
 
     @classmethod
     def of(cls, ids: torch.Tensor) -> "Reads":
@@ -57,14 +63,24 @@ class Reads:
         keys += np.arange(size * length)
         keys.sort()
         keys = keys[np.searchsorted(keys, 0) :]
-        places = keys & ((1 << shift) - 1)
+        places = (keys & ((1 << shift) - 1)).astype(np.int32)
         rows = np.right_shift(keys, shift, out=keys)
-        units = places // max(length, 1)
-        new_row = _changes(rows)
-        pairs = np.flatnonzero(new_row | _changes(units))
-        starts = np.flatnonzero(new_row[pairs])
-        found = (places, pairs, units[pairs], starts, rows[pairs[starts]])
-        return cls(*map(torch.from_numpy, found))
+        # Whether a place has the row, and the row and unit, of the place before it.
+        same_row = _as_before(rows)
+        same_pair = same_row & _as_before(places // np.int32(max(length, 1)))
+        repeated = same_pair.copy()
+        repeated[:-1] |= same_pair[1:]
+        starts = np.flatnonzero(~same_row)
+        groups = np.flatnonzero(~same_pair[repeated])
+        found = (places, starts.astype(np.int32), rows[starts])
+        return cls(
+            length,
+            *map(torch.from_numpy, (*found, places[repeated], groups.astype(np.int32))),
+        )
+
+    def units(self, places: torch.Tensor) -> torch.Tensor:
+        """Return the unit of each of ``places``, int32."""
+        return places.div(max(self.length, 1), rounding_mode="floor")
 
 
 @dataclass(frozen=True)
@@ -74,27 +90,85 @@ class RowGradients:
     Attributes
     ----------
     reads
-        Which row and unit each of the values belongs to: ``S`` pairs.
+        Which row and unit the gradients belong to.
     values
-        ``(S, D)`` gradients.
+        ``(B L, D)`` gradients by place: of a row that a unit reads twice, two summands.
     """
 
     reads: Reads
     values: torch.Tensor
 
+    def norms(self, size: int) -> torch.Tensor:
+        """Return the norm of each of ``size`` units' gradient of the table, ``(B,)`` float64.
+
+        Gradients of equal rows within a unit are summed first. In float64: a norm rounded down
+        would let a unit through above the bound. What is summed in which order depends on a unit's
+        own reads alone.
+        """
+        squares = np.zeros(len(self.values))
+        for start in range(0, len(squares), _NORM_CHUNK):
+            part = self.values[start : start + _NORM_CHUNK]
+            squares[start : start + _NORM_CHUNK] = _squares(part)
+        once = np.zeros(len(squares), dtype=bool)
+        once[self.reads.places.numpy()] = True
+        once[self.reads.repeats.numpy()] = False
+        squares[~once] = 0.0
+        total = squares.reshape(size, self.reads.length).sum(axis=1)
+        if len(self.reads.repeats):
+            first = self.reads.repeats[self.reads.groups]
+            total += np.bincount(
+                self.reads.units(first).numpy(), _squares(self.repeated()), minlength=size
+            )
+        return torch.from_numpy(np.sqrt(total))
+
+    def repeated(self) -> torch.Tensor:
+        """Return ``(S, D)``: the gradients of rows that a unit reads more than once."""
+        return embedding_bag(self.reads.repeats, self.values, self.reads.groups, mode="sum")
+
     def of_unit(self, unit: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows ``(r,)`` of one unit, each once, and their gradients ``(r, D)``."""
-        own = (self.reads.units == unit).nonzero().squeeze(1)
-        places = torch.searchsorted(self.reads.starts, own, right=True) - 1
-        return self.reads.rows[places], self.values[own]
+        own = (self.reads.units(self.reads.places) == unit).nonzero().squeeze(1)
+        entries = torch.searchsorted(self.reads.starts, own.int(), right=True) - 1
+        rows, inverse = torch.unique(self.reads.rows[entries], return_inverse=True)
+        total = self.values.new_zeros((len(rows), self.values.shape[1]))
+        return rows, total.index_add_(0, inverse, self.values[self.reads.places[own]])
 
     def summed(self, factors: torch.Tensor) -> torch.Tensor:
         """Return ``(R, D)``: the sum over units in each row, each times its factor ``(B,)``."""
-        weights = factors.to(self.values.dtype).index_select(0, self.reads.units)
-        everything = torch.arange(len(weights))
+        weights = factors.to(self.values.dtype)[self.reads.units(self.reads.places)]
         return embedding_bag(
-            everything, self.values, self.reads.starts, mode="sum", per_sample_weights=weights
+            self.reads.places,
+            self.values,
+            self.reads.starts,
+            mode="sum",
+            per_sample_weights=weights,
         )
+
+    def without(self, units: torch.Tensor) -> "RowGradients":
+        """Return the same with zeros for the units in the mask ``(B,)``."""
+        by_unit = self.values.reshape(len(units), -1).masked_fill(units.unsqueeze(1), 0.0)
+        return RowGradients(self.reads, by_unit.view_as(self.values))
+
+
+class _Gather(torch.autograd.Function):
+    """Gathered rows as the beginning of a graph that does not keep them.
+
+    A leaf would stay in memory until the last gradient is there; what keeps these rows is only what
+    of the loss still needs them.
+    """
+
+    @staticmethod
+    def forward(
+        context: object,  # noqa: ARG004 - autograd calls it so
+        anchor: torch.Tensor,  # noqa: ARG004 - makes the rows require a gradient
+        rows: torch.Tensor,
+    ) -> torch.Tensor:
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(context: object, *gradients: torch.Tensor) -> tuple[None, None]:  # noqa: ARG004
+        # The layer's hook has taken the gradient; nothing in the model does.
+        return None, None
 
 
 class UnitEmbedding(nn.Module):
@@ -118,6 +192,7 @@ class UnitEmbedding(nn.Module):
         self.before_read: Callable[[torch.Tensor], None] | None = None
         self.reads: Reads | None = None
         self.gradients: RowGradients | None = None
+        self._anchor = torch.empty(0, requires_grad=True)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Return rows ``(B, L, D)`` of ``ids`` ``(B, L)``; ids below 0 are padding: zeros."""
@@ -130,7 +205,9 @@ class UnitEmbedding(nn.Module):
         else:
             rows = weight.index_select(0, flat.clamp(min=0))
             rows.masked_fill_((flat < 0).unsqueeze(1), 0.0)
-        return rows.view(*ids.shape, weight.shape[1]).requires_grad_()
+        rows = rows.view(*ids.shape, weight.shape[1])
+        gathered: torch.Tensor = _Gather.apply(self._anchor, rows)  # type: ignore[no-untyped-call]
+        return gathered
 
 
 class UnitParameter(nn.Module):
@@ -156,8 +233,9 @@ def _embedding_norms(
     backprops: torch.Tensor,
 ) -> dict[nn.Parameter, torch.Tensor]:
     assert layer.reads is not None
-    layer.gradients = sum_duplicates(layer.reads, backprops)
-    return {layer.weight: unit_norms(layer.gradients, len(backprops)).unsqueeze(1)}
+    values = backprops.reshape(-1, backprops.shape[-1]).contiguous()
+    layer.gradients = RowGradients(layer.reads, values)
+    return {layer.weight: layer.gradients.norms(len(backprops)).unsqueeze(1)}
 
 
 @register_grad_sampler(UnitParameter)  # type: ignore[untyped-decorator] # Opacus has no types.
@@ -169,25 +247,15 @@ def _parameter_gradients(
     return {layer.weight: backprops}
 
 
-def sum_duplicates(reads: Reads, gradients: torch.Tensor) -> RowGradients:
-    """Sum gradients ``(B, L, D)`` of equal rows within each unit, and drop padding."""
-    flat = gradients.reshape(-1, gradients.shape[-1]).contiguous()
-    return RowGradients(reads, embedding_bag(reads.places, flat, reads.pairs, mode="sum"))
+def _squares(values: torch.Tensor) -> np.ndarray:
+    """Return the squared norm of each row, float64."""
+    norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
+    squares: np.ndarray = norms.square_().numpy()
+    return squares
 
 
-def unit_norms(gradients: RowGradients, size: int) -> torch.Tensor:
-    """Return the norm of each unit's gradient of the table, ``(B,)`` float64.
-
-    In float64: a norm rounded down would let a unit through above the bound. A unit's own rows are
-    added in their order, whoever else is there.
-    """
-    norms = torch.linalg.vector_norm(gradients.values, dim=1, dtype=torch.float64)
-    squares = np.bincount(gradients.reads.units.numpy(), norms.square_().numpy(), minlength=size)
-    return torch.from_numpy(squares).double().sqrt_()
-
-
-def _changes(values: np.ndarray) -> np.ndarray:
-    """Return a mask of where a value differs from the one before; the first does."""
-    changed = np.ones(len(values), dtype=bool)
-    np.not_equal(values[1:], values[:-1], out=changed[1:])
-    return changed
+def _as_before(values: np.ndarray) -> np.ndarray:
+    """Return a mask of which values equal the one before; the first does not."""
+    same = np.zeros(len(values), dtype=bool)
+    np.equal(values[1:], values[:-1], out=same[1:])
+    return same

@@ -9,6 +9,7 @@ normal one to float64's precision; no root, logarithm or sine is computed for al
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -24,7 +25,7 @@ _CHUNK = 1 << 15
 _BIN_BITS = 12
 _BINS = 1 << _BIN_BITS
 _SIGN = np.uint64(1 << _BIN_BITS)
-_CANDIDATES = 1 << 14
+_CANDIDATES = 1 << 12
 
 Words = Callable[[int], np.ndarray]
 
@@ -79,6 +80,9 @@ class _Tables:
         self.scales = widths * share / np.maximum(cells, 1)
 
 
+_tables = cache(_Tables)
+
+
 class Normals:
     """Standard normal values from a source of random words; for one thread.
 
@@ -91,8 +95,7 @@ class Normals:
 
     def __init__(self, words: Words) -> None:
         self._words = words
-        self._tables = _Tables()
-        self._cells = np.empty(_CHUNK, np.uint64)
+        self._tables = _tables()
         self._rest = np.empty(0)
 
     def fill(self, values: np.ndarray) -> None:
@@ -102,7 +105,7 @@ class Normals:
 
     def _fill(self, values: np.ndarray) -> None:
         words = self._words(len(values))
-        cells = np.bitwise_and(words, np.uint64(_CELLS - 1), out=self._cells[: len(values)])
+        cells = np.bitwise_and(words, np.uint64(_CELLS - 1), dtype=np.uint64)
         # "clip" only to write into ``out`` unbuffered: no cell is out of range.
         np.take(self._tables.lows, cells.view(np.int64), out=values, mode="clip")
         np.right_shift(words, np.uint64(_BITS), out=words)

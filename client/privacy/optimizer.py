@@ -109,11 +109,12 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
         for place, (name, layer) in enumerate(self._layers.items()):
             factors = self.factors[:, place]
             if isinstance(layer, UnitEmbedding):
-                if layer.gradients is None or not len(layer.gradients.values):
+                kept = layer.gradients
+                if kept is None or not len(kept.reads.rows):
                     continue
                 if some_lost:
-                    layer.gradients.values[lost[layer.gradients.reads.units]] = 0.0
-                self._sums[name].add(layer.gradients.reads.rows, layer.gradients.summed(factors))
+                    kept = layer.gradients = kept.without(lost)
+                self._sums[name].add(kept.reads.rows, kept.summed(factors))
             else:
                 sample = layer.weight.grad_sample
                 assert sample is not None

@@ -180,8 +180,10 @@ class ExactDPStep:
                 f"the loss has shape {tuple(losses.shape)}, not one value for each of "
                 f"{batch.size} units"
             )
+        # Only what the graph still needs of them stays in memory.
+        rows, dense = {}, {}
         with warnings.catch_warnings():
-            # Rows are leaves on purpose: no input of a layer requires a gradient.
+            # No input of a layer requires a gradient, on purpose.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             losses.sum().backward()  # type: ignore[no-untyped-call]
         for weight in self._weights():
