@@ -219,7 +219,8 @@ def _matched(truth: sparse.csr_matrix, guesses: Sequence[np.ndarray]) -> tuple[f
 
 def _interval(name: str, values: np.ndarray) -> Document:
     mean, low, high = mean_interval(values)
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+    least = -1.0 if name.startswith("gain") else 0.0
+    return {name: mean, f"{name}_low": max(low, least), f"{name}_high": min(high, 1.0)}
 
 
 def _top(scores: np.ndarray, count: int) -> np.ndarray:
