@@ -262,7 +262,8 @@ def tune(
 
     Coordinate search from ``settings.start``: each weight in turn is multiplied with each factor
     and keeps what raises the objective, the mean of ndcg@20 and tail_ndcg@20, each over
-    ``settings.reference``. A shop whose customers bought nothing new keeps the start.
+    ``settings.reference``. A shop whose customers bought nothing new keeps the start. A part that
+    is the same for all products gets the weight 0.
 
     Parameters
     ----------
@@ -280,7 +281,11 @@ def tune(
     if not len(asked):
         return weights
     history, targets = history[asked], targets[asked]
-    pool = Candidates.of(home.parts(history, weights), history, tail, stock=stock)
+    parts = home.parts(history, weights)
+    # A part that says nothing yet, such as a model whose noise hides all it has learned, can't be
+    # judged: what it says later, no validation week has seen.
+    weights |= {name: 0.0 for name, part in parts.items() if not part.size or not np.ptp(part)}
+    pool = Candidates.of(parts, history, tail, stock=stock)
 
     def objective(tried: Mapping[str, float]) -> np.ndarray:
         """Return (B,) what each customer adds to the mean objective."""

@@ -163,6 +163,18 @@ def test_what_a_shop_learns_alone_is_declared_local(model: GlobalModel) -> None:
     assert own | set(home.eases) <= LOCAL_NAMES
 
 
+def test_a_part_that_says_nothing_while_weights_are_chosen_gets_none(model: GlobalModel) -> None:
+    histories = bought(60)
+    silent = replace(model, state={**model.state, "spectrum": np.zeros(3, np.float32)})
+    settings_ = settings_of(rounds=0)
+    targets = bought(60, 1)
+    targets = sparse.csr_matrix(targets - targets.multiply(histories > 0))
+    for known, expected in ((model, START["learned"]), (silent, 0.0)):
+        home = HomeModel.fit(known, histories, settings_)
+        weights = tune(home, histories, targets, np.ones(N, bool), settings_)
+        assert weights == {**START, "learned": expected}
+
+
 # --- candidates ------------------------------------------------------------------------------
 
 
