@@ -98,18 +98,60 @@ def clipped(gradients: list[Tensors], clip: float) -> Tensors:
     }
 
 
-@given(st.integers(0, 10**6), st.integers(0, 5), st.sampled_from([0.5, 5.0, 1e4]))
-@settings(max_examples=60, deadline=None)
-def test_norms_and_clipped_sums_equal_brute_force(seed: int, size: int, clip: float) -> None:
+def check_exactness(seed: int, size: int, clip: float, physical: int) -> None:
+    """Hold norms, sums and the weights after a step to brute force, whatever the batches."""
     parameters, batch = start(seed), make(seed, size)
     step = new(parameters, clip=clip)
-    step.accumulate(loss, batch)
+    norms = [torch.zeros(0, dtype=torch.float64)]
+    for begin in range(0, max(size, 1), physical):
+        step.accumulate(loss, part(batch, slice(begin, begin + physical)))
+        norms.append(step.unit_norms)
     expected = brute_force(parameters, batch)
-    norms = torch.tensor([norm(g) for g in expected], dtype=torch.float64)
-    torch.testing.assert_close(step.unit_norms, norms, rtol=1e-5, atol=1e-6)
-    wanted = clipped(expected, clip)
-    for name, total in step.clipped_sum().items():
-        torch.testing.assert_close(total, wanted[name], rtol=1e-4, atol=1e-4 * max(clip, 1) / 100)
+    wanted_norms = torch.tensor([norm(g) for g in expected], dtype=torch.float64)
+    torch.testing.assert_close(torch.cat(norms), wanted_norms, rtol=1e-5, atol=1e-6)
+    wanted, sums = clipped(expected, clip), step.clipped_sum()
+    step.step()
+    state = step.state()
+    tolerance = 1e-6 * max(1.0, float(wanted_norms.clamp(max=clip).sum()))
+    for name, total in wanted.items():
+        torch.testing.assert_close(sums[name], total, rtol=1e-4, atol=tolerance)
+        moved = parameters[name] - 0.1 * total / 5.0
+        torch.testing.assert_close(state[name], moved, rtol=1e-4, atol=tolerance)
+
+
+CASES = (
+    st.integers(0, 10**6),
+    st.integers(0, 5),
+    st.sampled_from([0.5, 5.0, 1e4]),
+    st.integers(1, 5),
+)
+
+
+@given(*CASES)
+@settings(max_examples=40, deadline=None)
+def test_norms_and_updates_equal_brute_force(
+    seed: int, size: int, clip: float, physical: int
+) -> None:
+    check_exactness(seed, size, clip, physical)
+
+
+@pytest.mark.statistical
+@given(*CASES)
+@settings(max_examples=1000, deadline=None, derandomize=True)
+def test_norms_and_updates_equal_brute_force_in_a_thousand_cases(
+    seed: int, size: int, clip: float, physical: int
+) -> None:
+    check_exactness(seed, size, clip, physical)
+
+
+def test_a_batch_of_nothing_but_padding_has_norms_of_zero() -> None:
+    step, parameters = new(start(), clip=1.0), start()
+    batch = make(0, 3)
+    ids = {name: torch.full_like(value, -1) for name, value in batch.ids.items()}
+    step.accumulate(lambda rows, *_: rows["item"].sum((1, 2)), UnitBatch(3, ids, batch.data))
+    assert not step.unit_norms.any()
+    step.step()
+    assert all(torch.equal(value, parameters[name]) for name, value in step.state().items())
 
 
 @given(st.integers(0, 10**6), st.integers(1, 5))

@@ -119,7 +119,8 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
                 sample = layer.weight.grad_sample
                 assert sample is not None
                 if some_lost:
-                    sample[lost] = 0.0
+                    shape = (-1,) + (1,) * (sample.dim() - 1)
+                    sample = sample.masked_fill(lost.reshape(shape), 0.0)
                 total = torch.einsum("b,b...->...", factors.to(sample.dtype), sample)
                 before = layer.weight.summed_grad
                 layer.weight.summed_grad = total if before is None else before + total

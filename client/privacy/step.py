@@ -18,14 +18,14 @@ many units there are.
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
 from client.privacy.engine import UnitPrivacyEngine
-from client.privacy.layers import OpacusParameter, UnitEmbedding, UnitParameter
+from client.privacy.layers import UnitEmbedding, UnitParameter
 from client.privacy.noise import NoiseSource
 from client.privacy.optimizer import UnitOptimizer
 from common.errors import PrivacyError
@@ -186,10 +186,11 @@ class ExactDPStep:
             # No input of a layer requires a gradient, on purpose.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             losses.sum().backward()  # type: ignore[no-untyped-call]
-        for weight in self._weights():
+        for layer in self._layers.values():
             # What this loss did not read has no gradient, rather than the last batch's.
-            if weight.grad_sample is None:
-                weight.grad_sample = torch.zeros((batch.size, 1))
+            if layer.weight.grad_sample is None:
+                one = (1,) if isinstance(layer, UnitEmbedding) else layer.weight.shape
+                layer.weight.grad_sample = torch.zeros(()).expand((batch.size, *one))
         self.optimizer.clip_and_accumulate()
         return losses.detach()
 
@@ -226,9 +227,6 @@ class ExactDPStep:
         """Return name -> present value, detached copies, with all noise that is owed."""
         self.optimizer.flush()
         return {name: layer.weight.detach().clone() for name, layer in self._layers.items()}
-
-    def _weights(self) -> Iterator[OpacusParameter]:
-        return (layer.weight for layer in self._layers.values())
 
     def _forget(self) -> None:
         """Drop all that Opacus' hooks and our layers kept of the last batch."""
