@@ -33,7 +33,7 @@ from simulations.machine import machine_facts
 HISTORY, TARGETS, NEGATIVES, DIMENSION = 50, 10, 50, 32
 LOCAL_STEPS = 20
 # Ours adds a batch up from parts of this size; Opacus' and plain SGD take it whole.
-PHYSICAL_BATCH = 256
+PHYSICAL_BATCH = 128
 ITEMS = (10_000, 100_000, 1_000_000)
 BATCHES = (64, 256, 1024)
 CURVE = (10_000, 100_000, 1_000_000, 2_000_000, 4_000_000)

@@ -8,7 +8,8 @@ import torch
 from client.privacy.noise import NoiseSource
 
 # Noise is made this many values at a time: a table's at once would be twice its size in float64.
-_NOISE_CHUNK = 1 << 16
+# Whole tables are paid when no batch is in memory.
+_NOISE_CHUNK, _WHOLE_CHUNK = 1 << 15, 1 << 17
 
 
 class RowSum:
@@ -92,7 +93,7 @@ class OwedNoise:
         if not owed.all():
             # Paid by an earlier batch of the same step.
             chosen, owed = chosen[owed > 0], owed[owed > 0]
-        for part in self._parts(len(chosen)):
+        for part in self._parts(len(chosen), _NOISE_CHUNK):
             places = chosen[part]
             present = np.take(self._weight, places, axis=0)
             self._add(present, owed[part])
@@ -103,12 +104,12 @@ class OwedNoise:
         """Pay all that all rows are owed."""
         if self._all_paid == self._steps:
             return
-        for part in self._parts(len(self._weight)):
+        for part in self._parts(len(self._weight), _WHOLE_CHUNK):
             self._add(self._weight[part], self._steps - self._paid[part])
         self._paid[:] = self._all_paid = self._steps
 
-    def _parts(self, rows: int) -> Iterator[slice]:
-        count = max(1, _NOISE_CHUNK // self._weight.shape[1])
+    def _parts(self, rows: int, values: int) -> Iterator[slice]:
+        count = max(1, values // self._weight.shape[1])
         return (slice(start, start + count) for start in range(0, rows, count))
 
     def _add(self, present: np.ndarray, owed: np.ndarray) -> None:
