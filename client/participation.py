@@ -165,7 +165,7 @@ def _take_part(
     # Everything that can fail is tried before the charge: what is charged can't be taken back.
     from client.training import release_popularity, train_round  # Slow: a JOIN does without.
 
-    events = _events(settings.model_dump_json(), _stamp(settings.data), published)
+    events = _records(settings, published)
     if plan.private:
         # An empty shop has no baskets to tell apart: it takes part, as it would with some.
         check_plan(plan, has_sessions=events.sessions is not None or not len(events))
@@ -272,6 +272,18 @@ def _catalogue(folder: Path, stamp: Stamp) -> Catalogue:  # noqa: ARG001 - part 
 def _events(settings_json: str, data: Stamp, catalogue: Stamp) -> ShopEvents:  # noqa: ARG001
     settings = ShopSettings.model_validate_json(settings_json)
     return read_shop(settings, _catalogue(settings.catalogue, catalogue))
+
+
+def _records(settings: ShopSettings, catalogue: Stamp) -> ShopEvents:
+    """Return the shop's records as they are now.
+
+    A database is read again at every exchange. It has no stamp: a count and the newest time stay
+    the same when a row is corrected, or when a customer who asked to be forgotten is replaced by
+    another; and what was deleted must not train one round longer.
+    """
+    if settings.data is None:
+        return read_shop(settings, _catalogue(settings.catalogue, catalogue))
+    return _events(settings.model_dump_json(), _stamp(settings.data), catalogue)
 
 
 def forget() -> None:

@@ -12,6 +12,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from client.database import Database, from_folder
+from common.checks import BadRows
 from common.config import parse, read_toml
 from common.errors import ConfigError
 from common.protocol import Frozen, Unit
@@ -47,7 +49,9 @@ class ShopSettings(Frozen):
     Attributes
     ----------
     data
-        Folder of the shop's tables.
+        Folder of the shop's tables; or else
+    database
+        the SQL database that holds them.
     catalogue
         Folder of the federation's public catalogue.
     ledger
@@ -62,10 +66,14 @@ class ShopSettings(Frozen):
         Whether a plan without any privacy may train here; simulations only.
     behavior_weights
         Behaviour -> weight of one such record; empty for the defaults.
+    bad_rows
+        ``refuse``: rows that break the contract stop all training. ``set-aside``: they are left
+        out.
     """
 
     merchant_id: str = Field(min_length=1)
-    data: Path
+    data: Path | None = None
+    database: Database | None = None
     catalogue: Path
     ledger: Path
     cap_epsilon: float = Field(gt=0)
@@ -77,6 +85,13 @@ class ShopSettings(Frozen):
     allow_unprotected: bool = False
     behavior_weights: dict[str, float] = Field(default_factory=dict)
     rating_scale: float = Field(5.0, gt=0)
+    bad_rows: BadRows = "refuse"
+
+    @model_validator(mode="after")
+    def _data_are_in_one_place(self) -> "ShopSettings":
+        if (self.data is None) == (self.database is None):
+            raise ValueError('give either data = "FOLDER" or a [database] section')
+        return self
 
     @model_validator(mode="after")
     def _seeded_noise_needs_consent(self) -> "ShopSettings":
@@ -118,6 +133,8 @@ def read_settings(path: Path) -> ShopSettings:
         if isinstance(values.get(key), str):
             # One spelling for one place: simulated shops share a catalogue, and its cache.
             values[key] = (path.parent / values[key]).resolve()
+    if isinstance(values.get("database"), dict):
+        values["database"] = from_folder(values["database"], path.parent, str(path))
     return parse(ShopSettings, values, str(path))
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Protocol
 
@@ -9,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from client.settings import ShopSettings
-from common.checks import Checker
-from common.errors import DataError
+from common.checks import BadRows, Checker
+from common.errors import ConfigError, DataError
 from common.features import Catalogue
 from common.folders import find_table, read_interactions, read_small, require_table
 from common.schema import BEHAVIOR_WEIGHTS, ShopEvents, Tables, encode_shop
@@ -33,8 +34,11 @@ class FolderSource:
     shop may sell what the catalogue does not name.
     """
 
-    def __init__(self, folder: Path, *, now: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, now: int | None = None, bad_rows: BadRows = "refuse"
+    ) -> None:
         self._folder = folder
+        self._bad_rows: BadRows = bad_rows
         self._now = int(time.time()) if now is None else now
 
     def tables(self) -> Tables:
@@ -45,10 +49,15 @@ class FolderSource:
         DataError
             If a table is missing or breaks the contract.
         """
+        set_aside: Counter[str] = Counter()
+
+        def checker(path: Path) -> Checker:
+            return Checker(path.name, self._bad_rows, set_aside)
+
         path = require_table(self._folder, "interactions")
         interactions = read_interactions(
             path,
-            Checker(path.name),
+            checker(path),
             None,
             now=self._now,
             drop=("quantity", "price"),
@@ -56,11 +65,26 @@ class FolderSource:
         )
         customers = stock = None
         if (people := find_table(self._folder, "customers")) is not None:
-            customers = check_customers(read_small(people), Checker(people.name))
+            customers = check_customers(read_small(people), checker(people))
         if (shelves := find_table(self._folder, "stock")) is not None:
-            stock = check_stock(read_small(shelves), None, Checker(shelves.name))
+            stock = check_stock(read_small(shelves), None, checker(shelves))
         products = pd.DataFrame({"item_id": interactions["item_id"].cat.categories})
-        return Tables(interactions, products, customers, stock)
+        return Tables(interactions, products, customers, stock, dict(set_aside))
+
+
+def open_source(settings: ShopSettings, bad_rows: BadRows | None = None) -> Source:
+    """Return where the settings say that the shop's tables are; nothing is read yet.
+
+    ``bad_rows`` takes the place of the settings' own.
+    """
+    rows = bad_rows or settings.bad_rows
+    if settings.database is not None:
+        from client.sql_source import SqlSource  # Slow to import, and most shops do without.
+
+        return SqlSource(settings.database, settings.merchant_id, bad_rows=rows)
+    if settings.data is None:
+        raise ConfigError("the shop's settings name neither data nor a database")
+    return FolderSource(settings.data, bad_rows=rows)
 
 
 def read_shop(settings: ShopSettings, catalogue: Catalogue) -> ShopEvents:
@@ -71,7 +95,7 @@ def read_shop(settings: ShopSettings, catalogue: Catalogue) -> ShopEvents:
     DataError
         If the data break the contract, or hold other merchants' records but do not know this one.
     """
-    return encode_source(FolderSource(settings.data), settings, catalogue)
+    return encode_source(open_source(settings), settings, catalogue)
 
 
 def encode_source(source: Source, settings: ShopSettings, catalogue: Catalogue) -> ShopEvents:

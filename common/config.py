@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -102,10 +102,17 @@ def _words(model: type[BaseModel], error: Any, where: str) -> str:  # noqa: ANN4
 def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     """Return the keys that are known at a path into nested models."""
     for name in path:
-        inner = next(
+        if name.isdigit():  # One of a list, whose model is known already.
+            continue
+        kind = next(
             (f.annotation for key, f in model.model_fields.items() if name in (key, f.alias)), None
         )
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        inner = next((k for k in (kind, *get_args(kind)) if _is_model(k)), None)
+        if inner is None:
             return []
         model = inner
     return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _is_model(kind: Any) -> TypeGuard[type[BaseModel]]:  # noqa: ANN401 - an annotation
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

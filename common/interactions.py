@@ -75,6 +75,10 @@ class InteractionsBuilder:
         self._products = None if item_ids is None else pd.Index(item_ids)
         self._schema = _schema(now, optional)
 
+    def begin(self, checker: Checker) -> None:
+        """Go on with another source of the same table: its rows are counted from 1 again."""
+        self._checker, self.rows = checker, 0
+
     def add(self, block: arrow.Table) -> None:
         """Check and keep one block of ``self.columns``, strings or typed.
 

@@ -1,0 +1,271 @@
+"""A shop's SQL database becomes the same records as a folder of files."""
+
+import logging
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from client import participation
+from client.settings import ShopSettings, read_settings
+from client.source import FolderSource, open_source, read_shop
+from client.sql_source import CHUNK_ROWS, SqlSource
+from common.errors import ConfigError, DataError
+from common.features import Catalogue
+from common.schema import Tables
+
+SCHEMA = """
+CREATE TABLE orders (
+    customer_no INTEGER, gtin TEXT, ordered_at TIMESTAMP, receipt INTEGER, price NUMERIC);
+CREATE TABLE page_views (customer_no INTEGER, gtin TEXT, seen INTEGER);
+CREATE TABLE people (customer_no INTEGER, full_name TEXT, age_band TEXT);
+"""
+ORDERS = [
+    (42, "04012345678901", "2020-01-01 00:00:00", 1, 2.5),
+    (42, "milk", "2020-01-01T00:00:01+00:00", 1, 1.5),
+    (7, "milk", "2020-01-01 00:00:02", 2, -1.0),
+]
+VIEWS = [(7, "milk", 1577836803)]
+
+MAPPED = """
+[[database.interactions]]
+table = "orders"
+columns = { user_id = "customer_no", item_id = "gtin", timestamp = "ordered_at" }
+constants = { behavior = "purchase" }
+"""
+VIEWED = """
+[[database.interactions]]
+query = "SELECT customer_no, gtin AS item_id, seen FROM page_views WHERE gtin LIKE '%';"
+columns = { user_id = "customer_no", timestamp = "seen" }
+constants = { behavior = "view" }
+"""
+
+Shop = Callable[..., ShopSettings]
+
+
+@pytest.fixture
+def catalogue() -> Catalogue:
+    items = ["04012345678901", "milk"]
+    return Catalogue.of(pd.DataFrame({"item_id": items, "category": ["hot", "cold"]}))
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    with sqlite3.connect(tmp_path / "shop.db") as database:
+        database.executescript(SCHEMA)
+        database.executemany("INSERT INTO orders VALUES (?, ?, ?, ?, ?)", ORDERS)
+        database.executemany("INSERT INTO page_views VALUES (?, ?, ?)", VIEWS)
+        database.execute("INSERT INTO people VALUES (7, 'Ada Lovelace', '30-39')")
+    database.close()
+
+    def settings(tables: str = MAPPED, *, top: str = "", url: str = "sqlite:///shop.db") -> object:
+        text = (
+            'merchant_id = "corner"\ncatalogue = "catalogue"\nledger = "ledger.sqlite"\n'
+            f'cap_epsilon = 8.0\n{top}\n[database]\nurl = "{url}"\n{tables}'
+        )
+        (tmp_path / "shop.toml").write_text(text, encoding="utf-8")
+        return read_settings(tmp_path / "shop.toml")
+
+    return settings  # type: ignore[return-value]
+
+
+def change(folder: Path, *statements: str) -> None:
+    with sqlite3.connect(folder / "shop.db") as database:
+        for statement in statements:
+            database.execute(statement)
+    database.close()
+
+
+def records(tables: Tables) -> list[tuple[object, ...]]:
+    columns = ["merchant_id", "user_id", "item_id", "timestamp", "behavior"]
+    frame = tables.interactions[columns].astype({c: str for c in columns if c != "timestamp"})
+    return sorted(frame.itertuples(index=False, name=None))
+
+
+def test_a_database_holds_the_same_records_as_a_folder(
+    tmp_path: Path, shop: Shop, catalogue: Catalogue
+) -> None:
+    lines = ["merchant_id,user_id,item_id,timestamp,behavior"]
+    lines += [f"corner,{u},{i},{t},purchase" for u, i, t, _, _ in ORDERS]
+    lines += [f"corner,{u},{i},{t},view" for u, i, t in VIEWS]
+    (tmp_path / "interactions.csv").write_text("\n".join(lines) + "\n")
+    settings = shop(MAPPED + VIEWED)
+    assert records(open_source(settings).tables()) == records(FolderSource(tmp_path).tables())
+    events = read_shop(settings, catalogue)
+    assert events.user_ids.tolist() == ["42", "7"]
+    assert events.timestamps.tolist() == [1577836800, 1577836801, 1577836802, 1577836803]
+    assert events.weights.tolist() == pytest.approx([1.0, 1.0, 1.0, 0.1])
+
+
+def test_leading_zeros_of_a_product_number_stay(shop: Shop) -> None:
+    assert "04012345678901" in open_source(shop()).tables().products["item_id"].tolist()
+
+
+def test_only_what_is_needed_is_read(shop: Shop) -> None:
+    people = """
+    [database.customers]
+    table = "people"
+    columns = { user_id = "customer_no", age = "age_band" }
+    """
+    tables = open_source(shop(MAPPED + people)).tables()
+    assert tables.customers is not None
+    assert tables.customers.to_dict("list") == {"user_id": ["7"], "age": ["30-39"]}
+    # A price is no use to a model, so not even a bad one stops a shop.
+    assert "price" not in tables.interactions
+
+
+def test_baskets_are_known_of_all_records_or_of_none(shop: Shop, catalogue: Catalogue) -> None:
+    baskets = MAPPED.replace("{ user_id", '{ session_id = "receipt", user_id')
+    sessions = read_shop(shop(baskets), catalogue).sessions
+    assert sessions is not None
+    assert len(set(sessions.tolist())) == 2
+    assert read_shop(shop(baskets + VIEWED), catalogue).sessions is None
+
+
+@pytest.mark.parametrize("rows", [CHUNK_ROWS, 2 * CHUNK_ROWS + 1])
+def test_rows_that_fill_chunks_are_all_read(tmp_path: Path, shop: Shop, rows: int) -> None:
+    change(
+        tmp_path,
+        "DELETE FROM orders",
+        "WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n WHERE k < "
+        f"{rows}) INSERT INTO orders SELECT k % 100, 'milk', 1577836800 + k, k, 1 FROM n",
+    )
+    tables = open_source(shop()).tables()
+    assert sorted(tables.interactions["timestamp"]) == list(range(1577836801, 1577836801 + rows))
+
+
+def test_an_empty_database_is_a_shop(tmp_path: Path, shop: Shop, catalogue: Catalogue) -> None:
+    change(tmp_path, "DELETE FROM orders")
+    assert len(read_shop(shop(), catalogue)) == 0
+
+
+def test_a_bad_row_is_named_with_its_table_and_number(tmp_path: Path, shop: Shop) -> None:
+    change(tmp_path, "INSERT INTO orders VALUES (9, 'milk', 'soon', 3, 1)")
+    with pytest.raises(DataError, match=r"(?s)table 'orders'.*'timestamp'.*row 4: 'soon'"):
+        open_source(shop()).tables()
+    kept = open_source(shop(top='bad_rows = "set-aside"')).tables()
+    assert len(kept.interactions) == 3
+    assert list(kept.set_aside.values()) == [1]
+
+
+def test_rows_are_counted_anew_in_each_table(tmp_path: Path, shop: Shop) -> None:
+    change(tmp_path, "INSERT INTO page_views VALUES (NULL, 'milk', 1)")
+    with pytest.raises(DataError, match=r"the query for interactions.*'user_id' is empty in row 2"):
+        open_source(shop(MAPPED + VIEWED)).tables()
+
+
+def test_a_value_of_no_use_is_named(tmp_path: Path, shop: Shop) -> None:
+    change(tmp_path, "UPDATE orders SET gtin = x'00ff' WHERE customer_no = 7")
+    with pytest.raises(DataError, match=r"column 'gtin' \(for 'item_id'\) holds bytes in row 3"):
+        open_source(shop()).tables()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"orders"', '"order"', "no table 'order': did you mean 'orders'"),
+        ('"gtin"', '"gtim"', "no column 'gtim' for 'item_id': did you mean 'gtin'"),
+        ('item_id = "gtin", ', "", r"no column 'item_id': map the one .* 'customer_no'"),
+        ("constants", "# constants", r"no column 'behavior'.*constants"),
+    ],
+)
+def test_what_is_missing_is_named(shop: Shop, old: str, new: str, message: str) -> None:
+    assert old in MAPPED
+    with pytest.raises(DataError, match=message):
+        open_source(shop(MAPPED.replace(old, new))).tables()
+
+
+def test_a_wrong_query_is_refused(shop: Shop) -> None:
+    with pytest.raises(DataError, match="no such column: seem"):
+        open_source(shop(MAPPED + VIEWED.replace(", seen", ", seem"))).tables()
+
+
+def test_a_query_can_not_write(tmp_path: Path, shop: Shop) -> None:
+    wrong = '[[database.interactions]]\nquery = "DELETE FROM orders RETURNING *"\n'
+    with pytest.raises(DataError, match="readonly"):
+        open_source(shop(wrong)).tables()
+    assert len(open_source(shop()).tables().interactions) == len(ORDERS)
+
+
+def test_a_misspelt_file_is_not_made(tmp_path: Path, shop: Shop) -> None:
+    with pytest.raises(DataError, match=r"no SQLite database .*shoop\.db"):
+        open_source(shop(url="sqlite:///shoop.db")).tables()
+    assert not (tmp_path / "shoop.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ('[database.interactions]\ntable = "a"\nquery = "SELECT 1"', "either table"),
+        (MAPPED + '[database.interactions.columns]\nuser = "x"', "TOML"),
+        (MAPPED.replace("user_id =", "user ="), "no column 'user'"),
+        (MAPPED.replace('"purchase"', '"bought"'), "no behaviour is called 'bought'"),
+        (MAPPED.replace("behavior =", "user_id ="), "may be constants"),
+        (MAPPED.replace("table =", "tabel ="), "did you mean 'table'"),
+    ],
+)
+def test_wrong_settings_are_refused(shop: Shop, tables: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        shop(tables)
+
+
+def test_data_are_in_one_place(shop: Shop) -> None:
+    with pytest.raises(ConfigError, match="either data"):
+        shop(top='data = "data"')
+
+
+def test_a_password_in_the_settings_is_refused_and_not_repeated(shop: Shop) -> None:
+    with pytest.raises(ConfigError, match="password_env or password_file") as error:
+        shop(url="postgresql://reader:s3cret@127.0.0.1/shop")
+    assert "s3cret" not in str(error.value)
+
+
+def test_a_password_comes_from_the_environment_or_a_file(
+    tmp_path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = shop('password_env = "SHOP_PASSWORD"' + MAPPED).database
+    assert database is not None
+    with pytest.raises(ConfigError, match="SHOP_PASSWORD is not set"):
+        database.password({})
+    assert database.password({"SHOP_PASSWORD": "s3cret"}) == "s3cret"
+    (tmp_path / "password").write_text("s3cret\n")
+    database = shop('password_file = "password"' + MAPPED).database
+    assert database is not None
+    assert database.password({}) == "s3cret"
+    (tmp_path / "password").unlink()
+    with pytest.raises(ConfigError, match="No such file"):
+        database.password({})
+
+
+def test_a_database_that_does_not_answer_keeps_the_password_to_itself(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SHOP_PASSWORD", "s3cret")
+    settings = shop(
+        'password_env = "SHOP_PASSWORD"' + MAPPED, url="postgresql://reader@127.0.0.1:1/shop"
+    )
+    with caplog.at_level(logging.DEBUG), pytest.raises(DataError, match="refused") as error:
+        open_source(settings).tables()
+    logging.getLogger("test").error("as the client logs it", exc_info=error.value)
+    assert "s3cret" not in caplog.text + str(error.value)
+
+
+def test_a_deleted_customer_trains_no_longer(
+    tmp_path: Path, shop: Shop, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = shop()
+    monkeypatch.setattr(participation, "_catalogue", lambda *_: catalogue)
+    read = participation._records
+    assert read(settings, ()).user_ids.tolist() == ["42", "7"]
+    # Neither the count of rows nor the newest time tells.
+    change(tmp_path, "UPDATE orders SET customer_no = 8 WHERE customer_no = 42")
+    assert read(settings, ()).user_ids.tolist() == ["7", "8"]
+
+
+def test_the_future_is_refused(shop: Shop) -> None:
+    settings = shop()
+    assert settings.database is not None
+    with pytest.raises(DataError, match="in the future"):
+        SqlSource(settings.database, "corner", now=1577836801).tables()
