@@ -1,0 +1,394 @@
+"""Versioned models with their privacy statement: published whole, verified when read.
+
+::
+
+    WHERE/
+    ├── models/<time>-<token>/     model.safetensors, items.parquet, manifest.json
+    ├── versions/<n>.json          the record of version n: digest of each file, manifest,
+    │                              evaluation if released, and why force was needed, if it was
+    └── pins/<n>.json              the n-th decision about which version is served
+
+A version's files are written first, under a name of their own, and read back; its record comes
+last, in one step that only one process can win. A version exists with its record alone, so that
+neither a crash nor two publishers at once leave half a version or a mixed one. Records and pins
+are only ever added: the newest pin holds, and all of them are the log.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+from pydantic import Field, ValidationError, field_validator
+
+from common.artifact import ITEMS, MANIFEST, MODEL, Manifest, ModelArtifact, load_model
+from common.errors import ArtifactError, ConfigError, PrivacyError, RunError
+from common.protocol import Frozen
+from server.stores import open_store, without_secrets
+
+FILES: Final = (MODEL, ITEMS, MANIFEST)
+_MODELS, _VERSIONS, _PINS = "models", "versions", "pins"
+_STAMP = "%Y%m%dT%H%M%SZ"
+_FOLDER = "^[0-9TZ]{16}-[0-9a-f]+$"
+#: Nobody publishes for so long: files without a record that are older were left by a crash.
+_ABANDONED = timedelta(days=1)
+#: What a privacy statement cannot do without: see common.statement.
+_PROMISE = ("epsilon", "delta", "unit", "trust", "accountant", "mechanisms", "not_covered")
+Act = Literal["pin", "roll back", "follow newest"]
+
+_LOG = logging.getLogger(__name__)
+
+
+class Record(Frozen):
+    """What ``versions/<n>.json`` says of one version.
+
+    Attributes
+    ----------
+    forced
+        Why this model could not be published without force; empty for one that needed none.
+    """
+
+    format_version: Literal[1] = 1
+    version: int = Field(ge=1)
+    published_at: str
+    folder: str = Field(pattern=_FOLDER)
+    files: dict[str, str]
+    manifest: Manifest
+    evaluation: dict[str, Any] | None
+    forced: tuple[str, ...]
+
+    @field_validator("files")
+    @classmethod
+    def _names_the_files(cls, files: dict[str, str]) -> dict[str, str]:
+        if set(files) != set(FILES):
+            raise ValueError(f"a model has the files {', '.join(FILES)}")
+        return files
+
+
+class Pin(Frozen):
+    """One decision about what is served.
+
+    Attributes
+    ----------
+    version
+        The version served from now on; None: whichever is newest.
+    before
+        The version served until now; None where the decision before is damaged.
+    """
+
+    format_version: Literal[1] = 1
+    number: int = Field(ge=1)
+    at: str
+    act: Act
+    version: int | None
+    before: int | None
+
+
+Sealed = TypeVar("Sealed", Record, Pin)
+
+
+class Registry:
+    """The models at one folder or fsspec URL."""
+
+    def __init__(self, where: str | Path) -> None:
+        self.where = without_secrets(str(where))
+        self._store = open_store(str(where))
+
+    def publish(
+        self, model: Path, *, evaluation: Mapping[str, Any] | None = None, force: bool = False
+    ) -> Record:
+        """Check a model folder, and publish it as the next version.
+
+        Parameters
+        ----------
+        evaluation
+            Figures that were released together with the model, as JSON values.
+        force
+            Publish in spite of :func:`objections`; the record says so.
+
+        Raises
+        ------
+        ArtifactError
+            If the model is damaged, or the registry cannot be written.
+        PrivacyError
+            If there are objections and no force.
+        """
+        found = load_model(model)
+        forced = objections(found.manifest.privacy)
+        if forced and not force:
+            raise PrivacyError(
+                f"{model} is not published: {'; '.join(forced)}. Publish a model that protects the "
+                "shops' customers, or say --force: the record will tell"
+            )
+        with self._access("write"):
+            self._sweep()
+            at = datetime.now(UTC)
+            folder = f"{at.strftime(_STAMP)}-{secrets.token_hex(8)}"
+            try:
+                files = {name: _sha256(model / name) for name in FILES}
+                for name in FILES:
+                    self._store.put(model / name, f"{_MODELS}/{folder}/{name}")
+                # What a reader will find, not what was meant: the source may change meanwhile.
+                if self._load(folder, files).manifest != found.manifest:
+                    raise ArtifactError(f"{model} changed while it was published: publish it again")
+                values = {
+                    "published_at": at.isoformat(timespec="seconds"),
+                    "folder": folder,
+                    "files": files,
+                    "manifest": found.manifest,
+                    "evaluation": None if evaluation is None else dict(evaluation),
+                    "forced": forced,
+                }
+                record = self._add_record(values)
+            except BaseException:
+                with suppress(OSError):
+                    self._store.remove(f"{_MODELS}/{folder}")
+                raise
+        _LOG.info("published version=%d forced=%s", record.version, bool(forced))
+        return record
+
+    def versions(self) -> list[int]:
+        """Return the numbers of all versions, ascending."""
+        with self._access("read"):
+            return self._numbers(_VERSIONS)
+
+    def record(self, version: int) -> Record:
+        """Return what is recorded of a version, without looking at its files.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such version.
+        ArtifactError
+            If the record is not as it was written.
+        """
+        with self._access("read"):
+            try:
+                record = self._unseal(Record, f"{_VERSIONS}/{version}.json")
+            except FileNotFoundError as error:
+                raise ConfigError(f"{self.where} has no version {version}: see list") from error
+        if record.version != version:
+            raise ArtifactError(
+                f"{self.where}/{_VERSIONS}/{version}.json is the record of version {record.version}"
+            )
+        return record
+
+    def read(self, version: int | None = None) -> tuple[Record, ModelArtifact]:
+        """Return a version, by default the served one, after checking every byte of it.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such version.
+        ArtifactError
+            Naming the file that is missing or not as it was published.
+        """
+        record = self.record(self.served() if version is None else version)
+        with self._access("read"):
+            artifact = self._load(record.folder, record.files)
+        if artifact.manifest != record.manifest:
+            raise ArtifactError(
+                f"{self.where}: {MANIFEST} of version {record.version} is not its record's"
+            )
+        return record, artifact
+
+    def served(self) -> int:
+        """Return the version that is served: the pinned one, or else the newest.
+
+        Raises
+        ------
+        ConfigError
+            If nothing is published.
+        ArtifactError
+            If the last decision is not as it was written; a new one replaces it.
+        """
+        return self._served(self.pins())
+
+    def pins(self) -> list[int]:
+        """Return the numbers of all decisions about what is served, ascending."""
+        with self._access("read"):
+            return self._numbers(_PINS)
+
+    def decision(self, number: int) -> Pin:
+        """Return one decision, or raise ArtifactError if it is not as it was written."""
+        with self._access("read"):
+            return self._unseal(Pin, f"{_PINS}/{number}.json")
+
+    def pin(self, version: int | None) -> Pin:
+        """Serve one version from now on, or with None whichever is newest.
+
+        Raises
+        ------
+        ConfigError, ArtifactError
+            If there is no such version, or it is damaged: it is not served then.
+        RunError
+            If another process decided at the same time.
+        """
+        pins = self.pins()
+        try:
+            served = self._served(pins)
+        except ArtifactError:
+            served = None  # Nobody can tell what a damaged decision said: replace it.
+        return self._decide("follow newest" if version is None else "pin", pins, served, version)
+
+    def roll_back(self) -> Pin:
+        """Serve the version before the served one; raises as :meth:`pin` does."""
+        pins = self.pins()
+        served = self._served(pins)
+        earlier = [number for number in self.versions() if number < served]
+        if not earlier:
+            raise ConfigError(f"{self.where}: nothing was published before version {served}")
+        return self._decide("roll back", pins, served, earlier[-1])
+
+    def _served(self, pins: Sequence[int]) -> int:
+        versions = self.versions()
+        if not versions:
+            raise ConfigError(f"{self.where} holds no models yet: publish one")
+        return (self.decision(pins[-1]).version if pins else None) or versions[-1]
+
+    def _decide(
+        self, act: Act, pins: Sequence[int], served: int | None, version: int | None
+    ) -> Pin:
+        """Add the decision after the ones that were looked at, or fail if one was added since."""
+        if version is not None:
+            self.read(version)
+        pin = Pin(
+            number=1 + max(pins, default=0),
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            act=act,
+            version=version,
+            before=served,
+        )
+        with self._access("write"):
+            try:
+                self._store.create(f"{_PINS}/{pin.number}.json", _seal(pin))
+            except FileExistsError as error:
+                raise RunError(
+                    f"{self.where}: somebody else decided at the same moment what is served; "
+                    "look at it with list, and decide again"
+                ) from error
+        _LOG.info("decided act=%r version=%s before=%s", act, version or "newest", served)
+        return pin
+
+    def _add_record(self, values: Mapping[str, Any]) -> Record:
+        """Take the next free number; another publisher may take it first, any number of times."""
+        while True:
+            number = 1 + max(self._numbers(_VERSIONS), default=0)
+            record = Record.model_validate({**values, "version": number})
+            with suppress(FileExistsError):
+                self._store.create(f"{_VERSIONS}/{number}.json", _seal(record))
+                return record
+
+    def _load(self, folder: str, files: Mapping[str, str]) -> ModelArtifact:
+        where = f"{self.where}/{_MODELS}/{folder}"
+        try:
+            with self._store.local(f"{_MODELS}/{folder}", FILES) as local:
+                for name in FILES:
+                    if _sha256(local / name) != files[name]:
+                        raise ArtifactError(
+                            f"{where}/{name} is not as it was published (SHA-256 differs): serve "
+                            "another version, or publish the model anew"
+                        )
+                return load_model(local)
+        except FileNotFoundError as error:
+            name = Path(str(error.filename or error)).name
+            raise ArtifactError(f"{where}/{name} is missing: publish the model anew") from error
+
+    def _sweep(self) -> None:
+        """Remove what publishers that crashed long ago left behind."""
+        versions = self._numbers(_VERSIONS)
+        folders = [name for name in self._store.names(_MODELS) if re.fullmatch(_FOLDER, name)]
+        if len(folders) <= len(versions):
+            return
+        try:
+            recorded = {self.record(number).folder for number in versions}
+        except ArtifactError:
+            return  # Which files a damaged record speaks of cannot be known: keep all.
+        before = (datetime.now(UTC) - _ABANDONED).strftime(_STAMP)
+        for folder in folders:
+            if folder not in recorded and folder < before:
+                with suppress(FileNotFoundError):  # Another publisher may sweep, too.
+                    self._store.remove(f"{_MODELS}/{folder}")
+
+    def _numbers(self, folder: str) -> list[int]:
+        found = (re.fullmatch(r"([1-9]\d*)\.json", name) for name in self._store.names(folder))
+        return sorted(int(match[1]) for match in found if match)
+
+    def _unseal(self, kind: type[Sealed], name: str) -> Sealed:
+        data = self._store.read(name)
+        try:
+            found = kind.model_validate(json.loads(data)["content"])
+            whole = _seal(found) == data
+        except (ValidationError, ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            advice = "pin a version anew" if kind is Pin else "serve another version"
+            raise ArtifactError(f"{self.where}/{name} is not as it was written: {advice}")
+        return found
+
+    @contextmanager
+    def _access(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or f"{type(error).__name__}: {error}"
+            raise ArtifactError(f"cannot {what} the registry {self.where}: {reason}") from error
+
+
+def objections(privacy: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Return why a model with this privacy statement may not be published without force."""
+    if not privacy:
+        return ("it has no privacy statement",)
+    if privacy.get("private") is not True:
+        return ("it was trained without differential privacy",)
+    found = []
+    if privacy.get("epsilon") is None:
+        found.append("its privacy statement gives no bound (epsilon is null)")
+    if privacy.get("noise") == "seeded":
+        found.append("its noise was seeded: whoever knows the seed can take the noise off")
+    elif privacy.get("noise") != "system":
+        found.append("its privacy statement does not say where the noise came from")
+    if missing := [name for name in _PROMISE if name not in privacy]:
+        found.append(f"its privacy statement lacks {', '.join(missing)}")
+    return tuple(found)
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Read the evaluation to release with a model: a JSON object of finite numbers.
+
+    Raises
+    ------
+    ConfigError
+        If it is anything else.
+    """
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is no JSON number")
+
+    try:
+        document = json.loads(path.read_bytes(), parse_constant=refuse)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} must hold one JSON object, not a {type(document).__name__}")
+    return document
+
+
+def _seal(content: Record | Pin) -> bytes:
+    """Return a file that cannot lose or change a byte unnoticed: one rendering, with its digest."""
+    values = content.model_dump(mode="json")
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"content": values, "sha256": digest}, indent=1, sort_keys=True).encode()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

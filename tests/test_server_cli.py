@@ -1,0 +1,111 @@
+"""The operator's command line: the registry of models."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.artifact import ITEMS
+from common.cli import run
+from common.statement import statement
+from registry_support import PLAN, model
+from server.__main__ import app
+from server.registry import Registry
+
+
+def call(*arguments: object) -> int:
+    """Run a command line; return its exit status."""
+    try:
+        run(lambda: app(["registry", *(str(argument) for argument in arguments)]))
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert call(*arguments, "--json") == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def test_a_registry_s_life_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "registry"
+    figures = tmp_path / "evaluation.json"
+    figures.write_text('{"ndcg@20": 0.25, "tail": {"ndcg@20": 0.125}}')
+    empty = ask(capsys, "list", place)
+    assert (empty["served"], empty["versions"], empty["decisions"]) == (None, [], [])
+    first = ask(capsys, "publish", model(tmp_path / "1", 1), "--to", place)
+    assert (first["version"], first["served"], first["forced"]) == (1, 1, [])
+    second = model(tmp_path / "2", 2)
+    assert ask(capsys, "publish", second, "--to", place, "--evaluation", figures)["version"] == 2
+    shown = ask(capsys, "show", place)
+    assert (shown["version"], shown["served"], shown["products"]) == (2, True, 4)
+    assert shown["evaluation"] == {"ndcg@20": 0.25, "tail": {"ndcg@20": 0.125}}
+    assert shown["manifest"]["privacy"] == shown["privacy"]
+    assert shown["privacy"]["epsilon"] == pytest.approx(statement(PLAN)["epsilon"])
+    assert ask(capsys, "show", place, 1)["served"] is False
+    rolled = ask(capsys, "rollback", place)
+    assert (rolled["served"], rolled["before"], rolled["pinned"]) == (1, 2, True)
+    newest = ask(capsys, "pin", place, "newest")
+    assert (newest["served"], newest["pinned"]) == (2, False)
+    assert ask(capsys, "pin", place, 1)["served"] == 1
+    listed = ask(capsys, "list", place)
+    assert [found["version"] for found in listed["versions"]] == [1, 2]
+    assert [found["evaluated"] for found in listed["versions"]] == [False, True]
+    assert [found["act"] for found in listed["decisions"]] == ["roll back", "follow newest", "pin"]
+    assert (listed["served"], listed["pinned"]) == (1, True)
+
+
+def test_people_read_what_was_forced_what_is_served_and_what_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "registry"
+    assert call("list", place) == 0
+    assert "holds no models yet" in " ".join(capsys.readouterr().out.split())
+    seeded = model(tmp_path / "1", privacy=statement(PLAN, noise="seeded"))
+    assert call("publish", seeded, "--to", place) == 1
+    assert "noise was seeded" in capsys.readouterr().err
+    assert call("publish", seeded, "--to", place, "--force") == 0
+    bare = model(tmp_path / "2", privacy=None)
+    odd = model(tmp_path / "3", privacy={"private": True, "noise": "system"})
+    for source in (bare, odd, model(tmp_path / "4")):
+        assert call("publish", source, "--to", place, "--force") == 0
+    record = place / "versions" / "4.json"
+    record.write_bytes(record.read_bytes() + b" ")
+    assert call("pin", place, 1) == 0
+    capsys.readouterr()
+    assert call("list", place) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Version 1 was published by force: its noise was seeded" in text
+    assert "seeded noise" in text
+    assert "incomplete statement" in text
+    assert "4.json is not as it was written" in text
+    assert "Served: version 1, pinned." in text
+    assert ask(capsys, "list", place)["versions"][3].keys() == {"version", "error"}
+    for version, words in ((1, "Not covered:"), (2, "without a statement"), (3, "is incomplete")):
+        assert call("show", place, version) == 0
+        assert words in " ".join(capsys.readouterr().out.split())
+
+
+def test_bad_input_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "registry"
+    assert call("publish", tmp_path / "none", "--to", place) == 2
+    assert call("show", place) == 2
+    assert call("publish", model(tmp_path / "1"), "--to", place) == 0
+    capsys.readouterr()
+    for arguments, message in (
+        (("pin", place, "latest"), "neither a version's number nor newest"),
+        (("pin", place, 7), "has no version 7"),
+        (("rollback", place), "nothing was published before version 1"),
+    ):
+        assert call(*arguments) == 2
+        out, error = capsys.readouterr()
+        assert message in error
+        assert (out, error.count("\n")) == ("", 1)
+    (place / "models" / Registry(place).record(1).folder / ITEMS).write_bytes(b"")
+    assert call("show", place, "--json") == 2
+    out, error = capsys.readouterr()
+    assert (out, ITEMS in error) == ("", True)
