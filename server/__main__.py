@@ -45,7 +45,8 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Check a model and publish it as the next version, whole or not at all."""
-    from server.registry import Registry, read_evaluation
+    from server.records import read_evaluation
+    from server.registry import Registry
     from server.tables import publish_table, summary
 
     figures = None if evaluation is None else read_evaluation(evaluation)

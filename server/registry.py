@@ -15,7 +15,6 @@ are only ever added: the newest pin holds, and all of them are the log.
 """
 
 import hashlib
-import json
 import logging
 import re
 import secrets
@@ -23,74 +22,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
-
-from common.artifact import ITEMS, MANIFEST, MODEL, Manifest, ModelArtifact, load_model
+from common.artifact import MANIFEST, ModelArtifact, load_model
 from common.errors import ArtifactError, ConfigError, PrivacyError, RunError
-from common.protocol import Frozen
+from server.records import FILES, FOLDER_NAME, Act, Pin, Record, Sealed, objections, seal, unseal
 from server.stores import open_store, without_secrets
 
-FILES: Final = (MODEL, ITEMS, MANIFEST)
 _MODELS, _VERSIONS, _PINS = "models", "versions", "pins"
 _STAMP = "%Y%m%dT%H%M%SZ"
-_FOLDER = "^[0-9TZ]{16}-[0-9a-f]+$"
 #: Nobody publishes for so long: files without a record that are older were left by a crash.
 _ABANDONED = timedelta(days=1)
-#: What a privacy statement cannot do without: see common.statement.
-_PROMISE = ("epsilon", "delta", "unit", "trust", "accountant", "mechanisms", "not_covered")
-Act = Literal["pin", "roll back", "follow newest"]
 
 _LOG = logging.getLogger(__name__)
-
-
-class Record(Frozen):
-    """What ``versions/<n>.json`` says of one version.
-
-    Attributes
-    ----------
-    forced
-        Why this model could not be published without force; empty for one that needed none.
-    """
-
-    format_version: Literal[1] = 1
-    version: int = Field(ge=1)
-    published_at: str
-    folder: str = Field(pattern=_FOLDER)
-    files: dict[str, str]
-    manifest: Manifest
-    evaluation: dict[str, Any] | None
-    forced: tuple[str, ...]
-
-    @field_validator("files")
-    @classmethod
-    def _names_the_files(cls, files: dict[str, str]) -> dict[str, str]:
-        if set(files) != set(FILES):
-            raise ValueError(f"a model has the files {', '.join(FILES)}")
-        return files
-
-
-class Pin(Frozen):
-    """One decision about what is served.
-
-    Attributes
-    ----------
-    version
-        The version served from now on; None: whichever is newest.
-    before
-        The version served until now; None where the decision before is damaged.
-    """
-
-    format_version: Literal[1] = 1
-    number: int = Field(ge=1)
-    at: str
-    act: Act
-    version: int | None
-    before: int | None
-
-
-Sealed = TypeVar("Sealed", Record, Pin)
 
 
 class Registry:
@@ -110,7 +54,7 @@ class Registry:
         evaluation
             Figures that were released together with the model, as JSON values.
         force
-            Publish in spite of :func:`objections`; the record says so.
+            Publish in spite of the objections to it; the record says so.
 
         Raises
         ------
@@ -130,14 +74,20 @@ class Registry:
             self._sweep()
             at = datetime.now(UTC)
             folder = f"{at.strftime(_STAMP)}-{secrets.token_hex(8)}"
+            files = {name: _sha256(model / name) for name in FILES}
             try:
-                files = {name: _sha256(model / name) for name in FILES}
                 for name in FILES:
                     self._store.put(model / name, f"{_MODELS}/{folder}/{name}")
                 # What a reader will find, not what was meant: the source may change meanwhile.
                 if self._load(folder, files).manifest != found.manifest:
                     raise ArtifactError(f"{model} changed while it was published: publish it again")
-                values = {
+            except BaseException:
+                with suppress(OSError):
+                    self._store.remove(f"{_MODELS}/{folder}")
+                raise
+            # From here on a failure removes nothing: the record may stand in spite of it.
+            record = self._add_record(
+                {
                     "published_at": at.isoformat(timespec="seconds"),
                     "folder": folder,
                     "files": files,
@@ -145,11 +95,7 @@ class Registry:
                     "evaluation": None if evaluation is None else dict(evaluation),
                     "forced": forced,
                 }
-                record = self._add_record(values)
-            except BaseException:
-                with suppress(OSError):
-                    self._store.remove(f"{_MODELS}/{folder}")
-                raise
+            )
         _LOG.info("published version=%d forced=%s", record.version, bool(forced))
         return record
 
@@ -267,7 +213,7 @@ class Registry:
         )
         with self._access("write"):
             try:
-                self._store.create(f"{_PINS}/{pin.number}.json", _seal(pin))
+                self._store.create(f"{_PINS}/{pin.number}.json", seal(pin))
             except FileExistsError as error:
                 raise RunError(
                     f"{self.where}: somebody else decided at the same moment what is served; "
@@ -282,7 +228,7 @@ class Registry:
             number = 1 + max(self._numbers(_VERSIONS), default=0)
             record = Record.model_validate({**values, "version": number})
             with suppress(FileExistsError):
-                self._store.create(f"{_VERSIONS}/{number}.json", _seal(record))
+                self._store.create(f"{_VERSIONS}/{number}.json", seal(record))
                 return record
 
     def _load(self, folder: str, files: Mapping[str, str]) -> ModelArtifact:
@@ -303,7 +249,7 @@ class Registry:
     def _sweep(self) -> None:
         """Remove what publishers that crashed long ago left behind."""
         versions = self._numbers(_VERSIONS)
-        folders = [name for name in self._store.names(_MODELS) if re.fullmatch(_FOLDER, name)]
+        folders = [name for name in self._store.names(_MODELS) if re.fullmatch(FOLDER_NAME, name)]
         if len(folders) <= len(versions):
             return
         try:
@@ -321,16 +267,7 @@ class Registry:
         return sorted(int(match[1]) for match in found if match)
 
     def _unseal(self, kind: type[Sealed], name: str) -> Sealed:
-        data = self._store.read(name)
-        try:
-            found = kind.model_validate(json.loads(data)["content"])
-            whole = _seal(found) == data
-        except (ValidationError, ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            advice = "pin a version anew" if kind is Pin else "serve another version"
-            raise ArtifactError(f"{self.where}/{name} is not as it was written: {advice}")
-        return found
+        return unseal(kind, self._store.read(name), f"{self.where}/{name}")
 
     @contextmanager
     def _access(self, what: str) -> Iterator[None]:
@@ -339,54 +276,6 @@ class Registry:
         except OSError as error:
             reason = error.strerror or f"{type(error).__name__}: {error}"
             raise ArtifactError(f"cannot {what} the registry {self.where}: {reason}") from error
-
-
-def objections(privacy: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Return why a model with this privacy statement may not be published without force."""
-    if not privacy:
-        return ("it has no privacy statement",)
-    if privacy.get("private") is not True:
-        return ("it was trained without differential privacy",)
-    found = []
-    if privacy.get("epsilon") is None:
-        found.append("its privacy statement gives no bound (epsilon is null)")
-    if privacy.get("noise") == "seeded":
-        found.append("its noise was seeded: whoever knows the seed can take the noise off")
-    elif privacy.get("noise") != "system":
-        found.append("its privacy statement does not say where the noise came from")
-    if missing := [name for name in _PROMISE if name not in privacy]:
-        found.append(f"its privacy statement lacks {', '.join(missing)}")
-    return tuple(found)
-
-
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """Read the evaluation to release with a model: a JSON object of finite numbers.
-
-    Raises
-    ------
-    ConfigError
-        If it is anything else.
-    """
-
-    def refuse(constant: str) -> float:
-        raise ValueError(f"{constant} is no JSON number")
-
-    try:
-        document = json.loads(path.read_bytes(), parse_constant=refuse)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} must hold one JSON object, not a {type(document).__name__}")
-    return document
-
-
-def _seal(content: Record | Pin) -> bytes:
-    """Return a file that cannot lose or change a byte unnoticed: one rendering, with its digest."""
-    values = content.model_dump(mode="json")
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"content": values, "sha256": digest}, indent=1, sort_keys=True).encode()
 
 
 def _sha256(path: Path) -> str:

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -156,11 +156,15 @@ class UrlStore:
             self._fs.put_file(str(source), self._path(name))
 
     def create(self, name: str, data: bytes) -> None:
-        """Write a new file, and read it back: whoever finds another's there came second."""
+        """Write a new file, and read it back: whoever finds another's there came second.
+
+        A client that tries again after a lost answer is told that the name is taken, by itself.
+        """
         path = self._path(name)
         with _service():
             self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            self._fs.pipe_file(path, data, mode="create")
+            with suppress(FileExistsError):
+                self._fs.pipe_file(path, data, mode="create")
         if self.read(name) != data:
             raise FileExistsError(path)
 

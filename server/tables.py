@@ -10,7 +10,8 @@ from rich.text import Text
 
 from common.errors import ArtifactError
 from common.statement import promise_words, render_statement
-from server.registry import Pin, Record, Registry
+from server.records import Pin, Record
+from server.registry import Registry
 
 Document = dict[str, Any]
 _LOOK: Any = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0), "pad_edge": False}

@@ -16,7 +16,8 @@ from common.errors import ArtifactError, ConfigError, PrivacyError, RunError
 from common.statement import statement
 from registry_support import PLAN, PRIVACY, model, publisher
 from server import registry as registry_module
-from server.registry import Registry, objections, read_evaluation
+from server.records import objections, read_evaluation
+from server.registry import Registry
 from server.stores import FolderStore, UrlStore, open_store, without_secrets
 
 
@@ -255,14 +256,34 @@ def test_a_model_that_changes_meanwhile_is_not_published(
 
 
 def test_a_full_disk_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: FolderStore, name: str, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
+    put = FolderStore.put
+
+    def full(self: FolderStore, source: Path, name: str) -> None:
+        if name.endswith(ITEMS):
+            raise OSError(28, "No space left on device")
+        put(self, source, name)
 
     before = sorted(folder.rglob("*"))
-    monkeypatch.setattr(FolderStore, "create", full)
+    monkeypatch.setattr(FolderStore, "put", full)
     with pytest.raises(ArtifactError, match=r"cannot write the registry.*No space left"):
         Registry(folder).publish(model(folder.parent / "m"))
     assert sorted(folder.rglob("*")) == before
+
+
+def test_an_error_after_the_record_stands_leaves_the_version_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = FolderStore.create
+
+    def late(self: FolderStore, name: str, data: bytes) -> None:
+        create(self, name, data)
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "create", late)
+        with pytest.raises(ArtifactError, match="cannot write the registry"):
+            Registry(folder).publish(model(folder.parent / "m", 4))
+    assert value_of(Registry(folder)) == 4
 
 
 def test_publishers_in_several_processes_neither_lose_nor_mix(tmp_path: Path) -> None:
@@ -347,16 +368,21 @@ def test_a_name_is_taken_once(tmp_path: Path, make: str) -> None:
 
 
 class Racing:
-    """A service on which another's write arrives right after ours."""
+    """A service that ``says`` something to a write, and then holds another's or ours."""
+
+    def __init__(self, holds: bytes, says: type[Exception] | None) -> None:
+        self.holds, self.says = holds, says
 
     def makedirs(self, path: str, *, exist_ok: bool) -> None:
         pass
 
     def pipe_file(self, path: str, data: bytes, mode: str) -> None:
         assert mode == "create"
+        if self.says:
+            raise self.says
 
     def cat_file(self, path: str) -> bytes:
-        return b"another's"
+        return self.holds
 
 
 class Down:
@@ -366,9 +392,11 @@ class Down:
         raise RuntimeError("no credentials")
 
 
-def test_whoever_reads_another_s_record_back_came_second() -> None:
+@pytest.mark.parametrize("says", [None, FileExistsError])
+def test_what_is_read_back_tells_who_came_first(says: type[Exception] | None) -> None:
+    UrlStore(Racing(b"ours", says), "r").create("versions/1.json", b"ours")
     with pytest.raises(FileExistsError):
-        UrlStore(Racing(), "r").create("versions/1.json", b"ours")
+        UrlStore(Racing(b"another's", says), "r").create("versions/1.json", b"ours")
 
 
 def test_a_service_s_own_error_becomes_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
