@@ -205,11 +205,13 @@ def bench_step(
         is the peak above the model, with all that a variant keeps beside it.
     """
     with _one_thread():
+        pairs = [(size, batch) for size in items for batch in batches]
+        progress("memory of all cells")
+        memories = _memories(pairs, seed)
         cells = []
-        for size in items:
-            for batch in batches:
-                progress(f"{size:,} products, batches of {batch}")
-                cells.append({**_cell(size, batch, rounds, seed), **_memories(size, batch, seed)})
+        for (size, batch), memory in zip(pairs, memories, strict=True):
+            progress(f"{size:,} products, batches of {batch}")
+            cells.append({**_cell(size, batch, rounds, seed), **memory})
         points = []
         for size in curve:
             progress(f"curve: {size:,} products")
@@ -318,32 +320,35 @@ def _ghost_fits(items: int, batch: int) -> bool:
     return 4 * numbers < psutil.virtual_memory().available / 2
 
 
-def _memories(items: int, batch: int, seed: int) -> dict[str, float | None]:
-    """Return the peak memory of each variant, measured in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    # Forked from a process that imported all and trained nothing.
-    context.set_forkserver_preload([__name__])
-    found: dict[str, float | None] = {}
-    for name in VARIANTS:
-        key = "peak_mb" if name == "exact" else f"peak_mb_{name}"
-        found[key] = None
-        if name == "ghost" and not _ghost_fits(items, batch):
-            continue
-        receiver, sender = context.Pipe(duplex=False)
-        child = context.Process(target=_send_peak, args=(sender, name, items, batch, seed))
-        child.start()
-        sender.close()
-        try:
-            found[key] = receiver.recv()
-        finally:
-            child.join()
+def _memories(pairs: Sequence[tuple[int, int]], seed: int) -> list[dict[str, float | None]]:
+    """Return the peak memory of each variant for pairs of products and batch.
+
+    Measured in one process of its own, which this one's memory has no part in.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_send_peaks, args=(sender, pairs, seed))
+    child.start()
+    sender.close()
+    try:
+        found: list[dict[str, float | None]] = receiver.recv()
+    finally:
+        child.join()
     return found
 
 
-def _send_peak(sender: Connection, name: str, items: int, batch: int, seed: int) -> None:
-    warnings.simplefilter("ignore")
+def _send_peaks(sender: Connection, pairs: Sequence[tuple[int, int]], seed: int) -> None:
     with _one_thread():
-        sender.send(peak_megabytes(name, items, batch, seed))
+        sender.send([_peaks(items, batch, seed) for items, batch in pairs])
+
+
+def _peaks(items: int, batch: int, seed: int) -> dict[str, float | None]:
+    return {
+        "peak_mb" if name == "exact" else f"peak_mb_{name}": None
+        if name == "ghost" and not _ghost_fits(items, batch)
+        else peak_megabytes(name, items, batch, seed)
+        for name in VARIANTS
+    }
 
 
 def peak_megabytes(name: str, items: int, batch: int, seed: int) -> float:

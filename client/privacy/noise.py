@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from client.privacy.normals import Normals
 
-# Words of keystream made at a time, into one buffer.
+# Words of keystream made at a time.
 _WORDS = 1 << 15
 _ZEROS = memoryview(bytes(8 * _WORDS))
 # AES' block may be asked for once more than what is written.
@@ -67,14 +67,13 @@ class Keystream:
 
     def __init__(self, key: bytes) -> None:
         self._cipher = Cipher(algorithms.AES256(key), modes.CTR(bytes(_BLOCK))).encryptor()
-        self._buffer = bytearray(8 * _WORDS + _BLOCK)
-        self._words = np.frombuffer(self._buffer, dtype=np.uint64)
 
     def __call__(self, n: int) -> np.ndarray:
-        """Return the next ``n`` words, at most 32,768; overwritten by the next call."""
+        """Return the next ``n`` words, at most 32,768."""
         assert n <= _WORDS
-        self._cipher.update_into(_ZEROS[: 8 * n], self._buffer)
-        return self._words[:n]
+        words = np.empty(n + _BLOCK // 8, dtype=np.uint64)
+        self._cipher.update_into(_ZEROS[: 8 * n], words.data.cast("B"))
+        return words[:n]
 
 
 class SystemNoise:

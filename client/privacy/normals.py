@@ -89,8 +89,7 @@ class Normals:
     Parameters
     ----------
     words
-        ``n`` -> ``(n,)`` independent uniform uint64. They are overwritten here and need not
-        outlive the next call.
+        ``n`` -> ``(n,)`` independent uniform uint64; they are overwritten here.
     """
 
     def __init__(self, words: Words) -> None:

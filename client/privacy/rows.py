@@ -15,8 +15,8 @@ _NOISE_CHUNK, _WHOLE_CHUNK = 1 << 15, 1 << 17
 class RowSum:
     """A sum of gradients of a table ``(N, D)``, in the rows that are not zero.
 
-    Batches add up. A sum of more rows than the table has becomes one array of the table's size:
-    memory stays bounded, and the work in proportion to the rows that units read.
+    Batches add up. Batches of more than half the table's rows become one array of the table's
+    size: memory stays bounded, and the work in proportion to the rows that units read.
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
@@ -27,7 +27,8 @@ class RowSum:
     def add(self, rows: torch.Tensor, values: torch.Tensor) -> None:
         """Add ``values`` ``(R, D)`` to the sum in distinct ``rows`` ``(R,)``."""
         self._parts.append((rows, values))
-        if sum(len(rows) for rows, _ in self._parts) > self._shape[0]:
+        held = sum(len(rows) for rows, _ in self._parts)
+        if len(self._parts) > 1 and 2 * held > self._shape[0]:
             whole = torch.zeros(self._shape) if self._whole is None else self._whole
             self._move(whole)
             self._whole, self._parts = whole, []
