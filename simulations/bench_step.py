@@ -32,13 +32,13 @@ from simulations.machine import machine_facts
 
 HISTORY, TARGETS, NEGATIVES, DIMENSION = 50, 10, 50, 32
 LOCAL_STEPS = 20
-# Ours adds a batch up from parts of this size; Opacus' and plain SGD take it whole.
-PHYSICAL_BATCH = 128
 ITEMS = (10_000, 100_000, 1_000_000)
 BATCHES = (64, 256, 1024)
 CURVE = (10_000, 100_000, 1_000_000, 2_000_000, 4_000_000)
 _CURVE_BATCH = 256
 _LENGTH = HISTORY + TARGETS + NEGATIVES
+# Ours adds a batch up from parts of at most 800,000 floats of rows; the others take it whole.
+PHYSICAL_BATCH = 800_000 // (_LENGTH * DIMENSION)
 _RATE, _NORM, _NOISE = 0.05, 1.0, 1.0
 _MEMORY_STEPS = 3
 # mallopt(3): blocks of 64 KB and more are given back to the system as soon as they are free.
