@@ -44,12 +44,12 @@ class Place:
             return cls(
                 settings.ledger,
                 settings.cap_epsilon,
-                delta or settings.cap_delta,
+                settings.cap_delta if delta is None else delta,
                 settings.merchant_id,
             )
         if not path.is_file():
             raise ConfigError(f"there is no ledger {path}: name a ledger or a shop.toml")
-        return cls(path, None, delta or DEFAULT_DELTA)
+        return cls(path, None, DEFAULT_DELTA if delta is None else delta)
 
 
 def show(place: Place) -> dict[str, Any]:

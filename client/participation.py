@@ -16,7 +16,13 @@ from pydantic import ValidationError
 from client.privacy.budget import check_fits
 from client.privacy.ledger import Ledger
 from client.privacy.noise import NoiseSource, SeededNoise, SystemNoise
-from client.privacy.plan import check_paid, check_plan, code_digest, planned_events
+from client.privacy.plan import (
+    check_paid,
+    check_plan,
+    check_state,
+    code_digest,
+    planned_events,
+)
 from client.settings import ShopSettings, refuse_run_config, shop_settings
 from client.source import read_shop
 from common.errors import (
@@ -107,7 +113,7 @@ def answer(
         settings = shop_settings(node.node_config, node.environment)
         shop = shop_key(settings.merchant_id)
         refuse_run_config(node.run_config)
-        plan = _plan(header, settings)
+        plan = _plan(kind, header, settings)
         head, arrays = _take_part(kind, header, plan, state, settings)
         _check_may_leave(arrays, head, header, plan, settings)
     except Exception as error:  # No text of any error may leave the shop.
@@ -133,10 +139,13 @@ def _header(raw: Mapping[str, object]) -> RoundHeader:
         raise ProtocolError(
             f"the server speaks protocol version {header.version}, this shop {PROTOCOL_VERSION}"
         )
+    if not header.run_id.isprintable():
+        # It goes into the ledger, which people look at in terminals.
+        raise ProtocolError("the run's name holds characters that cannot be printed")
     return header
 
 
-def _plan(header: RoundHeader, settings: ShopSettings) -> TrainingPlan:
+def _plan(kind: str, header: RoundHeader, settings: ShopSettings) -> TrainingPlan:
     """Return the plan if this shop's own settings allow it."""
     plan = parse_plan(header.plan_json)
     if plan.unit != settings.unit:
@@ -145,6 +154,8 @@ def _plan(header: RoundHeader, settings: ShopSettings) -> TrainingPlan:
         raise ConfigError("the plan has no privacy; this shop does not set allow_unprotected")
     if not 0 <= header.server_round <= plan.rounds:
         raise ProtocolError(f"round {header.server_round} of a plan of {plan.rounds}")
+    if kind != JOIN and (kind == RELEASE) != (header.server_round == 0):
+        raise ProtocolError(f"round {header.server_round} is not an exchange of the kind {kind}")
     return plan
 
 
@@ -175,6 +186,8 @@ def _take_part(
         return head, release_popularity(plan, events, catalogue.size, noise)
     received = state()
     check_arrays(received, state_spec(plan.model, catalogue.size), max_norm=0.0)
+    if plan.private:
+        check_state(plan, header.server_round, received)
     head = _charge(header, plan, settings, header.server_round)
     return head, train_round(
         plan,

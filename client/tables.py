@@ -49,9 +49,9 @@ def ledger_table(document: Document) -> Group:
         table.add_column(name, justify=side, no_wrap=name != "run", overflow="fold")
     for group in document["groups"]:
         table.add_row(
-            escape(group["run_id"]),
-            escape(group["mechanism"]),
-            escape(group["unit"]),
+            _plain(group["run_id"]),
+            _plain(group["mechanism"]),
+            _plain(group["unit"]),
             f"{group['noise_multiplier']:.4g} {group['noise']}",
             f"{group['sample_rate']:g}",
             f"{group['first_round']}-{group['last_round']}",
@@ -69,6 +69,11 @@ def ledger_table(document: Document) -> Group:
 def epsilon_words(cost: Document) -> str:
     """Return an ε for a table; ≤ marks a bound that is known not to be tight."""
     return f"{'≤ ' if cost['upper_bound'] else ''}{cost['epsilon']:.4g}"
+
+
+def _plain(text: str) -> str:
+    """Return a server's text without markup, and without escapes that could hide other lines."""
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def _spent(unit: str, cost: Document, document: Document) -> str:

@@ -81,10 +81,15 @@ def unit_histories(
 
 
 def unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Return the matrix with every row scaled to Euclidean norm 1; an empty row stays empty."""
-    norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    """Return the matrix with every row scaled to Euclidean norm 1; an empty row stays empty.
+
+    In float64: weights of long ago have squares that float32 rounds to 0 or up to its smallest
+    number, and a row scaled by such a norm could be any length.
+    """
+    wide = matrix.astype(np.float64)
+    norms = np.sqrt(np.asarray(wide.multiply(wide).sum(axis=1)).ravel())
     scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-    return sparse.csr_matrix(sparse.diags_array(scale.astype(np.float32)) @ matrix)
+    return sparse.csr_matrix(sparse.diags_array(scale) @ wide)
 
 
 def uniforms(key: int, units: np.ndarray, places: int) -> np.ndarray:

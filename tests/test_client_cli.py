@@ -327,3 +327,18 @@ def test_a_bound_without_noise_is_said_to_be_none(
     assert ask(capsys, "statement", settings)["epsilon"] is None
     assert call("statement", settings) == 0
     assert "no bound" in capsys.readouterr().out
+
+
+def test_a_runs_name_cannot_hide_lines_of_the_ledger(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The server chose the name: escapes in it would reach the engineer's terminal.
+    with Ledger.open(tmp_path / "l.sqlite") as ledger:
+        ledger.append(Event(HISTOGRAM, 5.0, 1.0, 1, "customer", run_id="r\x1b[2J"))
+    assert call("ledger", "show", tmp_path / "l.sqlite") == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_delta_of_zero_is_refused_not_replaced(tmp_path: Path) -> None:
+    train(tmp_path, 1)
+    assert call("ledger", "show", tmp_path / "ledger.sqlite", "--delta", 0) == 2

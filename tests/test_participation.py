@@ -124,7 +124,8 @@ def test_what_does_not_fit_the_shop_is_refused_without_a_charge(world: World) ->
     ]
     for changes, status in cases:
         for kind in (JOIN, RELEASE, TRAIN):
-            header, arrays = world.ask(kind, **({"server_round": 1} | changes))  # type: ignore[arg-type]
+            served = {"server_round": int(kind != RELEASE)}
+            header, arrays = world.ask(kind, **(served | changes))  # type: ignore[arg-type]
             assert (header.status, arrays) == (status, {})
     assert world.spent() == 0
     assert world.ask(JOIN, number=77)[0].status == "refused-config"  # no such shop
@@ -281,3 +282,41 @@ def test_a_reply_holds_fixed_facts_and_one_public_constant_beside_the_arrays(
         assert set(records) - {UPDATE} == {HEADER, WEIGHT}
         assert dict(records.metric_records[WEIGHT]) == {WEIGHT: PUBLIC_WEIGHT}
         assert set(records.config_records[HEADER]) == set(ReplyHeader.model_fields)
+
+
+@pytest.mark.parametrize(("kind", "server_round"), [(TRAIN, 0), (RELEASE, 1)])
+def test_a_round_of_the_wrong_kind_is_refused_before_the_charge(
+    world: World, kind: str, server_round: int
+) -> None:
+    # Charged as a histogram, trained as a round: the last gate would stop it, the budget is gone.
+    world.shop(0)
+    assert world.ask(kind, server_round)[0].status == "wrong-protocol"
+    assert world.spent() == 0
+
+
+def test_a_run_cannot_write_escapes_into_the_ledger(world: World) -> None:
+    # A name with terminal escapes could hide lines of `ledger show` from the shop's engineer.
+    world.shop(0)
+    assert world.ask(RELEASE, run_id="r\x1b[2J")[0].status == "wrong-protocol"
+    assert world.spent() == 0
+
+
+def test_a_state_that_swallows_the_noise_is_refused_before_the_charge(world: World) -> None:
+    world.shop(0)
+    state = initial_state(MODEL, world.catalogue.size)
+    state["item_embedding"] = np.full_like(state["item_embedding"], 1e9)
+    header = {
+        "run_id": "r1",
+        "server_round": 1,
+        "plan_json": PLAN.model_dump_json(),
+        "catalogue_fingerprint": world.catalogue.fingerprint,
+    }
+    reply, arrays = participation.answer(TRAIN, header, lambda: state, world.node(0))
+    assert (reply.status, arrays, world.spent()) == ("refused-config", {}, 0)
+
+
+def test_the_histogram_asked_for_again_and_again_is_charged_each_time(world: World) -> None:
+    world.shop(0, cap_epsilon=5.0)
+    statuses = [world.ask(RELEASE, run_id=f"r{k}")[0].status for k in range(40)]
+    assert statuses[-1] == "over-budget"
+    assert world.spent() == statuses.count("ok")

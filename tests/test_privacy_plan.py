@@ -1,11 +1,20 @@
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from client.privacy.plan import check_plan, code_digest, planned_events, remaining_events
+from client.privacy.plan import (
+    check_plan,
+    check_state,
+    code_digest,
+    planned_events,
+    remaining_events,
+)
 from common.accounting import Spend, plan_spends
 from common.errors import PrivacyError
-from common.protocol import TrainingPlan
+from common.model import trained_names
+from common.protocol import ITEMS, TrainingPlan
 
 PLAN = TrainingPlan(
     popularity_noise_multiplier=5.0,
@@ -71,3 +80,49 @@ def test_popularity_alone_needs_no_noise_for_rounds() -> None:
 def test_the_code_has_a_digest() -> None:
     assert len(code_digest()) == 64
     assert code_digest() == code_digest()
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        # float32 sums of clipped gradients would overflow: infinite with one unit more.
+        ({"max_grad_norm": 1e38}, "clipping norm"),
+        ({"learning_rate": 1e300}, "learning_rate / batch_normalizer"),
+        ({"learning_rate": math.inf}, "learning_rate / batch_normalizer"),
+        ({"batch_normalizer": 1e-300}, "batch_normalizer"),
+        # No clipping at all, or the wrong way round.
+        ({"max_grad_norm": math.inf}, "clipping norm"),
+        ({"first_norms": (0.1, math.nan)}, "clipping norm"),
+        ({"first_norms": (-1.0,)}, "clipping norm"),
+        # A grid that float32 cannot hold.
+        ({"max_grad_norm": 1e-11, "learning_rate": 1e-9, "noise_multiplier": 1e-18}, "too small"),
+        ({"noise_multiplier": math.inf}, "noise_multiplier"),
+        ({"popularity_noise_multiplier": math.inf}, "popularity_noise_multiplier"),
+        # Memory or time without end, or integers beyond 64 bits, after the charge.
+        ({"rounds": 10**9}, "rounds"),
+        ({"local_steps": 10**12}, "local_steps"),
+        ({"negatives": 10**9}, "negatives"),
+        ({"reference_time": 2**70}, "reference_time"),
+        ({"validation_from": -(2**70)}, "validation_from"),
+    ],
+)
+def test_constants_at_the_ends_of_arithmetic_are_refused(
+    values: dict[str, object], named: str
+) -> None:
+    with pytest.raises(PrivacyError, match=named):
+        check_plan(changed(**values))
+
+
+def test_a_plan_of_ten_thousand_rounds_is_not_too_much() -> None:
+    assert len(planned_events(changed(rounds=10_000, first_norms=(0.1,) * 5), "run")) == 10_001
+
+
+def test_a_state_beside_which_noise_would_be_rounded_away_is_refused() -> None:
+    # With weights of 2^29 float32 has steps of 64: 31 units that push one way leave no trace, 33
+    # move the weight by 64, and noise of standard deviation 1 moves it never.
+    plan = changed(max_grad_norm=1.0, learning_rate=1.0, batch_normalizer=1.0)
+    state = {name: np.full((2, 3), 0.5, np.float32) for name in trained_names(plan)}
+    check_state(plan, 1, state)
+    state[ITEMS][1, 2] = -(2.0**29)
+    with pytest.raises(PrivacyError, match="float32 cannot hold noise"):
+        check_state(plan, 1, state)

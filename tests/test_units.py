@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from client.units import Units, event_weights, uniforms, unit_histories, unit_rows
 from common.protocol import Unit
@@ -106,6 +107,15 @@ def test_rows_have_norm_one_and_empty_rows_stay_empty() -> None:
     units = unit_histories(events_of(ROWS), "customer", N)
     norms = np.linalg.norm(unit_rows(units.history).toarray(), axis=1)
     np.testing.assert_allclose(norms, [1, 0, 1], rtol=1e-6)
+
+
+def test_rows_of_forgotten_weights_have_norm_one_too() -> None:
+    # 75 half-lives ago: float32 rounds most of these squares to 0, and one up; by such a norm the
+    # row would have length 49, and its unit 49 times the histogram's sensitivity.
+    history = np.full((1, 5000), 2.6e-23, np.float32)
+    history[0, 0] = 3.9e-23
+    norm = np.linalg.norm(unit_rows(sparse.csr_matrix(history)).toarray())
+    assert norm == pytest.approx(1.0, abs=1e-12)
 
 
 def test_a_units_draws_depend_on_nothing_but_key_and_number() -> None:

@@ -5,12 +5,15 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 import client
 import common
+from client.privacy.grid import delta_step, popularity_step
 from client.privacy.ledger import DP_SGD, HISTOGRAM, Event
 from common.errors import PrivacyError
 from common.model import trained_names
-from common.protocol import POPULARITY, TrainingPlan, plan_digest
+from common.protocol import POPULARITY, Arrays, TrainingPlan, plan_digest
 
 # What an event costs, and in which exchange.
 _PRICE = (
@@ -23,6 +26,13 @@ _PRICE = (
     "run_id",
     "server_round",
 )
+# Sums of clipped gradients, and what they move a weight by, must stay far from the ends of float32:
+# whether a sum overflows would tell of one unit more, whatever the noise.
+_LEAST, _MOST = 2.0**-40, 2.0**40
+# More would keep a shop busy for ever: each round is an event, each step a pass over the units.
+_MOST_ROUNDS, _MOST_STEPS, _MOST_NEGATIVES = 100_000, 10_000_000, 10_000
+# Seconds that int64 holds whatever timestamp is taken off.
+_MOST_SECONDS = 2**53
 
 
 def planned_events(
@@ -102,6 +112,59 @@ def check_plan(plan: TrainingPlan, *, has_sessions: bool = True) -> None:
         )
     if plan.unit == "basket" and not has_sessions:
         raise PrivacyError('unit = "basket" needs interactions with a session_id column')
+    _check_ranges(plan)
+
+
+def check_state(plan: TrainingPlan, server_round: int, state: Arrays) -> None:
+    """Refuse a released state beside which float32 would round a round's noise away.
+
+    A sum of gradients and its noise are added to a weight. Where neighbouring float32 numbers lie
+    further apart than the grid of what is released, both are rounded before the grid is: a sum
+    could then show and its noise not.
+
+    Raises
+    ------
+    PrivacyError
+        If a trained value of the state is too large for this round's noise.
+    """
+    largest = max(float(np.abs(state[name]).max(initial=0.0)) for name in trained_names(plan))
+    step = delta_step(plan, server_round)
+    if plan.private and float(np.spacing(np.float32(largest))) > step:
+        raise PrivacyError(
+            f"the state holds values of {largest:.4g}, beside which float32 cannot hold noise to "
+            f"steps of {step:.4g}: scale the model down, or raise max_grad_norm or learning_rate"
+        )
+
+
+def _check_ranges(plan: TrainingPlan) -> None:
+    """Refuse constants that only a careless or hostile server would choose."""
+    norms = sorted({*plan.first_norms, plan.max_grad_norm}) if plan.rounds else []
+    bounded = {
+        "popularity_noise_multiplier": (plan.popularity_noise_multiplier, 0.0, _MOST),
+        "half_life_days": (plan.half_life_days, 0.0, _MOST),
+        "reference_time": (abs(plan.reference_time), 0, _MOST_SECONDS),
+        "validation_from": (abs(plan.validation_from), 0, _MOST_SECONDS),
+        "rounds": (plan.rounds, 0, _MOST_ROUNDS),
+        "rounds times local_steps": (plan.rounds * plan.local_steps, 0, _MOST_STEPS),
+        "negatives": (plan.negatives, 1, _MOST_NEGATIVES),
+    }
+    if plan.rounds:
+        rate = plan.learning_rate / plan.batch_normalizer
+        bounded |= {
+            "noise_multiplier": (plan.noise_multiplier, 0.0, _MOST),
+            "batch_normalizer": (plan.batch_normalizer, _LEAST, _MOST),
+            "learning_rate / batch_normalizer": (rate, _LEAST, _MOST),
+        }
+        bounded |= {f"clipping norm {norm:g}": (norm, _LEAST, _MOST) for norm in norms}
+    for name, (value, least, most) in bounded.items():
+        if not least <= value <= most:
+            raise PrivacyError(
+                f"{name} is {value:g}; a private plan takes {least:g} to {most:g}: beyond it "
+                "arithmetic, not noise, would decide what leaves the shop"
+            )
+    popularity_step(plan)
+    for server_round in range(1, min(plan.rounds, len(plan.first_norms) + 1) + 1):
+        delta_step(plan, server_round)
 
 
 def check_paid(
