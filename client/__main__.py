@@ -28,6 +28,49 @@ Delta = Annotated[float | None, typer.Option(help="δ of the stated ε; default:
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new folder, or one without shop.toml.")],
+    merchant: Annotated[str, typer.Option(help="The shop's name; default: the folder's.")] = "",
+) -> None:
+    """Make a shop's folder: commented settings, and places for its data and its ledger."""
+    from client.starting import start_shop
+
+    for made in start_shop(folder, merchant):
+        sys.stdout.write(f"made {made}\n")
+    settings = folder / "shop.toml"
+    sys.stdout.write(
+        f"Now: look through {settings}; put the shop's tables into {folder / 'data'}, or name a "
+        f"database; put the operator's catalogue at {folder / 'catalogue'}; then\n"
+        f"  python -m client check {settings}\n"
+    )
+
+
+@app.command()
+def check(
+    settings: Shop,
+    plan_file: Annotated[
+        Path | None,
+        typer.Option("--plan", help="JSON: price this plan, or the one in a manifest."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read the shop's data and say what is in them; exit with 2 if they could not train.
+
+    All of it stays on this machine, and nothing is written.
+    """
+    from client.check import check_shop
+    from client.check_table import check_table
+    from client.forecast import read_plan
+    from client.settings import read_settings
+
+    chosen = None if plan_file is None else read_plan(plan_file)
+    document = check_shop(settings, read_settings(settings), chosen)
+    _print(document, check_table, as_json=as_json)
+    if document["problems"]:
+        raise typer.Exit(2)
+
+
+@app.command()
 def plan(
     shops: Annotated[
         list[Path] | None, typer.Argument(help="shop.toml files, or folders that hold some.")

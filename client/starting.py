@@ -1,0 +1,125 @@
+"""A new shop's folder: settings with every key explained, and where its data and ledger go."""
+
+import json
+import re
+from pathlib import Path
+
+from common.errors import ConfigError
+
+_SETTINGS = """\
+# The settings of one shop. They are read on this machine only: no server can change or see them.
+# Relative paths start from this file's folder.
+
+# The shop's name, as the merchant_id column of its data has it; rows without that column are the
+# shop's own.
+merchant_id = {merchant}
+
+# The shop's tables: a folder that holds interactions.csv or interactions.parquet, with the columns
+#   user_id, item_id, timestamp (2024-05-31T14:00:00Z, or seconds since 1970 UTC), merchant_id and
+#   behavior (view, favourite, cart, purchase or rating)
+# and perhaps rating and session_id (the basket). customers (user_id) and stock (merchant_id,
+# item_id) may be there too. item_id must be the number that the catalogue uses.
+data = "data"
+
+# Or a SQL database: take out the line above, and use [database] at the end of this file.
+
+# The federation's public catalogue, as its operator publishes it: a folder.
+catalogue = "catalogue"
+
+# What this shop has spent of its customers' privacy. Keep it: a lost ledger can't be made again.
+ledger = "ledger/ledger.sqlite"
+
+# All that one customer may ever lose by what leaves this shop, over all runs: ε at this δ. A run
+# that does not fit under the cap is refused as a whole. Smaller is safer; 8 is the usual order.
+cap_epsilon = 8.0
+cap_delta = 1e-5
+
+# What the promise protects: a customer with all of their records, or, weaker, one "basket" or one
+# "interaction". A run that protects anything else is refused.
+unit = "customer"
+
+# Where noise comes from. "system" is the operating system's generator. "seeded" can be replayed,
+# protects nobody and is for simulations; it also needs insecure_seeded_noise and noise_seed.
+noise = "system"
+insecure_seeded_noise = false
+noise_seed = 0
+
+# Whether a run without any differential privacy may train here: for simulations only.
+allow_unprotected = false
+
+# Rows that break the contract: "refuse" stops training until they are mended, "set-aside" leaves
+# them out. `python -m client check` shows them.
+bad_rows = "refuse"
+
+# The best rating that a customer can give.
+rating_scale = 5.0
+
+# How much one record of a behaviour says, 0 for nothing; without this section as shown.
+# [behavior_weights]
+# view = 0.1
+# favourite = 0.5
+# cart = 0.5
+# purchase = 1.0
+# rating = 1.0
+
+# Any database that SQLAlchemy knows. The client reads and never writes; give it an account that
+# may only read.
+# [database]
+# url = "postgresql://reader@127.0.0.1/shop"    # no password here; or "sqlite:///shop.db"
+# password_env = "SHOP_DB_PASSWORD"             # an environment variable, or else
+# password_file = "secrets/database-password"   # a file that holds nothing else
+#
+# One section for each table or query with interactions. columns: the contract's name = yours, where
+# they differ. constants: merchant_id or behavior of all rows, where no column holds it.
+# [[database.interactions]]
+# table = "sales.orders"
+# columns = {{ user_id = "customer_no", item_id = "gtin", timestamp = "ordered_at" }}
+# constants = {{ behavior = "purchase" }}
+#
+# [[database.interactions]]
+# query = "SELECT customer_no AS user_id, gtin AS item_id, seen_at AS timestamp FROM page_views"
+# constants = {{ behavior = "view" }}
+#
+# Of customers only user_id and the columns named here are read.
+# [database.customers]
+# table = "customers"
+# columns = {{ user_id = "customer_no", age = "age_band" }}
+"""
+
+
+def start_shop(folder: Path, merchant_id: str = "") -> list[Path]:
+    """Make a shop's folder; return what was made.
+
+    Parameters
+    ----------
+    folder
+        New, or without a ``shop.toml``: nothing is ever written over.
+    merchant_id
+        The shop's name; default: the folder's.
+
+    Raises
+    ------
+    ConfigError
+        If there is a ``shop.toml`` already, or the folder can't be written.
+    """
+    settings = folder / "shop.toml"
+    name = merchant_id or re.sub(r"\s+", "-", folder.resolve().name) or "shop"
+    # A JSON string is a TOML string, but for what the latter wants escaped and the former not.
+    text = _SETTINGS.format(merchant=json.dumps(name).replace("\x7f", "\\u007f"))
+    made = [settings]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with settings.open("x", encoding="utf-8") as file:
+            settings.chmod(0o600)
+            file.write(text)
+        for below in (folder / "data", folder / "ledger"):
+            if not below.is_dir():
+                below.mkdir(mode=0o700)
+                made.append(below)
+    except FileExistsError as error:
+        raise ConfigError(
+            f"{error.filename} is there already and stays as it is: choose another folder"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"cannot make {error.filename}: {error.strerror}") from error
+    return made

@@ -1,0 +1,261 @@
+"""A new shop's folder, and what its check says of good, bad and missing data."""
+
+import hashlib
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from client.__main__ import app
+from client.check import check_shop
+from client.check_table import check_table
+from client.settings import ShopSettings, read_settings
+from client.starting import start_shop
+from common.errors import ConfigError, DataError
+from common.features import Catalogue, write_catalogue
+from common.protocol import TrainingPlan
+
+HEADER = "user_id,item_id,timestamp,behavior,merchant_id,session_id\n"
+ROWS = [
+    "1,tea,2024-01-01T10:00:00Z,purchase,corner,a",
+    "1,milk,2024-01-01T10:00:00Z,purchase,corner,a",
+    "1,house-brand,2024-01-03T10:00:00Z,purchase,corner,b",
+    "2,house-brand,2024-01-10T10:00:00Z,purchase,corner,c",
+    "2,odd,2024-01-10T10:00:00Z,view,corner,c",
+    "3,tea,2024-01-02T10:00:00Z,view,corner,d",
+    "3,tea,2024-01-02T10:00:00Z,view,other,d",
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "corner"
+    start_shop(folder)
+    products = pd.DataFrame({"item_id": ["tea", "milk", "0123", "rice"], "category": "food"})
+    write_catalogue(Catalogue.of(products), folder / "catalogue")
+    write(folder, ROWS)
+    return folder
+
+
+def write(folder: Path, rows: list[str]) -> None:
+    text = HEADER + "".join(f"{row}\n" for row in rows)
+    (folder / "data" / "interactions.csv").write_text(text, encoding="utf-8")
+
+
+def setting(folder: Path, old: str, new: str) -> None:
+    path = folder / "shop.toml"
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+#: Priced at once: the default plan is calibrated first.
+PLAN = TrainingPlan(rounds=1, noise_multiplier=4.0, popularity_noise_multiplier=4.0)
+
+
+def check(folder: Path, plan: TrainingPlan | None = PLAN) -> dict[str, Any]:
+    path = folder / "shop.toml"
+    return check_shop(path, read_settings(path), plan)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_init_makes_settings_that_can_be_read(tmp_path: Path) -> None:
+    folder = tmp_path / "My shop"
+    start_shop(folder)
+    settings = read_settings(folder / "shop.toml")
+    assert settings.merchant_id == "My-shop"
+    assert (settings.noise, settings.unit, settings.allow_unprotected) == (
+        "system",
+        "customer",
+        False,
+    )
+    assert settings.cap_epsilon == 8.0
+    assert (folder / "shop.toml").stat().st_mode & 0o777 == 0o600
+    assert settings.data == (folder / "data").resolve()
+    assert (folder / "data").is_dir()
+    assert settings.ledger.parent.is_dir()
+
+
+def test_init_explains_every_key(tmp_path: Path) -> None:
+    start_shop(tmp_path / "corner")
+    text = (tmp_path / "corner" / "shop.toml").read_text()
+    for key in ShopSettings.model_fields:
+        assert f"\n{key} = " in text or f"# [{key}" in text, key
+
+
+def test_what_init_comments_out_is_right_as_it_stands(tmp_path: Path) -> None:
+    start_shop(tmp_path / "corner")
+    path = tmp_path / "corner" / "shop.toml"
+    top, database = path.read_text().split("# [behavior_weights]")
+    lines = ["# [behavior_weights]", *database.splitlines()]
+    starts = ("[", "url", "password_env", "table", "query", "columns", "constants = ", "view = ")
+    bare = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
+    live = [line for line in bare if line.startswith(starts)]
+    path.write_text(top.replace('data = "data"', "") + "\n".join(live))
+    found = read_settings(path)
+    assert found.database is not None
+    assert len(found.database.interactions) == 2
+    assert found.behavior_weights == {"view": 0.1}
+
+
+def test_init_writes_nothing_over(tmp_path: Path) -> None:
+    start_shop(tmp_path / "corner", "first")
+    before = digests(tmp_path)
+    with pytest.raises(ConfigError, match=r"shop\.toml is there already"):
+        start_shop(tmp_path / "corner", "second")
+    assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ['a "b" \\ c', "Café ☕", "x\x7fy", "tab\there"])
+def test_any_name_is_a_name(tmp_path: Path, name: str) -> None:
+    start_shop(tmp_path / "corner", name)
+    assert read_settings(tmp_path / "corner" / "shop.toml").merchant_id == name
+
+
+def test_a_shop_is_counted(folder: Path) -> None:
+    found = check(folder)
+    assert (found["customers"], found["products"], found["interactions"]) == (3, 4, 6)
+    assert found["other_merchants"] == 1
+    assert found["behaviors"] == {
+        "view": {"interactions": 2, "customers": 2},
+        "purchase": {"interactions": 4, "customers": 2},
+    }
+    assert found["span"]["first"] == "2024-01-01T10:00:00+00:00"
+    assert found["span"]["days"] == 10
+    assert found["baskets"] == 4
+    assert found["bad_rows"]["rows"] == 0
+    assert found["problems"] == []
+
+
+def test_the_catalogue_covers_some(folder: Path) -> None:
+    found = check(folder)["catalogue"]
+    assert found["share_of_products"] == 0.5
+    assert found["share_of_interactions"] == 0.5
+    assert found["share_of_sales"] == 0.5
+    assert found["most_missed"] == [
+        {"item_id": "house-brand", "interactions": 2},
+        {"item_id": "odd", "interactions": 1},
+    ]
+
+
+def test_history_counts_what_would_train(folder: Path) -> None:
+    history = check(folder)["history"]
+    assert (history["customers"], history["without"], history["with_one"]) == (2, 1, 1)
+    assert (history["median"], history["most"]) == (1.5, 2)
+    (folder / "shop.toml").write_text(
+        (folder / "shop.toml").read_text() + "\n[behavior_weights]\npurchase = 1.0\n"
+    )
+    assert check(folder)["history"]["customers"] == 1
+
+
+def test_bad_rows_are_counted_and_shown(folder: Path) -> None:
+    write(folder, [*ROWS, "4,tea,soon,view,corner,e", "5,tea,,view,corner,e"])
+    found = check(folder)
+    assert found["interactions"] == 6
+    assert found["bad_rows"]["rows"] == 2
+    assert "row 8: 'soon'" in found["bad_rows"]["first"]
+    assert len(found["problems"]) == 1
+    setting(folder, 'bad_rows = "refuse"', 'bad_rows = "set-aside"')
+    assert check(folder)["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([], "no interactions yet"),
+        (ROWS[6:], "know no merchant 'corner', only 'other'"),
+        (ROWS[4:5], "knows none of the shop's products"),
+        ([*ROWS, "1,123,2024-01-01,view,corner,a"], "leading zeros"),
+    ],
+)
+def test_problems_are_said(folder: Path, rows: list[str], problem: str) -> None:
+    write(folder, rows)
+    problems = check(folder)["problems"]
+    assert any(problem in found for found in problems), problems
+
+
+def test_a_shop_without_a_catalogue_is_counted_all_the_same(folder: Path) -> None:
+    shutil.rmtree(folder / "catalogue")
+    found = check(folder)
+    assert found["catalogue"] is None
+    assert found["interactions"] == 6
+    assert any("operator" in problem for problem in found["problems"])
+
+
+def test_a_missing_table_is_an_error(folder: Path) -> None:
+    (folder / "data" / "interactions.csv").unlink()
+    with pytest.raises(DataError, match="holds nothing"):
+        check(folder)
+
+
+def test_the_price_is_of_the_default_or_the_given_plan(folder: Path) -> None:
+    price = check(folder, None)["price"]
+    assert not price["given"]
+    assert price["cost"]["epsilon"] == pytest.approx(4.0, rel=0.01)
+    given = TrainingPlan(rounds=1, noise_multiplier=0.3, popularity_noise_multiplier=0.3)
+    found = check(folder, given)
+    assert found["price"]["cost"]["epsilon"] > 8
+    assert any("would not join" in problem for problem in found["problems"])
+
+
+def test_a_database_is_checked_as_a_folder_is(folder: Path) -> None:
+    from_files = check(folder)
+    frame = pd.read_csv(folder / "data" / "interactions.csv")
+    with sqlite3.connect(folder / "shop.db") as database:
+        frame.to_sql("interactions", database, index=False)
+    database.close()
+    setting(folder, 'data = "data"\n', "")
+    tables = '\n[database]\nurl = "sqlite:///shop.db"\ninteractions = { table = "interactions" }\n'
+    (folder / "shop.toml").write_text((folder / "shop.toml").read_text() + tables)
+    from_database = check(folder)
+    assert from_database.pop("source")["kind"] == "database"
+    assert from_files.pop("source")["kind"] == "folder"
+    assert from_database == from_files
+
+
+def test_the_table_says_it_in_words(folder: Path) -> None:
+    write(folder, [*ROWS, "4,tea,soon,view,corner,e"])
+    console = Console(width=200, record=True, file=Path("/dev/null").open("w"))  # noqa: SIM115
+    with console.file:
+        console.print(check_table(check(folder)))
+    text = console.export_text()
+    assert "3 customers, 4 products, 6 interactions" in text
+    assert "covers 50.0% of the shop's products" in text
+    assert "'house-brand' (2 interactions)" in text
+    assert "1 bad rows, which stop training" in text
+    assert "To do before training" in text
+
+
+def test_the_command_line_prints_json_and_writes_nothing(folder: Path) -> None:
+    before = digests(folder)
+    command = ["check", str(folder / "shop.toml"), "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["interactions"] == 6
+    write(folder, [])
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    assert json.loads(done.stdout)["problems"] != []
+    write(folder, ROWS)
+    assert digests(folder) == before
+
+
+def test_the_command_line_starts_a_shop(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "client", "init", str(tmp_path / "corner")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "client check" in done.stdout
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "is there already" in done.stderr
