@@ -24,7 +24,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from common.artifact import MANIFEST, ModelArtifact, load_model
+from common.artifact import ModelArtifact, load_model
 from common.errors import ArtifactError, ConfigError, PrivacyError, RunError
 from server.records import FILES, FOLDER_NAME, Act, Pin, Record, Sealed, objections, seal, unseal
 from server.stores import open_store, without_secrets
@@ -137,12 +137,7 @@ class Registry:
         """
         record = self.record(self.served() if version is None else version)
         with self._access("read"):
-            artifact = self._load(record.folder, record.files)
-        if artifact.manifest != record.manifest:
-            raise ArtifactError(
-                f"{self.where}: {MANIFEST} of version {record.version} is not its record's"
-            )
-        return record, artifact
+            return record, self._load(record.folder, record.files)
 
     def served(self) -> int:
         """Return the version that is served: the pinned one, or else the newest.
