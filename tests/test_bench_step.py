@@ -21,6 +21,7 @@ def document() -> dict[str, Any]:
         )
 
 
+@pytest.mark.slow
 def test_the_document_holds_what_the_contract_names(document: dict[str, Any]) -> None:
     found = json.loads(to_json(document))
     assert [(cell["items"], cell["batch"]) for cell in found["cells"]] == [(200, 3), (200, 300)]
