@@ -30,6 +30,7 @@ _SHOP_WORDS = frozenset(
     {
         "merchant",
         "data",
+        "database",
         "catalogue",
         "ledger",
         "cap",
