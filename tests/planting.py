@@ -43,10 +43,7 @@ def _clip_per_table() -> None:
 def _clip_duplicates_apart() -> None:
     def of(ids: torch.Tensor) -> Reads:
         reads = right(ids)
-        every = torch.arange(len(reads.places))
-        rows = torch.searchsorted(reads.pairs, every, right=True) - 1
-        starts = torch.cat([reads.pairs, every[:0]])[reads.starts]
-        return replace(reads, pairs=every, units=reads.units[rows], starts=starts)
+        return replace(reads, repeats=reads.repeats[:0], groups=reads.groups[:0])
 
     right = Reads.of
     layers.Reads.of = of  # type: ignore[method-assign]
