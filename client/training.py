@@ -143,6 +143,8 @@ class _Forward:
             for name, shape in trained_spec(plan.model, catalogue.size).items()
             if name not in TABLES
         )
+        if plan.loss == "softmax":
+            self.floats_per_unit += plan.negatives * self.floats_per_product
         self._expected = self._gram = torch.empty(0)
 
     def read(self, state: Mapping[str, np.ndarray | Tensor]) -> None:

@@ -103,7 +103,7 @@ def _send_a_metric() -> None:
     client.app._reply = reply  # type: ignore[assignment]
 
 
-_NORMS = "test_step.py::test_norms_and_clipped_sums_equal_brute_force"
+_NORMS = "test_step.py::test_norms_and_updates_equal_brute_force"
 _VARIANCE = "test_step.py::test_the_noise_has_its_variance_in_every_parameter"
 _RATE = "test_sampling.py::test_every_step_samples_at_the_rate_that_the_ledger_is_charged"
 

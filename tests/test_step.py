@@ -287,6 +287,43 @@ def test_a_unit_whose_gradient_overflows_adds_nothing_and_spoils_nothing() -> No
         torch.testing.assert_close(value, without.clipped_sum()[name])
 
 
+def given_gradients(rows: Tensors, dense: Tensors, batch: UnitBatch) -> torch.Tensor:
+    return (rows["item"] * batch.data["gradient"]).sum((1, 2))
+
+
+def only_items(ids: list[list[int]], gradient: torch.Tensor, clip: float) -> torch.Tensor:
+    step = ExactDPStep(
+        {"item": torch.zeros(2, gradient.shape[2])},
+        {"item"},
+        max_grad_norm=clip,
+        noise_multiplier=0.0,
+        batch_normalizer=1.0,
+        learning_rate=1.0,
+    )
+    batch = UnitBatch(len(ids), {"item": torch.tensor(ids)}, {"gradient": gradient})
+    step.accumulate(given_gradients, batch)
+    return step.clipped_sum()["item"]
+
+
+def test_large_duplicates_that_cancel_do_not_wipe_out_other_units() -> None:
+    # Their norm is 0, so nothing clips them; added one by one to a float32 sum of others' small
+    # gradients they would leave nothing of it: one unit would move the sum by all the others.
+    ids = [[0, -1]] * 5 + [[0, 0]]
+    gradient = torch.zeros(6, 2, 1)
+    gradient[:5, 0] = 0.9
+    gradient[5, :, 0] = torch.tensor([5e9, -5e9])
+    assert only_items(ids, gradient, 1.0)[0] == pytest.approx(4.5)
+
+
+@pytest.mark.parametrize("clip", [1e-3, 2.2e-4, 1.0])
+def test_a_gradient_too_large_for_float32_to_scale_adds_no_more_than_the_bound(
+    clip: float,
+) -> None:
+    # A factor below float32's normal range is rounded by more than the margin under the bound.
+    total = only_items([[0]], torch.full((1, 1, 1000), 3e38), clip)
+    assert float(total.double().norm()) <= clip
+
+
 def test_the_sum_starts_anew_after_each_step() -> None:
     step = new(start())
     step.accumulate(loss, make(1, 3))

@@ -134,15 +134,28 @@ class RowGradients:
         return rows, total.index_add_(0, inverse, self.values[self.reads.places[own]])
 
     def summed(self, factors: torch.Tensor) -> torch.Tensor:
-        """Return ``(R, D)``: the sum over units in each row, each times its factor ``(B,)``."""
-        weights = factors.to(self.values.dtype)[self.reads.units(self.reads.places)]
-        return embedding_bag(
-            self.reads.places,
-            self.values,
-            self.reads.starts,
-            mode="sum",
-            per_sample_weights=weights,
+        """Return ``(R, D)``: the sum over units in each row, each times its factor ``(B,)``.
+
+        What a unit reads more than once is summed before anything is added to it: large summands
+        that cancel would swallow the float32 sum of the other units.
+        """
+        reads = self.reads
+        weights = factors.to(self.values.dtype)[reads.units(reads.places)]
+        if len(reads.repeats):
+            apart = torch.zeros(len(self.values), dtype=torch.bool)
+            apart[reads.repeats] = True
+            weights.masked_fill_(apart[reads.places], 0.0)
+        total = embedding_bag(
+            reads.places, self.values, reads.starts, mode="sum", per_sample_weights=weights
         )
+        if len(reads.repeats):
+            first = reads.repeats[reads.groups]
+            order = torch.empty(len(self.values), dtype=torch.int32)
+            order[reads.places] = torch.arange(len(reads.places), dtype=torch.int32)
+            entries = torch.searchsorted(reads.starts, order[first], right=True) - 1
+            own = factors.to(self.values.dtype)[reads.units(first)].unsqueeze(1)
+            total.index_add_(0, entries, self.repeated() * own)
+        return total
 
     def without(self, units: torch.Tensor) -> "RowGradients":
         """Return the same with zeros for the units in the mask ``(B,)``."""

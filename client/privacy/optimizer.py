@@ -11,6 +11,8 @@ from client.privacy.rows import OwedNoise, RowSum, add_noise
 
 # float32 rounding may push a clipped gradient above its bound; this keeps it below.
 _CLIP_MARGIN = 1 - 1e-6
+# Below this float32 is too coarse for a factor: the margin would not cover its rounding.
+_LEAST_FACTOR = 1e-30
 
 
 class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
@@ -100,9 +102,9 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
         """Scale each unit's gradient over *all* parameters to the norm bound, and sum."""
         norms = torch.stack([_norms(layer) for layer in self._layers.values()], dim=1)
         self.unit_norms = _joint(norms).squeeze(1)
-        # A unit whose gradient overflows contributes nothing; it must not spoil the sum.
-        lost = ~self.unit_norms.isfinite()
+        # A unit whose gradient overflows, or nearly, adds nothing: it must not spoil the sum.
         self.factors = self.clip(norms)
+        lost = ~self.unit_norms.isfinite() | (self.factors.amin(dim=1) < _LEAST_FACTOR)
         some_lost = bool(lost.any())
         if some_lost:
             self.factors = self.factors.masked_fill(lost.unsqueeze(1), 0.0)
