@@ -80,7 +80,8 @@ class Reads:
 
     def units(self, places: torch.Tensor) -> torch.Tensor:
         """Return the unit of each of ``places``, int32."""
-        return places.div(max(self.length, 1), rounding_mode="floor")
+        # numpy divides whole numbers ten times as fast as torch.
+        return torch.from_numpy(places.numpy() // np.int32(max(self.length, 1)))
 
 
 @dataclass(frozen=True)

@@ -67,13 +67,15 @@ class Keystream:
 
     def __init__(self, key: bytes) -> None:
         self._cipher = Cipher(algorithms.AES256(key), modes.CTR(bytes(_BLOCK))).encryptor()
+        # One buffer for good: the system takes longer to find fresh pages than AES to fill them.
+        self._buffer = bytearray(8 * _WORDS + _BLOCK)
+        self._words = np.frombuffer(self._buffer, dtype=np.uint64)
 
     def __call__(self, n: int) -> np.ndarray:
-        """Return the next ``n`` words, at most 32,768."""
+        """Return the next ``n`` words, at most 32,768; overwritten by the next call."""
         assert n <= _WORDS
-        words = np.empty(n + _BLOCK // 8, dtype=np.uint64)
-        self._cipher.update_into(_ZEROS[: 8 * n], words.data.cast("B"))
-        return words[:n]
+        self._cipher.update_into(_ZEROS[: 8 * n], self._buffer)
+        return self._words[:n]
 
 
 class SystemNoise:

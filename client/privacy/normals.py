@@ -89,12 +89,14 @@ class Normals:
     Parameters
     ----------
     words
-        ``n`` -> ``(n,)`` independent uniform uint64; they are overwritten here.
+        ``n`` -> ``(n,)`` independent uniform uint64. They are overwritten here and need not
+        outlive the next call.
     """
 
     def __init__(self, words: Words) -> None:
         self._words = words
         self._tables = _tables()
+        self._cells = np.empty(_CHUNK, np.uint64)
         self._rest = np.empty(0)
 
     def fill(self, values: np.ndarray) -> None:
@@ -104,7 +106,7 @@ class Normals:
 
     def _fill(self, values: np.ndarray) -> None:
         words = self._words(len(values))
-        cells = np.bitwise_and(words, np.uint64(_CELLS - 1), dtype=np.uint64)
+        cells = np.bitwise_and(words, np.uint64(_CELLS - 1), out=self._cells[: len(values)])
         # "clip" only to write into ``out`` unbuffered: no cell is out of range.
         np.take(self._tables.lows, cells.view(np.int64), out=values, mode="clip")
         np.right_shift(words, np.uint64(_BITS), out=words)
