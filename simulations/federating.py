@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from client.privacy.ledger import Ledger
 from common.errors import ConfigError, RunError
 from common.features import CROSS, write_catalogue
 from common.protocol import TrainingPlan
@@ -186,6 +187,9 @@ class Federator:
             home = root / str(number)
             home.mkdir(parents=True)
             settings = self._settings(shop.merchant_id, plan)
+            if plan.private:
+                # A shop that takes no part has a ledger too: it shows that nothing was spent.
+                Ledger.open(self.ledgers / ledger_name(shop.merchant_id)).close()
             for key, place in (
                 ("data", self._shared / "tables" / str(number)),
                 ("catalogue", self._shared / "catalogue"),
