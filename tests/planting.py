@@ -43,7 +43,9 @@ def _clip_per_table() -> None:
 def _clip_duplicates_apart() -> None:
     def of(ids: torch.Tensor) -> Reads:
         reads = right(ids)
-        return replace(reads, repeats=reads.repeats[:0], groups=reads.groups[:0])
+        return replace(
+            reads, repeats=reads.repeats[:0], groups=reads.groups[:0], apart=reads.apart[:0]
+        )
 
     right = Reads.of
     layers.Reads.of = of  # type: ignore[method-assign]

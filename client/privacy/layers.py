@@ -44,6 +44,8 @@ class Reads:
         ``(T,)`` int32 the places whose unit reads their row more than once.
     groups
         ``(S,)`` int32 where each such pair of a row and a unit begins in ``repeats``.
+    apart
+        ``(T,)`` int64 where the repeats stand in ``places``.
     """
 
     length: int
@@ -52,6 +54,7 @@ class Reads:
     rows: torch.Tensor
     repeats: torch.Tensor
     groups: torch.Tensor
+    apart: torch.Tensor
 
     @classmethod
     def of(cls, ids: torch.Tensor) -> "Reads":
@@ -73,10 +76,8 @@ class Reads:
         starts = np.flatnonzero(~same_row)
         groups = np.flatnonzero(~same_pair[repeated])
         found = (places, starts.astype(np.int32), rows[starts])
-        return cls(
-            length,
-            *map(torch.from_numpy, (*found, places[repeated], groups.astype(np.int32))),
-        )
+        twice = (places[repeated], groups.astype(np.int32), np.flatnonzero(repeated))
+        return cls(length, *map(torch.from_numpy, (*found, *twice)))
 
     def units(self, places: torch.Tensor) -> torch.Tensor:
         """Return the unit of each of ``places``, int32."""
@@ -143,17 +144,14 @@ class RowGradients:
         reads = self.reads
         weights = factors.to(self.values.dtype)[reads.units(reads.places)]
         if len(reads.repeats):
-            apart = torch.zeros(len(self.values), dtype=torch.bool)
-            apart[reads.repeats] = True
-            weights.masked_fill_(apart[reads.places], 0.0)
+            weights[reads.apart] = 0.0
         total = embedding_bag(
             reads.places, self.values, reads.starts, mode="sum", per_sample_weights=weights
         )
         if len(reads.repeats):
             first = reads.repeats[reads.groups]
-            order = torch.empty(len(self.values), dtype=torch.int32)
-            order[reads.places] = torch.arange(len(reads.places), dtype=torch.int32)
-            entries = torch.searchsorted(reads.starts, order[first], right=True) - 1
+            begin = reads.apart[reads.groups].int()
+            entries = torch.searchsorted(reads.starts, begin, right=True) - 1
             own = factors.to(self.values.dtype)[reads.units(first)].unsqueeze(1)
             total.index_add_(0, entries, self.repeated() * own)
         return total
