@@ -2,12 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from common.cli import print_json, run
+from common.cli import print_document, print_json, run
 from common.errors import ConfigError, LedgerError
 
 app = typer.Typer(
@@ -19,7 +18,6 @@ app = typer.Typer(
 ledger_app = typer.Typer(help="The shop's privacy ledger.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
 
-_NARROWEST = 100
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Where = Annotated[Path, typer.Argument(help="A shop.toml, or a ledger.")]
@@ -65,7 +63,7 @@ def check(
 
     chosen = None if plan_file is None else read_plan(plan_file)
     document = check_shop(settings, read_settings(settings), chosen)
-    _print(document, check_table, as_json=as_json)
+    print_document(document, check_table, as_json=as_json)
     if document["problems"]:
         raise typer.Exit(2)
 
@@ -115,7 +113,7 @@ def plan(
             popularity_share=popularity_share,
         ).plan()
     document = forecast(chosen, find_shops(shops or []))
-    _print(document, forecast_table, as_json=as_json)
+    print_document(document, forecast_table, as_json=as_json)
 
 
 @app.command()
@@ -140,7 +138,7 @@ def show(where: Where, delta: Delta = None, as_json: Json = False) -> None:
     from client.inspection import show as show_ledger
     from client.tables import ledger_table
 
-    _print(show_ledger(Place.of(where, delta)), ledger_table, as_json=as_json)
+    print_document(show_ledger(Place.of(where, delta)), ledger_table, as_json=as_json)
 
 
 @ledger_app.command()
@@ -194,15 +192,6 @@ def export(
         sys.stdout.write(text)
     else:
         write_whole(out, text)
-
-
-def _print(document: dict[str, Any], table: Any, *, as_json: bool) -> None:  # noqa: ANN401
-    if as_json:
-        print_json(document)
-        return
-    console = Console()
-    console = console if console.width >= _NARROWEST else Console(width=_NARROWEST)
-    console.print(table(document))
 
 
 if __name__ == "__main__":

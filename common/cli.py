@@ -7,7 +7,11 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rich.console import Console
+
 from common.errors import FedtailError
+
+_NARROWEST = 100
 
 
 def run(command: Callable[[], object]) -> None:
@@ -24,6 +28,22 @@ def print_json(document: Mapping[str, Any]) -> None:
     """Write one JSON document to stdout; a number that is not finite becomes null."""
     text = json.dumps(_finite(document), indent=2, allow_nan=False, ensure_ascii=False)
     sys.stdout.write(text + "\n")
+
+
+def print_document(
+    document: dict[str, Any], table: Callable[[dict[str, Any]], Any], *, as_json: bool
+) -> None:
+    """Print a document as JSON, or as what ``table`` makes of it for people."""
+    if as_json:
+        print_json(document)
+        return
+    terminal().print(table(document))
+
+
+def terminal() -> Console:
+    """Return a console for stdout that is wide enough for a table."""
+    console = Console()
+    return console if console.width >= _NARROWEST else Console(width=_NARROWEST)
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - a JSON value

@@ -1,12 +1,11 @@
 """``python -m server``: parses and calls. The operator's view of the federation."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from common.cli import print_json, run
+from common.cli import print_document, run
 from common.errors import ConfigError
 
 app = typer.Typer(
@@ -20,7 +19,6 @@ registry_app = typer.Typer(
 )
 app.add_typer(registry_app, name="registry")
 
-_NARROWEST = 100
 _NEWEST = "newest"
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -53,7 +51,7 @@ def publish(
     registry = Registry(to)
     record = registry.publish(model, evaluation=figures, force=force)
     document = {"where": registry.where, "served": registry.served(), **summary(record)}
-    _print(document, publish_table, as_json=as_json)
+    print_document(document, publish_table, as_json=as_json)
 
 
 @registry_app.command("list")
@@ -62,7 +60,7 @@ def list_versions(where: Where, as_json: Json = False) -> None:
     from server.registry import Registry
     from server.tables import list_table, listed
 
-    _print(listed(Registry(where)), list_table, as_json=as_json)
+    print_document(listed(Registry(where)), list_table, as_json=as_json)
 
 
 @registry_app.command()
@@ -75,7 +73,7 @@ def show(
     from server.registry import Registry
     from server.tables import show_table, shown
 
-    _print(shown(Registry(where), version), show_table, as_json=as_json)
+    print_document(shown(Registry(where), version), show_table, as_json=as_json)
 
 
 @registry_app.command()
@@ -92,7 +90,7 @@ def pin(
         raise ConfigError(f"{version!r} is neither a version's number nor {_NEWEST}")
     registry = Registry(where)
     found = registry.pin(None if version == _NEWEST else int(version))
-    _print(decided(registry, found), decision_table, as_json=as_json)
+    print_document(decided(registry, found), decision_table, as_json=as_json)
 
 
 @registry_app.command()
@@ -102,16 +100,7 @@ def rollback(where: Where, as_json: Json = False) -> None:
     from server.tables import decided, decision_table
 
     registry = Registry(where)
-    _print(decided(registry, registry.roll_back()), decision_table, as_json=as_json)
-
-
-def _print(document: dict[str, Any], table: Any, *, as_json: bool) -> None:  # noqa: ANN401
-    if as_json:
-        print_json(document)
-        return
-    console = Console()
-    console = console if console.width >= _NARROWEST else Console(width=_NARROWEST)
-    console.print(table(document))
+    print_document(decided(registry, registry.roll_back()), decision_table, as_json=as_json)
 
 
 if __name__ == "__main__":

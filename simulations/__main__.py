@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from common.cli import run as run_command_line
+from common.cli import terminal
 from common.complete_journey import Merchants
 from common.datasets import write_dataset
 from common.errors import RunError
@@ -26,7 +27,6 @@ app = typer.Typer(
 bench_app = typer.Typer(help="Ratios, measured side by side.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
-_NARROWEST = 100
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; new or empty.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -105,7 +105,7 @@ def run(
     if as_json:
         sys.stdout.write(to_json(document) + "\n")
         return
-    console = _console()
+    console = terminal()
     console.print(result_table(document))
     console.print(f"The page to look at: {out / 'report.html'}")
 
@@ -133,8 +133,8 @@ def sweep(
     if as_json:
         sys.stdout.write(to_json(document) + "\n")
         return
-    _console().print(sweep_table(document))
-    _console().print(f"The page to look at: {out / 'sweep.html'}")
+    terminal().print(sweep_table(document))
+    terminal().print(f"The page to look at: {out / 'sweep.html'}")
 
 
 @app.command()
@@ -163,8 +163,8 @@ def audit(
         sys.stdout.write(to_json(document) + "\n")
         return
     for sentence in audit_words(document):
-        _console().print(sentence)
-    _console().print(f"The page to look at: {out / 'audit.html'}")
+        terminal().print(sentence)
+    terminal().print(f"The page to look at: {out / 'audit.html'}")
 
 
 @app.command()
@@ -182,7 +182,7 @@ def compare(
     if as_json:
         sys.stdout.write(to_json(document) + "\n")
     else:
-        _console().print(comparison_table(document))
+        terminal().print(comparison_table(document))
 
 
 @app.command()
@@ -219,7 +219,7 @@ def data(
             partitioner=uniform(shops, seed=seed, skew=0.5),
             marketplace=parse(MarketplaceConfig, sizes, "marketplace"),
         )
-    _console().print(f"{name} is in {out}")
+    terminal().print(f"{name} is in {out}")
 
 
 @bench_app.command("round")
@@ -236,7 +236,7 @@ def bench_round_command(
         sys.stdout.write(to_json(result) + "\n")
         return
     for key, value in result.items():
-        _console().print(f"{key}: {value}")
+        terminal().print(f"{key}: {value}")
 
 
 @bench_app.command("dp-step")
@@ -257,12 +257,7 @@ def bench_step_command(
         sys.stdout.write(to_json(result) + "\n")
         return
     for cell in (*result["cells"], *result["curve"]):
-        _console().print(cell)
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.width >= _NARROWEST else Console(width=_NARROWEST)
+        terminal().print(cell)
 
 
 def main(command: Callable[[], object] = app) -> None:
