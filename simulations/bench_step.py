@@ -17,29 +17,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 import torch
-from opacus import PrivacyEngine
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor
 
 from client.privacy.noise import SystemNoise
-from client.privacy.step import ExactDPStep, Tensors, UnitBatch
+from simulations.bench_variants import (
+    DIMENSION,
+    HISTORY,
+    LENGTH,
+    NEGATIVES,
+    PHYSICAL_BATCH,
+    TARGETS,
+    VARIANTS,
+    Exact,
+)
 from simulations.machine import machine_facts
 
-HISTORY, TARGETS, NEGATIVES, DIMENSION = 50, 10, 50, 32
 LOCAL_STEPS = 20
 ITEMS = (10_000, 100_000, 1_000_000)
 BATCHES = (64, 256, 1024)
 CURVE = (10_000, 100_000, 1_000_000, 2_000_000, 4_000_000)
 _CURVE_BATCH = 256
-_LENGTH = HISTORY + TARGETS + NEGATIVES
-# Ours adds a batch up from parts of at most 800,000 floats of rows; the others take it whole.
-PHYSICAL_BATCH = 800_000 // (_LENGTH * DIMENSION)
-_RATE, _NORM, _NOISE = 0.05, 1.0, 1.0
 _MEMORY_STEPS = 3
 # mallopt(3): blocks of 64 KB and more are given back to the system as soon as they are free.
 _M_MMAP_THRESHOLD, _MMAP_BYTES = -3, 1 << 16
@@ -50,131 +51,6 @@ _GHOST_TABLES = 6
 Progress = Callable[[str], None]
 
 logger = logging.getLogger(__name__)
-
-
-class _Variant(Protocol):
-    """One way to train; holds one table of ``(N, DIMENSION)``."""
-
-    def step(self, ids: Tensor) -> None:
-        """Train one step on ``(B, L)`` ids."""
-
-    def flush(self) -> None:
-        """Do whatever is left before the table may leave."""
-
-
-def losses(vectors: Tensor) -> Tensor:
-    """Return (B,) losses of ``(B, L, D)`` vectors: targets against negatives, as a softmax."""
-    history, target, negative = torch.split(vectors, [HISTORY, TARGETS, NEGATIVES], dim=1)
-    customer = history.mean(dim=1).unsqueeze(2)
-    wanted, other = (target @ customer).squeeze(2), (negative @ customer).squeeze(2)
-    return functional.softplus(other.logsumexp(dim=1, keepdim=True) - wanted).sum(dim=1)
-
-
-def table(items: int) -> Tensor:
-    """Return the table that all start from."""
-    return torch.randn((items, DIMENSION), generator=torch.Generator().manual_seed(items)) / 6
-
-
-class Exact:
-    """Our step, with the deployment's noise."""
-
-    def __init__(self, items: int, batch: int) -> None:
-        self._step = ExactDPStep(
-            {"items": table(items)},
-            {"items"},
-            max_grad_norm=_NORM,
-            noise_multiplier=_NOISE,
-            batch_normalizer=float(batch),
-            learning_rate=_RATE,
-            sample_rate=0.01,
-            noise=SystemNoise(),
-        )
-
-    def step(self, ids: Tensor) -> None:
-        """See :class:`_Variant`; in physical batches, as a shop trains."""
-        for part in ids.split(PHYSICAL_BATCH):  # type: ignore[no-untyped-call]
-            self._step.accumulate(_losses_of_rows, UnitBatch(len(part), {"items": part}))
-        self._step.step()
-
-    def flush(self) -> None:
-        """See :class:`_Variant`."""
-        self._step.optimizer.flush()
-
-
-def _losses_of_rows(rows: Tensors, dense: Tensors, batch: UnitBatch) -> Tensor:  # noqa: ARG001
-    return losses(rows["items"])
-
-
-class Plain:
-    """Plain SGD; its gradient is dense, or sparse in the rows that were read."""
-
-    sparse = False
-
-    def __init__(self, items: int, batch: int) -> None:
-        self._table = nn.Embedding(items, DIMENSION, sparse=self.sparse, _weight=table(items))
-        self._optimizer = torch.optim.SGD(self._table.parameters(), lr=_RATE)
-        self._batch = batch
-
-    def step(self, ids: Tensor) -> None:
-        """See :class:`_Variant`."""
-        self._optimizer.zero_grad()
-        loss = losses(self._table(ids)).sum() / self._batch
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-
-    def flush(self) -> None:
-        """See :class:`_Variant`."""
-
-
-class Sparse(Plain):
-    """See :class:`Plain`."""
-
-    sparse = True
-
-
-class Ghost:
-    """Opacus' own ghost clipping, exact for a table that is read once."""
-
-    def __init__(self, items: int, batch: int) -> None:
-        engine = PrivacyEngine(accountant="rdp")
-        loader = DataLoader(TensorDataset(torch.zeros(batch, 1)), batch_size=batch)
-        module = nn.Embedding(items, DIMENSION, _weight=table(items))
-        self._module, self._optimizer, self._criterion, _ = engine.make_private(
-            module=module,
-            optimizer=torch.optim.SGD(module.parameters(), lr=_RATE),
-            criterion=_Criterion(),
-            data_loader=loader,
-            noise_multiplier=_NOISE,
-            max_grad_norm=_NORM,
-            poisson_sampling=False,
-            grad_sample_mode="ghost",
-        )
-
-    def step(self, ids: Tensor) -> None:
-        """See :class:`_Variant`."""
-        self._optimizer.zero_grad()
-        self._criterion(self._module(ids)).backward()
-        self._optimizer.step()
-
-    def flush(self) -> None:
-        """See :class:`_Variant`."""
-
-
-class _Criterion:
-    """The loss in the form that Opacus calls."""
-
-    reduction = "mean"
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        return losses(vectors)
-
-
-VARIANTS: dict[str, Callable[[int, int], _Variant]] = {
-    "exact": Exact,
-    "plain": Plain,
-    "sparse": Sparse,
-    "ghost": Ghost,
-}
 
 
 def bench_step(
@@ -312,11 +188,11 @@ def _timed(act: Callable[..., None], *arguments: Tensor) -> float:
 def _batches(items: int, batch: int, seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield torch.randint(items, (batch, _LENGTH), generator=generator)
+        yield torch.randint(items, (batch, LENGTH), generator=generator)
 
 
 def _ghost_fits(items: int, batch: int) -> bool:
-    numbers = _GHOST_TABLES * items * DIMENSION + batch * _LENGTH * (_LENGTH + 6 * DIMENSION)
+    numbers = _GHOST_TABLES * items * DIMENSION + batch * LENGTH * (LENGTH + 6 * DIMENSION)
     return 4 * numbers < psutil.virtual_memory().available / 2
 
 

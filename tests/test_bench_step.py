@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from simulations import bench_step
-from simulations.bench_step import VARIANTS, peak_megabytes, table, targets_missed
+from simulations import bench_step, bench_variants
+from simulations.bench_step import peak_megabytes, targets_missed
+from simulations.bench_variants import VARIANTS, table
 from simulations.report import to_json
 
 
@@ -46,8 +47,8 @@ def test_the_document_holds_what_the_contract_names(document: dict[str, Any]) ->
 
 def test_all_variants_train_on_the_same_loss_and_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without noise and bound, ours makes the very steps of plain SGD, dense or sparse."""
-    monkeypatch.setattr(bench_step, "_NOISE", 0.0)
-    monkeypatch.setattr(bench_step, "_NORM", 1e6)
+    monkeypatch.setattr(bench_variants, "NOISE", 0.0)
+    monkeypatch.setattr(bench_variants, "NORM", 1e6)
     batches = bench_step._batches(50, 300, 0)
     draws = [next(batches) for _ in range(3)]
     found = []
@@ -68,7 +69,7 @@ def test_all_variants_train_on_the_same_loss_and_table(monkeypatch: pytest.Monke
 def test_memory_above_the_model_is_what_a_variant_takes() -> None:
     """A dense gradient of 25 MB is seen, and a step by rows has none."""
     items = 200_000
-    size = items * bench_step.DIMENSION * 4 / 2**20
+    size = items * bench_variants.DIMENSION * 4 / 2**20
     plain, exact = (peak_megabytes(name, items, 4, 0) for name in ("plain", "exact"))
     assert 0.8 * size < plain < 1.5 * size
     assert exact < 0.4 * size
