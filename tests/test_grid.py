@@ -43,7 +43,9 @@ def test_every_released_value_is_a_multiple_whatever_the_data(
             for array, values in delta.items():
                 assert values.dtype == np.float32
                 assert off_grid(values, step) == 0.0, array
-                assert off_grid(values, 2 * step) > 0.0, array
+            # Of all values together: half of them are odd multiples, but five may all be even.
+            everything = np.concatenate([values.ravel() for values in delta.values()])
+            assert off_grid(everything, 2 * step) > 0.0
             counts = release_popularity(plan, shop(customers), N, noise)[POPULARITY]
             assert off_grid(counts, popularity_step(plan)) == 0.0
 
