@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -16,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.bundle import FEDERATION, FlowerApp, stage
+from common.config import ConfigValue, flat_toml
 from common.errors import RunError
+from common.processes import end_carriers
 from common.protocol import TrainingPlan
-from simulations.superlink import ConfigValue, Link, end_carriers, flat_toml, superlink
+from simulations.superlink import Link, superlink
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +35,6 @@ _TAIL_LINES = 40
 _STATUS_EVERY = 30.0
 
 
-@dataclass(frozen=True)
-class FlowerApp:
-    """A Flower app: its folder, which holds pyproject.toml, and the packages it is made of."""
-
-    folder: Path
-    packages: tuple[str, ...]
-
-
-#: The federation that shops deploy.
-FEDERATION = FlowerApp(Path(__file__).resolve().parent.parent, ("client", "common", "server"))
 #: Clients that do nothing, for comparison.
 FLOOR = FlowerApp(Path(__file__).resolve().parent / "floor_app", ("floor",))
 
@@ -108,9 +100,9 @@ def run_app(
     with tempfile.TemporaryDirectory(prefix="ft-", ignore_cleanup_errors=True) as name:
         root = Path(name)
         with superlink(root, environment) as link:
-            bundle = _stage(app, root)
+            bundle = stage(app, root)
             link.wait_until_ready()
-            run_id = link.submit(bundle, root, run_config, shops, workers)
+            run_id = link.submit(bundle, run_config, shops, workers)
             logger.info("run=started shops=%d workers=%d", shops, workers)
             events = _follow(link, run_id, events_file, seen, on_event, started, timeout_seconds)
     return Outcome(events, time.monotonic() - started)
@@ -245,19 +237,19 @@ def _follow(
             on_event(event)
         now = time.monotonic()
         if now > started + timeout_seconds:
-            raise RunError(f"the run took longer than it was given\n{link.run_log(run_id)}")
+            raise RunError(f"the run took longer than it was given\n{link.control.log(run_id)}")
         if now >= next_look:
             link.check_alive()
             next_look = now + (0.1 if ended else 1.0)
             running = link.engine_runs()
             engine_seen = engine_seen or running
             if (engine_seen and not running) or now >= next_status:
-                status = link.status(run_id)
+                status = link.control.status(run_id)
                 next_status = time.monotonic() + _STATUS_EVERY
                 if status == "finished:completed":
                     return events
                 if status.startswith("finished"):
-                    raise RunError(_failure(status, link.run_log(run_id)))
+                    raise RunError(_failure(status, link.control.log(run_id)))
         time.sleep(0.05)
 
 
@@ -279,17 +271,3 @@ def new_events(path: Path, offset: int) -> tuple[list[Event], int]:
         return [], offset
     whole = data[: data.rfind(b"\n") + 1]
     return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
-
-
-def _stage(app: FlowerApp, root: Path) -> Path:
-    """Copy the app's code, and only that, into a folder whose name Flower accepts."""
-    target = root / "fedtail"
-    target.mkdir()
-    shutil.copy(app.folder / "pyproject.toml", target)
-    for package in app.packages:
-        shutil.copytree(
-            app.folder / package,
-            target / package,
-            ignore=shutil.ignore_patterns("__pycache__", "test_*"),
-        )
-    return target

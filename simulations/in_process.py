@@ -25,10 +25,11 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as client_app
 from client.participation import forget
+from common.bundle import FEDERATION
+from common.config import ConfigValue
 from common.protocol import TrainingPlan
 from server.app import app as server_app
-from simulations.flower import FEDERATION, Event, Outcome, federation_files, new_events
-from simulations.superlink import ConfigValue
+from simulations.flower import Event, Outcome, federation_files, new_events
 
 # The environment of the apps: no variable of an outer run may reach them.
 _OURS = "FEDTAIL_"

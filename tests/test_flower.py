@@ -12,21 +12,22 @@ import psutil
 import pytest
 
 from client.privacy.ledger import Ledger
+from common.bundle import FEDERATION, stage
+from common.config import flat_toml
 from common.errors import RunError
+from common.processes import end_carriers
 from common.protocol import ModelPlan, TrainingPlan, shop_key
 from federation_support import same, write_federation
 from server.checkpoints import read_checkpoint
 from simulations.flower import (
-    FEDERATION,
     FLOOR,
     Outcome,
-    _stage,
     new_events,
     run_app,
     run_federation,
     run_floor,
 )
-from simulations.superlink import end_carriers, environment, flat_toml
+from simulations.superlink import simulation_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,7 +53,7 @@ def test_the_environment_is_clean_and_single_threaded(
 ) -> None:
     monkeypatch.setenv("FEDTAIL_SHOPS", "/of/an/outer/run")
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
-    env = environment(tmp_path, {"FEDTAIL_SERVER": "/here"}, "token")
+    env = simulation_environment(tmp_path, {"FEDTAIL_SERVER": "/here"}, "token")
     assert "FEDTAIL_SHOPS" not in env
     assert "PYTHONPATH" not in env
     assert env["FEDTAIL_SERVER"] == "/here"
@@ -61,7 +62,7 @@ def test_the_environment_is_clean_and_single_threaded(
 
 
 def test_the_bundle_holds_the_three_rooms_and_nothing_else(tmp_path: Path) -> None:
-    bundle = _stage(FEDERATION, tmp_path)
+    bundle = stage(FEDERATION, tmp_path)
     assert sorted(p.name for p in bundle.iterdir()) == [
         "client",
         "common",
