@@ -11,9 +11,10 @@ from client.privacy.events import DP_SGD, HISTOGRAM, Event
 from client.privacy.ledger import Ledger
 from client.privacy.plan import check_plan, planned_events
 from client.settings import ShopSettings, read_settings
-from common.accounting import Epsilon, Spend, calibrate, epsilon, fits, plan_spends
+from common.accounting import Epsilon, Spend, epsilon, fits, plan_spends
 from common.config import parse
 from common.errors import ConfigError, PrivacyError, ProtocolError
+from common.planning import with_noise
 from common.protocol import TrainingPlan, parse_plan
 
 # A plan that fits more often than this is counted no further.
@@ -48,27 +49,29 @@ class PlanFlags:
                 "give either --target-epsilon, or --popularity-noise-multiplier and, with rounds, "
                 "--noise-multiplier"
             )
+        values: dict[str, Any] = {
+            "unit": self.unit,
+            "target_delta": self.delta,
+            "rounds": self.rounds,
+            "local_steps": self.local_steps,
+            "sample_rate": self.sample_rate,
+        }
         if self.target_epsilon is not None:
-            steps = self.rounds * self.local_steps
-            share = self.popularity_share if steps else 1.0
-            noise = calibrate(self.target_epsilon, self.delta, share, self.sample_rate, steps)
+            target = {
+                "target_epsilon": self.target_epsilon,
+                "popularity_share": self.popularity_share,
+            }
+            return with_noise(parse(TrainingPlan, {**values, **target}, "plan"))
         popularity, training = noise
         if popularity is None or (training is None and self.rounds):
             raise ConfigError(
                 "a plan with rounds has two releases: give --popularity-noise-multiplier and "
                 "--noise-multiplier"
             )
-        values = {
-            "unit": self.unit,
-            "target_delta": self.delta,
-            "rounds": self.rounds,
-            "local_steps": self.local_steps,
-            "sample_rate": self.sample_rate,
+        values |= {
             "popularity_noise_multiplier": popularity,
             "noise_multiplier": training or 0.0,
         }
-        if self.target_epsilon is not None:
-            values["target_epsilon"] = self.target_epsilon
         return parse(TrainingPlan, values, "plan")
 
 

@@ -7,13 +7,13 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from client.personalization import HomeSettings
-from common.accounting import calibrate
 from common.checks import BadRows
 from common.config import nearest, parse, read_toml, with_overrides
 from common.errors import ConfigError
 from common.features import ContentSpec
 from common.marketplace import MarketplaceConfig
 from common.partitioning import Partitioner, by_column, dirichlet, uniform
+from common.planning import with_noise
 from common.protocol import Frozen, ModelPlan, TrainingPlan, Trust, Unit
 from common.schema import BEHAVIOR_WEIGHTS
 from simulations.audit_settings import AuditSection
@@ -227,36 +227,21 @@ def training_plan(
     section = experiment.federated_dp if private else experiment.federated
     if private and privacy.unit == "basket" and experiment.basket is not None:
         section = experiment.basket
-    if private and privacy.trust != "shop":
-        raise ConfigError(
-            f'privacy.trust = "{privacy.trust}" needs secure aggregation, which this version does '
-            'not have: set privacy.trust = "shop"'
-        )
     rounds = 0 if private and privacy.unit == "interaction" else section.rounds
-    noise = (0.0, 0.0)
-    if private:
-        noise = calibrate(
-            privacy.target_epsilon,
-            privacy.target_delta,
-            section.popularity_share,
-            section.sample_rate,
-            rounds * section.local_steps,
-        )
     values = section.model_dump(exclude={"tuning_share", "server", "model"})
-    return TrainingPlan(
+    plan = TrainingPlan(
         **{**values, "rounds": rounds},
         private=private,
         unit=privacy.unit if private else "customer",
         trust=privacy.trust,
         target_epsilon=privacy.target_epsilon,
         target_delta=privacy.target_delta,
-        popularity_noise_multiplier=noise[0],
-        noise_multiplier=noise[1],
         reference_time=train_until,
         validation_from=validation_from,
         tuning_round=round(section.tuning_share * rounds),
         model=section.model,
     )
+    return with_noise(plan) if private else plan
 
 
 def server_config(experiment: Experiment, arm: str) -> dict[str, float | int | str]:

@@ -15,7 +15,8 @@ import numpy as np
 
 from client.privacy.ledger import Ledger
 from common.errors import ConfigError, RunError
-from common.features import CROSS, write_catalogue
+from common.features import write_catalogue
+from common.planning import has_groups, with_fitting_groups
 from common.protocol import TrainingPlan
 from server.checkpoints import Checkpoint, read_checkpoint, rounds
 from simulations.experiment import Experiment, server_config, training_plan
@@ -158,17 +159,14 @@ class Federator:
 
     def _with_groups_that_exist(self, name: str, plan: TrainingPlan) -> TrainingPlan:
         """Learn other groups, or single products, where the products lack the plan's columns."""
-        model, catalogue = plan.model, self._world.catalogue
-        named = model.groups.split(CROSS) if model.groups else []
-        if all(column in catalogue.products.columns for column in named):
+        catalogue = self._world.catalogue
+        if has_groups(plan.model, catalogue):
             return plan
-        fitting = [f for f in catalogue.features if len(f.values) <= model.learned_items]
-        chosen = max(fitting, key=lambda f: len(f.values)).name if fitting else ""
+        model = with_fitting_groups(plan.model, catalogue)
         self.notes.append(
-            f"the products have no columns for the groups {model.groups} that {name} learns: it "
-            f"learns {chosen or 'single products'} instead"
+            f"the products have no columns for the groups {plan.model.groups} that {name} learns: "
+            f"it learns {model.groups or 'single products'} instead"
         )
-        model = model.model_copy(update={"groups": chosen})
         return plan.model_copy(update={"model": model})
 
     def _show(self, event: Mapping[str, Any]) -> None:

@@ -1,0 +1,50 @@
+"""From what a federation wants to a plan that can be run: its noise, and the groups it learns."""
+
+from common.accounting import calibrate
+from common.errors import ConfigError
+from common.features import CROSS, Catalogue
+from common.protocol import ModelPlan, TrainingPlan
+
+
+def with_noise(plan: TrainingPlan) -> TrainingPlan:
+    """Return a private plan with the noise that its target asks for.
+
+    Raises
+    ------
+    ConfigError
+        If the plan asks for what this version does not have, or its target cannot be met.
+    """
+    if plan.trust != "shop":
+        raise ConfigError(
+            f'privacy.trust = "{plan.trust}" needs secure aggregation, which this version does '
+            'not have: set privacy.trust = "shop"'
+        )
+    if plan.unit == "interaction" and plan.rounds:
+        raise ConfigError(
+            'unit = "interaction" releases popularity and the bias made of it only: set rounds = 0'
+        )
+    popularity, training = calibrate(
+        plan.target_epsilon,
+        plan.target_delta,
+        plan.popularity_share,
+        plan.sample_rate,
+        plan.rounds * plan.local_steps,
+    )
+    noise = {"popularity_noise_multiplier": popularity, "noise_multiplier": training}
+    return plan.model_copy(update=noise)
+
+
+def has_groups(model: ModelPlan, catalogue: Catalogue) -> bool:
+    """Return whether the catalogue has the columns whose values a model learns as groups."""
+    named = model.groups.split(CROSS) if model.groups else []
+    return all(column in catalogue.products.columns for column in named)
+
+
+def with_fitting_groups(model: ModelPlan, catalogue: Catalogue) -> ModelPlan:
+    """Return a model that learns the finest feature it has rows for; single products without one.
+
+    For products that lack the columns of the groups that a plan would rather learn.
+    """
+    fitting = [f for f in catalogue.features if len(f.values) <= model.learned_items]
+    chosen = max(fitting, key=lambda f: len(f.values)).name if fitting else ""
+    return model.model_copy(update={"groups": chosen})
