@@ -7,6 +7,7 @@ import typer
 
 from common.cli import print_document, run
 from common.errors import ConfigError
+from server.catalogue_commands import catalogue_app
 
 app = typer.Typer(
     help="The federation's side: its registry of models.",
@@ -18,6 +19,7 @@ registry_app = typer.Typer(
     help="Versioned models: publish, list, show, pin, roll back.", no_args_is_help=True
 )
 app.add_typer(registry_app, name="registry")
+app.add_typer(catalogue_app, name="catalogue")
 
 _NEWEST = "newest"
 

@@ -1,0 +1,196 @@
+"""The versions of a federation's catalogue: published whole, never changed, found by fingerprint.
+
+::
+
+    ROOT/
+    └── <n>/                  version n: what a shop's ``catalogue`` setting names
+        ├── products.parquet, catalogue.json    see common.features.write_catalogue
+        └── version.json      its number, fingerprint, time, parent and counts
+
+One publisher at a time holds ``ROOT/.lock``. A version is written beside its place and renamed
+into it, so a reader never meets half of one, and what a killed publisher left is swept by the next.
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from common.errors import ArtifactError, ConfigError
+from common.features import Catalogue, read_catalogue, write_catalogue
+from common.protocol import FINGERPRINT_CHARS, Frozen
+
+RECORD = "version.json"
+_DRAFTS = ".publishing-"
+_LEAST_PREFIX = 8
+
+
+class Version(Frozen):
+    """What ``version.json`` says.
+
+    Attributes
+    ----------
+    n
+        From 1.
+    parent
+        The version before; None for the first.
+    products
+        How many the version holds.
+    """
+
+    format_version: Literal[1] = 1
+    n: int = Field(ge=1)
+    fingerprint: str = Field(pattern=f"^[0-9a-f]{{{FINGERPRINT_CHARS}}}$")
+    published_at: str
+    parent: int | None
+    products: int = Field(ge=1)
+
+
+class Catalogues:
+    """All versions of one federation's catalogue, in the folder ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def versions(self) -> list[Version]:
+        """Return what is recorded of each version, the oldest first.
+
+        Raises
+        ------
+        ArtifactError
+            If a record is not as it was written.
+        """
+        return [self.version(n) for n in self._numbers()]
+
+    def version(self, which: int | str | None = None) -> Version:
+        """Return the record of a version: by number, fingerprint or its beginning; None: the last.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such version, or nothing is published.
+        ArtifactError
+            If its record is damaged.
+        """
+        numbers = self._numbers()
+        if not numbers:
+            raise ConfigError(
+                f"{self.root} holds no catalogue yet: publish one with "
+                "`python -m server catalogue publish FOLDER`"
+            )
+        text = str(numbers[-1] if which is None else which)
+        if text.isdecimal() and int(text) in numbers:
+            return self._record(int(text))
+        if re.fullmatch("[0-9a-f]+", text) and len(text) >= _LEAST_PREFIX:
+            found = [v for v in map(self._record, numbers) if v.fingerprint.startswith(text)]
+            if len({v.fingerprint for v in found}) == 1:
+                return found[-1]
+        raise ConfigError(
+            f"{self.root} has no version {text!r}: give one of "
+            f"{', '.join(map(str, numbers))}, or a fingerprint"
+        )
+
+    def current(self) -> Path:
+        """Return the folder of the last version; raises as :meth:`version`."""
+        return self.path()
+
+    def path(self, which: int | str | None = None) -> Path:
+        """Return the folder of a version; see :meth:`version`."""
+        return self.root / str(self.version(which).n)
+
+    def read(self, which: int | str | None = None) -> Catalogue:
+        """Return a version's catalogue once it is checked against its record.
+
+        Raises
+        ------
+        ConfigError, ArtifactError
+            If there is no such version, or it is damaged.
+        """
+        version = self.version(which)
+        folder = self.root / str(version.n)
+        catalogue = read_catalogue(folder)
+        if catalogue.fingerprint != version.fingerprint:
+            raise ArtifactError(f"{folder} holds another catalogue than its {RECORD} says")
+        return catalogue
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Hold the right to publish, waiting for it: the last version stays the last meanwhile.
+
+        Raises
+        ------
+        ConfigError
+            If the folder can't be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ConfigError(f"cannot write to {self.root}: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            for draft in self.root.glob(f"{_DRAFTS}*"):
+                shutil.rmtree(draft, ignore_errors=True)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def add(self, catalogue: Catalogue) -> Version:
+        """Write the next version; to be called while :meth:`publishing`."""
+        numbers = self._numbers()
+        parent = numbers[-1] if numbers else None
+        version = Version(
+            n=1 + (parent or 0),
+            fingerprint=catalogue.fingerprint,
+            published_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            parent=parent,
+            products=catalogue.size,
+        )
+        try:
+            draft = Path(tempfile.mkdtemp(prefix=_DRAFTS, dir=self.root))
+            try:
+                folder = draft / str(version.n)
+                write_catalogue(catalogue, folder)
+                (folder / RECORD).write_text(version.model_dump_json(indent=1), encoding="utf-8")
+                for path in (*folder.iterdir(), folder):
+                    _sync(path)
+                folder.rename(self.root / folder.name)
+                _sync(self.root)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write to {self.root}: {error.strerror}") from error
+        return version
+
+    def _numbers(self) -> list[int]:
+        names: list[str] = []
+        with suppress(FileNotFoundError):
+            names = [path.name for path in self.root.iterdir()]
+        return sorted(int(name) for name in names if re.fullmatch(r"[1-9]\d*", name))
+
+    def _record(self, n: int) -> Version:
+        path = self.root / str(n) / RECORD
+        try:
+            version = Version.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, ValidationError) as error:
+            raise ArtifactError(f"{path} cannot be read: {error}") from error
+        if version.n != n:
+            raise ArtifactError(f"{path} is the record of version {version.n}")
+        return version
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
