@@ -1,6 +1,7 @@
 """Frozen typed configuration from TOML: an unknown key names the nearest known one."""
 
 import difflib
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date, time
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from common.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
+#: What Flower takes as a value of a run's config.
+ConfigValue = bool | int | float | str
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -66,6 +69,11 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
                 raise ConfigError(f"--set {text!r}: {name!r} is a value, not a section")
         place[names[-1]] = _value(raw.strip())
     return result
+
+
+def flat_toml(values: Mapping[str, ConfigValue]) -> str:
+    """Return flat TOML; JSON's scalars are TOML's as well."""
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

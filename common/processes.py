@@ -1,0 +1,130 @@
+"""Starting other programs in a clean environment, and the end of everything that was started.
+
+Who starts programs gives them a variable of its own, a token: all that they start inherits it, so
+they can be found and ended even when whoever started them was killed outright.
+"""
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from common.errors import RunError
+
+logger = logging.getLogger(__name__)
+
+_LOOPBACK = "127.0.0.1"
+_END_SECONDS = 10.0
+#: A child must not take over what its starter was told about an outer run.
+_FOREIGN = ("FLWR_", "FEDTAIL_", "RAY_")
+#: What every Flower program of ours is told: send nothing, and one thread for each process, since
+#: more threads than processors only get in each other's way.
+_QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+def environment(flower_home: Path, extra: Mapping[str, str]) -> dict[str, str]:
+    """Return our environment without what could mislead Flower's programs.
+
+    Parameters
+    ----------
+    flower_home
+        Flower's own folder; the user's is never touched.
+    extra
+        Variables that win over all others.
+    """
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(_FOREIGN) and key != "PYTHONPATH"
+    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"
+    return env | _QUIET | {"PATH": path, "FLWR_HOME": str(flower_home)} | dict(extra)
+
+
+def tool(name: str) -> str:
+    """Return the path of a command that came with this Python's packages.
+
+    Raises
+    ------
+    RunError
+        If it is not installed.
+    """
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise RunError(f"the command {name!r} is not installed beside {sys.executable}")
+    return found
+
+
+def free_port() -> int:
+    """Return a port of loopback that is free now."""
+    with socket.socket() as probe:
+        probe.bind((_LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int, host: str = _LOOPBACK) -> bool:
+    """Whether something accepts connections at this port."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, port)) == 0
+
+
+def end_carriers(variable: str, value: str) -> None:
+    """Kill every other process that has this variable, with this value, in its environment."""
+    deadline = time.monotonic() + _END_SECONDS
+    while family := carriers(variable, value):
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        if time.monotonic() > deadline:
+            logger.warning("run=ended processes_left=%d", len(family))
+            break
+        time.sleep(0.05)
+
+
+def carriers(variable: str, value: str) -> list[psutil.Process]:
+    """Return every other process with this variable, of this value, in its environment."""
+    return [p for p in psutil.process_iter() if _carries(p, variable, value)]
+
+
+def _carries(process: psutil.Process, variable: str, value: str) -> bool:
+    # Ours to end, unless it is this process, or a zombie, which has no environment any more.
+    try:
+        return process.pid != os.getpid() and process.environ().get(variable) == value
+    except psutil.Error:
+        return False
+
+
+@contextmanager
+def terminated_as_exit() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, so that what was started is ended on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
