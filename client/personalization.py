@@ -11,66 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from pydantic import Field
 from scipy import sparse
 
 from client.ease import Ease, Scores
+from client.home_settings import HomeSettings
 from client.low_rank import own_low_rank
+from client.periods import ShopPeriod
 from common.config import nearest
 from common.errors import ConfigError
 from common.metrics import evaluate
 from common.model import GLOBAL_PARTS, GlobalModel
-from common.protocol import Arrays, Frozen
+from common.protocol import Arrays
 from common.scoring import top_k
 
 #: Parts that a shop learns alone.
 OWN_PARTS = ("own_ease", "own_learned", "own_popularity")
 _K = 20
 _SCALE_CUSTOMERS = 500
-
-
-class HomeSettings(Frozen):
-    """How a shop adapts.
-
-    Attributes
-    ----------
-    ease_lambda, shared_lambda
-        Ridge of the shop's own EASE, alone and with the federation's pseudo-customers.
-    max_customers
-        EASE solves a system of as many equations as it has customers: it takes those with the
-        most products, at most so many.
-    own_dimension
-        Rank of the shop's own low-rank model, the part ``own_learned``.
-    prior_strength
-        How much the federation's pseudo-customers count beside the shop's own.
-    own_expectation
-        Share of the shop's own popularity in the basket that its customers are expected to have.
-    start
-        Part -> weight that the search starts from; parts that are not named are not used.
-    factors
-        What the search multiplies one weight with, at each step.
-    rounds
-        How often the search goes through all weights.
-    confidence
-        By how many standard errors (paired, over customers) the objective must get better before a
-        weight moves: with few customers the best of many tries is mostly luck.
-    reference
-        What popularity alone reaches: the objective counts both metrics in units of it.
-    """
-
-    ease_lambda: float = Field(300.0, gt=0)
-    shared_lambda: float = Field(1000.0, gt=0)
-    max_customers: int = Field(3000, ge=1)
-    own_dimension: int = Field(16, ge=1)
-    prior_strength: float = Field(1.0, ge=0)
-    own_expectation: float = Field(0.5, ge=0, le=1)
-    start: dict[str, float]
-    factors: tuple[float, ...] = (0.0, 0.5, 2.0)
-    rounds: int = Field(1, ge=0)
-    confidence: float = Field(2.5, ge=0)
-    reference: dict[str, float] = Field(
-        default_factory=lambda: {"ndcg@20": 0.067, "tail_ndcg@20": 0.0048}
-    )
 
 
 @dataclass(frozen=True)
@@ -310,3 +267,33 @@ def tune(
                 if gain.mean() > settings.confidence * error and len(gain) > 1:
                     best, weights = values, tried
     return weights
+
+
+def choose_weights(
+    model: GlobalModel,
+    period: ShopPeriod,
+    tail: np.ndarray,
+    settings: HomeSettings,
+    *,
+    stock: np.ndarray | None = None,
+    asked: np.ndarray | None = None,
+    others: Mapping[str, Scores] | None = None,
+    own_ease: Callable[[float], Ease] | None = None,
+) -> dict[str, float]:
+    """Fit before a shop's validation weeks and return the weights that serve those best.
+
+    Parameters
+    ----------
+    period
+        At the beginning of the validation weeks.
+    tail, stock
+        See :func:`tune`.
+    asked
+        Numbers of the customers to tune on; default: all.
+    others, own_ease
+        See :meth:`HomeModel.fit`.
+    """
+    home = HomeModel.fit(model, period.history, settings, others, own_ease)
+    rows = np.arange(period.history.shape[0]) if asked is None else asked
+    history, targets = period.history[rows], period.targets[rows]
+    return tune(home, history, targets, tail, settings, stock)

@@ -11,7 +11,9 @@ import numpy as np
 from scipy import sparse
 
 from client.ease import Ease, Scores
-from client.personalization import HomeModel, HomeSettings, tune
+from client.home_settings import HomeSettings
+from client.periods import ShopPeriod
+from client.personalization import HomeModel, choose_weights
 from common.metrics import MetricSums, evaluate
 from common.model import GlobalModel, initial_state
 from common.protocol import Arrays, ModelPlan
@@ -144,14 +146,17 @@ def at_home(
     weights = {}
     known = tuning()
     for shop in world.measured_shops:
-        history = world.validation.history[shop.merchant_id]
-        own_ease = eases.of(world.validation, shop.merchant_id, settings)
-        home = HomeModel.fit(known.model, history, settings, known.others, own_ease)
-        asked = world.measured[shop.merchant_id]
-        targets = world.validation.targets[shop.merchant_id][asked]
-        stock = world.stock.get(shop.merchant_id)
-        tail = world.validation.tail
-        weights[shop.merchant_id] = tune(home, history[asked], targets, tail, settings, stock)
+        period, merchant_id = world.validation, shop.merchant_id
+        weights[merchant_id] = choose_weights(
+            known.model,
+            ShopPeriod(period.history[merchant_id], period.targets[merchant_id]),
+            period.tail,
+            settings,
+            stock=world.stock.get(merchant_id),
+            asked=world.measured[merchant_id],
+            others=known.others,
+            own_ease=eases.of(period, merchant_id, settings),
+        )
     known = final()
     for shop in world.measured_shops:
         history = world.test.history[shop.merchant_id]

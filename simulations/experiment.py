@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from client.personalization import HomeSettings
+from client.home_settings import HomeSettings
 from common.checks import BadRows
 from common.config import nearest, parse, read_toml, with_overrides
 from common.errors import ConfigError
@@ -167,12 +167,8 @@ class AdaptationSection(Section):
 
         Its pseudo-customers are none, so that part is the shop's own EASE.
         """
-        start = {k: v for k, v in self.federated.start.items() if k not in TRAINED_PARTS}
-        start["own_ease"] = start.get("own_ease", 0.0) + self.federated.start.get(
-            "shared_ease", 0.0
-        )
-        alone = {"start": start, "ease_lambda": self.local.ease_lambda, "own_expectation": 1.0}
-        return self.federated.model_copy(update=alone)
+        alone = {"ease_lambda": self.local.ease_lambda, "own_expectation": 1.0}
+        return self.federated.without(*TRAINED_PARTS).model_copy(update=alone)
 
 
 class Experiment(Section):

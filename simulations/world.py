@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from client.units import event_weights, unit_histories
+from client.periods import ShopPeriod, customer_counts, stocked
 from common.datasets import (
     Dataset,
     load_complete_journey,
@@ -132,18 +132,9 @@ class World:
         history, targets = {}, {}
         counts = np.zeros(n)
         for shop in self.shops:
-            past = before(shop)
-            weights = event_weights(past, self.half_life_days, reference_time)
-            known = unit_histories(past, "customer", n, weights).history
-            later = after(shop).matrix(n)
-            new = sparse.csr_matrix(later - later.multiply(known > 0))
-            new.eliminate_zeros()
-            # A customer without a history is no customer yet: nothing can be asked for.
-            seen = (np.diff(known.indptr) > 0).astype(np.float32)
-            new = sparse.csr_matrix(sparse.diags_array(seen) @ new)
-            new.eliminate_zeros()
-            history[shop.merchant_id], targets[shop.merchant_id] = known, new
-            counts += np.asarray((known > 0).sum(axis=0)).ravel()
+            found = ShopPeriod.of(before(shop), after(shop), n, self.half_life_days, reference_time)
+            history[shop.merchant_id], targets[shop.merchant_id] = found.history, found.targets
+            counts += customer_counts(found.history)
         return Period(history, targets, counts, reference_time)
 
 
@@ -174,11 +165,8 @@ def build_world(
     shops = tuple(encode_shops(tables, catalogue.item_ids, experiment.data.behaviors))
     stock = {}
     for shop in shops:
-        items = tables.stock_of(shop.merchant_id)
-        if items is not None:
-            allowed = np.zeros(catalogue.size, dtype=bool)
-            rows = catalogue.rows(items)
-            allowed[rows[rows >= 0]] = True
+        allowed = stocked(catalogue, tables.stock_of(shop.merchant_id))
+        if allowed is not None:
             stock[shop.merchant_id] = allowed
     measured = _measured(shops, split, experiment.run)
     if experiment.run.measured_shops or experiment.run.measured_customers:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from client.ease import Ease
-from client.personalization import Candidates, HomeModel, HomeSettings, mix, tune
+from client.home_settings import HomeSettings
+from client.personalization import Candidates, HomeModel, mix, tune
 from common.errors import ConfigError
 from common.features import Catalogue, ContentSpec
 from common.metrics import evaluate, tail_mask

@@ -1,0 +1,104 @@
+"""What a shop's settings say of its use of the global model at home; light to import."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from common.protocol import Frozen
+
+
+class HomeSettings(Frozen):
+    """How a shop adapts.
+
+    Attributes
+    ----------
+    ease_lambda, shared_lambda
+        Ridge of the shop's own EASE, alone and with the federation's pseudo-customers.
+    max_customers
+        EASE solves a system of as many equations as it has customers: it takes those with the
+        most products, at most so many.
+    own_dimension
+        Rank of the shop's own low-rank model, the part ``own_learned``.
+    prior_strength
+        How much the federation's pseudo-customers count beside the shop's own.
+    own_expectation
+        Share of the shop's own popularity in the basket that its customers are expected to have.
+    start
+        Part -> weight that the search starts from; parts that are not named are not used.
+    factors
+        What the search multiplies one weight with, at each step.
+    rounds
+        How often the search goes through all weights.
+    confidence
+        By how many standard errors (paired, over customers) the objective must get better before a
+        weight moves: with few customers the best of many tries is mostly luck.
+    reference
+        What popularity alone reaches: the objective counts both metrics in units of it.
+    """
+
+    ease_lambda: float = Field(300.0, gt=0)
+    shared_lambda: float = Field(1000.0, gt=0)
+    max_customers: int = Field(3000, ge=1)
+    own_dimension: int = Field(16, ge=1)
+    prior_strength: float = Field(1.0, ge=0)
+    own_expectation: float = Field(0.5, ge=0, le=1)
+    start: dict[str, float]
+    factors: tuple[float, ...] = (0.0, 0.5, 2.0)
+    rounds: int = Field(1, ge=0)
+    confidence: float = Field(2.5, ge=0)
+    reference: dict[str, float] = Field(
+        default_factory=lambda: {"ndcg@20": 0.067, "tail_ndcg@20": 0.0048}
+    )
+
+    def without(self, *parts: str) -> "HomeSettings":
+        """Return the settings for a model that lacks some parts.
+
+        Without pseudo-customers ``shared_ease`` is the shop's own EASE, which takes its weight.
+        """
+        start = {name: weight for name, weight in self.start.items() if name not in parts}
+        if "shared_ease" in parts and (moved := self.start.get("shared_ease", 0.0)):
+            start["own_ease"] = start.get("own_ease", 0.0) + moved
+        return self.model_copy(update={"start": start})
+
+
+#: As found on the validation weeks of the demo's 20 shops.
+MIXED = HomeSettings(
+    own_expectation=1.0,
+    shared_lambda=300.0,
+    prior_strength=3.0,
+    start={"content": 0.39, "shared_ease": 2.0, "own_ease": 1.0, "own_popularity": 0.06},
+)
+ALONE = HomeSettings(
+    own_expectation=1.0,
+    ease_lambda=300.0,
+    start={"content": 0.44, "own_ease": 3.4, "own_popularity": 0.07},
+)
+
+
+class HomeSection(Frozen):
+    """``[home]`` of a ``shop.toml``.
+
+    Attributes
+    ----------
+    validation_share
+        Share of the time span, at its end, that the weights are chosen on.
+    test_share
+        Share of the time span, at its end, that ``evaluate`` holds back from everything.
+    mixed, own
+        How the shop mixes around the global model, and what it is compared with: the best that it
+        can do alone. What a section leaves out keeps its default.
+    """
+
+    validation_share: float = Field(0.2, gt=0, lt=1)
+    test_share: float = Field(0.2, gt=0, lt=1)
+    mixed: HomeSettings = MIXED
+    own: HomeSettings = ALONE
+
+    @field_validator("mixed", "own", mode="before")
+    @classmethod
+    def _over_the_default(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - TOML
+        if not isinstance(value, Mapping):
+            return value
+        default = MIXED if info.field_name == "mixed" else ALONE
+        return {**default.model_dump(), **value}
