@@ -102,3 +102,16 @@ class HomeSection(Frozen):
             return value
         default = MIXED if info.field_name == "mixed" else ALONE
         return {**default.model_dump(), **value}
+
+
+class EvaluationSettings(Frozen):
+    """``[evaluation]`` of a ``shop.toml``: the shop's consent to release figures of its own.
+
+    Attributes
+    ----------
+    epsilon, delta
+        What one release may cost each customer; it is charged to the ledger, under the cap.
+    """
+
+    epsilon: float = Field(gt=0)
+    delta: float = Field(1e-5, gt=0, lt=1)
