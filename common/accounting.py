@@ -22,6 +22,8 @@ _MAX_PLD_SEGMENTS = 12
 _MAX_EVALUATIONS = 60
 # A calibrated plan lies this far under its target, so that a cap equal to it always fits.
 _AIM, _LOWEST, _HIGHEST = 0.9993, 0.9985, 0.9999
+# Logarithm of the most noise that is looked at, and of one over the least.
+_FARTHEST = 40.0
 
 
 @dataclass(frozen=True)
@@ -232,16 +234,17 @@ def _solve(cost: Callable[[float], float], target: float) -> float:
     low, high = low - math.log(_AIM), high - math.log(_AIM)
     left, right = 0.0, 0.0
     f_left = f_right = excess(0.0)
-    while f_left < 0:
+    while f_left < 0 and left > -_FARTHEST:
         right, f_right = left, f_left
         left -= 0.7
         f_left = excess(left)
-    while f_right > 0:
+    while f_right > 0 and right < _FARTHEST:
         left, f_left = right, f_right
         right += 0.7
         f_right = excess(right)
     side = 0
-    for attempt in range(_MAX_EVALUATIONS):
+    reached = f_left >= 0 >= f_right
+    for attempt in range(_MAX_EVALUATIONS if reached else 0):
         # Every fourth point halves the bracket, lest a kink between accountants stalls it.
         middle = (left + right) / 2
         if attempt % 4 != 3 and f_left != f_right:

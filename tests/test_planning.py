@@ -53,3 +53,10 @@ def test_groups_are_the_finest_feature_that_has_rows() -> None:
     assert with_fitting_groups(few, catalogue).groups == ""
     many = asked.model_copy(update={"learned_items": 21})
     assert with_fitting_groups(many, catalogue).groups == "category*brand"
+
+
+@pytest.mark.parametrize("target", [1e-9, 1e40])
+@pytest.mark.parametrize("sample_rate", [1.0, 0.1])
+def test_a_target_that_no_noise_meets_is_an_error(target: float, sample_rate: float) -> None:
+    with pytest.raises(ConfigError, match="no noise costs just epsilon"):
+        with_noise(TrainingPlan(target_epsilon=target, sample_rate=sample_rate))

@@ -1,0 +1,133 @@
+"""The operator's plan.toml."""
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from common.accounting import epsilon, plan_spends
+from common.blocks import block_of
+from common.errors import ConfigError
+from common.features import Catalogue
+from common.model import initial_state, state_spec
+from common.protocol import POPULARITY, parse_plan
+from server.settings import read_run_config
+from server.training_plan import (
+    PlanFile,
+    default_plan_toml,
+    prepare,
+    read_plan_file,
+    run_defaults,
+)
+
+NOW = 1_700_000_000
+
+
+def catalogue(size: int, columns: int = 2) -> Catalogue:
+    table = {
+        "item_id": [f"p{n}" for n in range(size)],
+        "type": [f"t{n % 5}" for n in range(size)],
+        "brand": [f"b{n % 3}" for n in range(size)],
+    }
+    return Catalogue.of(pd.DataFrame(dict(list(table.items())[: 1 + columns])))
+
+
+def plan_file(tmp_path: Path, text: str) -> PlanFile:
+    path = tmp_path / "plan.toml"
+    path.write_text(text)
+    return read_plan_file(path)
+
+
+def test_the_default_is_the_simulated_federation_s(tmp_path: Path) -> None:
+    found = plan_file(tmp_path, default_plan_toml())
+    server = found.server
+    assert found.model_copy(update={"server": {}}) == PlanFile()
+    demo = tomllib.loads(
+        (Path(__file__).parents[1] / "simulations/experiments/demo.toml").read_text()
+    )
+    federated = demo["federated-dp"]
+    model = federated.pop("model")
+    assert server["server_optimizer"] == federated.pop("server")["server-optimizer"]
+    federated.pop("tuning_share")  # The model of the tuning round does not travel.
+    popularity_share = federated.pop("popularity_share")
+    training = found.training.model_dump(mode="json")
+    assert {key: training[key] for key in federated} == federated
+    assert found.privacy.popularity_share == popularity_share
+    assert found.privacy.target_epsilon == demo["privacy"]["target_epsilon"]
+    assert (model.pop("groups"), found.training.model.groups) == ("type*brand", "auto")
+    assert {key: getattr(found.training.model, key) for key in model} == model
+
+
+@pytest.mark.parametrize(("size", "columns"), [(1, 0), (3, 2), (40, 1), (5000, 2)])
+def test_the_default_fits_a_catalogue_of_any_size(size: int, columns: int) -> None:
+    products = catalogue(size, columns)
+    run = prepare(PlanFile(), products, now=NOW)
+    assert run.plan.model.groups == ("type*brand" if columns == 2 else "type" if columns else "")
+    cost = epsilon(plan_spends(run.plan), run.plan.target_delta).value
+    assert 0.998 * 8 <= cost <= 8
+    state = initial_state(run.plan.model, products.size)
+    assert {n: a.shape for n, a in state.items()} == state_spec(run.plan.model, products.size)
+    popularity = np.full(products.size, 1 / products.size, np.float32)
+    assert block_of(run.plan.model, popularity, products).project is not None
+    assert state[POPULARITY].shape == popularity.shape
+
+
+def test_a_run_s_config_is_what_the_server_s_app_reads(tmp_path: Path) -> None:
+    text = '[privacy]\ntarget_epsilon = 2.0\n[server]\nmin-shops = 3\nserver_optimizer = "adam"\n'
+    run = prepare(plan_file(tmp_path, text), catalogue(20), now=NOW, rounds=7)
+    assert set(run.config) <= set(run_defaults())
+    plan, settings = read_run_config(run.config)
+    assert (plan, settings) == (run.plan, run.settings)
+    assert (plan.rounds, plan.reference_time % 86400) == (7, 0)
+    assert 0 <= NOW - plan.reference_time < 86400
+    assert (settings.min_shops, settings.server_optimizer, settings.quorum) == (3, "adam", 0.5)
+    assert parse_plan(str(run.config["plan"])) == plan
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[training]\nround = 3", "'training.round'.*did you mean 'rounds'"),
+        ("[training.model]\ndimensions = 3", "did you mean 'dimension'"),
+        ("[training]\nmodel = 3", "training.model"),
+        ("[server]\nmin_shop = 3", "'server.min_shop'.*did you mean 'min_shops'"),
+        ("[server]\nquorum = 3.0", "server: quorum"),
+        ("[server]\nplan = '{}'", "unknown key 'server.plan'"),
+        ("[privicy]\nunit = 3", "did you mean 'privacy'"),
+        ("[privacy]\ntarget_epsilon = -1", "privacy.target_epsilon"),
+        ("[privacy]\nunit = 'person'", "privacy.unit"),
+        ("[privacy", "not valid TOML"),
+    ],
+)
+def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"plan.toml.*{words}"):
+        plan_file(tmp_path, text)
+    with pytest.raises(ConfigError, match="server init"):
+        read_plan_file(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[privacy]\nunit = 'interaction'", "rounds = 0"),
+        ("[privacy]\npopularity_share = 1.0", "popularity_share"),
+        ("[privacy]\ntarget_epsilon = 1e-9", "target_epsilon|no noise costs"),
+        ("[training]\ntuning_share = 0.5", "validation_days"),
+        ("[training.model]\ngroups = 'aisle*brand'", "no column 'aisle'.*it has type, brand"),
+        ("[training.model]\nfeature_rows = 8\ngroups = ''", "subspace"),
+    ],
+)
+def test_a_plan_that_cannot_be_run_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    text = text if "[server]" in text else f"{text}\n[server]\nserver_optimizer = 'subspace'\n"
+    found = plan_file(tmp_path, text)
+    with pytest.raises(ConfigError, match=words):
+        prepare(found, catalogue(20), now=NOW)
+
+
+def test_days_that_the_first_rounds_leave_out(tmp_path: Path) -> None:
+    text = "[training]\ntuning_share = 0.5\nvalidation_days = 10"
+    plan = prepare(plan_file(tmp_path, text), catalogue(20), now=NOW).plan
+    assert plan.tuning_round == 2
+    assert plan.reference_time - plan.validation_from == 10 * 86400
