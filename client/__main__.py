@@ -29,13 +29,22 @@ Delta = Annotated[float | None, typer.Option(help="δ of the stated ε; default:
 def init(
     folder: Annotated[Path, typer.Argument(help="A new folder, or one without shop.toml.")],
     merchant: Annotated[str, typer.Option(help="The shop's name; default: the folder's.")] = "",
+    address: Annotated[
+        str, typer.Option(help="The federation's gateway, host:port; default: an example.")
+    ] = "",
 ) -> None:
-    """Make a shop's folder: commented settings, and places for its data and its ledger."""
-    from client.starting import start_shop
+    """Make a shop's folder: commented settings, keys, and places for its data and its ledger."""
+    from client.keys import public_path
+    from client.starting import NODE_KEY, start_shop
 
-    for made in start_shop(folder, merchant):
+    for made in start_shop(folder, merchant, address):
         sys.stdout.write(f"made {made}\n")
     settings = folder / "shop.toml"
+    sys.stdout.write(
+        f"Give the operator of the federation {public_path(folder / NODE_KEY)}, which is no "
+        f"secret, and ask for its address and its certificate authority (save that as "
+        f"{folder / 'ca.crt'}).\n"
+    )
     sys.stdout.write(
         f"Now: look through {settings}; put the shop's tables into {folder / 'data'}, or name a "
         f"database; put the operator's catalogue at {folder / 'catalogue'}; then\n"
@@ -66,6 +75,45 @@ def check(
     print_document(document, check_table, as_json=as_json)
     if document["problems"]:
         raise typer.Exit(2)
+
+
+@app.command()
+def approve(
+    settings: Shop,
+    code: Annotated[str, typer.Argument(help="A bundle (.fab), or its digest.")] = "",
+    own_code: Annotated[
+        bool, typer.Option("--own-code", help="The code that is installed here.")
+    ] = False,
+    revoke: Annotated[bool, typer.Option("--revoke", help="Take an approval back.")] = False,
+    show_all: Annotated[bool, typer.Option("--list", help="Only show what is approved.")] = False,
+    note: Annotated[str, typer.Option(help="Why, for whoever reads the list later.")] = "",
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Only show how a bundle differs from the code here.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Approve a bundle that differs from the code here.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Approve the code that may run at this shop; any other is refused before it runs.
+
+    Shows what a bundle holds first. Without a bundle: what is approved, and what was refused.
+    """
+    from client.approval_command import approve_code
+
+    if show_all and (code or own_code or revoke):
+        raise ConfigError("--list shows all: leave out what else was chosen")
+    if not approve_code(
+        settings,
+        code,
+        own_code=own_code,
+        revoke=revoke,
+        note=note,
+        only_diff=diff,
+        yes=yes,
+        as_json=as_json,
+    ):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from client.database import Database, from_folder
+from client.home_settings import EvaluationSettings, HomeSection
 from common.checks import BadRows
 from common.config import parse, read_toml
 from common.errors import ConfigError
@@ -24,6 +25,9 @@ SHOPS_VARIABLE = "FEDTAIL_SHOPS"
 SHOP_VARIABLE = "FEDTAIL_SHOP"
 SHOP_KEY = "shop"
 PARTITION_KEY = "partition-id"
+
+# A name, an IPv4 address, or an IPv6 address in brackets.
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 
 # Words that only a shop's own settings may use.
 _SHOP_WORDS = frozenset(
@@ -42,6 +46,34 @@ _SHOP_WORDS = frozenset(
         "shop",
     }
 )
+
+
+class FederationSettings(Frozen):
+    """Which federation a shop belongs to, and how it shows who it is.
+
+    Attributes
+    ----------
+    address
+        ``host:port`` of the operator's gateway.
+    ca
+        The operator's certificate authority; no other server is spoken to.
+    key
+        The shop's private key; its public key is enrolled by the operator.
+    """
+
+    address: str
+    ca: Path
+    key: Path
+
+    @field_validator("address")
+    @classmethod
+    def _is_host_and_port(cls, address: str) -> str:
+        host, _, port = address.rpartition(":")
+        if not _HOST.fullmatch(host) or not (port.isascii() and port.isdigit()):
+            raise ValueError('give it as "host:port", such as "federation.example:8443"')
+        if not 0 < int(port) < 65536:
+            raise ValueError("the port is a number from 1 to 65535")
+        return address
 
 
 class ShopSettings(Frozen):
@@ -70,6 +102,12 @@ class ShopSettings(Frozen):
     bad_rows
         ``refuse``: rows that break the contract stop all training. ``set-aside``: they are left
         out.
+    home
+        How the shop uses the global model for itself.
+    evaluation
+        Whether, and at which price, the shop's own figures of the global model may leave it.
+    federation
+        Where the shop's client connects to; not needed for a simulation.
     """
 
     merchant_id: str = Field(min_length=1)
@@ -87,6 +125,9 @@ class ShopSettings(Frozen):
     behavior_weights: dict[str, float] = Field(default_factory=dict)
     rating_scale: float = Field(5.0, gt=0)
     bad_rows: BadRows = "refuse"
+    home: HomeSection = Field(default_factory=HomeSection)
+    evaluation: EvaluationSettings | None = None
+    federation: FederationSettings | None = None
 
     @model_validator(mode="after")
     def _data_are_in_one_place(self) -> "ShopSettings":
@@ -134,6 +175,12 @@ def read_settings(path: Path) -> ShopSettings:
         if isinstance(values.get(key), str):
             # One spelling for one place: simulated shops share a catalogue, and its cache.
             values[key] = (path.parent / values[key]).resolve()
+    if isinstance(values.get("federation"), dict):
+        section = {"ca": "ca.crt", "key": "keys/node.key", **values["federation"]}
+        for key in ("ca", "key"):
+            if isinstance(section[key], str):
+                section[key] = (path.parent / section[key]).resolve()
+        values["federation"] = section
     if isinstance(values.get("database"), dict):
         values["database"] = from_folder(values["database"], path.parent, str(path))
     return parse(ShopSettings, values, str(path))

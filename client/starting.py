@@ -1,10 +1,17 @@
-"""A new shop's folder: settings with every key explained, and where its data and ledger go."""
+"""A new shop's folder: settings with every key explained, its keys, and places for its data."""
 
 import json
 import re
 from pathlib import Path
 
+from client.keys import make_keys, make_secret
+from client.shop_folder import ShopFolder
 from common.errors import ConfigError
+
+#: Stands in new settings until the operator's own takes its place.
+EXAMPLE_ADDRESS = "federation.example:8443"
+#: Below the shop's folder.
+NODE_KEY = Path("keys", "node.key")
 
 _SETTINGS = """\
 # The settings of one shop. They are read on this machine only: no server can change or see them.
@@ -54,6 +61,13 @@ bad_rows = "refuse"
 # The best rating that a customer can give.
 rating_scale = 5.0
 
+# The federation: the address of its gateway and its certificate authority, both from the operator,
+# and this shop's private key, which stays here. The operator enrols the public key beside it.
+[federation]
+address = {address}
+ca = "ca.crt"
+key = "keys/node.key"
+
 # How much one record of a behaviour says, 0 for nothing; without this section as shown.
 # [behavior_weights]
 # view = 0.1
@@ -87,8 +101,10 @@ rating_scale = 5.0
 """
 
 
-def start_shop(folder: Path, merchant_id: str = "") -> list[Path]:
+def start_shop(folder: Path, merchant_id: str = "", address: str = "") -> list[Path]:
     """Make a shop's folder; return what was made.
+
+    A key or secret that is there already is kept: the operator may have enrolled it.
 
     Parameters
     ----------
@@ -96,6 +112,8 @@ def start_shop(folder: Path, merchant_id: str = "") -> list[Path]:
         New, or without a ``shop.toml``: nothing is ever written over.
     merchant_id
         The shop's name; default: the folder's.
+    address
+        Of the federation's gateway, ``host:port``; default: an example to be replaced.
 
     Raises
     ------
@@ -105,21 +123,30 @@ def start_shop(folder: Path, merchant_id: str = "") -> list[Path]:
     settings = folder / "shop.toml"
     name = merchant_id or re.sub(r"\s+", "-", folder.resolve().name) or "shop"
     # A JSON string is a TOML string, but for what the latter wants escaped and the former not.
-    text = _SETTINGS.format(merchant=json.dumps(name).replace("\x7f", "\\u007f"))
+    text = _SETTINGS.format(
+        merchant=json.dumps(name).replace("\x7f", "\\u007f"),
+        address=json.dumps(address or EXAMPLE_ADDRESS),
+    )
     made = [settings]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with settings.open("x", encoding="utf-8") as file:
             settings.chmod(0o600)
             file.write(text)
-        for below in (folder / "data", folder / "ledger"):
-            if not below.is_dir():
-                below.mkdir(mode=0o700)
-                made.append(below)
+        for below in ("data", "ledger", "keys", "secrets", "logs", "models"):
+            if not (folder / below).is_dir():
+                (folder / below).mkdir(mode=0o700)
+                made.append(folder / below)
     except FileExistsError as error:
         raise ConfigError(
             f"{error.filename} is there already and stays as it is: choose another folder"
         ) from error
     except OSError as error:
         raise ConfigError(f"cannot make {error.filename}: {error.strerror}") from error
+    key, secret = folder / NODE_KEY, ShopFolder(folder).secret
+    if not key.exists():
+        made += [key, make_keys(key)]
+    if not secret.exists():
+        make_secret(secret)
+        made.append(secret)
     return made

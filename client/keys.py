@@ -1,0 +1,127 @@
+"""A shop's key pair and its local secret: made once, kept to their owner.
+
+The private key proves to the federation which shop this is. The secret keeps other programs on
+this machine from posing as the shop's own executor.
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+from common.errors import ConfigError
+
+_OWNER_ONLY = 0o600
+_READABLE_BY_OTHERS = 0o077
+_SECRET_BYTES = 32
+
+
+def make_keys(private: Path) -> Path:
+    """Write a new private key and, beside it, its public key; return the latter's path.
+
+    Elliptic curve P-384 in OpenSSH's format: the one kind that Flower's SuperLink takes.
+
+    Raises
+    ------
+    ConfigError
+        If a file is there already, or cannot be written.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        PublicFormat,
+    )
+
+    key = ec.generate_private_key(ec.SECP384R1())
+    public = public_path(private)
+    write_new(
+        private, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), _OWNER_ONLY
+    )
+    words = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    write_new(public, words + b"\n", 0o644)
+    return public
+
+
+def make_secret(path: Path) -> None:
+    """Write a new secret.
+
+    Raises
+    ------
+    ConfigError
+        If the file is there already, or cannot be written.
+    """
+    write_new(path, secrets.token_hex(_SECRET_BYTES).encode(), _OWNER_ONLY)
+
+
+def check_private_key(path: Path) -> None:
+    """Refuse a key that Flower could not use, or that others can read.
+
+    Raises
+    ------
+    ConfigError
+        Saying what is wrong and what to do.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+    data = read_own(path, "the shop's private key")
+    try:
+        key = load_ssh_private_key(data, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"{path} is not a private key in OpenSSH's format without a passphrase: {error}"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise ConfigError(
+            f"{path} is a key of another kind: an elliptic curve key P-384 (nistp384) is needed; "
+            "`python -m client init` on a new folder makes one"
+        )
+
+
+def read_own(path: Path, what: str) -> bytes:
+    """Return a file that only its owner may read.
+
+    Raises
+    ------
+    ConfigError
+        If it is missing, empty, or others can read it.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            data = file.read()
+    except OSError as error:
+        raise ConfigError(f"cannot read {what}, {path}: {error.strerror}") from error
+    if mode & _READABLE_BY_OTHERS:
+        raise ConfigError(f"{what}, {path}, is open to others on this machine: chmod 600 {path}")
+    if not data:
+        raise ConfigError(f"{what}, {path}, is empty")
+    return data
+
+
+def public_path(private: Path) -> Path:
+    """Return where the public key of ``private`` lies."""
+    return private.with_suffix(".pub")
+
+
+def write_new(path: Path, data: bytes, mode: int) -> None:
+    """Write a file that is not there yet, never readable by more than ``mode`` says.
+
+    Raises
+    ------
+    ConfigError
+        If it is there, or cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError as error:
+        raise ConfigError(f"{path} is there already and stays as it is") from error
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,51 @@
+"""Where things lie in a shop's folder, the one that holds its ``shop.toml``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ShopFolder:
+    """The places below ``root`` that the shop's own settings do not name."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, settings: Path) -> "ShopFolder":
+        """Return the folder of a ``shop.toml``."""
+        return cls(settings.resolve().parent)
+
+    @property
+    def approvals(self) -> Path:
+        """The bundles that may run here: :mod:`client.approval`."""
+        return self.root / "approved.jsonl"
+
+    @property
+    def secret(self) -> Path:
+        """What the shop's executor shows its node."""
+        return self.root / "secrets" / "superexec"
+
+    @property
+    def logs(self) -> Path:
+        """What the shop's processes write for its engineer."""
+        return self.root / "logs"
+
+    @property
+    def refusals(self) -> Path:
+        """The bundles that came and were not taken in."""
+        return self.logs / "refused.jsonl"
+
+    @property
+    def models(self) -> Path:
+        """The models that came home."""
+        return self.root / "models"
+
+    @property
+    def flower(self) -> Path:
+        """Flower's own folder: bundles that were taken in are unpacked there."""
+        return self.root / "flwr"
+
+    @property
+    def state(self) -> Path:
+        """What `run` notes while it runs."""
+        return self.root / "state"
