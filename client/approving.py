@@ -52,7 +52,7 @@ class Sight:
                 printable(files.get(name, b"")).splitlines() for files in (self._own, self.files)
             )
             parts += difflib.unified_diff(
-                before, after, f"own/{name}", f"bundle/{name}", lineterm=""
+                before, after, f"own/{name}", f"new/{name}", lineterm=""
             )
         return "\n".join(parts)
 
