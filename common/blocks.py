@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from common.features import Catalogue
+from common.features import Catalogue, Feature
 from common.protocol import ModelPlan
 
 _GAIN_FLOOR = 0.05
@@ -112,16 +112,14 @@ class GroupBlock(_Projection):
     @classmethod
     def of(cls, model: ModelPlan, popularity: np.ndarray, catalogue: Catalogue) -> "GroupBlock":
         """Return the block that a plan, a released popularity and the catalogue fix."""
-        feature = catalogue.feature(model.groups)
+        feature, weight = catalogue.feature(model.groups), _group_weights(popularity)
         size, count = len(popularity), len(feature.values)
         group = np.full(size, -1)
         group[feature.rows] = feature.codes
         inside = np.flatnonzero(group >= 0)
-        weight = popularity / max(float(popularity.mean()), 1e-12) + _GAIN_FLOOR
-        mass = np.bincount(group[inside], weight[inside], count)
         norms = np.sqrt(np.bincount(group[inside], weight[inside] ** 2, count))
         place = np.full(count, -1)
-        kept = np.sort(np.argsort(-mass, kind="stable")[: model.learned_items])
+        kept = _learned_groups(feature, weight, model.learned_items)
         place[kept] = np.arange(len(kept))
         inside = inside[place[group[inside]] >= 0]
         values = (weight[inside] / norms[group[inside]]).astype(np.float32)
@@ -158,6 +156,37 @@ class GroupBlock(_Projection):
         """Return (n, d) float32 ``w_i v_{group(i)}``; 0 for a product without a group."""
         assert self.weights.shape[0] == catalogue_size
         return np.asarray(self.weights @ vectors, dtype=np.float32)
+
+
+def _group_weights(popularity: np.ndarray) -> np.ndarray:
+    """Return (n,) how much each product says in its group, before the group's norm."""
+    weights: np.ndarray = popularity / max(float(popularity.mean()), 1e-12) + _GAIN_FLOOR
+    return weights
+
+
+def _learned_groups(feature: Feature, weight: np.ndarray, count: int) -> np.ndarray:
+    """Return the codes, ascending, of the ``count`` values of ``feature`` that weigh most."""
+    group = np.full(len(weight), -1)
+    group[feature.rows] = feature.codes
+    inside = np.flatnonzero(group >= 0)
+    mass = np.bincount(group[inside], weight[inside], len(feature.values))
+    kept: np.ndarray = np.sort(np.argsort(-mass, kind="stable")[:count])
+    return kept
+
+
+def learned_names(model: ModelPlan, popularity: np.ndarray, catalogue: Catalogue) -> np.ndarray:
+    """Return (L,) what each learned row is of: a product's id, or a group's value.
+
+    There may be fewer names than rows where there are fewer groups than the plan has rows for.
+    """
+    if not model.groups:
+        rows = learned_rows(popularity, learned_count(model, catalogue.size))
+        items: np.ndarray = np.asarray(catalogue.item_ids, dtype=object)[rows]
+        return items
+    feature = catalogue.feature(model.groups)
+    groups = _learned_groups(feature, _group_weights(popularity), model.learned_items)
+    names: np.ndarray = np.asarray(feature.values, dtype=object)[groups]
+    return names
 
 
 Block = LearnedBlock | GroupBlock
