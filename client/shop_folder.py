@@ -41,6 +41,11 @@ class ShopFolder:
         return self.root / "models"
 
     @property
+    def adapted(self) -> Path:
+        """What the shop fitted around a model for itself: :mod:`client.adapted_state`."""
+        return self.root / "adapted"
+
+    @property
     def flower(self) -> Path:
         """Flower's own folder: bundles that were taken in are unpacked there."""
         return self.root / "flwr"
