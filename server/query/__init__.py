@@ -1,0 +1,1 @@
+"""The model served: one scoring core behind gRPC, REST and the page."""

@@ -1,0 +1,217 @@
+"""What is served is the model's own score; filters, the dial and reasons hold to it."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from common.artifact import Manifest, ModelArtifact
+from common.errors import ArtifactError, InputError
+from common.features import Catalogue, ContentSpec
+from common.model import GlobalModel, initial_state
+from common.protocol import ModelPlan, TrainingPlan
+from server.query.core import Query, ServedModel
+from server.query.filters import Filters
+from server.query.index import ExactIndex, Index, Int8Index, best_rows
+
+SIZE = 3000
+
+
+def products() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "item_id": [f"p{i:04d}" for i in range(SIZE)],
+            "category": rng.choice([f"c{i}" for i in range(40)], SIZE),
+            "brand": np.array(["A", "B", "C", None], dtype=object)[rng.integers(0, 4, SIZE)],
+            "price": np.where(rng.random(SIZE) < 0.1, np.nan, rng.gamma(2.0, 5.0, SIZE)),
+        }
+    )
+
+
+def served(make_index: Callable[[np.ndarray], Index] = ExactIndex, **more: object) -> ServedModel:
+    rng = np.random.default_rng(1)
+    catalogue = Catalogue.of(products(), ContentSpec(features=("category", "brand")))
+    plan = ModelPlan.model_validate(
+        {"dimension": 16, "learned_items": 1000, "content_scale": 0.7, **more}
+    )
+    state = initial_state(plan, SIZE)
+    state = {name: rng.normal(size=a.shape).astype(np.float32) for name, a in state.items()}
+    counts = rng.pareto(1.2, SIZE) + 0.01
+    state["popularity"] = (counts / counts.sum()).astype(np.float32)
+    manifest = Manifest(
+        version="m",
+        server_round=1,
+        data_columns=(),
+        config={"plan": TrainingPlan(model=plan).model_dump(mode="json")},
+        code_digest="0",
+        privacy=None,
+        catalogue_fingerprint=catalogue.fingerprint,
+    )
+    artifact = ModelArtifact(state, catalogue.item_ids, manifest)
+    stock = {"shop": np.arange(0, SIZE, 3)}
+    return ServedModel.of(7, artifact, catalogue, make_index=make_index, stock=stock)
+
+
+@pytest.fixture(scope="module")
+def model() -> ServedModel:
+    return served()
+
+
+HISTORY = {"p0003": 1.0, "p0500": 0.5, "p2999": 2.0}
+
+
+def plain_scores(model: ServedModel, history: dict[str, float]) -> np.ndarray:
+    dense = np.zeros((1, SIZE), np.float32)
+    for item, weight in history.items():
+        dense[0, model.rows_of[item]] = weight
+    whole = GlobalModel(model.model.plan, model.model.catalogue, model.artifact.arrays)
+    scores: np.ndarray = whole.scores(sparse.csr_matrix(dense))[0]
+    return scores
+
+
+@pytest.mark.parametrize("history", [{}, HISTORY])
+def test_the_list_is_the_model_s_own(model: ServedModel, history: dict[str, float]) -> None:
+    answer = model.recommend(Query(history, k=30))
+    scores = plain_scores(model, history)
+    scores[[model.rows_of[item] for item in history]] = -np.inf
+    order = np.argsort(-scores, kind="stable")[:30]
+    np.testing.assert_allclose(answer.scores, scores[order], rtol=1e-4, atol=1e-4)
+    assert len(set(answer.item_ids) & set(model.model.catalogue.item_ids[order])) >= 29
+    assert answer.score_kept == 1.0
+    assert not set(answer.item_ids) & set(history)
+
+
+def test_products_that_nobody_knows_are_told_back_and_do_not_count(model: ServedModel) -> None:
+    with_unknown = model.recommend(Query({**HISTORY, "nothing": 5.0}))
+    assert with_unknown.unknown == ("nothing",)
+    assert with_unknown.scores == model.recommend(Query(HISTORY)).scores
+
+
+def test_filters_hold_together(model: ServedModel) -> None:
+    table = model.model.catalogue.products.set_index("item_id")
+    filters = Filters(category="c3", price_from=4.0, price_to=12.0, merchant_id="shop")
+    answer = model.recommend(Query(HISTORY, k=500, filters=filters))
+    chosen = table.loc[list(answer.item_ids)]
+    row = np.arange(SIZE)
+    wanted = (
+        (table["category"] == "c3") & table["price"].between(4.0, 12.0) & (row % 3 == 0)
+    ).to_numpy()
+    assert len(chosen) == wanted.sum() > 3
+    assert set(answer.item_ids) == set(table.index[wanted])
+    first = answer.item_ids[0]
+    without = model.recommend(
+        Query(HISTORY, k=500, filters=Filters(exclude=frozenset((first, "nothing"))))
+    )
+    assert first not in without.item_ids
+    level = answer.scores[1]
+    best = model.recommend(Query(HISTORY, k=SIZE, filters=Filters(minimum_score=level)))
+    assert min(best.scores) >= level
+
+
+@pytest.mark.parametrize(
+    ("filters", "words"),
+    [
+        (Filters(category="x"), "category 'x'"),
+        (Filters(brand="x"), "brand 'x'"),
+        (Filters(merchant_id="x"), "shop 'x'"),
+    ],
+)
+def test_a_filter_for_what_there_is_not_is_refused(
+    model: ServedModel, filters: Filters, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        model.recommend(Query(filters=filters))
+
+
+def test_the_dial_turns_lists_to_the_tail_and_says_what_it_cost(model: ServedModel) -> None:
+    answers = [model.recommend(Query(HISTORY, tail_dial=dial)) for dial in (0.0, 0.3, 0.6, 1.0)]
+    shares = [answer.tail_share for answer in answers]
+    assert shares == sorted(shares)
+    assert shares[-1] > shares[0]
+    kept = [answer.score_kept for answer in answers]
+    assert kept == sorted(kept, reverse=True)
+    assert 0.0 <= kept[-1] < kept[0] == 1.0
+    assert {answer.tail_share_undialled for answer in answers} == {shares[0]}
+
+
+def test_similar_products_leave_out_the_product_itself(model: ServedModel) -> None:
+    answer = model.similar("p0007", 5)
+    assert len(answer.item_ids) == 5
+    assert "p0007" not in answer.item_ids
+    with pytest.raises(InputError, match="'none'"):
+        model.similar("none", 5)
+
+
+def test_reasons_add_up_to_the_score_that_was_served(model: ServedModel) -> None:
+    answer = model.recommend(Query(HISTORY))
+    for item, score in zip(answer.item_ids[:5], answer.scores, strict=False):
+        found = model.explain(item, HISTORY, {})
+        size = sum(abs(part.value) for part in found.parts)
+        assert sum(part.value for part in found.parts) == pytest.approx(
+            found.score, abs=1e-9 * size
+        )
+        assert found.score == pytest.approx(score, abs=1e-5 * size)
+
+
+def test_without_a_product_the_score_changes_by_its_stated_part(model: ServedModel) -> None:
+    found = model.explain("p0100", HISTORY, {})
+    without = model.explain("p0100", {k: v for k, v in HISTORY.items() if k != "p0500"}, {})
+    own = found.by_label()["p0500"]
+    # The expected basket is taken off once for each unit of weight, so it changes along.
+    basket = found.by_label()["expected basket"] - without.by_label()["expected basket"]
+    assert found.score - without.score == pytest.approx(own + basket, abs=1e-9)
+
+
+def test_a_model_of_another_catalogue_is_refused() -> None:
+    whole = served()
+    other = Catalogue.of(products().head(10))
+    with pytest.raises(ArtifactError, match="belongs to catalogue"):
+        ServedModel.of(1, whole.artifact, other)
+
+
+def test_eight_bits_find_what_32_find_with_exact_scores() -> None:
+    exact, coarse = served(), served(Int8Index.of)
+    rng = np.random.default_rng(2)
+    found = []
+    for _ in range(20):
+        history = {f"p{i:04d}": 1.0 for i in rng.choice(SIZE, 8, replace=False)}
+        a, b = exact.recommend(Query(history)), coarse.recommend(Query(history))
+        found.append(len(set(a.item_ids) & set(b.item_ids)) / 20)
+        same = dict(zip(a.item_ids, a.scores, strict=True))
+        for item, score in zip(b.item_ids, b.scores, strict=True):
+            if item in same:
+                assert score == pytest.approx(same[item], rel=1e-4, abs=1e-3)
+    assert np.mean(found) >= 0.99
+
+
+@given(
+    st.lists(st.integers(-5, 5), min_size=0, max_size=60),
+    st.integers(0, 25),
+    st.integers(1, 4000),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_best_rows_are_those_of_a_full_sort(values: list[int], k: int, repeat: int) -> None:
+    scores = np.resize(np.array(values or [0], np.float32), repeat)
+    scores[::7] = -np.inf
+    order = np.argsort(-scores, kind="stable")[:k]
+    expected = order[scores[order] > -np.inf]
+    assert best_rows(scores, k).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("width", [1, 16, 64, 65, 200])
+def test_codes_are_off_by_less_than_their_step(width: int) -> None:
+    rng = np.random.default_rng(width)
+    vectors = rng.normal(size=(50, width)).astype(np.float32)
+    vectors[3] = 0.0
+    index, vector = Int8Index.of(vectors), rng.normal(size=width).astype(np.float32)
+    step = np.abs(vectors).max(axis=1) / 127
+    bound = step / 2 * np.abs(vector).sum() * 1.01 + 1e-5
+    assert (np.abs(index.scores(vector) - vectors @ vector) <= bound).all()
+    assert not index.scores(np.zeros(width, np.float32)).any()
+    rows = np.array([4, 2])
+    np.testing.assert_allclose(index.exact(rows, vector), vectors[rows] @ vector, rtol=1e-6)
