@@ -1,0 +1,181 @@
+"""docker-compose.yml, held to what a deployment must never lose. No engine is needed."""
+
+import re
+from typing import Any
+
+import pytest
+from check_jsonschema import main as check_jsonschema
+from click.testing import CliRunner
+
+from compose_support import COMPOSE_FILE, ROOT, hidden, mounts, read_compose, words
+
+COMPOSE = read_compose()
+SERVICES = COMPOSE.services
+RUNNING = COMPOSE.of("operator", "shop")
+TOOLS = COMPOSE.of("operator-tools", "shop-tools")
+PINNED = re.compile(r"[a-z0-9./-]+:\d+\.\d+\.\d+[a-z0-9.-]*(@sha256:[0-9a-f]{64})?")
+
+service = pytest.mark.parametrize("name", SERVICES)
+running = pytest.mark.parametrize("name", RUNNING)
+
+
+def test_it_follows_the_schema_of_compose_files() -> None:
+    arguments = ["--builtin-schema", "vendor.compose-spec", str(COMPOSE_FILE)]
+    done = CliRunner().invoke(check_jsonschema, arguments)
+    assert done.exit_code == 0, done.output
+
+
+def test_the_schema_check_notices_a_mistake(tmp_path: Any) -> None:
+    wrong = tmp_path / "docker-compose.yml"
+    wrong.write_text(COMPOSE_FILE.read_text().replace("read_only:", "readonly:", 1))
+    done = CliRunner().invoke(
+        check_jsonschema, ["--builtin-schema", "vendor.compose-spec", str(wrong)]
+    )
+    assert done.exit_code == 1
+
+
+def test_every_service_is_on_one_side_and_both_sides_are_there() -> None:
+    assert sorted(RUNNING + TOOLS) == sorted(SERVICES)
+    assert COMPOSE.of("operator") == ["gateway", "superlink", "superexec"]
+    assert COMPOSE.of("shop") == ["supernode", "shop-superexec"]
+    assert {"train", "registry", "server", "client"} == set(TOOLS)
+
+
+@service
+def test_no_container_has_more_rights_than_it_needs(name: str) -> None:
+    given = SERVICES[name]
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", given["user"])
+    assert given["read_only"] is True
+    assert given["cap_drop"] == ["ALL"]
+    assert "cap_add" not in given
+    assert given["security_opt"] == ["no-new-privileges:true"]
+    assert not given.get("privileged")
+    assert given.get("pid") is None
+    assert given.get("network_mode") in (None, "none")
+    assert "docker.sock" not in str(given)
+
+
+@service
+def test_every_container_has_limits(name: str) -> None:
+    limits = SERVICES[name]["deploy"]["resources"]["limits"]
+    assert float(limits["cpus"]) > 0
+    assert re.fullmatch(r"\d+[mg]", limits["memory"])
+    assert 0 < limits["pids"] <= 512
+    assert SERVICES[name]["logging"]["options"]["max-size"]
+
+
+@service
+def test_every_image_is_pinned(name: str) -> None:
+    given = SERVICES[name]
+    assert PINNED.fullmatch(given["image"]), given["image"]
+    if "build" in given:
+        assert PINNED.fullmatch(given["build"]["args"]["PYTHON_IMAGE"])
+        assert (ROOT / given["build"]["dockerfile"]).is_file()
+    assert given.get("pull_policy") != "always"
+
+
+def test_no_host_to_fetch_packages_from_is_written_down() -> None:
+    assert SERVICES["superlink"]["build"]["args"]["TORCH_INDEX"] == ""
+
+
+@running
+def test_what_stays_up_is_watched_and_restarted(name: str) -> None:
+    given = SERVICES[name]
+    assert given["restart"] == "unless-stopped"
+    assert given["healthcheck"]["test"][0] == "CMD"
+    assert {"interval", "timeout", "retries", "start_period"} <= set(given["healthcheck"])
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_command_ends_and_is_not_restarted(name: str) -> None:
+    assert SERVICES[name]["restart"] == "no"
+
+
+def test_only_the_gateway_is_published() -> None:
+    assert [name for name, given in SERVICES.items() if given.get("ports")] == ["gateway"]
+    assert SERVICES["gateway"]["ports"] == ["0.0.0.0:8443:8443"]
+
+
+def test_flowers_interfaces_are_on_networks_that_lead_nowhere() -> None:
+    networks = COMPOSE.document["networks"]
+    internal = {name for name, given in networks.items() if given.get("internal")}
+    assert internal == {"control", "shop"}
+    placed = {name: set(given.get("networks", [])) for name, given in SERVICES.items()}
+    # The Control API: no authentication.
+    assert placed["superlink"] == {"control"}
+    assert placed["superexec"] == placed["server"] == placed["train"] == {"control"}
+    assert placed["gateway"] == {"fleet", "control"}
+    # Whoever holds data or the CA has no way out; whoever has a way out holds neither.
+    assert placed["shop-superexec"] == {"shop"}
+    assert placed["supernode"] == {"outside", "shop"}
+    for name in ("client", "registry"):
+        assert SERVICES[name]["network_mode"] == "none"
+        assert not placed[name]
+
+
+@service
+def test_what_is_mounted_must_be_there(name: str) -> None:
+    assert all(mount.must_exist for mount in mounts(SERVICES[name]))
+
+
+def test_a_shops_data_are_read_only_and_out_of_reach_of_the_node_that_talks_to_outside() -> None:
+    trained = {mount.target: mount for mount in mounts(SERVICES["shop-superexec"])}
+    writable = {target for target, mount in trained.items() if not mount.read_only}
+    assert writable == {"/shop/ledger", "/shop/models", "/shop/logs"}
+    assert trained["/shop/data"].read_only
+    node = {mount.target: mount for mount in mounts(SERVICES["supernode"])}
+    assert {target for target, mount in node.items() if not mount.read_only} == {"/shop/logs"}
+    assert node.keys() == {"/shop", "/shop/logs"}
+    private = {"/shop/data", "/shop/keys", "/shop/ledger", "/shop/models", "/shop/secrets"}
+    assert hidden(SERVICES["supernode"]) == private
+
+
+def test_the_authoritys_key_is_in_no_container_that_stays() -> None:
+    for name in RUNNING:
+        for mount in mounts(SERVICES[name]):
+            assert not (ROOT / "federation/ca/ca.key").is_relative_to(mount.source), name
+        assert "ca.key" not in str(SERVICES[name].get("secrets"))
+
+
+def test_every_secret_that_a_command_names_is_given_and_none_is_spare() -> None:
+    for name, given in SERVICES.items():
+        named = set(re.findall(r"/run/secrets/([\w.-]+)", " ".join(words(given))))
+        named |= set(re.findall(r"/run/secrets/([\w.-]+)", str(given.get("healthcheck"))))
+        if name == "gateway":
+            continue
+        assert named == set(given.get("secrets", [])), name
+    assert set(COMPOSE.document["secrets"]) == {
+        secret for given in SERVICES.values() for secret in given.get("secrets", [])
+    }
+
+
+def test_variables_move_folders_port_user_and_limits() -> None:
+    moved = read_compose(
+        {
+            "FEDTAIL_FEDERATION": "/srv/fed",
+            "FEDTAIL_SHOP": "/srv/shop",
+            "FEDTAIL_PORT": "443",
+            "FEDTAIL_ADDRESS": "192.0.2.1",
+            "FEDTAIL_UID": "1000",
+            "FEDTAIL_GID": "1001",
+            "FEDTAIL_CPUS": "16",
+            "FEDTAIL_MEMORY": "64g",
+            "FEDTAIL_GATEWAY": "shops.example:443",
+        }
+    )
+    services = moved.services
+    assert services["gateway"]["ports"] == ["192.0.2.1:443:8443"]
+    assert {given["user"] for given in services.values()} == {"1000:1001"}
+    limits = services["shop-superexec"]["deploy"]["resources"]["limits"]
+    assert (limits["cpus"], limits["memory"]) == ("16", "64g")
+    assert "--superlink=shops.example:443" in words(services["supernode"])
+    assert str(moved.secret("node.key")) == "/srv/shop/keys/node.key"
+    sources = {str(m.source) for given in services.values() for m in mounts(given)}
+    assert all(s.startswith(("/srv/", str(ROOT / "deploy"))) for s in sources)
+
+
+def test_nothing_is_sent_to_flowers_makers() -> None:
+    for name, given in SERVICES.items():
+        if name != "gateway":
+            assert given["environment"]["FLWR_TELEMETRY_ENABLED"] == "0"
+            assert given["environment"]["FLWR_DISABLE_UPDATE_CHECK"] == "1"

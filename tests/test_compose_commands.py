@@ -1,0 +1,178 @@
+"""Each command of docker-compose.yml, parsed by the very program that it starts."""
+
+import argparse
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+from flwr.supercore.cli.flower_superexec import _parse_args as superexec_parser
+from flwr.supercore.grpc_health import run_health_server_grpc_no_tls
+from flwr.supercore.routers import health
+from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink as superlink_parser
+from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode as supernode_parser
+
+from client.__main__ import app as client_app
+from common.processes import free_port
+from compose_support import ROOT, read_compose, words
+from server.__main__ import app as server_app
+
+SERVICES = read_compose({"FEDTAIL_GATEWAY": "shops.example:8443"}).services
+HEALTHY = ROOT / "deploy/healthy.py"
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Parse as the program does; a wrong word fails the test rather than ending it."""
+    try:
+        return parser.parse_args(arguments)
+    except SystemExit:
+        pytest.fail(f"{arguments} is refused: {parser.format_usage()}")
+
+
+def reached(app: typer.Typer, arguments: list[str]) -> str:
+    """Return the command that these words reach, with all of its options parsed."""
+    command: click.Command = typer.main.get_command(app)
+    context = command.make_context("program", list(arguments), resilient_parsing=False)
+    while isinstance(command, click.Group):
+        rest = [*context._protected_args, *context.args]
+        name, found, rest = command.resolve_command(context, rest)
+        assert name is not None
+        assert found is not None
+        context, command = found.make_context(name, rest, parent=context), found
+    return context.command_path.removeprefix("program ")
+
+
+def test_the_superlink_serves_tls_admits_known_nodes_only_and_keeps_its_state() -> None:
+    program, *arguments = words(SERVICES["superlink"])
+    assert program == "flower-superlink"
+    given = parsed(superlink_parser(), arguments)
+    assert (given.host, given.port, given.insecure) == ("0.0.0.0", 8000, False)
+    assert given.enable_supernode_auth
+    assert given.isolation == "process"
+    assert given.ssl_certfile
+    assert given.ssl_keyfile
+    assert given.ssl_ca_certfile
+    assert given.superexec_auth_secret_file
+    assert not given.runtime_dependency_install
+    assert not given.simulation
+    folder = {v["target"] for v in SERVICES["superlink"]["volumes"]}
+    assert str(Path(given.database).parent) in folder
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "insecure"),
+    [("superexec", "superlink:8000", False), ("shop-superexec", "supernode:9094", True)],
+)
+def test_a_superexec_asks_its_own_link_for_work(name: str, address: str, insecure: bool) -> None:
+    program, *arguments = words(SERVICES[name])
+    assert program == "flower-superexec"
+    given = parsed(superexec_parser(), arguments)
+    assert (given.runtime_api_address, given.insecure) == (address, insecure)
+    assert bool(given.root_certificates) is not insecure
+    assert given.superexec_auth_secret_file
+    assert not given.runtime_dependency_install
+    # It stays inside the container: no network of ours may ask.
+    assert given.health_server_address.startswith("127.0.0.1:")
+    assert address.partition(":")[0] in SERVICES
+    # Not the image's code but the run's.
+    assert SERVICES[name]["working_dir"] == "/tmp"
+
+
+def test_the_supernode_is_the_one_that_refuses_what_is_not_approved() -> None:
+    from client import node
+
+    program, flag, module, *arguments = words(SERVICES["supernode"])
+    assert (program, flag, module) == ("python", "-m", node.__name__)
+    ours = [a for a in arguments if a.startswith(("--approved=", "--refused="))]
+    assert len(ours) == 2
+    given = parsed(supernode_parser(), [a for a in arguments if a not in ours])
+    assert (given.host, given.port, given.insecure) == ("0.0.0.0", 9094, False)
+    assert given.superlink == "shops.example:8443"
+    assert given.isolation == "process"
+    assert given.auth_supernode_private_key == "/run/secrets/node.key"
+    assert given.superexec_auth_secret_file
+    assert given.root_certificates
+    assert not given.runtime_dependency_install
+
+
+@pytest.mark.parametrize(
+    ("name", "app", "more", "command"),
+    [
+        ("registry", server_app, [], "registry list"),
+        ("client", client_app, ["check", "/shop/shop.toml"], "check"),
+    ],
+)
+def test_our_own_command_lines_know_what_they_are_told(
+    name: str, app: typer.Typer, more: list[str], command: str
+) -> None:
+    given = words(SERVICES[name])
+    assert given[:2] == ["python", "-m"]
+    arguments = [a for a in given[3:] if a != "--help"] + more
+    assert reached(app, arguments) == command
+
+
+def test_an_unknown_word_would_be_noticed() -> None:
+    with pytest.raises(click.UsageError):
+        reached(server_app, ["registry", "list", "/registry", "--lots"])
+    with pytest.raises(click.UsageError):
+        reached(client_app, ["chekc", "/shop/shop.toml"])
+
+
+class _Answer(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), _Answer)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def asked(url: str) -> int:
+    return subprocess.run([sys.executable, str(HEALTHY), url], check=False, timeout=30).returncode
+
+
+def test_the_health_check_takes_only_a_good_answer(web: str) -> None:
+    assert asked(f"{web}/health") == 0
+    assert asked(f"{web}/other") == 1
+    assert asked(f"http://127.0.0.1:{free_port()}/health") == 1
+
+
+def test_the_health_check_asks_flowers_health_server() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    server = run_health_server_grpc_no_tls(address)
+    try:
+        assert asked(f"grpc://{address}") == 0
+    finally:
+        server.stop(None).wait()
+    assert asked(f"grpc://{address}") == 1
+
+
+def test_what_the_health_checks_ask_for_is_served() -> None:
+    assert "/health" in {route.path for route in health.router.routes}  # type: ignore[attr-defined]
+    for name in ("superlink", "supernode"):
+        assert SERVICES[name]["healthcheck"]["test"][3].endswith("/health")
+    for name in ("superexec", "shop-superexec"):
+        url = SERVICES[name]["healthcheck"]["test"][3]
+        assert f"--health-server-address={url.removeprefix('grpc://')}" in words(SERVICES[name])
