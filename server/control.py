@@ -35,6 +35,25 @@ class Node:
     status: str
 
 
+@dataclass(frozen=True)
+class Submitted:
+    """A run as SuperLink knows it.
+
+    Attributes
+    ----------
+    status
+        Flower's word, such as ``finished:completed``.
+    details
+        What Flower says of it; may be empty.
+    bundle
+        Digest of the bundle that every shop is asked to run.
+    """
+
+    status: str
+    details: str
+    bundle: str
+
+
 class Control:
     """A SuperLink's Control API.
 
@@ -99,8 +118,19 @@ class Control:
 
     def status(self, run_id: str) -> str:
         """Return Flower's word for a run, such as ``finished:completed``."""
-        answer = self._flwr("ls", _NAME, "--run-id", run_id)
-        return str(answer["runs"][0]["status"])
+        return self.run(run_id).status
+
+    def run(self, run_id: str) -> Submitted:
+        """Return what SuperLink knows of a run; asked without starting Flower's command line."""
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        with self._client() as client:
+            found = client.ListRuns(ListRunsRequest(run_id=int(run_id))).run_dict
+        if int(run_id) not in found:
+            raise RunError(f"SuperLink at {self.address} knows no run {run_id}")
+        run = found[int(run_id)]
+        words = [word for word in (run.status.status, run.status.sub_status) if word]
+        return Submitted(":".join(words), run.status.details, run.fab_hash)
 
     def log(self, run_id: str) -> str:
         """Return what the server's app of a run logged; in a simulation, the clients' as well."""
@@ -108,7 +138,11 @@ class Control:
 
     def stop(self, run_id: str) -> None:
         """Stop a run."""
-        self._flwr("stop", run_id, _NAME)
+        from flwr.proto.control_pb2 import StopRunRequest
+
+        with self._client() as client:
+            if not client.StopRun(StopRunRequest(run_id=int(run_id))).success:
+                raise RunError(f"SuperLink at {self.address} did not stop run {run_id}")
 
     def nodes(self) -> list[Node]:
         """Return all nodes that are registered."""
