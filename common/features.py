@@ -23,12 +23,19 @@ import pandas as pd
 from pydantic import Field, ValidationError
 from scipy import sparse
 
+from common.content_columns import (
+    ITEM_ID,
+    RETIRED,
+    ColumnRule,
+    as_text,
+    is_number,
+    rule_of,
+    values_of,
+)
 from common.errors import ArtifactError, ConfigError
 from common.protocol import Frozen
 
 CROSS = "*"
-_NUMBER_BINS = 20
-_MAX_WORDS = 40
 _FILES = ("products.parquet", "catalogue.json")
 
 
@@ -36,13 +43,15 @@ class ContentSpec(Frozen):
     """Which columns describe a product, and how wide their codes are.
 
     ``features`` names columns (``"brand"``) and pairs of columns (``"type*brand"``). Empty: every
-    column, and each pair of the columns whose values repeat.
+    column, and each pair of the columns whose values repeat. ``columns`` says how a column is read;
+    one that it does not name is read as the table itself suggests.
     """
 
     features: tuple[str, ...] = ()
     content_width: int = Field(32768, ge=1, le=2**20)
     nonzeros: int = Field(1, ge=1, le=16)
     hash_rows: int = Field(8192, ge=1)
+    columns: dict[str, ColumnRule] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class Catalogue:
         """Return the catalogue of a validated products table, whatever its order."""
         spec = spec or ContentSpec()
         ordered = products.sort_values("item_id", kind="stable").reset_index(drop=True)
-        known = [str(column) for column in ordered.columns if column != "item_id"]
+        known = content_columns(ordered)
         for name in spec.features:
             for column in name.split(CROSS):
                 if column not in known:
@@ -96,7 +105,21 @@ class Catalogue:
                         f"content feature {name!r} needs a products column {column!r}; "
                         f"the table has {', '.join(known) or 'no content columns'}"
                     )
-        return cls(ordered["item_id"].to_numpy(dtype=object).astype(str), ordered, spec)
+        return cls(ordered[ITEM_ID].to_numpy(dtype=object).astype(str), ordered, spec)
+
+    def settled(self) -> "Catalogue":
+        """Return the same catalogue with a spec that leaves nothing to the table.
+
+        A later table under this spec gives every product that stays as it is the same features.
+        """
+        rules = {name: self._rule(name) for name in content_columns(self.products)}
+        spec = self.spec.model_copy(
+            update={
+                "features": self.spec.features or tuple(f.name for f in self.features),
+                "columns": {**(self.spec.columns or {}), **rules},
+            }
+        )
+        return Catalogue(self.item_ids, self.products, spec)
 
     @property
     def size(self) -> int:
@@ -106,14 +129,25 @@ class Catalogue:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over ids, content and spec, 64 hex digits: equal catalogues, equal models."""
-        digest = hashlib.sha256(self.spec.model_dump_json().encode())
+        digest = hashlib.sha256(self.spec.model_dump_json(exclude_none=True).encode())
         for column in sorted(map(str, self.products.columns)):
             # Numbers fall into bins and text does not, even where they read the same.
-            kind = "number" if pd.api.types.is_numeric_dtype(self.products[column]) else "text"
+            kind = "number" if is_number(self.products[column]) else "text"
             digest.update(f"\0{column}\0{kind}\0".encode())
-            hashes = pd.util.hash_array(_text(self.products[column]), categorize=True)
+            hashes = pd.util.hash_array(as_text(self.products[column]), categorize=True)
             digest.update(np.ascontiguousarray(hashes, dtype="<u8").tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def offered(self) -> np.ndarray:
+        """(n,) bool: what may be recommended: all but the products that are retired.
+
+        A retired product keeps its row: what customers did with it still says what they like.
+        """
+        if RETIRED not in self.products:
+            return np.ones(self.size, dtype=bool)
+        said = pd.Series(as_text(self.products[RETIRED])).str.lower()
+        return ~said.isin(("true", "1", "yes")).to_numpy(dtype=bool)
 
     def rows(self, item_ids: Sequence[str] | np.ndarray) -> np.ndarray:
         """Return (len,) int32 rows of products; -1 for one that the catalogue does not hold."""
@@ -124,10 +158,11 @@ class Catalogue:
     @cached_property
     def features(self) -> tuple[Feature, ...]:
         """Every kind of feature of the spec, or of all columns where it names none."""
+        needed = {part for name in self.spec.features for part in name.split(CROSS)}
         columns = {
-            str(name): _column_feature(str(name), self.products[name])
-            for name in self.products.columns
-            if name != "item_id"
+            name: self._column(name)
+            for name in content_columns(self.products)
+            if name in needed or not needed
         }
         names = self.spec.features or _default_features(columns, self.size)
         return tuple(_feature(name, columns, self.size) for name in names)
@@ -142,10 +177,15 @@ class Catalogue:
         """
         parts = name.split(CROSS)
         for part in parts:
-            if part not in self.products.columns or part == "item_id":
+            if part not in content_columns(self.products):
                 raise ConfigError(f"feature {name!r} needs a products column {part!r}")
-        columns = {part: _column_feature(part, self.products[part]) for part in parts}
-        return _feature(name, columns, self.size)
+        return _feature(name, {part: self._column(part) for part in parts}, self.size)
+
+    def _rule(self, name: str) -> ColumnRule:
+        return (self.spec.columns or {}).get(name) or rule_of(self.products[name])
+
+    def _column(self, name: str) -> Feature:
+        return Feature(name, *values_of(self.products[name], self._rule(name)))
 
     @cached_property
     def content(self) -> sparse.csr_matrix:
@@ -168,6 +208,11 @@ class Catalogue:
             place = sparse.csr_matrix((ones, (np.arange(len(rows)), rows)), shape=shape)
             total = total + _incidence(feature, self.size) @ place
         return total.tocsr()
+
+
+def content_columns(products: pd.DataFrame) -> list[str]:
+    """Return the columns of a products table that describe a product."""
+    return [str(name) for name in products.columns if name not in (ITEM_ID, RETIRED)]
 
 
 def write_catalogue(catalogue: Catalogue, folder: Path) -> None:
@@ -200,30 +245,6 @@ def read_catalogue(folder: Path) -> Catalogue:
             f"the catalogue in {folder} is not the one that was published; publish it again"
         )
     return catalogue
-
-
-def _text(column: pd.Series) -> np.ndarray:
-    """Return a column as text, "" where it says nothing."""
-    filled = column.astype(object).where(column.notna(), "")
-    return filled.map(str).to_numpy(dtype=object)
-
-
-def _column_feature(name: str, column: pd.Series) -> Feature:
-    if pd.api.types.is_numeric_dtype(column) and column.nunique() > _NUMBER_BINS:
-        numbers = column.to_numpy(dtype=float, na_value=np.nan)
-        edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, _NUMBER_BINS + 1)[1:-1]))
-        bins = np.digitize(numbers, edges)
-        named = ["" if np.isnan(v) else f"bin {b}" for v, b in zip(numbers, bins, strict=True)]
-        column = pd.Series(named, dtype=object)
-    text = pd.Series(_text(column))
-    words = text.str.split("|")
-    distinct = text.nunique()
-    if distinct > max(50, len(text) // 2):  # Titles and descriptions, not categories.
-        words = text.str.lower().str.findall(r"\w{2,}").map(lambda found: found[:_MAX_WORDS])
-    exploded = words.explode().dropna().astype(str).str.strip()
-    exploded = exploded[exploded != ""]
-    codes, values = pd.factorize(exploded.to_numpy(dtype=object), sort=True)
-    return Feature(name, np.asarray(values), exploded.index.to_numpy(), codes)
 
 
 def _default_features(columns: dict[str, Feature], size: int) -> list[str]:

@@ -235,3 +235,39 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are() -> None:
 def test_rows_of_unknown_products_are_minus_one() -> None:
     catalogue = Catalogue.of(make(), SPEC)
     assert catalogue.rows(["i003", "nothing", "i000"]).tolist() == [3, -1, 0]
+
+
+def test_a_settled_spec_reads_kept_products_as_before_whatever_is_new() -> None:
+    products = make(120)
+    stream = np.random.default_rng(3)
+    products["price"] = stream.lognormal(size=120)
+    products["stars"] = np.arange(120) % 5
+    products["title"] = [f"Fresh milk No{k:03}" for k in range(120)]
+    first = Catalogue.of(products).settled()
+    dear = make(300).iloc[120:].assign(price=1000.0, stars=2.5, title="the same", brand="b1")
+    later = Catalogue.of(pd.concat([products, dear]), first.spec)
+    assert same_codes(first, later)
+    # Without it, the new prices move the bins of the old ones.
+    loose = Catalogue.of(products), Catalogue.of(pd.concat([products, dear]))
+    assert not same_codes(*loose)
+
+
+def test_settling_changes_no_feature() -> None:
+    products = make(120).assign(price=np.random.default_rng(3).lognormal(size=120))
+    plain = Catalogue.of(products)
+    settled = plain.settled()
+    assert same_codes(plain, settled)
+    assert [f.name for f in settled.features] == [f.name for f in plain.features]
+    assert settled.settled().fingerprint == settled.fingerprint
+
+
+@pytest.mark.parametrize("retired", [["True", "no"], [True, False], [1, 0], ["yes", None]])
+def test_a_retired_product_keeps_its_row_and_is_not_offered(retired: list[object]) -> None:
+    products = make(2)
+    products["retired"] = pd.Series(retired)
+    catalogue = Catalogue.of(products)
+    assert catalogue.offered.tolist() == [False, True]
+    assert catalogue.rows(["i000", "i001"]).tolist() == [0, 1]
+    assert same_codes(catalogue, Catalogue.of(make(2)))
+    assert catalogue.fingerprint != Catalogue.of(make(2)).fingerprint
+    assert Catalogue.of(make(2)).offered.all()
