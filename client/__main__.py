@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from common.cli import print_document, print_json, run
+from common.cli import print_document, print_json, run, stages
 from common.errors import ConfigError, LedgerError
 
 app = typer.Typer(
@@ -177,6 +177,51 @@ def statement(settings: Shop, as_json: Json = False) -> None:
         print_json(document)
     else:
         sys.stdout.write(render_shop_statement(document))
+
+
+@app.command()
+def adapt(
+    settings: Shop,
+    model: Annotated[
+        Path | None, typer.Option(help="A model's folder; default: the one that came home last.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit the global model to this shop, on its own data; what is fitted stays here."""
+    from client.adapting import adapt as adapt_shop
+    from client.home_tables import adapted_table
+    from client.settings import read_settings
+
+    with stages() as progress:
+        document = adapt_shop(settings, read_settings(settings), model, progress)
+    print_document(document, adapted_table, as_json=as_json)
+
+
+@app.command()
+def recommend(
+    settings: Shop,
+    user: Annotated[str, typer.Option(help="A customer's user_id.")] = "",
+    history: Annotated[str, typer.Option(help="For a guest: item ids, separated by commas.")] = "",
+    count: Annotated[int, typer.Option("-k", "--count", help="How many products.")] = 20,
+    tail_dial: Annotated[
+        float, typer.Option(help="0: relevance alone; 1: rarely bought products first.")
+    ] = 0.0,
+    why: Annotated[bool, typer.Option(help="Take each score apart.")] = False,
+    plain: Annotated[
+        bool, typer.Option(help="The global model as it came, not the adapted one.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a customer would be shown: what the shop stocks and they have no record of."""
+    from client.home_tables import recommendations_table
+    from client.recommending import Request
+    from client.recommending import recommend as recommend_to
+    from client.settings import read_settings
+
+    items = tuple(filter(None, (item.strip() for item in history.split(","))))
+    request = Request(user, items, count, tail_dial, why, plain)
+    document = recommend_to(settings, read_settings(settings), request)
+    print_document(document, recommendations_table, as_json=as_json)
 
 
 @ledger_app.command()

@@ -109,6 +109,17 @@ class Ease:
         result: np.ndarray = dense - (dense - explained) / self.diagonal
         return result
 
+    def contributions(self, history: sparse.csr_matrix, item: int) -> np.ndarray:
+        """Return (H,) float64 what each product of a (1, n) history adds to a product's score."""
+        seen = history.indices
+        column = self.customers[:, [item]]
+        explained = np.asarray(self.customers[:, seen].T @ (self.inverse @ column.toarray()))[:, 0]
+        if len(self.core):
+            explained = explained + self.lifted[:, seen].T @ (self.core @ self.lifted[:, item])
+        alone = (seen == item).astype(np.float64)
+        added: np.ndarray = alone - (alone - explained) / self.diagonal[item]
+        return added
+
     def _among_customers(self, overlap: np.ndarray) -> np.ndarray:
         """Return (B, n) ``A K⁻¹ X`` of (B, U) ``A``."""
         weights = overlap.astype(np.float32) @ self.inverse

@@ -4,10 +4,12 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from common.errors import FedtailError
 
@@ -38,6 +40,17 @@ def print_document(
         print_json(document)
         return
     terminal().print(table(document))
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """Yield what shows the present stage on stderr: a spinner, or a line where nobody looks."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: console.print(f"{text} ...", markup=False, highlight=False)
+        return
+    with console.status("") as status:
+        yield lambda text: status.update(escape(f"{text} ..."))
 
 
 def terminal() -> Console:

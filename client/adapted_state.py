@@ -1,0 +1,315 @@
+"""A shop's adaptation on disk: its own state, for its owner's eyes alone, checked before use.
+
+::
+
+    adapted/                    mode 0700
+    ├── current                 the name of the newest
+    └── 20261124T171500.123456/
+        ├── state.safetensors   EASE, the shop's own popularity, the catalogue's content
+        └── adapted.json        what it was fitted on, and the SHA-256 of the other
+
+An adaptation is written into a folder of its own and then named by ``current``: a reader, or a
+power cut, meets the old one or the new one, never half of either.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from scipy import sparse
+
+from client.ease import Ease
+from client.home_settings import HomeSettings
+from client.personalization import HomeModel
+from common.code import code_digest
+from common.errors import ArtifactError
+from common.features import Catalogue, ContentSpec
+from common.model import GlobalModel
+from common.protocol import Arrays, Frozen, ModelPlan
+
+FORMAT_VERSION: Final = 1
+STATE, FACTS, CURRENT = "state.safetensors", "adapted.json", "current"
+_KEPT = 2
+#: Of a catalogue's folder.
+PRODUCTS = "products.parquet"
+_DRAFT = ".draft-"
+_CONTENT, _CUSTOMERS, _OWN = "content", "customers", "own_learned"
+
+
+class AdaptedFacts(Frozen):
+    """What ``adapted.json`` says: what was fitted, on what, and to which weights.
+
+    Attributes
+    ----------
+    fitted_at
+        When, ISO 8601.
+    model_folder, model_digest, model_version
+        The global model around which, and the SHA-256 of its manifest.
+    catalogue_digest
+        SHA-256 over the files of the catalogue.
+    content
+        How the catalogue's columns become features.
+    settings, behavior_weights, rating_scale
+        The shop's own, as they were.
+    first, last, validation_from
+        Times of the first and last record, and from when on the weights were chosen.
+    customers, records, validated
+        How many customers with records, how many records, and how many customers the weights were
+        chosen on.
+    """
+
+    format_version: Literal[1] = FORMAT_VERSION
+    merchant_id: str
+    fitted_at: str
+    model_folder: Path
+    model_digest: str
+    model_version: str
+    catalogue_digest: str
+    catalogue_fingerprint: str
+    content: ContentSpec
+    code_digest: str
+    settings: HomeSettings
+    behavior_weights: dict[str, float]
+    rating_scale: float
+    half_life_days: float
+    first: int
+    last: int
+    validation_from: int
+    customers: int
+    records: int
+    validated: int
+    mixing_weights: dict[str, float]
+    part_scales: dict[str, float]
+    ridges: dict[str, float] = Field(default_factory=dict)
+    own_plan: ModelPlan | None = None
+    state_digest: str = ""
+
+
+def save_adapted(folder: Path, home: HomeModel, facts: AdaptedFacts) -> AdaptedFacts:
+    """Write an adaptation whole or not at all, and let ``current`` name it.
+
+    Parameters
+    ----------
+    folder
+        The shop's ``adapted``; made where it is missing. The one before stays too, for whoever is
+        reading it; older ones go.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    with _alone(folder):
+        _sweep(folder)
+        try:
+            return _write(folder, home, facts)
+        finally:
+            _sweep(folder)
+
+
+def _write(folder: Path, home: HomeModel, facts: AdaptedFacts) -> AdaptedFacts:
+    eases = {name: part for name, part in home.eases.items() if isinstance(part, Ease)}
+    draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=folder))
+    save_file(_arrays(home, eases), draft / STATE)
+    facts = facts.model_copy(
+        update={
+            "mixing_weights": dict(home.mixing_weights),
+            "part_scales": dict(home.part_scales),
+            "ridges": {name: ease.ridge for name, ease in eases.items()},
+            "own_plan": home.own_learned.plan if home.own_learned else None,
+            "state_digest": _sha256(draft / STATE),
+        }
+    )
+    (draft / FACTS).write_text(facts.model_dump_json(indent=2), encoding="utf-8")
+    for path in (draft / STATE, draft / FACTS):
+        path.chmod(0o600)
+        _sync(path)
+    name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    draft.rename(folder / name)
+    pointer = folder / f"{_DRAFT}{CURRENT}"
+    pointer.write_text(name, encoding="utf-8")
+    pointer.chmod(0o600)
+    _sync(pointer)
+    pointer.replace(folder / CURRENT)
+    _sync(folder)
+    return facts
+
+
+def read_facts(folder: Path) -> tuple[Path, AdaptedFacts] | None:
+    """Return the newest adaptation's folder and facts; None where the shop has none.
+
+    Raises
+    ------
+    ArtifactError
+        If it is there and cannot be read.
+    """
+    name = _current(folder)
+    if name is None:
+        return None
+    if not name:
+        raise _unusable(folder / CURRENT, "it names no adaptation")
+    path = folder / name / FACTS
+    try:
+        return folder / name, AdaptedFacts.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _unusable(path, "it is missing or damaged, or of another version") from error
+
+
+def read_state(folder: Path, facts: AdaptedFacts) -> Arrays:
+    """Return the arrays of an adaptation, checked against its facts.
+
+    Raises
+    ------
+    ArtifactError
+        If they are damaged, or were fitted by other code.
+    """
+    if facts.code_digest != code_digest():
+        raise _unusable(folder, "it was fitted by another version of this code")
+    try:
+        if _sha256(folder / STATE) != facts.state_digest:
+            raise _unusable(folder / STATE, "it is damaged: its SHA-256 is not what was written")
+        arrays: Arrays = load_file(folder / STATE)
+    except (OSError, SafetensorError) as error:
+        raise _unusable(folder / STATE, "it is missing or damaged") from error
+    return arrays
+
+
+def known_catalogue(folder: Path, facts: AdaptedFacts, arrays: Arrays) -> Catalogue:
+    """Return the catalogue that the adaptation was fitted on, whose digest is that of its files.
+
+    Its fingerprint and content, which are slow to make, are those that were kept.
+    """
+    catalogue = Catalogue.of(pd.read_parquet(folder / PRODUCTS), facts.content)
+    content = _matrix(arrays, _CONTENT)
+    # Where cached_property would put them.
+    vars(catalogue).update(content=content, fingerprint=facts.catalogue_fingerprint)
+    return catalogue
+
+
+def home_of(arrays: Arrays, facts: AdaptedFacts, model: GlobalModel) -> HomeModel:
+    """Return the mixture that was stored, around the global model that it was fitted to."""
+    eases = {
+        name: Ease(
+            customers=_matrix(arrays, f"{name}.{_CUSTOMERS}"),
+            inverse=arrays[f"{name}.inverse"],
+            diagonal=arrays[f"{name}.diagonal"],
+            ridge=ridge,
+            lifted=arrays[f"{name}.lifted"],
+            core=arrays[f"{name}.core"],
+        )
+        for name, ridge in facts.ridges.items()
+    }
+    own = None
+    if facts.own_plan is not None:
+        state = {k.removeprefix(f"{_OWN}."): v for k, v in arrays.items() if k.startswith(_OWN)}
+        own = GlobalModel(facts.own_plan, model.catalogue, state)
+    return HomeModel(
+        model,
+        own,
+        eases,
+        arrays["own_popularity"],
+        arrays["expected_content"],
+        facts.part_scales,
+        facts.mixing_weights,
+    )
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the SHA-256 over the names and contents of the files in a folder."""
+    digest = hashlib.sha256()
+    try:
+        for path in sorted(p for p in folder.iterdir() if p.is_file()):
+            digest.update(f"{path.name}:{_sha256(path)}\n".encode())
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _arrays(home: HomeModel, eases: Mapping[str, Ease]) -> Arrays:
+    arrays: Arrays = {
+        "own_popularity": home.own_popularity.astype(np.float32),
+        "expected_content": home.expected_content.astype(np.float32),
+        **_flat(home.model.catalogue.content, _CONTENT),
+    }
+    for name, ease in eases.items():
+        arrays |= _flat(ease.customers, f"{name}.{_CUSTOMERS}")
+        for field in ("inverse", "diagonal", "lifted", "core"):
+            arrays[f"{name}.{field}"] = getattr(ease, field)
+    if home.own_learned is not None:
+        arrays |= {f"{_OWN}.{name}": array for name, array in home.own_learned.state.items()}
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _flat(matrix: sparse.csr_matrix, name: str) -> Arrays:
+    return {
+        f"{name}.data": matrix.data.astype(np.float32),
+        f"{name}.indices": matrix.indices.astype(np.int32),
+        f"{name}.indptr": matrix.indptr.astype(np.int64),
+        f"{name}.shape": np.array(matrix.shape, np.int64),
+    }
+
+
+def _matrix(arrays: Arrays, name: str) -> sparse.csr_matrix:
+    parts = tuple(arrays[f"{name}.{part}"] for part in ("data", "indices", "indptr"))
+    return sparse.csr_matrix(parts, shape=tuple(map(int, arrays[f"{name}.shape"])))
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what an interrupted adaptation left, and all but the newest ones."""
+    for path in folder.glob(f"{_DRAFT}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    whole = sorted(path for path in folder.iterdir() if path.is_dir())
+    current = _current(folder)
+    for path in whole[:-_KEPT]:
+        if path.name != current:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that drafts in it are one's own."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _current(folder: Path) -> str | None:
+    try:
+        name = (folder / CURRENT).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return name if Path(name).name == name else ""
+
+
+def _unusable(path: Path, why: str) -> ArtifactError:
+    return ArtifactError(f"{path}: {why}; make it anew with python -m client adapt")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,194 @@
+"""``client adapt``: the shop's own mixture around the global model, fitted at home and kept there.
+
+The weights are chosen on the last part of the shop's own time span, with parts that have not seen
+it; then all is fitted on every record. The global model is as it came: where its training saw that
+part too, weights lean to it a little, and the document says so.
+"""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client.adapted_state import AdaptedFacts, folder_digest, save_adapted
+from client.home import (
+    CameHome,
+    HomeRecords,
+    Progress,
+    Tail,
+    load_home_model,
+    read_records,
+)
+from client.home_settings import HomeSettings
+from client.models import current_model
+from client.periods import ShopPeriod, histories
+from client.personalization import HomeModel, choose_weights
+from client.settings import ShopSettings
+from client.shop_folder import ShopFolder
+from common.code import code_digest
+from common.errors import DataError
+from common.features import read_catalogue
+from common.schema import BEHAVIOR_WEIGHTS, ShopEvents
+
+
+def adapt(
+    path: Path,
+    settings: ShopSettings,
+    model_folder: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> dict[str, Any]:
+    """Fit the shop's mixture on all of its records and keep it in the shop's folder.
+
+    Parameters
+    ----------
+    path
+        Of the settings.
+    model_folder
+        The global model; default: the one that came home last.
+
+    Returns
+    -------
+    dict
+        ``shop, model, span, validation_from, customers, records, validated, weights, kept_in,
+        notes``.
+
+    Raises
+    ------
+    InputError
+        If there is no model, or it is damaged or of another catalogue; if the shop's data can't
+        be read or hold nothing to adapt to.
+    """
+    folder = ShopFolder.of(path)
+    chosen = current_model(settings.models) if model_folder is None else model_folder.resolve()
+    progress("reading the catalogue and the model")
+    catalogue = read_catalogue(settings.catalogue)
+    home = load_home_model(chosen, catalogue)
+    progress("reading the shop's records")
+    records = read_records(settings, catalogue)
+    if not len(records.events):
+        raise DataError(
+            "the shop has no records of products in the catalogue: there is nothing to adapt to. "
+            "python -m client recommend uses the global model as it came"
+        )
+    mixed = fitting(home, settings.home.mixed)
+    first, last = records.span
+    end = last + 1
+    begin = last_part(first, end, settings.home.validation_share)
+    fitted, validated = fit_home(home, records, mixed, begin, end, progress)
+    progress("keeping the adaptation")
+    facts = save_adapted(
+        folder.adapted,
+        fitted,
+        AdaptedFacts(
+            merchant_id=settings.merchant_id,
+            fitted_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            model_folder=home.folder,
+            model_digest=home.digest,
+            model_version=home.manifest.version,
+            catalogue_digest=folder_digest(settings.catalogue),
+            catalogue_fingerprint=catalogue.fingerprint,
+            content=catalogue.spec,
+            code_digest=code_digest(),
+            settings=settings.home.mixed,
+            behavior_weights=settings.behavior_weights or dict(BEHAVIOR_WEIGHTS),
+            rating_scale=settings.rating_scale,
+            half_life_days=home.plan.half_life_days,
+            first=first,
+            last=last,
+            validation_from=begin,
+            customers=len(records.events.user_ids),
+            records=len(records.events),
+            validated=validated,
+            mixing_weights={},
+            part_scales={},
+        ),
+    )
+    return {
+        "shop": settings.merchant_id,
+        "model": home.manifest.version,
+        "span": {"first": when(first), "last": when(last)},
+        "validation_from": when(begin),
+        "customers": facts.customers,
+        "records": facts.records,
+        "validated": validated,
+        "weights": facts.mixing_weights,
+        "kept_in": str(folder.adapted),
+        "notes": _notes(home, mixed, validated, begin),
+    }
+
+
+def fit_home(
+    home: CameHome,
+    records: HomeRecords,
+    settings: HomeSettings,
+    begin: int,
+    end: int,
+    progress: Progress = lambda _: None,
+) -> tuple[HomeModel, int]:
+    """Choose the weights on the records from ``begin`` on, then fit on all before ``end``.
+
+    Returns
+    -------
+    tuple
+        The mixture, and how many customers the weights were chosen on.
+    """
+    half_life, n = home.plan.half_life_days, home.model.catalogue.size
+    events = records.events.before(end)
+    before = events.before(begin)
+    period = ShopPeriod.of(before, events.since(begin), n, half_life, begin)
+    validated = int(np.count_nonzero(np.diff(period.targets.indptr)))
+    weights = dict(settings.start)
+    if validated:
+        progress(f"choosing the weights on {validated} customers")
+        tail = Tail(home.model, before).mask
+        weights = choose_weights(home.model, period, tail, settings, stock=records.stock)
+    progress(f"fitting on all {len(events)} records")
+    fitted = HomeModel.fit(home.model, histories(events, n, half_life, end), settings)
+    return replace(fitted, mixing_weights=weights), validated
+
+
+def fitting(home: CameHome, settings: HomeSettings) -> HomeSettings:
+    """Return the settings less the parts that an untrained learned block can't give."""
+    return settings if home.learned else settings.without("learned", "shared_ease")
+
+
+def last_part(first: int, end: int, share: float) -> int:
+    """Return where the last ``share`` of a time span begins; never before its second second."""
+    return max(end - max(1, round(share * (end - first))), first + 1)
+
+
+def has_seen(home: CameHome, moment: int) -> bool:
+    """Whether the global model may have been trained on records from ``moment`` on.
+
+    A run trains on all that a shop has on that day; the plan's date tells the day.
+    """
+    return not 0 < home.plan.reference_time <= moment
+
+
+def known_until(events: ShopEvents, moment: int) -> int:
+    """Return how many customers have records before a moment."""
+    return int(np.unique(events.users[events.timestamps < moment]).size)
+
+
+def when(moment: int) -> str:
+    """Return epoch seconds as ISO 8601, UTC."""
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _notes(home: CameHome, settings: HomeSettings, validated: int, begin: int) -> list[str]:
+    notes = []
+    if not home.learned:
+        notes.append("the global model has no trained round: it brings popularity and content only")
+    if not validated:
+        notes.append(
+            f"no customer bought anything new since {when(begin)}: the weights are those that the "
+            "search would have started from"
+        )
+    elif {"learned", "shared_ease", "popularity"} & set(settings.start) and has_seen(home, begin):
+        notes.append(
+            f"the global model may have been trained on records since {when(begin)}, on which the "
+            "weights were chosen: they may lean to it a little more than they should"
+        )
+    return notes

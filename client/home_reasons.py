@@ -1,0 +1,81 @@
+"""A shop's mixed score taken apart exactly: every part is linear in the history."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from scipy import sparse
+
+from client.ease import Ease
+from client.personalization import HomeModel
+from common.errors import ConfigError
+from common.explanation import Explanation, Part, explain, explain_neighbours
+from common.model import GlobalModel
+from common.reasons import sides_of
+
+_LEARNED = ("history-learned", "expected-learned")
+
+
+def explain_home(
+    home: HomeModel, weights: Mapping[str, float], history: sparse.csr_matrix, item: int
+) -> Explanation:
+    """Return why one customer's mixed score of a product is what it is.
+
+    Parameters
+    ----------
+    weights
+        Part -> weight, such as the mixture's own.
+    history
+        (1, n) weights of what the customer did.
+    item
+        Catalogue row of the product.
+
+    Raises
+    ------
+    InputError
+        If a part has a tower that is not linear.
+    """
+    parts: list[Part] = []
+    for name, weight in weights.items():
+        if weight:
+            factor = weight / home.part_scales.get(name, 1.0)
+            found = _part(home, name, history, item)
+            parts += [replace(part, value=factor * part.value) for part in found]
+    return Explanation(float(np.sum([part.value for part in parts])), tuple(parts))
+
+
+def _part(home: HomeModel, name: str, history: sparse.csr_matrix, item: int) -> tuple[Part, ...]:
+    if name == "content":
+        return _content(home, history, item)
+    if name == "popularity":
+        return (Part("popularity", "everywhere", float(home.model.popularity_bias[item])),)
+    if name == "own_popularity":
+        return (Part("popularity", "at this shop", float(home.own_popularity[0, item])),)
+    if name == "learned":
+        return _learned(home.model, history, item)
+    if name == "own_learned" and home.own_learned is not None:
+        return _learned(home.own_learned, history, item)
+    ease = home.eases.get(name)
+    if not isinstance(ease, Ease):
+        raise ConfigError(f"home: the part {name!r} can't be taken apart")
+    labels = [str(home.model.catalogue.item_ids[row]) for row in history.indices]
+    return explain_neighbours(labels, ease.contributions(history, item)).parts
+
+
+def _content(home: HomeModel, history: sparse.csr_matrix, item: int) -> tuple[Part, ...]:
+    catalogue = home.model.catalogue
+    own = catalogue.content[[item]]
+    weights = history.data.astype(np.float64)
+    alike = weights * (catalogue.content[history.indices] @ own.T).toarray().ravel()
+    expected = float(weights.sum() * (own @ home.expected_content)[0])
+    labels = [str(catalogue.item_ids[row]) for row in history.indices]
+    named = zip(labels, alike, strict=True)
+    return (
+        *(Part("history-content", label, float(value)) for label, value in named),
+        Part("expected-content", "expected basket", -expected),
+    )
+
+
+def _learned(model: GlobalModel, history: sparse.csr_matrix, item: int) -> tuple[Part, ...]:
+    found = explain(*sides_of(model, history, item))
+    return tuple(part for part in found.parts if part.kind in _LEARNED)

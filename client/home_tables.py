@@ -1,0 +1,91 @@
+"""The terminal's tables of what a shop does with the global model at home."""
+
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from client.tables import LOOK
+
+Document = dict[str, Any]
+_REASONS = 4
+_WORDS = {
+    "history-content": "like {label}",
+    "history-learned": "bought with {label}",
+    "neighbours": "bought with {label}",
+    "expected-content": "less what anyone's basket is like",
+    "expected-learned": "less what anyone buys with it",
+    "popularity": "popular {label}",
+    "attribute": "{label}",
+}
+
+
+def adapted_table(document: Document) -> Group:
+    """Return what an adaptation was fitted on and how it mixes."""
+    table = Table(
+        title=f"Adapted {escape(document['shop'])} to {escape(document['model'])}", **LOOK
+    )
+    table.add_column("part")
+    table.add_column("weight", justify="right")
+    for name, weight in document["weights"].items():
+        table.add_row(name, f"{weight:.3g}" if weight else "not used")
+    span = document["span"]
+    return Group(
+        table,
+        Text(
+            f"Fitted on {document['records']} records of {document['customers']} customers, "
+            f"{span['first'][:10]} to {span['last'][:10]}; weights chosen on "
+            f"{document['validated']} customers since {document['validation_from'][:10]}."
+        ),
+        Text(f"Kept in {document['kept_in']}; it never leaves this machine."),
+        *_notes(document),
+    )
+
+
+def recommendations_table(document: Document) -> Group:
+    """Return one customer's list, with its reasons where they were asked for."""
+    who = document["user_id"] or "a guest"
+    listed = document["recommendations"]
+    table = Table(title=f"For {escape(who)} at {escape(document['shop'])}", **LOOK)
+    table.add_column("rank", justify="right")
+    table.add_column("item")
+    columns = [name for name in ("title", "category") if any(entry.get(name) for entry in listed)]
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    table.add_column("score", justify="right")
+    why = any("reasons" in entry for entry in listed)
+    if why:
+        table.add_column("because of", overflow="fold")
+    for entry in listed:
+        table.add_row(
+            str(entry["rank"]),
+            escape(entry["item_id"]),
+            *(escape(entry.get(name) or "") for name in columns),
+            f"{entry['score']:.4f}",
+            *([escape(_because(entry["reasons"]))] if why else []),
+        )
+    model = document["model"]
+    how = f"adapted at home on {model['fitted_at'][:10]}" if model["adapted"] else "as it came"
+    seen = document["history"]["products"]
+    return Group(
+        table,
+        Text(f"Model {model['version']}, {how}; from {seen} products in the history."),
+        *_notes(document),
+    )
+
+
+def _because(reasons: list[dict[str, Any]]) -> str:
+    """Return the weightiest reasons and the sum of the others: together they are the score."""
+    words = [
+        f"{_WORDS.get(part['kind'], '{label}').format(label=part['label'])} {part['value']:+.4f}"
+        for part in reasons[:_REASONS]
+    ]
+    if rest := reasons[_REASONS:]:
+        words.append(f"{len(rest)} more {sum(part['value'] for part in rest):+.4f}")
+    return "\n".join(words)
+
+
+def _notes(document: Document) -> list[Text]:
+    return [Text(f"Note: {note}.", style="yellow") for note in document["notes"]]

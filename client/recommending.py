@@ -1,0 +1,242 @@
+"""``client recommend``: what one customer of the shop would be shown, and why.
+
+The customer's records are read at this moment, so that the last click counts. A customer who is
+not known, or a guest, is answered from the history that is given, or by popularity.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from client.adapted_state import (
+    folder_digest,
+    home_of,
+    known_catalogue,
+    read_facts,
+    read_state,
+)
+from client.customers import read_customer
+from client.home import CameHome, Progress, load_home_model, manifest_digest
+from client.home_reasons import explain_home
+from client.models import current_model
+from client.personalization import HomeModel, mix
+from client.settings import ShopSettings
+from client.shop_folder import ShopFolder
+from common.errors import ArtifactError, ConfigError
+from common.explanation import Explanation, explain
+from common.features import Catalogue, read_catalogue
+from common.reasons import sides_of
+from common.schema import BEHAVIOR_WEIGHTS
+from common.scoring import re_rank, top_k
+
+#: Products that the tail dial may choose from, for each that is shown.
+_DEEPER, _LEAST_DEPTH = 10, 200
+_MOST = 1000
+#: Who has no history gets what sells: here, and everywhere; 1 is an average product in both.
+_NO_HISTORY = {"own_popularity": 1.0, "popularity": 1.0}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes
+    ----------
+    user_id
+        A customer of the shop; "" for a guest.
+    history
+        Products that a guest is interested in.
+    count
+        How many products to list.
+    tail_dial
+        From 0, relevance alone, to 1, products rarely bought first.
+    why
+        Whether to take every score apart.
+    plain
+        Whether to leave the shop's own adaptation aside.
+    """
+
+    user_id: str = ""
+    history: tuple[str, ...] = ()
+    count: int = 20
+    tail_dial: float = 0.0
+    why: bool = False
+    plain: bool = False
+
+    def __post_init__(self) -> None:
+        if bool(self.user_id) == bool(self.history):
+            raise ConfigError("give either --user ID, or --history ITEM,ITEM for a guest")
+        if not 1 <= self.count <= _MOST:
+            raise ConfigError(f"a list holds 1 to {_MOST} products, not {self.count}")
+        if not 0 <= self.tail_dial <= 1:
+            raise ConfigError(f"the tail dial goes from 0 to 1, not {self.tail_dial:g}")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A shop ready to answer: its model, and what its own adaptation adds.
+
+    Attributes
+    ----------
+    home
+        None where the shop uses the global model as it came.
+    """
+
+    catalogue: Catalogue
+    came: CameHome
+    home: HomeModel | None
+    fitted_at: str | None
+    notes: tuple[str, ...]
+
+    def scores(self, history: sparse.csr_matrix) -> np.ndarray:
+        """Return (1, n) float32 scores."""
+        if self.home is None:
+            return self.came.model.scores(history)
+        weights = self._weights(history)
+        scales = self.home.part_scales if history.nnz else {}
+        return mix(self.home.parts(history, weights), weights, scales, history.shape)
+
+    def reasons(self, history: sparse.csr_matrix, item: int) -> Explanation:
+        """Return the parts that a product's score is the sum of."""
+        if self.home is None:
+            return explain(*sides_of(self.came.model, history, item))
+        return explain_home(self.home, self._weights(history), history, item)
+
+    @property
+    def exposure(self) -> np.ndarray:
+        """(n,) how much each product is bought, here and everywhere, not negative."""
+        popularity = self.came.model.popularity_bias
+        return popularity if self.home is None else popularity + self.home.own_popularity[0]
+
+    def _weights(self, history: sparse.csr_matrix) -> Mapping[str, float]:
+        assert self.home is not None
+        if history.nnz:
+            return {name: w for name, w in self.home.mixing_weights.items() if w}
+        return _NO_HISTORY
+
+
+def recommend(
+    path: Path, settings: ShopSettings, request: Request, progress: Progress = lambda _: None
+) -> dict[str, Any]:
+    """Answer one customer.
+
+    Parameters
+    ----------
+    path
+        Of the settings.
+
+    Returns
+    -------
+    dict
+        ``shop, user_id, known, history, model, recommendations`` (``rank, item_id, title,
+        category, score``, with ``why`` also ``reasons``: ``kind, label, value``) and ``notes``.
+
+    Raises
+    ------
+    InputError
+        If there is no model, or what the shop fitted around it is not to be used any more.
+    """
+    progress("reading the model")
+    ready = get_ready(path, settings, plain=request.plain)
+    notes = list(ready.notes)
+    progress("reading the customer's records")
+    customer = read_customer(settings, ready.catalogue, request.user_id, request.history)
+    notes += customer.notes
+    history = customer.history(ready.came.plan.half_life_days)
+    progress("ranking")
+    scores = ready.scores(history)
+    depth = max(_DEEPER * request.count, _LEAST_DEPTH) if request.tail_dial else request.count
+    rows, found = top_k(scores, depth, exclude=history, allowed=customer.stock)
+    if request.tail_dial:
+        rows, found = re_rank(rows, found, request.count, request.tail_dial, ready.exposure)
+    listed = [(int(row), float(s)) for row, s in zip(rows[0], found[0], strict=True) if row >= 0]
+    if len(listed) < request.count:
+        notes.append(f"the shop stocks no more than {len(listed)} products that are new to them")
+    return {
+        "shop": settings.merchant_id,
+        "user_id": request.user_id or None,
+        "known": customer.known,
+        "history": {"products": history.nnz, "outside_catalogue": customer.outside},
+        "model": {
+            "version": ready.came.manifest.version,
+            "adapted": ready.home is not None,
+            "fitted_at": ready.fitted_at,
+        },
+        "recommendations": [
+            {
+                "rank": rank,
+                **_described(ready.catalogue, row),
+                "score": score,
+                **({"reasons": _reasons(ready.reasons(history, row))} if request.why else {}),
+            }
+            for rank, (row, score) in enumerate(listed, start=1)
+        ],
+        "notes": notes,
+    }
+
+
+def get_ready(path: Path, settings: ShopSettings, *, plain: bool = False) -> Ready:
+    """Load what answers customers: the adaptation where there is one, else the global model.
+
+    Raises
+    ------
+    ArtifactError
+        If the adaptation is damaged, or its model, the catalogue, the settings or the code are no
+        longer those that it was fitted with.
+    """
+    stored = None if plain else read_facts(ShopFolder.of(path).adapted)
+    if stored is None:
+        catalogue = read_catalogue(settings.catalogue)
+        came = load_home_model(current_model(settings.models), catalogue)
+        why = "as asked" if plain else "the shop has not adapted it (python -m client adapt)"
+        return Ready(catalogue, came, None, None, (f"the global model as it came: {why}",))
+    folder, facts = stored
+    again = "fit it again with python -m client adapt"
+    for what, fitted, present in (
+        ("shop", facts.merchant_id, settings.merchant_id),
+        ("catalogue", facts.catalogue_digest, folder_digest(settings.catalogue)),
+        ("global model", facts.model_digest, manifest_digest(facts.model_folder)),
+        ("home.mixed", facts.settings, settings.home.mixed),
+        (
+            "behavior_weights",
+            facts.behavior_weights,
+            settings.behavior_weights or dict(BEHAVIOR_WEIGHTS),
+        ),
+        ("rating_scale", facts.rating_scale, settings.rating_scale),
+    ):
+        if fitted != present:
+            raise ArtifactError(
+                f"{folder} was fitted with another {what} than there is now: {again}"
+            )
+    arrays = read_state(folder, facts)
+    catalogue = known_catalogue(settings.catalogue, facts, arrays)
+    came = load_home_model(facts.model_folder, catalogue)
+    notes = []
+    try:
+        newest = manifest_digest(current_model(settings.models))
+    except ConfigError:
+        newest = facts.model_digest
+    if newest != facts.model_digest:
+        notes.append(f"another model has come home since the shop adapted to this one: {again}")
+    home = home_of(arrays, facts, came.model)
+    return Ready(catalogue, came, home, facts.fitted_at, tuple(notes))
+
+
+def _described(catalogue: Catalogue, row: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"item_id": str(catalogue.item_ids[row])}
+    for column in ("title", "category"):
+        if column in catalogue.products:
+            value = catalogue.products[column].iloc[row]
+            found[column] = None if pd.isna(value) else str(value)
+    return found
+
+
+def _reasons(found: Explanation) -> list[dict[str, Any]]:
+    """Return a score's parts, the weightiest first."""
+    parts = sorted(found.parts, key=lambda part: -abs(part.value))
+    return [{"kind": p.kind, "label": p.label, "value": p.value} for p in parts if p.value]
