@@ -23,16 +23,26 @@ if TYPE_CHECKING:
 _NAME = "own"
 _SECONDS = 120.0
 _GONE = "unregistered"
+_FINISHED = "finished"
 
 
 @dataclass(frozen=True)
 class Node:
-    """A shop's node as SuperLink knows it; ``status`` is Flower's word, such as ``online``."""
+    """A shop's node as SuperLink knows it.
+
+    Attributes
+    ----------
+    status
+        Flower's word, such as ``online``.
+    changed_at
+        When it came or went last, ISO 8601; empty if it never came.
+    """
 
     node_id: int
     name: str
     public_key: bytes
     status: str
+    changed_at: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,6 +142,14 @@ class Control:
         words = [word for word in (run.status.status, run.status.sub_status) if word]
         return Submitted(":".join(words), run.status.details, run.fab_hash)
 
+    def unfinished(self) -> list[str]:
+        """Return the ids of all runs that have not ended."""
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        with self._client() as client:
+            found = client.ListRuns(ListRunsRequest()).run_dict
+        return [str(run_id) for run_id, run in found.items() if run.status.status != _FINISHED]
+
     def log(self, run_id: str) -> str:
         """Return what the server's app of a run logged; in a simulation, the clients' as well."""
         return self._call("log", run_id, _NAME, "--show").stdout
@@ -150,7 +168,17 @@ class Control:
 
         with self._client() as client:
             found = client.ListNodes(ListNodesRequest()).nodes_info
-        return [Node(n.node_id, n.name, n.public_key, n.status) for n in found if n.status != _GONE]
+        return [
+            Node(
+                n.node_id,
+                n.name,
+                n.public_key,
+                n.status,
+                max(n.last_activated_at, n.last_deactivated_at),
+            )
+            for n in found
+            if n.status != _GONE
+        ]
 
     def register(self, public_key: bytes, name: str) -> int:
         """Admit the node that holds this key's other half; return its id.
