@@ -36,6 +36,9 @@ class Program:
         Where its output is appended, readable by us alone.
     final
         Told a status with which it ended; returns why starting it again is of no use, or None.
+    clear
+        Called before each start and after the end: ends what it may have left behind that does
+        not show the token.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Program:
     folder: Path
     log: Path
     final: Callable[[int], str | None] = lambda _: None
+    clear: Callable[[], object] = lambda: None
 
     def tail(self) -> str:
         """Return the last lines of its log."""
@@ -168,6 +172,7 @@ class Supervisor:
             time.sleep(_POLL)
 
     def _spawn(self, program: Program) -> subprocess.Popen[bytes]:
+        program.clear()
         with suppress(FileNotFoundError):
             if program.log.stat().st_size > _LARGEST_LOG:
                 program.log.replace(program.log.with_suffix(program.log.suffix + ".1"))
@@ -195,4 +200,5 @@ class Supervisor:
         end_carriers(self._variable, self._value)
         for child in self._children.values():
             child.process.wait(self._grace)
+            child.program.clear()
             logger.info("program=%s event=over", child.program.name)

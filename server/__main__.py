@@ -8,6 +8,7 @@ import typer
 from common.cli import print_document, run
 from common.errors import ConfigError
 from server.catalogue_commands import catalogue_app
+from server.federation_commands import operator_app
 
 app = typer.Typer(
     help="The federation's side: its registry of models.",
@@ -20,6 +21,7 @@ registry_app = typer.Typer(
 )
 app.add_typer(registry_app, name="registry")
 app.add_typer(catalogue_app, name="catalogue")
+app.add_typer(operator_app)
 
 _NEWEST = "newest"
 
