@@ -8,7 +8,9 @@ from flwr.clientapp import ClientApp
 from client.participation import Node, answer
 from common.protocol import (
     HEADER,
+    HOME,
     JOIN,
+    MANIFEST,
     PUBLIC_WEIGHT,
     RELEASE,
     STATE,
@@ -38,6 +40,12 @@ def update(message: Message, context: Context) -> Message:
     return _reply(TRAIN, message, context)
 
 
+@app.query(HOME)
+def home(message: Message, context: Context) -> Message:
+    """Keep the finished model."""
+    return _reply(HOME, message, context)
+
+
 def _reply(kind: str, message: Message, context: Context) -> Message:
     records = message.content
     state = records.array_records.get(STATE) or ArrayRecord()
@@ -46,6 +54,7 @@ def _reply(kind: str, message: Message, context: Context) -> Message:
         dict(records.config_records.get(HEADER, {})),
         lambda: {name: array.numpy() for name, array in state.items()},
         Node(context.node_config, context.run_config, os.environ),
+        str(dict(records.config_records.get(MANIFEST, {})).get(MANIFEST, "")),
     )
     content = RecordDict(
         {

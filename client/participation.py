@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -16,15 +17,10 @@ from pydantic import ValidationError
 from client.privacy.budget import check_fits
 from client.privacy.ledger import Ledger
 from client.privacy.noise import NoiseSource, SeededNoise, SystemNoise
-from client.privacy.plan import (
-    check_paid,
-    check_plan,
-    check_state,
-    code_digest,
-    planned_events,
-)
+from client.privacy.plan import check_paid, check_plan, check_state, planned_events
 from client.settings import ShopSettings, refuse_run_config, shop_settings
 from client.source import read_shop
+from common.code import code_digest
 from common.errors import (
     BudgetError,
     ConfigError,
@@ -36,11 +32,14 @@ from common.errors import (
 from common.features import Catalogue, read_catalogue
 from common.model import check_may_travel, state_spec
 from common.protocol import (
+    HOME,
     JOIN,
+    MAX_MANIFEST_CHARS,
     NO_FINGERPRINT,
     PROTOCOL_VERSION,
     RELEASE,
     Arrays,
+    Noise,
     ReplyHeader,
     RoundHeader,
     StatusCode,
@@ -84,20 +83,26 @@ class Node:
 
 
 def answer(
-    kind: str, raw_header: Mapping[str, object], state: Callable[[], Arrays], node: Node
+    kind: str,
+    raw_header: Mapping[str, object],
+    state: Callable[[], Arrays],
+    node: Node,
+    manifest: str = "",
 ) -> tuple[ReplyHeader, Arrays]:
     """Answer one message.
 
     Parameters
     ----------
     kind
-        ``JOIN``, ``RELEASE`` or ``TRAIN``.
+        ``JOIN``, ``RELEASE``, ``TRAIN`` or ``HOME``.
     raw_header
         The fields of a :class:`RoundHeader`, unchecked.
     state
-        Decodes the released global state; called for ``TRAIN`` only.
+        Decodes the released global state; called for ``TRAIN`` and ``HOME`` only.
     node
         Where this runs.
+    manifest
+        What came with the finished model, unchecked.
 
     Returns
     -------
@@ -107,15 +112,20 @@ def answer(
     shop, fingerprint, head, server_round = NO_FINGERPRINT, NO_FINGERPRINT, NO_FINGERPRINT, 0
     arrays: Arrays = {}
     status: StatusCode = "ok"
+    noise: Literal[Noise, "none"] = "none"
     try:
         header = _header(raw_header)
         server_round, fingerprint = header.server_round, header.catalogue_fingerprint
         settings = shop_settings(node.node_config, node.environment)
         shop = shop_key(settings.merchant_id)
         refuse_run_config(node.run_config)
-        plan = _plan(kind, header, settings)
-        head, arrays = _take_part(kind, header, plan, state, settings)
-        _check_may_leave(arrays, head, header, plan, settings)
+        if kind == HOME:
+            _keep(header, state, manifest, settings)
+        else:
+            plan = _plan(kind, header, settings)
+            noise = settings.noise if plan.private else "none"
+            head, arrays = _take_part(kind, header, plan, state, settings)
+            _check_may_leave(arrays, head, header, plan, settings)
     except Exception as error:  # No text of any error may leave the shop.
         status = next(code for kind_, code in _CODES if isinstance(error, kind_))
         arrays = {}
@@ -126,6 +136,7 @@ def answer(
         shop=shop,
         catalogue_fingerprint=fingerprint,
         ledger_head=head,
+        noise=noise,
     )
     return reply, arrays
 
@@ -159,6 +170,32 @@ def _plan(kind: str, header: RoundHeader, settings: ShopSettings) -> TrainingPla
     return plan
 
 
+def _keep(
+    header: RoundHeader, state: Callable[[], Arrays], manifest: str, settings: ShopSettings
+) -> None:
+    """Keep the finished model. The shop's records are not even read: nothing is charged.
+
+    Every shop gets the model, also one whose settings forbid it to train in such a plan.
+    """
+    from client.models import keep_model  # Slow, and only the last message needs it.
+
+    if len(manifest) > MAX_MANIFEST_CHARS:
+        raise ProtocolError("the manifest of a model that came home is too long")
+    plan = parse_plan(header.plan_json)
+    catalogue = _agreed_catalogue(header, settings)
+    arrays = state()
+    check_arrays(arrays, state_spec(plan.model, catalogue.size), max_norm=0.0)
+    keep_model(settings.models, header, plan, arrays, manifest, catalogue)
+
+
+def _agreed_catalogue(header: RoundHeader, settings: ShopSettings) -> Catalogue:
+    """Return the shop's catalogue if it is the server's too."""
+    catalogue = _catalogue(settings.catalogue, _stamp(settings.catalogue))
+    if catalogue.fingerprint != header.catalogue_fingerprint:
+        raise _WrongCatalogueError("the server's catalogue is not the one this shop holds")
+    return catalogue
+
+
 def _take_part(
     kind: str,
     header: RoundHeader,
@@ -167,16 +204,13 @@ def _take_part(
     settings: ShopSettings,
 ) -> tuple[str, Arrays]:
     """Do what one exchange asks for; return the ledger's head and what leaves the shop."""
-    published = _stamp(settings.catalogue)
-    catalogue = _catalogue(settings.catalogue, published)
-    if catalogue.fingerprint != header.catalogue_fingerprint:
-        raise _WrongCatalogueError("the server's catalogue is not the one this shop holds")
+    catalogue = _agreed_catalogue(header, settings)
     if kind == JOIN:
         return _join(header, plan, settings), {}
     # Everything that can fail is tried before the charge: what is charged can't be taken back.
     from client.training import release_popularity, train_round  # Slow: a JOIN does without.
 
-    events = _records(settings, published)
+    events = _records(settings, _stamp(settings.catalogue))
     if plan.private:
         # An empty shop has no baskets to tell apart: it takes part, as it would with some.
         check_plan(plan, has_sessions=events.sessions is not None or not len(events))

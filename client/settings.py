@@ -108,6 +108,8 @@ class ShopSettings(Frozen):
         Whether, and at which price, the shop's own figures of the global model may leave it.
     federation
         Where the shop's client connects to; not needed for a simulation.
+    models
+        Folder of the models that the federation sends home; beside ``shop.toml`` by default.
     """
 
     merchant_id: str = Field(min_length=1)
@@ -128,6 +130,7 @@ class ShopSettings(Frozen):
     home: HomeSection = Field(default_factory=HomeSection)
     evaluation: EvaluationSettings | None = None
     federation: FederationSettings | None = None
+    models: Path = Path("models")
 
     @model_validator(mode="after")
     def _data_are_in_one_place(self) -> "ShopSettings":
@@ -171,7 +174,8 @@ def shop_settings(
 def read_settings(path: Path) -> ShopSettings:
     """Read a ``shop.toml``; relative paths in it start from its folder."""
     values = read_toml(path)
-    for key in ("data", "catalogue", "ledger"):
+    values.setdefault("models", "models")
+    for key in ("data", "catalogue", "ledger", "models"):
         if isinstance(values.get(key), str):
             # One spelling for one place: simulated shops share a catalogue, and its cache.
             values[key] = (path.parent / values[key]).resolve()

@@ -66,17 +66,27 @@ class ModelArtifact:
 
 
 def save_model(
-    folder: Path, arrays: Mapping[str, np.ndarray], item_ids: np.ndarray, manifest: Manifest
+    folder: Path,
+    arrays: Mapping[str, np.ndarray],
+    item_ids: np.ndarray,
+    manifest: Manifest,
+    *,
+    model_digest: Digest | None = None,
 ) -> Manifest:
     """Write a model whole or not at all, and return its manifest as written.
 
     The files are written and synced in a temporary folder beside ``folder``, which is then
     renamed: a reader, or a power cut, never meets half a model.
 
+    Parameters
+    ----------
+    model_digest
+        SHA-256 that the file of arrays must have, for a model that was sent from elsewhere.
+
     Raises
     ------
     ArtifactError
-        If ``folder`` exists, or an array holds values that are not finite.
+        If ``folder`` exists, an array holds values that are not finite, or the digest differs.
     """
     if folder.exists():
         raise ArtifactError(f"{folder} exists already: a model is never overwritten, name another")
@@ -87,6 +97,10 @@ def save_model(
         contiguous = {k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()}
         save_file(contiguous, temporary / MODEL)
         (temporary / MODEL).chmod(0o644)  # the library keeps it from all but its owner
+        if model_digest is not None and _sha256(temporary / MODEL) != model_digest:
+            raise ArtifactError(
+                f"{folder}: the arrays are not those of the manifest (SHA-256 differs)"
+            )
         pq.write_table(
             pa.table({"item_id": pa.array(item_ids.tolist(), pa.string())}), temporary / ITEMS
         )

@@ -1,12 +1,13 @@
 """The names and shapes on the wire, and their version.
 
-One run is three kinds of exchange: ``JOIN`` (does this shop take part in this plan?), ``RELEASE``
-(once: the private popularity histogram) and ``TRAIN`` (each round: a private delta of the global
-state). Everything in a message is either a public constant of the plan, the released global
-state, or a planned private release.
+One run is four kinds of exchange: ``JOIN`` (does this shop take part in this plan?), ``RELEASE``
+(once: the private popularity histogram), ``TRAIN`` (each round: a private delta of the global
+state) and ``HOME`` (the finished model, for every shop to keep). Everything in a message is either
+a public constant of the plan, the released global state, or a planned private release.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -15,17 +16,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from common.errors import ProtocolError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 JOIN = "join"
 RELEASE = "release"
 TRAIN = "update"
+HOME = "home"
 
 #: Records of a message. ``STATE`` and ``UPDATE`` are array records, ``HEADER`` is a config record
-#: with the fields of :class:`RoundHeader` or :class:`ReplyHeader`.
+#: with the fields of :class:`RoundHeader` or :class:`ReplyHeader`; ``MANIFEST``, in ``HOME`` alone,
+#: one with the JSON text of the model's manifest under the same name.
 STATE = "state"
 UPDATE = "update"
 HEADER = "header"
+MANIFEST = "manifest"
 WEIGHT = "weight"
 POPULARITY = "popularity"
 ITEMS = "item_embedding"
@@ -36,10 +40,15 @@ PUBLIC_WEIGHT = 1.0
 
 Unit = Literal["customer", "basket", "interaction"]
 Trust = Literal["shop", "federation"]
+#: Where a shop's noise comes from: the operating system, or a seed that lets it be replayed.
+Noise = Literal["system", "seeded"]
 Arrays = dict[str, np.ndarray]
 
+#: A manifest names arrays and settings; more than this is no manifest.
+MAX_MANIFEST_CHARS = 2**20
 FINGERPRINT_CHARS = 64
 NO_FINGERPRINT = "0" * FINGERPRINT_CHARS
+_RUN_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{FINGERPRINT_CHARS - 1}}}")
 
 #: What a reply may say of itself. Details of a failure stay in the shop's own log.
 StatusCode = Literal[
@@ -162,7 +171,8 @@ class TrainingPlan(Frozen):
 class RoundHeader(Frozen):
     """Header of every message from the server.
 
-    Round 0 is the popularity release; a ``JOIN`` names the first round that the shop would serve.
+    Round 0 is the popularity release; a ``JOIN`` names the first round that the shop would serve,
+    a ``HOME`` the last one.
     """
 
     version: int = PROTOCOL_VERSION
@@ -179,7 +189,8 @@ class ReplyHeader(Frozen):
     """Header of every reply: fixed-size fields only.
 
     ``shop`` is :func:`shop_key` of the answering shop. Node ids change from run to run; this
-    does not, so that sums and samples have one order whoever answers first.
+    does not, so that sums and samples have one order whoever answers first. ``noise`` is the
+    shop's source of noise, a setting and not data: ``none`` where the exchange draws none.
     """
 
     version: int = PROTOCOL_VERSION
@@ -188,11 +199,28 @@ class ReplyHeader(Frozen):
     shop: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)
     catalogue_fingerprint: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)
     ledger_head: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)
+    noise: Literal[Noise, "none"]
 
 
 def shop_key(merchant_id: str) -> str:
     """Return the fixed-size public name of a shop: SHA-256 of its merchant id, 64 hex digits."""
     return hashlib.sha256(merchant_id.encode()).hexdigest()
+
+
+def check_run_name(name: str) -> str:
+    """Return a run's name if it can name a folder of the server's and of every shop's.
+
+    Raises
+    ------
+    ProtocolError
+        If it cannot.
+    """
+    if not _RUN_NAME.fullmatch(name) or name == "current":
+        raise ProtocolError(
+            f"the run's name {name[:FINGERPRINT_CHARS]!r} is no folder name: use letters, digits, "
+            f"'-', '_' and '.', {FINGERPRINT_CHARS} at most, a letter or digit first, not 'current'"
+        )
+    return name
 
 
 def plan_digest(plan: TrainingPlan) -> str:

@@ -8,12 +8,10 @@ made of the same parts.
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from common.accounting import Epsilon, epsilon, plan_spends
-from common.protocol import TrainingPlan
-
-Noise = Literal["system", "seeded"]
+from common.protocol import Noise, TrainingPlan
 
 UNITS = {
     "customer": "one customer of one shop, with all of their records",
@@ -32,6 +30,8 @@ NOISES = {
 RELEASES = {
     "gaussian-histogram": "each unit's distinct products, scaled to norm 1, summed once",
     "dp-sgd": "gradients clipped per unit over all parameters together",
+    "gaussian-evaluation": "how well the released model and popularity foresee each customer's "
+    "last products, figures and counts scaled to norm 1, summed once",
 }
 _SEVERAL_SHOPS = (
     "A person who shops at several shops is one unit in each: their loss adds up over the shops."

@@ -9,15 +9,15 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.features import read_catalogue
 from common.model import initial_state, state_spec, trained_names
-from server.checkpoints import last_checkpoint, write_checkpoint
+from common.protocol import Arrays, Noise
+from server.checkpoints import last_checkpoint, trained_on, write_checkpoint
+from server.finishing import finished_model
 from server.heads import LedgerHeads
+from server.job import Event, Job
 from server.settings import read_home, read_run_config
-from server.strategy import Event, Federation, Job
+from server.strategy import Federation
 
 logger = logging.getLogger(__name__)
-
-#: One line of public facts for each exchange: what progress bars and reports read.
-EVENTS_FILE = "rounds.jsonl"
 
 app = ServerApp()
 
@@ -27,16 +27,19 @@ def main(grid: Grid, context: Context) -> None:
     """Run the plan in the run config, from its start or from the last checkpoint."""
     plan, settings = read_run_config(context.run_config)
     home = read_home(os.environ)
-    home.checkpoints.mkdir(parents=True, exist_ok=True)
-    catalogue = read_catalogue(home.catalogue)
+    run_name = settings.run_name or str(context.run_id)
+    place = home.place(run_name)
+    place.checkpoints.mkdir(parents=True, exist_ok=True)
+    # A run that is resumed goes on with its own catalogue, though a newer one was published.
+    catalogue = read_catalogue(home.published(trained_on(place.checkpoints)))
     resume = last_checkpoint(
-        home.checkpoints,
+        place.checkpoints,
         plan=plan,
         settings_json=settings.identity(),
         catalogue_fingerprint=catalogue.fingerprint,
     )
     job = Job(
-        run_name=str(context.run_id) if resume is None else resume.run_name,
+        run_name=run_name if resume is None else resume.run_name,
         plan=plan,
         settings=settings,
         catalogue_fingerprint=catalogue.fingerprint,
@@ -44,7 +47,12 @@ def main(grid: Grid, context: Context) -> None:
         trained=trained_names(plan),
         features=catalogue.features,
     )
-    with (home.checkpoints / EVENTS_FILE).open("a", encoding="utf-8") as events:
+
+    def finish(state: Arrays, noise: Noise) -> str:
+        assert place.model is not None
+        return finished_model(place.model, job, catalogue, state, noise).model_dump_json()
+
+    with place.events.open("a", encoding="utf-8") as events:
 
         def report(event: Event) -> None:
             events.write(json.dumps(event) + "\n")
@@ -54,9 +62,10 @@ def main(grid: Grid, context: Context) -> None:
         federation = Federation(
             grid,
             job,
-            save=lambda checkpoint: write_checkpoint(home.checkpoints, checkpoint),
+            save=lambda checkpoint: write_checkpoint(place.checkpoints, checkpoint),
             report=report,
             heads=LedgerHeads(home.heads_file),
+            finish=None if place.model is None else finish,
         )
         initial = {} if resume else initial_state(plan.model, catalogue.size)
         federation.run(initial, resume)

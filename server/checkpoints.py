@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter
 from safetensors.numpy import load, save
 
 from common.errors import ArtifactError
-from common.protocol import Arrays, TrainingPlan
+from common.protocol import Arrays, Noise, TrainingPlan
 
-_FORMAT = 1
+_FORMAT = 2
+_NOISE: TypeAdapter[Noise] = TypeAdapter(Noise)
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Checkpoint:
     """All that a run needs to go on after ``server_round``.
 
     ``settings_json`` is the server's own part of the run (optimiser, seed, quorum): a run that is
-    resumed under other settings would be neither the old run nor a new one.
+    resumed under other settings would be neither the old run nor a new one. ``noise`` is the
+    weakest of the shops whose updates are in the state.
     """
 
     server_round: int
@@ -33,6 +36,7 @@ class Checkpoint:
     plan: TrainingPlan
     settings_json: str
     catalogue_fingerprint: str
+    noise: Noise
     state: Arrays
     memory: Arrays
 
@@ -50,6 +54,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         "plan": checkpoint.plan.model_dump_json(),
         "settings": checkpoint.settings_json,
         "catalogue_fingerprint": checkpoint.catalogue_fingerprint,
+        "noise": checkpoint.noise,
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     path = _path(folder, checkpoint.server_round)
@@ -86,11 +91,18 @@ def read_checkpoint(folder: Path, server_round: int) -> Checkpoint:
             plan=TrainingPlan.model_validate_json(facts["plan"]),
             settings_json=str(facts["settings"]),
             catalogue_fingerprint=str(facts["catalogue_fingerprint"]),
+            noise=_NOISE.validate_python(facts["noise"]),
             state=_part(tensors, "state/"),
             memory=_part(tensors, "memory/"),
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"cannot read the checkpoint {path}: {error}") from error
+
+
+def trained_on(folder: Path) -> str | None:
+    """Return the fingerprint of the catalogue that the run in ``folder`` trains on, if it began."""
+    finished = rounds(folder)
+    return read_checkpoint(folder, finished[-1]).catalogue_fingerprint if finished else None
 
 
 def last_checkpoint(

@@ -1,9 +1,10 @@
 """What came back from one exchange with the shops."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from common.protocol import NO_FINGERPRINT, ReplyHeader
+from common.protocol import NO_FINGERPRINT, Noise, ReplyHeader
 from server.aggregation import Contribution
 
 
@@ -17,8 +18,10 @@ class Exchange:
         Number of nodes that were sent a message.
     declined
         Code -> number of replies that were none of use.
+    answered
+        Nodes whose reply was well-formed, whatever it said.
     headers
-        Node -> header of every well-formed reply.
+        Node -> header of every well-formed reply of the node's own shop.
     accepted_nodes
         Node -> shop of the good ones.
     """
@@ -26,6 +29,7 @@ class Exchange:
     asked: int = 0
     contributions: list[Contribution] = field(default_factory=list)
     declined: Counter[str] = field(default_factory=Counter)
+    answered: set[int] = field(default_factory=set)
     headers: dict[int, ReplyHeader] = field(default_factory=dict)
     accepted_nodes: dict[int, str] = field(default_factory=dict)
 
@@ -40,6 +44,11 @@ class Exchange:
         return {shop: self.headers[node].ledger_head for node, shop in self.accepted_nodes.items()}
 
     @property
+    def noise(self) -> Noise:
+        """The weakest source of noise among the good replies, as the shops say."""
+        return weakest(self.headers[node].noise for node in self.accepted_nodes)
+
+    @property
     def failed(self) -> dict[str, str]:
         """Shop -> code of the shops that answered with anything but an update."""
         headers = self.headers.values()
@@ -50,3 +59,8 @@ class Exchange:
         """How often each code was given, in words."""
         counts = sorted(self.declined.items())
         return ", ".join(f"{count} {code}" for code, count in counts) or "none asked"
+
+
+def weakest(noises: Iterable[str]) -> Noise:
+    """Return ``seeded`` if any noise was: who can replay one shop's can take it off."""
+    return "seeded" if "seeded" in set(noises) else "system"

@@ -4,19 +4,27 @@ Defaults of a run stand in ``pyproject.toml`` under ``[tool.flwr.app.config]`` a
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.config import parse, read_toml
 from common.errors import ConfigError
-from common.protocol import Frozen, TrainingPlan, parse_plan
+from common.protocol import Frozen, TrainingPlan, check_run_name, parse_plan
 from server.aggregation import OptimizerName, ServerOptimizer
+from server.catalogues import Catalogues
 from server.subspace import SubspaceOptimizer
 
 #: Environment: the folder that holds ``server.toml``.
 SERVER_VARIABLE = "FEDTAIL_SERVER"
+
+#: One line of public facts for each exchange: what progress bars and reports read.
+EVENTS_FILE = "rounds.jsonl"
+
+
+_NOT_OF_THE_FIGURES = {"min_shops", "run_name", "send_home", "timeout_seconds", "wait_seconds"}
 
 
 class RunSettings(Frozen):
@@ -34,8 +42,15 @@ class RunSettings(Frozen):
         Replies of a larger Euclidean norm are refused; 0 switches the bound off.
     timeout_seconds
         How long one exchange waits for replies.
+    run_name
+        Names the run's folder, on a server that keeps its runs apart; empty: Flower's number.
+    send_home
+        Whether the finished model is sent to every shop; a server without run folders keeps no
+        model, and sends none.
     """
 
+    run_name: str = ""
+    send_home: bool = True
     seed: int = 0
     clients_per_round: float = Field(gt=0, le=1)
     quorum: float = Field(gt=0, le=1)
@@ -51,7 +66,7 @@ class RunSettings(Frozen):
 
     def identity(self) -> str:
         """Return, as JSON, what a resumed run must share: all that can change its figures."""
-        return self.model_dump_json(exclude={"min_shops", "timeout_seconds", "wait_seconds"})
+        return self.model_dump_json(exclude=_NOT_OF_THE_FIGURES)
 
     def optimizer(self, plan: TrainingPlan) -> ServerOptimizer | SubspaceOptimizer:
         """Return the server optimiser that these settings name.
@@ -78,28 +93,82 @@ class RunSettings(Frozen):
         )
 
 
+@dataclass(frozen=True)
+class RunPlace:
+    """Where one run keeps its files.
+
+    Attributes
+    ----------
+    checkpoints, events
+        The folder of its checkpoints, and the file of its public events.
+    model
+        Where the finished model goes; None on a server that makes none.
+    """
+
+    checkpoints: Path
+    events: Path
+    model: Path | None
+
+
 class ServerHome(Frozen):
     """What the server knows on its own machine (``server.toml``).
 
     Attributes
     ----------
+    runs
+        Folder with a folder for each run; or else
     checkpoints
-        Folder of one run.
+        the folder of the one run.
+    catalogues
+        Folder with a numbered folder for each version of the catalogue; or else
     catalogue
-        Folder of the published one.
+        the folder of the one catalogue.
     ledger_heads
         File of the shops' last known ledger heads, kept over all runs; by default
-        ``ledger-heads.json`` beside the checkpoints.
+        ``ledger-heads.json`` beside the checkpoints or the runs.
     """
 
-    checkpoints: Path
-    catalogue: Path
+    runs: Path | None = None
+    checkpoints: Path | None = None
+    catalogues: Path | None = None
+    catalogue: Path | None = None
     ledger_heads: Path | None = None
+
+    @model_validator(mode="after")
+    def _each_is_in_one_place(self) -> "ServerHome":
+        for many, one in (("runs", "checkpoints"), ("catalogues", "catalogue")):
+            if (getattr(self, many) is None) == (getattr(self, one) is None):
+                raise ValueError(f'give either {many} = "FOLDER" or {one} = "FOLDER"')
+        return self
 
     @property
     def heads_file(self) -> Path:
         """The file of ledger heads."""
-        return self.ledger_heads or self.checkpoints.parent / "ledger-heads.json"
+        beside = self.runs or self.checkpoints
+        assert beside is not None
+        return self.ledger_heads or beside.parent / "ledger-heads.json"
+
+    def place(self, run_name: str) -> RunPlace:
+        """Return where a run keeps its files."""
+        if self.runs is None:
+            assert self.checkpoints is not None
+            return RunPlace(self.checkpoints, self.checkpoints / EVENTS_FILE, None)
+        folder = self.runs / check_run_name(run_name)
+        return RunPlace(folder / "checkpoints", folder / EVENTS_FILE, folder / "model")
+
+    def published(self, fingerprint: str | None) -> Path:
+        """Return the folder of the catalogue of a fingerprint; of the newest one without.
+
+        Raises
+        ------
+        ConfigError
+            If none is published, or none of this fingerprint.
+        """
+        if self.catalogues is None:
+            assert self.catalogue is not None
+            return self.catalogue
+        versions = Catalogues(self.catalogues)
+        return versions.current() if fingerprint is None else versions.path(fingerprint)
 
 
 def read_run_config(run_config: Mapping[str, object]) -> tuple[TrainingPlan, RunSettings]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from client.privacy.plan import code_digest
+from common.code import code_digest
 from common.errors import ConfigError
 from common.protocol import TrainingPlan
 from common.schema import ShopEvents

@@ -141,15 +141,39 @@ def run_in_process(
     FedtailError
         Whatever the server's app raised.
     """
-    started = time.monotonic()
     files = federation_files(plan, shops_folder, shops, server_folder, catalogue_folder, run_config)
-    config = {**run_defaults(), **files.run_config}
-    offset = files.events.stat().st_size if files.events.exists() else 0
+    return run_apps(
+        shops=shops,
+        run_config=files.run_config,
+        environment=files.environment,
+        events_file=files.events,
+        on_event=on_event,
+    )
+
+
+def run_apps(
+    *,
+    shops: int,
+    run_config: Mapping[str, ConfigValue],
+    environment: Mapping[str, str],
+    events_file: Path,
+    on_event: Callable[[Event], object] = lambda _: None,
+) -> Outcome:
+    """Run both apps with ``shops`` nodes, as :func:`simulations.flower.run_app` does on Flower.
+
+    Raises
+    ------
+    FedtailError
+        Whatever the server's app raised.
+    """
+    started = time.monotonic()
+    config = {**run_defaults(), **run_config}
+    offset = events_file.stat().st_size if events_file.exists() else 0
     events: list[Event] = []
 
     def look() -> None:
         nonlocal offset
-        found, offset = new_events(files.events, offset)
+        found, offset = new_events(events_file, offset)
         for event in found:
             event["after_seconds"] = time.monotonic() - started
             events.append(event)
@@ -160,7 +184,7 @@ def run_in_process(
             look()
             return super().push_messages(messages)
 
-    with _environment(files.environment), _one_thread():
+    with _environment(environment), _one_thread():
         grid = Reporting(client_app, {shop + 2: shop for shop in range(shops)}, config)
         # Ledgers and checkpoints know a run by its number: as on Flower, no two share one.
         context = Context(secrets.randbits(62), 1, {}, RecordDict(), config)

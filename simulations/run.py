@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from client.privacy.plan import code_digest
 from common.accounting import Spend, epsilon
 from common.artifact import Manifest, save_model
+from common.code import code_digest
 from common.config import nearest
 from common.errors import ConfigError, InputError
 from common.protocol import TrainingPlan

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from client.privacy.plan import code_digest
+from common.code import code_digest
 from common.errors import ConfigError
 from common.metrics import MetricSums
 from simulations.report import ArmResult, ShopResult, to_json, write_text

@@ -25,8 +25,8 @@ from common.protocol import (
     shop_key,
 )
 from common.rng import derive
+from server.job import Job
 from server.settings import RunSettings
-from server.strategy import Job
 from simulations.in_process import InProcessGrid
 
 FINGERPRINT = "f" * 64
@@ -126,6 +126,7 @@ def make_reply(
         shop=shop_key(f"shop-{shop}"),
         catalogue_fingerprint=fingerprint,
         ledger_head=NO_FINGERPRINT,
+        noise="none",
     )
     content = RecordDict(
         {HEADER: ConfigRecord(header.model_dump()), WEIGHT: MetricRecord({WEIGHT: weight})}

@@ -27,8 +27,9 @@ from federation_support import FaultyGrid, make_settings
 from participation_support import MODEL, PLAN, World, make_world
 from server.checkpoints import Checkpoint
 from server.heads import LedgerHeads
+from server.job import Job
 from server.settings import read_home
-from server.strategy import Federation, Job
+from server.strategy import Federation
 
 SHOPS = 3
 OPEN = PLAN.model_copy(update={"private": False})

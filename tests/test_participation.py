@@ -20,6 +20,7 @@ from common.protocol import (
     JOIN,
     NO_FINGERPRINT,
     POPULARITY,
+    PROTOCOL_VERSION,
     PUBLIC_WEIGHT,
     RELEASE,
     TRAIN,
@@ -31,7 +32,8 @@ from common.protocol import (
 from common.schema import ShopEvents
 from federation_support import FaultyGrid, make_settings, same
 from participation_support import MODEL, PLAN, SECRET, World, make_world
-from server.strategy import Federation, Job
+from server.job import Job
+from server.strategy import Federation
 
 
 @pytest.fixture
@@ -113,7 +115,7 @@ def test_what_does_not_fit_the_shop_is_refused_without_a_charge(world: World) ->
     basket_plan = PLAN.model_copy(update={"unit": "basket"})
     cases: list[tuple[dict[str, object], str]] = [
         ({"catalogue_fingerprint": "0" * 64}, "wrong-catalogue"),
-        ({"version": 2}, "wrong-protocol"),
+        ({"version": PROTOCOL_VERSION + 1}, "wrong-protocol"),
         ({"plan_json": '{"rounds": "many"}'}, "wrong-protocol"),
         ({"server_round": 9}, "wrong-protocol"),
         ({"surprise": 1}, "wrong-protocol"),

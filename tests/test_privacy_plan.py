@@ -7,11 +7,11 @@ import pytest
 from client.privacy.plan import (
     check_plan,
     check_state,
-    code_digest,
     planned_events,
     remaining_events,
 )
 from common.accounting import Spend, plan_spends
+from common.code import code_digest
 from common.errors import PrivacyError
 from common.model import trained_names
 from common.protocol import ITEMS, TrainingPlan

@@ -41,7 +41,7 @@ class Federations:
         for server_round in range(plan.rounds + 1):
             write_checkpoint(
                 folder,
-                Checkpoint(server_round, "1", plan, "", catalogue.fingerprint, state, {}),
+                Checkpoint(server_round, "1", plan, "", catalogue.fingerprint, "seeded", state, {}),
             )
         join = {"event": "join", "shops": {shop_key(LONELY): "data-error", shop_key(BIG): "ok"}}
         (folder / "rounds.jsonl").write_text(json.dumps(join) + '\n{"event": "ro', encoding="utf-8")

@@ -21,7 +21,8 @@ from federation_support import (
     toy_app,
 )
 from server.checkpoints import Checkpoint, last_checkpoint, read_checkpoint, write_checkpoint
-from server.strategy import Event, Federation, Job
+from server.job import Event, Job
+from server.strategy import Federation
 
 
 def run(

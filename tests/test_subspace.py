@@ -224,7 +224,7 @@ def test_the_order_of_the_shops_does_not_matter(catalogue: Catalogue) -> None:
 def test_memory_survives_a_checkpoint(tmp_path: Path, catalogue: Catalogue) -> None:
     plan, shops = plan_of(private=True), planted()[0]
     state, memory = federate(plan, shops, catalogue, 2, momentum=0.6)
-    whole = Checkpoint(2, "run", plan, "{}", catalogue.fingerprint, state, memory)
+    whole = Checkpoint(2, "run", plan, "{}", catalogue.fingerprint, "system", state, memory)
     write_checkpoint(tmp_path, whole)
     back = read_checkpoint(tmp_path, 2)
     optimizer = SubspaceOptimizer(plan, 0.6)

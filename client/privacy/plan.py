@@ -1,14 +1,9 @@
 """From a plan's public constants to the ledger's events, and what a private plan must hold."""
 
-import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-import client
-import common
 from client.privacy.grid import delta_step, popularity_step
 from client.privacy.ledger import DP_SGD, HISTOGRAM, Event
 from common.errors import PrivacyError
@@ -198,16 +193,3 @@ def check_paid(
             f"{', '.join(unpaid)} would leave the shop, and no entry of its ledger pays for it: "
             f"{due.mechanism} pays for {', '.join(releases)} only"
         )
-
-
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """Return the SHA-256 over the sources of ``client`` and ``common``, 64 hex digits."""
-    digest = hashlib.sha256()
-    for package in (client, common):
-        root = Path(str(package.__file__)).parent
-        for source in sorted(root.rglob("*.py"), key=lambda path: path.as_posix()):
-            content = source.read_bytes()
-            name = f"{root.name}/{source.relative_to(root).as_posix()}"
-            digest.update(f"{name}:{len(content)}:".encode() + content)
-    return digest.hexdigest()

@@ -1,0 +1,174 @@
+"""One exchange: a message to each of some nodes, and the checked replies."""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from common.errors import ProtocolError
+from common.protocol import (
+    HEADER,
+    HOME,
+    JOIN,
+    MANIFEST,
+    NO_FINGERPRINT,
+    PUBLIC_WEIGHT,
+    RELEASE,
+    STATE,
+    TRAIN,
+    Arrays,
+    RoundHeader,
+)
+from server.aggregation import Contribution
+from server.exchange import Exchange
+from server.heads import LedgerHeads
+from server.job import Job, Shapes
+from server.replies import reply_arrays, reply_header
+from server.roster import Roster
+
+logger = logging.getLogger(__name__)
+
+_MESSAGE_TYPES = {
+    JOIN: f"{MessageType.QUERY}.{JOIN}",
+    RELEASE: f"{MessageType.TRAIN}.{RELEASE}",
+    TRAIN: f"{MessageType.TRAIN}.{TRAIN}",
+    HOME: f"{MessageType.QUERY}.{HOME}",
+}
+#: Exchanges that a shop pays for: what comes back is made of its records.
+_CHARGED = frozenset((RELEASE, TRAIN))
+# A shop that says one of these will say it again: it is not asked any more in this run.
+_FINAL = frozenset(("over-budget", "refused-config", "wrong-catalogue", "wrong-protocol"))
+_FIRST_POLL, _LAST_POLL = 0.02, 1.0
+
+
+class Messenger:
+    """Sends what a job says, and takes what comes back.
+
+    Parameters
+    ----------
+    grid
+        Flower's, or one in this process.
+    job
+        What is run.
+    roster
+        Who speaks for which shop.
+    heads
+        What is remembered of the shops' ledgers, over runs; None remembers nothing.
+    """
+
+    def __init__(self, grid: Grid, job: Job, roster: Roster, heads: LedgerHeads | None) -> None:
+        self._grid, self._job, self._roster = grid, job, roster
+        # A plan without privacy charges nothing: ledgers are none of its business.
+        self._heads = heads if job.plan.private else None
+
+    def exchange(
+        self,
+        kind: str,
+        server_round: int,
+        nodes: Sequence[int],
+        state: Arrays,
+        expected: Shapes,
+        *,
+        manifest: str = "",
+    ) -> Exchange:
+        """Send one message to each node and return the checked replies, in shop order."""
+        header = RoundHeader(
+            run_id=self._job.run_name,
+            server_round=server_round,
+            plan_json=self._job.plan.model_dump_json(),
+            catalogue_fingerprint=self._job.catalogue_fingerprint,
+        )
+        shared: dict[str, ArrayRecord | ConfigRecord] = {}
+        if state:
+            shared[STATE] = ArrayRecord({n: Array(a) for n, a in state.items()})
+        if manifest:
+            shared[MANIFEST] = ConfigRecord({MANIFEST: manifest})
+        messages = [
+            Message(
+                RecordDict({HEADER: self._header_for(node, header), **shared}),
+                node,
+                _MESSAGE_TYPES[kind],
+                group_id=str(server_round),
+            )
+            for node in nodes
+        ]
+        result = Exchange(asked=len(nodes))
+        for node, reply in self._replies(messages):
+            code = self._take(kind, node, reply, server_round, expected, result)
+            if code != "ok":
+                result.declined[code] += 1
+        if late := len(nodes) - result.accepted - sum(result.declined.values()):
+            result.declined["late"] = late
+        result.contributions.sort(key=lambda c: c.shop)
+        if self._heads is not None and kind in _CHARGED:
+            # Only a reply that was charged speaks for a ledger: one that joins may be an old copy.
+            self._heads.remember(result.ledger_heads)
+        return result
+
+    def _header_for(self, node: int, header: RoundHeader) -> ConfigRecord:
+        """Return the header with the last known head of the node's own shop."""
+        if self._heads is not None and (shop := self._roster.shop(node)) is not None:
+            header = header.model_copy(update={"ledger_head": self._heads.of(shop)})
+        return ConfigRecord(header.model_dump())
+
+    def _take(
+        self,
+        kind: str,
+        node: int,
+        reply: Message,
+        server_round: int,
+        expected: Shapes,
+        result: Exchange,
+    ) -> str:
+        """Check one reply; keep it if it is good; return its code."""
+        if reply.has_error():
+            # The text is the shop's or Flower's; only that it happened is of use here.
+            logger.warning("reply=error node=%d code=%d", node, reply.error.code)
+            return "error"
+        try:
+            header = reply_header(reply, server_round)
+            result.answered.add(node)
+            if header.shop != NO_FINGERPRINT:
+                self._roster.check(node, header.shop)
+            result.headers[node] = header
+            if header.status != "ok":
+                if header.status in _FINAL and kind != HOME:
+                    self._roster.drop(node)
+                return header.status
+            if header.shop in result.accepted_nodes.values():
+                raise ProtocolError("a second node answers for the same shop")
+            if header.catalogue_fingerprint != self._job.catalogue_fingerprint:
+                raise ProtocolError("a shop answers for another catalogue")
+            if kind in _CHARGED and (header.noise == "none") == self._job.plan.private:
+                raise ProtocolError(f"a shop says that its noise is {header.noise}")
+            max_norm = self._job.settings.max_update_norm if kind == TRAIN else 0.0
+            arrays = reply_arrays(reply, expected, max_norm)
+        except ProtocolError as error:
+            logger.warning("reply=rubbish node=%d reason=%s", node, error)
+            return "rubbish"
+        result.accepted_nodes[node] = header.shop
+        result.contributions.append(Contribution(header.shop, PUBLIC_WEIGHT, arrays))
+        return "ok"
+
+    def _replies(self, messages: Sequence[Message]) -> Iterable[tuple[int, Message]]:
+        """Yield (node, reply) as they come, until all are there or the time is up."""
+        sent = set(self._grid.push_messages(messages))
+        waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+        waiting = {key: node for key, node in waiting.items() if key in sent}
+        deadline = time.monotonic() + self._job.settings.timeout_seconds
+        poll = _FIRST_POLL
+        while waiting:
+            got = False
+            for reply in self._grid.pull_messages(list(waiting)):
+                got = True
+                # An error reply may come from the SuperLink, so the sender's id is no guide.
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:
+                    yield node, reply
+            if time.monotonic() >= deadline:
+                return
+            if waiting and not got:
+                time.sleep(poll)
+            poll = _FIRST_POLL if got else min(poll * 1.2, _LAST_POLL)

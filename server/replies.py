@@ -1,0 +1,77 @@
+"""What a good reply is: every byte of one is checked before anything is done with it.
+
+A shop's process may be broken or hostile. Whatever it sends, the worst that may come of it is that
+its own reply is not counted.
+"""
+
+import numpy as np
+from flwr.app import Array, Message
+
+from common.errors import ProtocolError
+from common.protocol import (
+    HEADER,
+    PROTOCOL_VERSION,
+    PUBLIC_WEIGHT,
+    UPDATE,
+    WEIGHT,
+    Arrays,
+    ReplyHeader,
+    check_arrays,
+    check_names,
+)
+from server.job import Shapes
+
+
+def reply_header(reply: Message, server_round: int) -> ReplyHeader:
+    """Return the header of a reply to a message of ``server_round``.
+
+    Raises
+    ------
+    ProtocolError
+        If the reply holds anything but what the protocol says.
+    """
+    content = reply.content
+    check_names(set(content) - {UPDATE}, (HEADER, WEIGHT))
+    try:
+        header = ReplyHeader.model_validate(dict(content.config_records[HEADER]))
+        weights = dict(content.metric_records[WEIGHT])
+    except (KeyError, ValueError) as error:
+        raise ProtocolError("the header of a reply is not valid") from error
+    if header.version != PROTOCOL_VERSION or header.server_round != server_round:
+        raise ProtocolError(f"a reply of version {header.version}, round {header.server_round}")
+    if weights != {WEIGHT: PUBLIC_WEIGHT}:
+        raise ProtocolError("a reply with metrics other than the public weight")
+    return header
+
+
+def reply_arrays(reply: Message, expected: Shapes, max_norm: float) -> Arrays:
+    """Return the arrays of a reply; shapes are compared before memory is given out.
+
+    Raises
+    ------
+    ProtocolError
+        If they are not float32 arrays of the ``expected`` names and shapes, finite and within
+        ``max_norm`` (0: no bound).
+    """
+    records = reply.content.array_records
+    if not expected:
+        check_names(records, ())
+        return {}
+    check_names(records, (UPDATE,))
+    check_names(records[UPDATE], expected)
+    arrays = {n: _decode(n, array, expected[n]) for n, array in records[UPDATE].items()}
+    check_arrays(arrays, expected, max_norm=max_norm)
+    return arrays
+
+
+def _decode(name: str, array: Array, shape: tuple[int, ...]) -> np.ndarray:
+    if tuple(array.shape) != tuple(shape):
+        raise ProtocolError(f"array {name!r} has shape {tuple(array.shape)}")
+    try:
+        decoded = array.numpy()
+    except Exception as error:  # The bytes are a stranger's: a decoder may raise anything.
+        raise ProtocolError(f"array {name!r} cannot be decoded") from error
+    if not isinstance(decoded, np.ndarray):
+        # An archive of arrays decodes too.
+        raise ProtocolError(f"array {name!r} is no array")
+    return decoded
