@@ -24,6 +24,7 @@ _NAME = "own"
 _SECONDS = 120.0
 _GONE = "unregistered"
 _FINISHED = "finished"
+_MOST_RUNS = 1000
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Control:
         from flwr.proto.control_pb2 import ListRunsRequest
 
         with self._client() as client:
-            found = client.ListRuns(ListRunsRequest()).run_dict
+            found = client.ListRuns(ListRunsRequest(limit=_MOST_RUNS)).run_dict
         return [str(run_id) for run_id, run in found.items() if run.status.status != _FINISHED]
 
     def log(self, run_id: str) -> str:
