@@ -12,6 +12,7 @@ share one of them are visited. The learned part is one pass over the products' v
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -129,7 +130,7 @@ class ServedModel:
         model = GlobalModel(plan.model, catalogue, artifact.arrays)
         vectors = np.ascontiguousarray(model.lifted_vectors, np.float32)
         made = cls(version, model, artifact, make_index(vectors), stock or {})
-        for name in ("by_place", "expected", "exposure", "tail", "table", "rows_of"):
+        for name in ("by_place", "expected", "exposure", "tail", "table", "columns", "rows_of"):
             getattr(made, name)
         return made
 
@@ -162,6 +163,16 @@ class ServedModel:
     def table(self) -> Table:
         """What filters ask of the products."""
         return Table.of(self.model.catalogue.products, self.stock)
+
+    @cached_property
+    def columns(self) -> dict[str, list[Any]]:
+        """Column -> (n,) Python values of the products, None where unknown."""
+        products = self.model.catalogue.products
+        return {
+            str(name): products[name].astype(object).where(products[name].notna(), None).tolist()
+            for name in products.columns
+            if name != "item_id"
+        }
 
     @cached_property
     def rows_of(self) -> dict[str, int]:
@@ -210,6 +221,11 @@ class ServedModel:
         """
         row = self._row(item_id)
         return explain(*sides_of(self.model, self._history(history)[0], row, attributes))
+
+    def product(self, item_id: str) -> dict[str, Any]:
+        """Return the public columns of a product, as Python values; None where unknown."""
+        row = self._row(item_id)
+        return {name: values[row] for name, values in self.columns.items()}
 
     def _row(self, item_id: str) -> int:
         if (row := self.rows_of.get(item_id)) is None:

@@ -1,0 +1,116 @@
+"""Which model is served now: it follows the registry, and a damaged version changes nothing."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from common.errors import ArtifactError, ConfigError, FedtailError
+from common.features import Catalogue
+from server.query.core import ServedModel
+from server.query.index import Index
+from server.records import Record
+from server.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+#: Returns the catalogue with a fingerprint, and the shops' stock in rows of it.
+FindCatalogue = Callable[[str], tuple[Catalogue, dict[str, np.ndarray]]]
+
+
+@dataclass
+class ModelHost:
+    """Holds the served model; a request takes it once and keeps it to its end.
+
+    Parameters
+    ----------
+    find_catalogue
+        Of a model's catalogue, by fingerprint.
+    make_index
+        How the products' vectors are held.
+    """
+
+    registry: Registry
+    find_catalogue: FindCatalogue
+    make_index: Callable[[np.ndarray], Index]
+    switches: int = 0
+    refusals: int = 0
+    _current: ServedModel | None = None
+    _refused: dict[int, str] = field(default_factory=dict)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def current(self) -> ServedModel:
+        """Return the model served now.
+
+        Raises
+        ------
+        ConfigError
+            If there is none yet.
+        """
+        model = self._current
+        if model is None:
+            raise ConfigError(f"{self.registry.where} holds no model that can be served yet")
+        return model
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a model to answer from."""
+        return self._current is not None
+
+    def refresh(self) -> None:
+        """Look at the registry once; switch if another version is to be served.
+
+        Whatever is wrong there, the model served so far stays: it was checked when it was read.
+        """
+        try:
+            wanted = self.registry.served()
+            if self._current is not None and wanted == self._current.version:
+                return
+            self._current = self._load(wanted)
+            self.switches += 1
+            self._refused.clear()
+            logger.info("model=switched version=%d", wanted)
+        except FedtailError as error:
+            self._refuse(error)
+
+    def watch(self, every_seconds: float) -> None:
+        """Look again and again, in a thread of its own, until :meth:`close`."""
+
+        def look() -> None:
+            while not self._stop.wait(every_seconds):
+                self.refresh()
+
+        self._thread = threading.Thread(target=look, name="model-host", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def records(self) -> list[Record]:
+        """Return the records of all versions that can be read, the newest first."""
+        found = []
+        for version in reversed(self.registry.versions()):
+            try:
+                found.append(self.registry.record(version))
+            except ArtifactError as error:
+                logger.warning("record=damaged version=%d reason=%s", version, error)
+        return found
+
+    def _load(self, version: int) -> ServedModel:
+        record, artifact = self.registry.read(version)
+        catalogue, stock = self.find_catalogue(record.manifest.catalogue_fingerprint)
+        return ServedModel.of(version, artifact, catalogue, make_index=self.make_index, stock=stock)
+
+    def _refuse(self, error: FedtailError) -> None:
+        """Say once what is wrong; the next look may find it mended."""
+        served = -1 if self._current is None else self._current.version
+        if self._refused.get(served) != str(error):
+            self._refused[served] = str(error)
+            self.refusals += 1
+            logger.error("model=refused served=%d reason=%s", served, error)

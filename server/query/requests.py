@@ -1,0 +1,276 @@
+"""What may be asked and what is answered, checked once for gRPC and REST alike.
+
+A request carries the history; nothing of it is kept. Every string and list has a largest size, so
+a hostile request costs no more than reading it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from common.explanation import Explanation
+from server.query.core import Answer, Query, ServedModel
+from server.query.filters import Filters
+
+MAX_HISTORY = 10_000
+MAX_K = 1_000
+MAX_BATCH = 100
+#: Parts of a reason that are named one by one; the rest is one part, so they still add up.
+_NAMED_PARTS = 8
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+ItemId = Annotated[Text, Field(description="The product's number in the catalogue.")]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class HistoryProduct(_Body):
+    """One product that the customer dealt with."""
+
+    item_id: ItemId
+    weight: float = Field(1.0, gt=0, le=1000, description="How much it says; a purchase is 1.")
+
+
+class FilterBody(_Body):
+    """Which products may be listed."""
+
+    category: Text | None = None
+    brand: Text | None = None
+    price_from: float | None = Field(None, ge=0)
+    price_to: float | None = Field(None, ge=0)
+    merchant_id: Text | None = Field(None, description="Only what this shop stocks.")
+    exclude: tuple[ItemId, ...] = Field((), max_length=MAX_HISTORY)
+    minimum_score: float | None = None
+
+    @model_validator(mode="after")
+    def _band_is_one(self) -> "FilterBody":
+        low, high = self.price_from, self.price_to
+        if low is not None and high is not None and low > high:
+            raise ValueError("price_from is above price_to")
+        return self
+
+    def filters(self) -> Filters:
+        """Return them as the core takes them."""
+        return Filters(**{**self.model_dump(), "exclude": frozenset(self.exclude)})
+
+
+class RecommendRequest(_Body):
+    """Whom to recommend to: a history, a basket, attributes, any of them or none."""
+
+    history: tuple[HistoryProduct, ...] = Field((), max_length=MAX_HISTORY)
+    attributes: dict[Text, Text] = Field(
+        default_factory=dict,
+        max_length=32,
+        description="What is known of the customer, such as age or gender.",
+    )
+    k: int = Field(20, ge=1, le=MAX_K)
+    tail_dial: float = Field(
+        0.0, ge=0, le=1, description="0: by score alone. 1: what is rarely shown comes first."
+    )
+    filters: FilterBody = FilterBody()
+    reasons: bool = Field(False, description="Say of each product what its score is the sum of.")
+
+    def query(self) -> Query:
+        """Return it as the core takes it; a product named twice counts with both weights."""
+        history: dict[str, float] = {}
+        for product in self.history:
+            history[product.item_id] = history.get(product.item_id, 0.0) + product.weight
+        return Query(history, self.attributes, self.k, self.tail_dial, self.filters.filters())
+
+
+class BatchRequest(_Body):
+    """Several customers at once."""
+
+    requests: tuple[RecommendRequest, ...] = Field(min_length=1, max_length=MAX_BATCH)
+
+
+class SimilarRequest(_Body):
+    """What goes with one product."""
+
+    item_id: ItemId
+    k: int = Field(20, ge=1, le=MAX_K)
+    filters: FilterBody = FilterBody()
+
+
+class ExplainRequest(_Body):
+    """Why a product has the score that it has."""
+
+    item_id: ItemId
+    history: tuple[HistoryProduct, ...] = Field((), max_length=MAX_HISTORY)
+    attributes: dict[Text, Text] = Field(default_factory=dict, max_length=32)
+
+
+class ReasonPart(_Body):
+    """One addend of a score."""
+
+    kind: str
+    label: str
+    value: float
+
+
+class Reasons(_Body):
+    """A score, what it is the sum of, and the gravest in words."""
+
+    item_id: str
+    score: float
+    parts: tuple[ReasonPart, ...]
+    words: str
+
+
+class Listed(_Body):
+    """One product of a list."""
+
+    rank: int
+    item_id: str
+    score: float
+    tail: bool = Field(description="Not among the fifth of products that are bought most.")
+    product: dict[str, str | float | None] = Field(description="Its public columns.")
+    reasons: Reasons | None = None
+
+
+class RecommendResponse(_Body):
+    """A ranked list, the model that made it, and what the tail dial did."""
+
+    version: int
+    items: tuple[Listed, ...]
+    tail_share: float = Field(description="Share of tail products in this list.")
+    tail_share_undialled: float = Field(description="The same, by score alone.")
+    score_kept: float = Field(description="What is left of the list's score with the dial.")
+    unknown_items: tuple[str, ...] = Field(description="Of the history: not in the catalogue.")
+
+
+class BatchResponse(_Body):
+    """One list for each request, in their order, all by one version."""
+
+    version: int
+    responses: tuple[RecommendResponse, ...]
+
+
+class ModelInfo(_Body):
+    """A version of the registry."""
+
+    version: int
+    served: bool
+    published_at: str
+    private: bool
+    epsilon: float | None
+    delta: float | None
+    unit: str | None
+    catalogue_fingerprint: str
+    forced: tuple[str, ...] = Field(description="Why it could not be published without force.")
+
+
+class ModelList(_Body):
+    """All versions, the newest first."""
+
+    models: tuple[ModelInfo, ...]
+
+
+class Problem(_Body):
+    """Why a request was not answered."""
+
+    error: str
+
+
+def recommend(model: ServedModel, request: RecommendRequest) -> RecommendResponse:
+    """Answer one request from one model.
+
+    Raises
+    ------
+    InputError
+        If it asks for what there is not.
+    """
+    query = request.query()
+    answer = model.recommend(query)
+    reasons: list[Reasons | None] = [None] * len(answer.item_ids)
+    if request.reasons:
+        reasons = [
+            reasons_of(item, model.explain(item, query.history, query.attributes))
+            for item in answer.item_ids
+        ]
+    return _response(model, answer, reasons)
+
+
+def similar(model: ServedModel, request: SimilarRequest) -> RecommendResponse:
+    """Return what goes with one product; raises as :func:`recommend`."""
+    answer = model.similar(request.item_id, request.k, request.filters.filters())
+    return _response(model, answer, [None] * len(answer.item_ids))
+
+
+def explain(model: ServedModel, request: ExplainRequest) -> Reasons:
+    """Return what one score is the sum of; raises as :func:`recommend`."""
+    history = RecommendRequest(history=request.history).query().history
+    return reasons_of(request.item_id, model.explain(request.item_id, history, request.attributes))
+
+
+def reasons_of(item_id: str, found: Explanation) -> Reasons:
+    """Return the largest parts by name and the rest as one; they add up to the score."""
+    labelled: dict[tuple[str, str], list[float]] = {}
+    for part in found.parts:
+        kind = part.kind.split("-")[0]
+        labelled.setdefault((kind, part.label), []).append(part.value)
+    sums = {key: math.fsum(values) for key, values in labelled.items()}
+    ordered = sorted(sums.items(), key=lambda entry: -abs(entry[1]))
+    named, rest = ordered[:_NAMED_PARTS], ordered[_NAMED_PARTS:]
+    parts = [ReasonPart(kind=k, label=label, value=v) for (k, label), v in named]
+    if rest:
+        left = math.fsum(value for _, value in rest)
+        parts.append(ReasonPart(kind="rest", label=f"{len(rest)} smaller parts", value=left))
+    return Reasons(
+        item_id=item_id, score=found.score, parts=tuple(parts), words=_words(parts, found.score)
+    )
+
+
+def _words(parts: Sequence[ReasonPart], score: float) -> str:
+    phrases = {
+        "history": "because of {label}",
+        "popularity": "how popular it is {label}",
+        "expected": "what anyone's basket holds",
+        "attribute": "{label}",
+        "rest": "{label}",
+    }
+    said = [
+        f"{phrases.get(part.kind, '{label}').format(label=part.label)} ({part.value:+.3g})"
+        for part in parts[:3]
+    ]
+    return f"{score:.3g}: {', '.join(said)}" if said else f"{score:.3g}"
+
+
+def _response(
+    model: ServedModel, answer: Answer, reasons: Sequence[Reasons | None]
+) -> RecommendResponse:
+    items = tuple(
+        Listed(
+            rank=rank,
+            item_id=item,
+            score=score,
+            tail=tail,
+            product=_columns(model.product(item)),
+            reasons=reason,
+        )
+        for rank, (item, score, tail, reason) in enumerate(
+            zip(answer.item_ids, answer.scores, answer.tail, reasons, strict=True), start=1
+        )
+    )
+    return RecommendResponse(
+        version=model.version,
+        items=items,
+        tail_share=answer.tail_share,
+        tail_share_undialled=answer.tail_share_undialled,
+        score_kept=answer.score_kept,
+        unknown_items=answer.unknown,
+    )
+
+
+def _columns(values: Mapping[str, Any]) -> dict[str, str | float | None]:
+    found: dict[str, str | float | None] = {}
+    for name, value in values.items():
+        if isinstance(value, int | float):
+            found[name] = float(value) if math.isfinite(value) else None
+        else:
+            found[name] = None if value is None else str(value)
+    return found
