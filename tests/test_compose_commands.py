@@ -20,9 +20,13 @@ from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink as sup
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode as supernode_parser
 
 from client.__main__ import app as client_app
+from common.errors import RunError
 from common.processes import free_port
 from compose_support import ROOT, read_compose, words
+from deploy.gateway import FILE, container_config
+from server import gateway
 from server.__main__ import app as server_app
+from server.federation import SUPERLINK_HOST, make_federation
 
 SERVICES = read_compose({"FEDTAIL_GATEWAY": "shops.example:8443"}).services
 HEALTHY = ROOT / "deploy/healthy.py"
@@ -100,6 +104,38 @@ def test_the_supernode_is_the_one_that_refuses_what_is_not_approved() -> None:
     assert given.superexec_auth_secret_file
     assert given.root_certificates
     assert not given.runtime_dependency_install
+
+
+def test_the_gateways_configuration_is_the_one_of_server_up() -> None:
+    """Told apart by paths alone; `python -m deploy.gateway` writes it again."""
+    assert FILE.read_text(encoding="utf-8") == container_config()
+    assert f"{SUPERLINK_HOST}:8000" in container_config()
+    assert SUPERLINK_HOST in SERVICES
+    program, *arguments = words(SERVICES["gateway"])
+    assert program == "nginx"
+    mounted = {v["target"]: ROOT / v["source"] for v in SERVICES["gateway"]["volumes"]}
+    assert mounted[arguments[arguments.index("-c") + 1]] == FILE
+
+
+def test_nginx_takes_the_gateways_configuration(tmp_path: Path) -> None:
+    made = make_federation(tmp_path / "f", "test", "localhost:8443", superlink_port=8000)
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    for file in (made.gateway.certificate, made.gateway.key, made.authority.certificate):
+        (secrets / file.name).write_bytes(file.read_bytes())
+    config = tmp_path / "gateway.conf"
+    config.write_text(
+        FILE.read_text(encoding="utf-8")
+        .replace(" /tmp/", f" {tmp_path}/")
+        .replace("/run/secrets", str(secrets))
+        # nginx -t looks up the name, and opens the port.
+        .replace(f"{SUPERLINK_HOST}:8000", "127.0.0.1:8000")
+        .replace("0.0.0.0:8443", f"127.0.0.1:{free_port()}")
+    )
+    gateway.check(gateway.find_nginx(), config)
+    (secrets / "gateway.key").write_bytes(made.superlink.key.read_bytes())
+    with pytest.raises(RunError, match="nginx refuses"):
+        gateway.check(gateway.find_nginx(), config)
 
 
 @pytest.mark.parametrize(
