@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,8 +43,11 @@ class Version(Frozen):
         From 1.
     parent
         The version before; None for the first.
-    products
-        How many the version holds.
+    products, offered
+        How many the version holds, and how many of them are not retired.
+    changes
+        What became of how many products since the version before: see
+        :meth:`server.catalogue_diff.Difference.counts`.
     """
 
     format_version: Literal[1] = 1
@@ -53,6 +56,8 @@ class Version(Frozen):
     published_at: str
     parent: int | None
     products: int = Field(ge=1)
+    offered: int = Field(ge=1)
+    changes: dict[str, int] = Field(default_factory=dict)
 
 
 class Catalogues:
@@ -144,17 +149,28 @@ class Catalogues:
         finally:
             os.close(descriptor)
 
-    def add(self, catalogue: Catalogue) -> Version:
-        """Write the next version; to be called while :meth:`publishing`."""
+    def next(self, catalogue: Catalogue, changes: Mapping[str, int]) -> Version:
+        """Return the record that a catalogue would have as the next version."""
         numbers = self._numbers()
         parent = numbers[-1] if numbers else None
-        version = Version(
+        return Version(
             n=1 + (parent or 0),
             fingerprint=catalogue.fingerprint,
             published_at=datetime.now(UTC).isoformat(timespec="seconds"),
             parent=parent,
             products=catalogue.size,
+            offered=int(catalogue.offered.sum()),
+            changes=dict(changes),
         )
+
+    def add(self, version: Version, catalogue: Catalogue) -> None:
+        """Write the next version; to be called while :meth:`publishing`.
+
+        Raises
+        ------
+        ConfigError
+            If the folder can't be written.
+        """
         try:
             draft = Path(tempfile.mkdtemp(prefix=_DRAFTS, dir=self.root))
             try:
@@ -169,7 +185,6 @@ class Catalogues:
                 shutil.rmtree(draft, ignore_errors=True)
         except OSError as error:
             raise ConfigError(f"cannot write to {self.root}: {error.strerror}") from error
-        return version
 
     def _numbers(self) -> list[int]:
         names: list[str] = []
