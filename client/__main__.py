@@ -116,6 +116,14 @@ def approve(
         raise typer.Exit(1)
 
 
+@app.command("run")
+def run_client(settings: Shop) -> None:
+    """Connect this shop to its federation, until Ctrl-C; what it says is in logs/run.log too."""
+    from client.running import run_shop
+
+    run_shop(settings)
+
+
 @app.command()
 def plan(
     shops: Annotated[

@@ -15,8 +15,10 @@ _SHOWN = 20
 def listing_table(document: Document) -> Group:
     """Return what is approved, and what was refused and is not approved."""
     approved = Table(title="Approved code", **LOOK)
-    for name in ("digest", "since", "by", "note"):
-        approved.add_column(name)
+    # A digest is there to be copied.
+    approved.add_column("digest", no_wrap=True)
+    for name in ("since", "by", "note"):
+        approved.add_column(name, overflow="fold")
     for decision in document["approved"]:
         approved.add_row(
             decision["digest"],
@@ -29,8 +31,9 @@ def listing_table(document: Document) -> Group:
         parts = [Text("No code is approved: whatever a run sends is refused.")]
     if document["refused"]:
         refused = Table(title="Refused", **LOOK)
-        for name in ("digest", "last", "reason"):
-            refused.add_column(name)
+        refused.add_column("digest", no_wrap=True)
+        for name in ("last", "reason"):
+            refused.add_column(name, overflow="fold")
         for entry in document["refused"][-_SHOWN:]:
             refused.add_row(*(Text(str(entry.get(key, ""))) for key in ("digest", "at", "reason")))
         parts += [Text(""), refused]

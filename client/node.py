@@ -30,7 +30,7 @@ from flwr.supernode import start_client_internal as inside
 
 from client.approval import Approvals
 from common.bundle import digest
-from common.errors import ConfigError, RunError
+from common.errors import ConfigError, FedtailError, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class Guard:
     def __init__(self, approvals: Approvals, refusals: Path) -> None:
         self._approvals = approvals
         self._refusals = refusals
+        # (digest, run, reason)
         self._noted: set[tuple[str, int, str]] = set()
 
     def around(self, intake: Intake) -> Intake:
@@ -95,6 +96,7 @@ class Guard:
 
             reason = self.objection(run.fab_hash)
             if not reason:
+                self._noted = {note for note in self._noted if note[0] != run.fab_hash}
                 known = {
                     "receive": lambda: received,
                     "get_run": lambda _: run,
@@ -171,7 +173,19 @@ def main(arguments: list[str]) -> None:
     flower_supernode()
 
 
-if __name__ == "__main__":
-    from common.cli import run
+def _log_to_stderr() -> None:
+    """Show our own lines; Flower's logger has a handler of its own, and would speak twice."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
-    run(lambda: main(sys.argv[1:]))
+
+if __name__ == "__main__":
+    _log_to_stderr()
+    try:
+        main(sys.argv[1:])
+    except FedtailError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_status)

@@ -1,0 +1,59 @@
+"""What a SuperNode's log says, as far as a shop's engineer can do something about it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["connected", "unreachable", "unknown-key", "still-online", "refused", "busy-port"]
+
+_SIGNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    ("connected", re.compile(r"SuperNode ID: \d+|Connection successful after")),
+    ("unreachable", re.compile(r"Connection attempt failed|handshake error|Failed to initialize")),
+    ("refused", re.compile(r"bundle=refused digest=(?P<about>[0-9a-f]*)")),
+    ("busy-port", re.compile(r"address already in use")),
+)
+# The second line of Flower's word about a connection that it gave up.
+_CODES: dict[str, Kind] = {"2001": "unknown-key", "2004": "still-online"}
+_CODE = re.compile(r"\[code: (\d+)\]")
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One thing that the log says; ``about`` is a refused bundle's digest."""
+
+    kind: Kind
+    about: str = ""
+
+
+class NodeLog:
+    """Reads what is appended to a log, from where it ends now."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = path.stat().st_size if path.exists() else 0
+
+    def news(self) -> list[Sign]:
+        """Return the signs in the whole lines since the last call."""
+        try:
+            # Whoever writes it begins a new file when this one has grown too large.
+            if self._path.stat().st_size < self._read:
+                self._read = 0
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                data = file.read()
+        except OSError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read += len(whole)
+        lines = whole.decode("utf-8", errors="replace").splitlines()
+        return [sign for sign in map(_sign, lines) if sign is not None]
+
+
+def _sign(line: str) -> Sign | None:
+    if (code := _CODE.search(line)) and code[1] in _CODES:
+        return Sign(_CODES[code[1]])
+    for kind, pattern in _SIGNS:
+        if match := pattern.search(line):
+            return Sign(kind, match.groupdict().get("about", ""))
+    return None

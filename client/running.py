@@ -1,0 +1,290 @@
+"""`run`: a shop's SuperNode and its executor, kept running in the foreground, and ended together.
+
+The SuperNode speaks with the federation and takes in approved code only (:mod:`client.node`). The
+executor starts one process for each message, in which that code meets the shop's data. Both are
+Flower's own, and speak with each other on loopback.
+"""
+
+import fcntl
+import json
+import logging
+import logging.handlers
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from client.approval import Approvals
+from client.keys import check_private_key, public_path, read_own
+from client.node_log import NodeLog, Sign
+from client.reaching import check_authority, obstacle
+from client.settings import SHOP_KEY, FederationSettings, read_settings
+from client.shop_folder import ShopFolder
+from client.starting import EXAMPLE_ADDRESS
+from common.bundle import FEDERATION
+from common.errors import ConfigError
+from common.processes import carriers, environment, free_port, terminated_as_exit, tool
+from common.supervisor import Program, Supervisor
+
+logger = logging.getLogger(__name__)
+
+#: Environment of all that ``run`` starts: the shop's folder.
+RUN_VARIABLE = "FEDTAIL_RUN"
+NODE, EXECUTOR = "supernode", "superexec"
+_CLIENT = "flwr-clientapp"
+_LOOK_EVERY = 1.0
+_LARGEST_LOG = 4 * 1024 * 1024
+# Longer than Flower needs to notice that a node is gone.
+_PROBE_EVERY = 15.0
+
+
+@dataclass
+class State:
+    """What ``run`` notes while it runs, in ``state/run.json``."""
+
+    shop: str
+    address: str
+    pid: int = field(default_factory=os.getpid)
+    since: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    connected: bool = False
+    problem: str = ""
+    port: int = 0
+    programs: dict[str, int | None] = field(default_factory=dict)
+
+
+def run_shop(settings: Path) -> None:
+    """Run a shop's client until a signal ends it; everything that it started ends with it.
+
+    Raises
+    ------
+    ConfigError
+        If something is missing or wrong on this machine, or the shop runs already.
+    RunError
+        If a program ended for good.
+    """
+    folder = ShopFolder.of(settings)
+    shop = read_settings(settings)
+    federation = check_files(settings, folder, shop.federation)
+    token = Supervisor(RUN_VARIABLE, str(folder.root))
+    with _alone(folder), terminated_as_exit(), _log_file(folder), token as supervisor:
+        state = State(shop.merchant_id, federation.address, port=free_port())
+        _Watch(settings.resolve(), folder, federation, supervisor, state).run()
+
+
+def check_files(
+    settings: Path, folder: ShopFolder, federation: FederationSettings | None
+) -> FederationSettings:
+    """Return the federation's settings if all that it needs is on this machine.
+
+    Raises
+    ------
+    ConfigError
+        Naming the file, and what to do.
+    """
+    if federation is None:
+        raise ConfigError(
+            f"{settings} has no [federation] section: add address, ca and key, as "
+            "`python -m client init` writes them"
+        )
+    if federation.address == EXAMPLE_ADDRESS:
+        raise ConfigError(f"{settings}: put the federation's own address in place of the example")
+    check_authority(federation.ca)
+    check_private_key(federation.key)
+    read_own(folder.secret, "the shop's secret")
+    Approvals(folder.approvals).approved()
+    return federation
+
+
+class _Watch:
+    """Starts the programs, and says what happens to them."""
+
+    def __init__(
+        self,
+        settings: Path,
+        folder: ShopFolder,
+        federation: FederationSettings,
+        supervisor: Supervisor,
+        state: State,
+    ) -> None:
+        self._settings, self._folder, self._federation = settings, folder, federation
+        self._supervisor, self._state = supervisor, state
+        self._probed = 0.0
+
+    def run(self) -> None:
+        """Return only by an exception: that of a signal, or of a program that is beyond help."""
+        empty = self._folder.state / "empty"
+        shutil.rmtree(empty, ignore_errors=True)
+        empty.mkdir(mode=0o700)
+        self._folder.flower.mkdir(mode=0o700, exist_ok=True)
+        node = supernode(self._settings, self._folder, self._federation, self._state.port, empty)
+        log = NodeLog(node.log)
+        if not Approvals(self._folder.approvals).approved():
+            logger.warning(
+                "no code is approved, so every run is refused: python -m client approve %s "
+                "--own-code",
+                self._settings,
+            )
+        logger.info("%s connects to %s", self._state.shop, self._state.address)
+        self._supervisor.start(node)
+        self._supervisor.start(superexec(self._folder, self._state.port, empty))
+        try:
+            while True:
+                again = self._supervisor.step()
+                if NODE in again:
+                    self._lost_node()
+                self._look(log.news())
+                time.sleep(_LOOK_EVERY)
+        finally:
+            self._file.unlink(missing_ok=True)
+
+    def _look(self, signs: list[Sign]) -> None:
+        before = asdict(self._state)
+        for sign in signs:
+            if sign.kind == "connected":
+                self._state.connected, self._state.problem = True, ""
+            elif sign.kind == "refused":
+                logger.warning(
+                    "Refused the code of a run, which is not approved here. To see what is known "
+                    "of it: python -m client approve %s --list  (digest %s)",
+                    self._settings,
+                    sign.about,
+                )
+            else:
+                self._state.connected = False
+                self._state.problem = self._words(sign)
+        self._state.programs = {name: self._supervisor.pid(name) for name in (NODE, EXECUTOR)}
+        if asdict(self._state) == before:
+            return
+        self._write()
+        if self._state.connected and not before["connected"]:
+            logger.info("connected to %s; waiting for runs. Ctrl-C ends it", self._state.address)
+        elif self._state.problem and self._state.problem != before["problem"]:
+            logger.warning("not connected: %s. Trying again", self._state.problem)
+
+    def _words(self, sign: Sign) -> str:
+        """Return what stands between this shop and the federation."""
+        if sign.kind == "unknown-key":
+            public = public_path(self._federation.key)
+            return f"the operator has not enrolled this shop's key: give them {public}"
+        if sign.kind == "still-online":
+            return "the federation still holds this shop's last connection for up to a minute"
+        if sign.kind == "busy-port":
+            return f"port {self._state.port} was taken by another program: start again"
+        if (now := time.monotonic()) - self._probed > _PROBE_EVERY or not self._state.problem:
+            self._probed = now
+            if found := obstacle(self._federation.address, self._federation.ca):
+                return found
+            return f"{self._federation.address} answers, but not as a federation does"
+        return self._state.problem
+
+    def _lost_node(self) -> None:
+        """End what works for a SuperNode that is gone: nobody could take its answer."""
+        self._state.connected = False
+        for process in carriers(RUN_VARIABLE, str(self._folder.root)):
+            with suppress(psutil.Error):
+                if any(_CLIENT in part for part in process.cmdline()[:3]):
+                    process.kill()
+
+    @property
+    def _file(self) -> Path:
+        return self._folder.state / "run.json"
+
+    def _write(self) -> None:
+        temporary = self._file.with_suffix(".tmp")
+        # A full disk must not end a shop that is connected.
+        try:
+            temporary.write_text(json.dumps(asdict(self._state), indent=2), encoding="utf-8")
+            temporary.replace(self._file)
+        except OSError as error:
+            logger.warning("cannot write %s: %s", self._file, error.strerror)
+
+
+def supernode(
+    settings: Path, folder: ShopFolder, federation: FederationSettings, port: int, empty: Path
+) -> Program:
+    """Return the guarded SuperNode of a shop."""
+    command = [sys.executable, "-P", "-m", "client.node"]
+    command += ["--approved", str(folder.approvals), "--refused", str(folder.refusals)]
+    command += ["--superlink", federation.address, "--root-certificates", str(federation.ca)]
+    command += ["--auth-supernode-private-key", str(federation.key)]
+    command += ["--isolation", "process", "--superexec-auth-secret-file", str(folder.secret)]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--node-config", f"{SHOP_KEY}={_quoted(str(settings))}"]
+    own_code = {"PYTHONPATH": str(FEDERATION.folder)}
+    return Program(
+        NODE, command, environment(folder.flower, own_code), empty, folder.logs / "supernode.log"
+    )
+
+
+def superexec(folder: ShopFolder, port: int, empty: Path) -> Program:
+    """Return the executor of a shop."""
+    # Without TLS: it never leaves loopback, and the secret shows who asks.
+    command = [tool("flower-superexec"), "--insecure", "--runtime-api-address", f"127.0.0.1:{port}"]
+    command += ["--superexec-auth-secret-file", str(folder.secret)]
+    return Program(
+        EXECUTOR, command, environment(folder.flower, {}), empty, folder.logs / "superexec.log"
+    )
+
+
+def _quoted(text: str) -> str:
+    """Return a TOML string that Flower finds whole: it looks for the next quotation mark."""
+    return json.dumps(text, ensure_ascii=False).replace('\\"', "\\u0022").replace("\x7f", "\\u007f")
+
+
+@contextmanager
+def _alone(folder: ShopFolder) -> Iterator[None]:
+    """Refuse a second `run` of the same shop."""
+    lock = folder.state / "run.lock"
+    try:
+        for place in (folder.state, folder.logs):
+            place.mkdir(mode=0o700, exist_ok=True)
+        file = lock.open("ab")
+    except OSError as error:
+        raise ConfigError(f"cannot write {lock}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{folder.root} runs already: its state is in {folder.state / 'run.json'}"
+            ) from error
+        yield
+
+
+@contextmanager
+def _log_file(folder: ShopFolder) -> Iterator[None]:
+    """Say what happens on the terminal and in a file, which has the programs' ends too."""
+    path = folder.logs / "run.log"
+    path.touch(mode=0o600)
+    words = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    kept = _LogFile(path, maxBytes=_LARGEST_LOG, backupCount=1, encoding="utf-8", delay=True)
+    shown = logging.StreamHandler(sys.stderr)
+    places: list[tuple[logging.Logger, logging.Handler]] = [(logger, kept), (logger, shown)]
+    places.append((logging.getLogger("common.supervisor"), kept))
+    for place, handler in places:
+        handler.setFormatter(words)
+        place.addHandler(handler)
+        place.setLevel(logging.INFO)
+        place.propagate = False
+    try:
+        yield
+    finally:
+        for place, handler in places:
+            place.removeHandler(handler)
+            place.setLevel(logging.NOTSET)
+            place.propagate = True
+        kept.close()
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A log that a full disk keeps from being written, but nothing else."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Stay silent: the same words go to the terminal."""
