@@ -1,0 +1,187 @@
+"""gRPC: the same methods, the same checks; deadlines, health and reflection."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from pydantic import BaseModel
+
+from server.query.answering import RefusedError, Service, Status
+from server.query.requests import BatchRequest, ExplainRequest, RecommendRequest, SimilarRequest
+from server.query.rest import MAX_BODY
+from server.query.wire import fedtail_pb2 as wire
+from server.query.wire import fedtail_pb2_grpc as wire_grpc
+
+Reply = TypeVar("Reply", bound=Message)
+_NAME = wire.DESCRIPTOR.services_by_name["Recommender"].full_name
+
+
+class Recommender(wire_grpc.RecommenderServicer):
+    """The service's methods on the wire's messages."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def Recommend(  # noqa: N802 - the name in the contract
+        self, request: wire.RecommendRequest, context: grpc.ServicerContext
+    ) -> wire.RecommendResponse:
+        """Return the best products for one customer."""
+        return self._answer(
+            "recommend",
+            context,
+            lambda: self._service.recommend(RecommendRequest(**_fields(request))),
+            wire.RecommendResponse(),
+        )
+
+    def RecommendBatch(  # noqa: N802
+        self, request: wire.BatchRequest, context: grpc.ServicerContext
+    ) -> wire.BatchResponse:
+        """Return a list for each of several customers."""
+        return self._answer(
+            "batch",
+            context,
+            lambda: self._service.batch(BatchRequest(**_fields(request))),
+            wire.BatchResponse(),
+            cost=max(1.0, float(len(request.requests))),
+        )
+
+    def Similar(  # noqa: N802
+        self, request: wire.SimilarRequest, context: grpc.ServicerContext
+    ) -> wire.RecommendResponse:
+        """Return what goes with one product."""
+        return self._answer(
+            "similar",
+            context,
+            lambda: self._service.similar(SimilarRequest(**_fields(request))),
+            wire.RecommendResponse(),
+        )
+
+    def Explain(  # noqa: N802
+        self, request: wire.ExplainRequest, context: grpc.ServicerContext
+    ) -> wire.Reasons:
+        """Return what one score is the sum of."""
+        return self._answer(
+            "explain",
+            context,
+            lambda: self._service.explain(ExplainRequest(**_fields(request))),
+            wire.Reasons(),
+        )
+
+    def ListModels(  # noqa: N802
+        self, request: wire.ListModelsRequest, context: grpc.ServicerContext
+    ) -> wire.ModelList:
+        """Return all versions, the newest first."""
+        del request  # It has no fields.
+        return self._answer("models", context, self._service.models, wire.ModelList())
+
+    def Privacy(  # noqa: N802
+        self, request: wire.PrivacyRequest, context: grpc.ServicerContext
+    ) -> wire.PrivacyResponse:
+        """Return the privacy statement of a version."""
+
+        def call() -> dict[str, Any]:
+            found = self._service.privacy(request.version)
+            return {
+                "version": found["version"],
+                "statement": found["words"],
+                "statement_json": json.dumps(found["statement"]),
+            }
+
+        return self._answer("privacy", context, call, wire.PrivacyResponse())
+
+    def _answer(
+        self,
+        method: str,
+        context: grpc.ServicerContext,
+        call: Callable[[], BaseModel | dict[str, Any]],
+        reply: Reply,
+        cost: float = 1.0,
+    ) -> Reply:
+        def work() -> Reply:
+            self._service.admit(_key(context), _address(context), cost)
+            # One that waited in the queue until its caller gave up is not worth computing.
+            left = context.time_remaining()
+            if left is not None and left <= 0:
+                raise RefusedError(Status.TOO_LATE, "the deadline has passed")
+            found = call()
+            if isinstance(found, BaseModel):
+                found = found.model_dump(mode="json", exclude_none=True)
+            filled: Reply = ParseDict(_wire(found), reply)
+            return filled
+
+        try:
+            return self._service.run("grpc", method, work)
+        except RefusedError as error:
+            if error.retry_after:
+                context.set_trailing_metadata((("retry-after", f"{error.retry_after:.1f}"),))
+            context.abort(grpc.StatusCode[error.status.grpc], str(error))
+            raise AssertionError("abort returns") from error
+
+
+def grpc_server(
+    service: Service, *, workers: int = 4, credentials: grpc.ServerCredentials | None, address: str
+) -> tuple[grpc.Server, int]:
+    """Return a server that listens on ``address``, not started yet, and its port.
+
+    Raises
+    ------
+    RuntimeError
+        If the port is taken.
+    """
+    options = [
+        ("grpc.max_receive_message_length", MAX_BODY),
+        # Two servers on one port would each get half of the requests.
+        ("grpc.so_reuseport", 0),
+    ]
+    server = grpc.server(ThreadPoolExecutor(workers, "grpc"), options=options)
+    wire_grpc.add_RecommenderServicer_to_server(  # type: ignore[no-untyped-call]
+        Recommender(service), server
+    )
+    status = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    for name in ("", _NAME):
+        status.set(name, health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection(
+        (_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    if credentials is None:
+        port = server.add_insecure_port(address)
+    else:
+        port = server.add_secure_port(address, credentials)
+    return server, port
+
+
+def _fields(request: Message) -> dict[str, Any]:
+    """Return what was set, by the names of the contract."""
+    fields: dict[str, Any] = MessageToDict(request, preserving_proto_field_name=True)
+    return fields
+
+
+def _wire(found: dict[str, Any]) -> dict[str, Any]:
+    """Bring public columns to text: protobuf's maps hold one kind of value."""
+    for answer in (found, *found.get("responses", ())):
+        for item in answer.get("items", ()):
+            item["product"] = {name: _text(value) for name, value in item["product"].items()}
+    return found
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _key(context: grpc.ServicerContext) -> str | None:
+    for name, value in context.invocation_metadata():
+        if name == "authorization" and isinstance(value, str) and value.startswith("Bearer "):
+            return value.removeprefix("Bearer ")
+    return None
+
+
+def _address(context: grpc.ServicerContext) -> str:
+    """Return the caller's address without its port: ``ipv4:127.0.0.1:5000``."""
+    return str(context.peer()).rsplit(":", 1)[0]

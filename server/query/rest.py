@@ -1,0 +1,212 @@
+"""REST: wiring of the service's methods to paths, and what every answer carries."""
+
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.query.answering import RefusedError, Service, Status, invalid_words
+from server.query.requests import (
+    BatchRequest,
+    BatchResponse,
+    ExplainRequest,
+    ModelList,
+    Problem,
+    Reasons,
+    RecommendRequest,
+    RecommendResponse,
+    SimilarRequest,
+)
+
+#: Ten thousand products of history, each as long as an id may be, fit; ten megabytes do not.
+MAX_BODY = 4 * 2**20
+
+Found = TypeVar("Found", bound=BaseModel)
+_Bearer = Annotated[
+    HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False, scheme_name="key"))
+]
+
+
+class PrivacyBody(BaseModel):
+    """A version's privacy statement."""
+
+    version: int
+    statement: dict[str, object]
+    words: str
+    forced: list[str]
+
+
+def rest_app(service: Service) -> FastAPI:
+    """Return the web application over a service."""
+    app = FastAPI(
+        title="fedtail",
+        version="1",
+        description="Product recommendations from the federation's global model. A request "
+        "carries the history; nothing of it is stored or logged. Whoever runs this service could "
+        "see it all the same: to keep a history inside a shop, ask at the shop.",
+        docs_url=None,
+        redoc_url=None,
+        responses={
+            status.http: {"model": Problem, "description": words}
+            for status, words in (
+                (Status.INVALID, "A field is not what it should be; the text names it."),
+                (Status.NO_KEY, "No key, or not one of ours."),
+                (Status.TOO_LARGE, "The body is too large."),
+                (Status.TOO_MANY, "Too many requests; Retry-After tells when to come back."),
+                (Status.NO_MODEL, "No model can be served yet."),
+            )
+        },
+    )
+    _refusals(app)
+
+    _asking(app, service)
+    _reading(app, service)
+    app.add_middleware(BodyLimit, most=MAX_BODY)
+    return app
+
+
+def _work(
+    service: Service,
+    method: str,
+    request: Request,
+    key: _Bearer,
+    call: Callable[[], Found],
+    cost: float = 1.0,
+) -> Found:
+    address = request.client.host if request.client else "unknown"
+
+    def admitted() -> Found:
+        service.admit(key.credentials if key else None, address, cost)
+        return call()
+
+    return service.run("rest", method, admitted)
+
+
+def _asking(app: FastAPI, service: Service) -> None:
+    work = partial(_work, service)
+
+    @app.post("/v1/recommend")
+    def recommend(body: RecommendRequest, request: Request, key: _Bearer) -> RecommendResponse:
+        """Return the best products for one customer."""
+        return work("recommend", request, key, lambda: service.recommend(body))
+
+    @app.post("/v1/recommend/batch")
+    def batch(body: BatchRequest, request: Request, key: _Bearer) -> BatchResponse:
+        """Return a list for each of several customers, all by one version."""
+        return work(
+            "batch", request, key, lambda: service.batch(body), cost=float(len(body.requests))
+        )
+
+    @app.post("/v1/similar")
+    def similar(body: SimilarRequest, request: Request, key: _Bearer) -> RecommendResponse:
+        """Return what goes with one product."""
+        return work("similar", request, key, lambda: service.similar(body))
+
+    @app.post("/v1/explain")
+    def explain(body: ExplainRequest, request: Request, key: _Bearer) -> Reasons:
+        """Return what one score is the sum of."""
+        return work("explain", request, key, lambda: service.explain(body))
+
+
+def _reading(app: FastAPI, service: Service) -> None:
+    work = partial(_work, service)
+
+    @app.get("/v1/models")
+    def models(request: Request, key: _Bearer) -> ModelList:
+        """Return all versions, the newest first."""
+        return work("models", request, key, service.models)
+
+    @app.get("/v1/models/{version}/privacy", responses={404: {"model": Problem}})
+    def privacy(version: int, request: Request, key: _Bearer) -> PrivacyBody:
+        """Return the privacy statement of a version; 0: of the one that is served."""
+        return work(
+            "privacy", request, key, lambda: PrivacyBody.model_validate(service.privacy(version))
+        )
+
+    @app.get("/healthz", responses={200: {"content": {"text/plain": {}}}})
+    def health() -> PlainTextResponse:
+        """Say whether there is a model to answer from."""
+        if not service.host.ready:
+            return PlainTextResponse("no model can be served yet\n", Status.NO_MODEL.http)
+        return PlainTextResponse("ok\n")
+
+    @app.get("/metrics", include_in_schema=False)
+    def metrics() -> Response:
+        """Return what Prometheus collects."""
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _refusals(app: FastAPI) -> None:
+    """Answer every failure with one JSON object and nothing of what was sent."""
+
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, error: RefusedError) -> JSONResponse:
+        headers = {}
+        if error.status is Status.TOO_MANY:
+            headers["Retry-After"] = str(math.ceil(error.retry_after))
+        if error.status is Status.NO_KEY:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse({"error": str(error)}, error.status.http, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"error": invalid_words(error.errors())}, Status.INVALID.http)
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+
+class BodyLimit:
+    """Refuses a body that is larger than ``most`` bytes, as soon as that is known."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app, self._most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, counting what comes in."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        stated = dict(scope["headers"]).get(b"content-length", b"0")
+        if not stated.isdigit() or int(stated) > self._most:
+            await self._refuse(send)
+            return
+        taken = 0
+        body: list[Message] = []
+        # The body is read here, whole: one that turns out too large never reaches a method.
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return
+            taken += len(message.get("body", b""))
+            if taken > self._most:
+                await self._refuse(send)
+                return
+            body.append(message)
+            if not message.get("more_body", False):
+                break
+        waiting = iter(body)
+
+        async def again() -> Message:
+            return next(waiting, None) or await receive()
+
+        await self._app(scope, again, send)
+
+    async def _refuse(self, send: Send) -> None:
+        text = json.dumps({"error": f"the body is larger than {self._most} bytes"}).encode()
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        await send(
+            {"type": "http.response.start", "status": Status.TOO_LARGE.http, "headers": headers}
+        )
+        await send({"type": "http.response.body", "body": text})
