@@ -9,6 +9,7 @@ from common.cli import print_document, run
 from common.errors import ConfigError
 from server.catalogue_commands import catalogue_app
 from server.federation_commands import operator_app
+from server.training_commands import training_app
 from server.query.commands import keys_app, serve
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ registry_app = typer.Typer(
 app.add_typer(registry_app, name="registry")
 app.add_typer(catalogue_app, name="catalogue")
 app.add_typer(operator_app)
+app.add_typer(training_app)
 app.add_typer(keys_app, name="keys")
 app.command()(serve)
 

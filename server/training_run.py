@@ -65,6 +65,9 @@ class View(Protocol):
     def note(self, text: str) -> None:
         """Say something that stays."""
 
+    def rounds(self, count: int) -> None:
+        """Begin to follow a run of so many rounds."""
+
     def event(self, event: Event) -> None:
         """Show a public event of the server's app."""
 
@@ -189,6 +192,7 @@ class Training:
         RunError
             If it failed, was stopped, or nothing is known of it any more.
         """
+        self._view.rounds(record.plan.rounds)
         try:
             status = self._watch(record, seen)
         except KeyboardInterrupt:

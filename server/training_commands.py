@@ -1,0 +1,57 @@
+"""``python -m server train, status``: parses and calls."""
+
+from typing import Annotated
+
+import typer
+
+from common.cli import print_document
+from server.catalogue_commands import HERE, Federation, Json
+
+training_app = typer.Typer()
+
+
+@training_app.command()
+def train(
+    federation: Federation = HERE,
+    rounds: Annotated[
+        int | None, typer.Option(min=0, help="Rounds, instead of plan.toml's.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", help="Follow a run, go on with it, or publish its finished model."
+        ),
+    ] = None,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan-only", "--dry-run", help="Say what it would cost and need; start nothing."
+        ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Publish even without privacy; the record will tell.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train what plan.toml says, follow it, and publish the model to the registry."""
+    from rich.console import Console
+
+    from server import training_request
+    from server.codes import shop_names
+    from server.federation import open_federation
+    from server.shops import Shops
+    from server.training_tables import plan_table, trained_table
+    from server.training_view import TrainingView
+
+    opened = open_federation(federation)
+    request = training_request.Request(rounds=rounds, resume=resume, force=force)
+
+    def names() -> dict[str, str]:
+        return shop_names([shop.name for shop in Shops(opened.shops).all()])
+
+    with TrainingView(names, Console(stderr=True)) as view:
+        if plan_only:
+            document = training_request.plan_only(opened, request, view)
+        else:
+            document = training_request.train(opened, request, view)
+    print_document(document, plan_table if plan_only else trained_table, as_json=as_json)

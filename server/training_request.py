@@ -1,0 +1,229 @@
+"""``train``: what an operator asks for becomes a run, and the run a published model."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from common.artifact import load_model
+from common.bundle import build, digest
+from common.errors import ConfigError, RunError
+from common.statement import statement
+from server.catalogues import Catalogues, Version
+from server.federation import Federation
+from server.operating import control, is_up
+from server.registry import Registry
+from server.run_records import RunRecord, Runs, new_name, now
+from server.settings import EVENTS_FILE, read_run_config
+from server.shops import Shops
+from server.training_plan import prepare, read_plan_file
+from server.training_run import Standing, Training, View, standing
+from server.training_tables import plan_lines
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``train`` was asked.
+
+    Attributes
+    ----------
+    rounds
+        Instead of plan.toml's.
+    resume
+        A run to take up again.
+    force
+        Publish in spite of the objections to a model.
+    """
+
+    rounds: int | None = None
+    resume: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that was not begun, the catalogue version it trains on, and what to know of it."""
+
+    record: RunRecord
+    catalogue: Version
+    notes: tuple[str, ...]
+
+
+def plan_only(federation: Federation, request: Request, view: View) -> Document:
+    """Return what ``train`` would do and what it would cost, without asking any shop."""
+    if request.resume is not None:
+        raise ConfigError("a run that is taken up again has its plan: give --plan-only or --resume")
+    planned = _new(federation, request, view)
+    return _planned_document(planned, _standing(federation) if is_up(federation) else None)
+
+
+def train(federation: Federation, request: Request, view: View) -> Document:
+    """Train, or take a run up again, and publish its model; return what came of it.
+
+    Raises
+    ------
+    ConfigError, ArtifactError
+        If the plan, catalogue or registry are not usable.
+    RunError
+        If the run did not come to its end, or its model was not published.
+    """
+    runs = Runs(federation.runs)
+    with runs.training():
+        training = Training(
+            runs, control(federation), lambda: is_up(federation), federation.registry, view
+        )
+        if request.resume is None:
+            planned = _new(federation, request, view)
+            record, going = planned.record, False
+        else:
+            if request.rounds is not None:
+                raise ConfigError("a run that has begun keeps its rounds: leave out --rounds")
+            record, going = _finished(runs, runs.read(request.resume)), False
+            planned = None
+        if record.ended != "completed":
+            _check_is_up(federation)
+            record, going = training.take_up(record)
+            record = _finished(runs, record)
+        if record.ended != "completed":
+            # Whoever trains for an hour wants to know before it that nothing can be published.
+            Registry(federation.registry).versions()
+            if not going:
+                record = _submitted(federation, training, record, planned, view)
+            offset = 0 if going else _size(runs, record)
+            record = training.follow(record, offset)
+        view.stage("publishing the model")
+        record, published_now = training.publish(record, force=request.force)
+        return _trained_document(federation, runs, record, published_now=published_now)
+
+
+def _new(federation: Federation, request: Request, view: View) -> Planned:
+    """Return a new run of plan.toml, on the current catalogue."""
+    file = read_plan_file(federation.plan)
+    catalogues = Catalogues(federation.catalogue)
+    version = catalogues.version()
+    view.stage("finding the noise that the plan needs")
+    asked = prepare(file, catalogues.read(version.n), now=int(time.time()), rounds=request.rounds)
+    view.stage("packing the code that shops must have approved")
+    record = RunRecord(
+        name=new_name(),
+        created_at=now(),
+        config=dict(asked.config),
+        bundle=digest(build()),
+        catalogue=version.fingerprint,
+    )
+    return Planned(record, version, asked.notes)
+
+
+def _submitted(
+    federation: Federation,
+    training: Training,
+    record: RunRecord,
+    planned: Planned | None,
+    view: View,
+) -> RunRecord:
+    """Say what it costs and who must have approved what, and submit an attempt."""
+    shops = _standing(federation)
+    if planned is not None:
+        document = _planned_document(planned, shops)
+        for line in plan_lines(document):
+            view.note(line)
+    else:
+        view.stage("packing the code that shops must have approved")
+        if (bundle := digest(build())) != record.bundle:
+            view.note(
+                f"The code has changed since run {record.name} began: shops must approve bundle "
+                f"{bundle}."
+            )
+            record = record.model_copy(update={"bundle": bundle})
+    _, settings = read_run_config(record.config)
+    shops.check(settings.min_shops)
+    if shops.missing:
+        view.note(f"Not connected, and not waited for: {', '.join(shops.missing)}.")
+    view.stage(f"submitting run {record.name}")
+    return training.submit(record)
+
+
+def _finished(runs: Runs, record: RunRecord) -> RunRecord:
+    """Note that a run is complete whose model is made and whose end was told.
+
+    Whatever SuperLink still knows of it, no shop needs to be asked again.
+    """
+    if record.ended == "completed" or not (runs.folder(record.name) / "model").exists():
+        return record
+    events = runs.events(record.name)
+    if not events or events[-1].get("event") != "end":
+        return record
+    return runs.save(record.model_copy(update={"ended": "completed", "reason": ""}))
+
+
+def _check_is_up(federation: Federation) -> None:
+    if not is_up(federation):
+        raise RunError(
+            f"{federation.folder} is not up: run `python -m server up` beside this command"
+        )
+
+
+def _standing(federation: Federation) -> Standing:
+    enrolled = [shop.name for shop in Shops(federation.shops).all()]
+    return standing(enrolled, control(federation).nodes())
+
+
+def _size(runs: Runs, record: RunRecord) -> int:
+    path = runs.folder(record.name) / EVENTS_FILE
+    return path.stat().st_size if path.exists() else 0
+
+
+def _planned_document(planned: Planned, shops: Standing | None) -> Document:
+    record, plan = planned.record, planned.record.plan
+    return {
+        "run": record.name,
+        "plan": plan.model_dump(mode="json"),
+        "server": {key: value for key, value in record.config.items() if key != "plan"},
+        "catalogue": {
+            "version": planned.catalogue.n,
+            "fingerprint": planned.catalogue.fingerprint,
+            "products": planned.catalogue.products,
+        },
+        "bundle": record.bundle,
+        "privacy": statement(plan),
+        "shops": None
+        if shops is None
+        else {"connected": list(shops.connected), "missing": list(shops.missing)},
+        "notes": list(planned.notes),
+    }
+
+
+def _trained_document(
+    federation: Federation, runs: Runs, record: RunRecord, *, published_now: bool
+) -> Document:
+    registry = Registry(federation.registry)
+    folder = runs.folder(record.name)
+    events = runs.events(record.name)
+    return {
+        "run": record.name,
+        "folder": str(folder),
+        "attempts": len(record.attempts),
+        "catalogue": record.catalogue,
+        "bundle": record.bundle,
+        "exchanges": exchanges(events),
+        "seconds": round(sum(float(e.get("seconds", 0.0)) for e in events), 3),
+        "privacy": load_model(folder / "model").manifest.privacy,
+        "model": str(folder / "model"),
+        "registry": registry.where,
+        "published": record.published,
+        "published_now": published_now,
+        "forced": list(registry.record(record.published or 0).forced),
+        "served": registry.served(),
+    }
+
+
+def exchanges(events: list[dict[str, Any]]) -> list[Document]:
+    """Return the release, each round and the way home, each as its last attempt did it."""
+    found: dict[tuple[str, int], Document] = {}
+    for event in events:
+        kind, number = str(event.get("event")), int(event.get("server_round", 0))
+        if kind in ("release", "round", "home"):
+            found.pop((kind, number), None)
+            found[kind, number] = {key: v for key, v in event.items() if key != "shops"}
+    return list(found.values())
