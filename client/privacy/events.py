@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 
 HISTOGRAM = "gaussian-histogram"
 DP_SGD = "dp-sgd"
+EVALUATED = "gaussian-evaluation"
 #: The logged act of raising the cap: costs nothing, has no steps.
 CAP = "cap"
 
@@ -18,7 +19,7 @@ class Event:
     Attributes
     ----------
     mechanism
-        ``gaussian-histogram``, ``dp-sgd`` or ``cap``.
+        ``gaussian-histogram``, ``dp-sgd``, ``gaussian-evaluation`` or ``cap``.
     steps
         Times that the mechanism is applied; 0 costs nothing.
     relation

@@ -41,9 +41,14 @@ def on_grid(values: np.ndarray, step: float) -> np.ndarray:
     return rounded.astype(np.float32)
 
 
-def _step(plan: TrainingPlan, std: float) -> float:
-    if not (plan.private and std > 0):
-        return 0.0
+def grid_step(std: float) -> float:
+    """Return the grid's step for noise of a standard deviation, a power of two.
+
+    Raises
+    ------
+    PrivacyError
+        If float32 can't hold it.
+    """
     exponent = math.floor(math.log2(std)) - _FINER
     if exponent < _SMALLEST:
         raise PrivacyError(
@@ -51,3 +56,7 @@ def _step(plan: TrainingPlan, std: float) -> float:
             "the learning rate, or lower batch_normalizer"
         )
     return math.ldexp(1.0, exponent)
+
+
+def _step(plan: TrainingPlan, std: float) -> float:
+    return grid_step(std) if plan.private and std > 0 else 0.0
