@@ -206,6 +206,27 @@ def adapt(
 
 
 @app.command()
+def evaluate(
+    settings: Shop,
+    model: Annotated[
+        Path | None, typer.Option(help="A model's folder; default: the one that came home last.")
+    ] = None,
+    customers: Annotated[
+        int, typer.Option(min=0, help="Measure at most so many, drawn by chance; 0: all.")
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure what the global model brings this shop; the figures stay here."""
+    from client.home_evaluation import evaluate_shop
+    from client.home_tables import evaluation_table
+    from client.settings import read_settings
+
+    with stages() as progress:
+        document = evaluate_shop(read_settings(settings), model, customers, progress)
+    print_document(document, evaluation_table, as_json=as_json)
+
+
+@app.command()
 def recommend(
     settings: Shop,
     user: Annotated[str, typer.Option(help="A customer's user_id.")] = "",

@@ -30,7 +30,10 @@ from client.shop_folder import ShopFolder
 from common.code import code_digest
 from common.errors import DataError
 from common.features import read_catalogue
-from common.schema import BEHAVIOR_WEIGHTS, ShopEvents
+from common.model import GlobalModel
+from common.schema import BEHAVIOR_WEIGHTS
+
+_DAY = 86_400
 
 
 def adapt(
@@ -76,7 +79,9 @@ def adapt(
     first, last = records.span
     end = last + 1
     begin = last_part(first, end, settings.home.validation_share)
-    fitted, validated = fit_home(home, records, mixed, begin, end, progress)
+    fitted, validated = fit_home(
+        home.model, home.plan.half_life_days, records, mixed, begin, end, progress
+    )
     progress("keeping the adaptation")
     facts = save_adapted(
         folder.adapted,
@@ -120,7 +125,8 @@ def adapt(
 
 
 def fit_home(
-    home: CameHome,
+    model: GlobalModel,
+    half_life: float,
     records: HomeRecords,
     settings: HomeSettings,
     begin: int,
@@ -129,12 +135,17 @@ def fit_home(
 ) -> tuple[HomeModel, int]:
     """Choose the weights on the records from ``begin`` on, then fit on all before ``end``.
 
+    Parameters
+    ----------
+    half_life
+        Of a record's weight, in days; 0 forgets nothing.
+
     Returns
     -------
     tuple
         The mixture, and how many customers the weights were chosen on.
     """
-    half_life, n = home.plan.half_life_days, home.model.catalogue.size
+    n = model.catalogue.size
     events = records.events.before(end)
     before = events.before(begin)
     period = ShopPeriod.of(before, events.since(begin), n, half_life, begin)
@@ -142,10 +153,10 @@ def fit_home(
     weights = dict(settings.start)
     if validated:
         progress(f"choosing the weights on {validated} customers")
-        tail = Tail(home.model, before).mask
-        weights = choose_weights(home.model, period, tail, settings, stock=records.stock)
+        tail = Tail(model, before).mask
+        weights = choose_weights(model, period, tail, settings, stock=records.stock)
     progress(f"fitting on all {len(events)} records")
-    fitted = HomeModel.fit(home.model, histories(events, n, half_life, end), settings)
+    fitted = HomeModel.fit(model, histories(events, n, half_life, end), settings)
     return replace(fitted, mixing_weights=weights), validated
 
 
@@ -162,14 +173,9 @@ def last_part(first: int, end: int, share: float) -> int:
 def has_seen(home: CameHome, moment: int) -> bool:
     """Whether the global model may have been trained on records from ``moment`` on.
 
-    A run trains on all that a shop has on that day; the plan's date tells the day.
+    A run trains on all that a shop has then; the plan's date is the day of the run.
     """
-    return not 0 < home.plan.reference_time <= moment
-
-
-def known_until(events: ShopEvents, moment: int) -> int:
-    """Return how many customers have records before a moment."""
-    return int(np.unique(events.users[events.timestamps < moment]).size)
+    return not 0 < home.plan.reference_time <= moment - _DAY
 
 
 def when(moment: int) -> str:

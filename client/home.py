@@ -16,8 +16,8 @@ from common.artifact import MANIFEST, Manifest, load_model
 from common.errors import ArtifactError, ProtocolError
 from common.features import Catalogue
 from common.metrics import tail_mask
-from common.model import GlobalModel
-from common.protocol import POPULARITY, TrainingPlan
+from common.model import GlobalModel, initial_state
+from common.protocol import POPULARITY, ModelPlan, TrainingPlan
 from common.schema import ShopEvents, Tables
 
 #: Told what is being done, for people who wait.
@@ -91,6 +91,12 @@ def load_home_model(folder: Path, catalogue: Catalogue) -> CameHome:
             "version of fedtail"
         ) from error
     return CameHome(folder, manifest_digest(folder), manifest, plan, model)
+
+
+def untrained(catalogue: Catalogue) -> GlobalModel:
+    """Return the global model before any shop has sent anything: public content alone."""
+    plan = ModelPlan(dimension=1, learned_items=1)
+    return GlobalModel(plan, catalogue, initial_state(plan, catalogue.size))
 
 
 def manifest_digest(folder: Path) -> str:

@@ -11,6 +11,7 @@ from client.tables import LOOK
 
 Document = dict[str, Any]
 _REASONS = 4
+_SHOWN = ("ndcg@20", "recall@20", "tail_ndcg@20", "coverage@20")
 _WORDS = {
     "history-content": "like {label}",
     "history-learned": "bought with {label}",
@@ -40,6 +41,29 @@ def adapted_table(document: Document) -> Group:
             f"{document['validated']} customers since {document['validation_from'][:10]}."
         ),
         Text(f"Kept in {document['kept_in']}; it never leaves this machine."),
+        *_notes(document),
+    )
+
+
+def evaluation_table(document: Document) -> Group:
+    """Return a shop's own figures, each beside what it can do alone."""
+    shop, model = escape(document["shop"]), escape(document["model"])
+    table = Table(title=f"What {model} brings {shop}", **LOOK)
+    names = {"own": "alone", "global": "global", "mixed": "mixed"}
+    table.add_column("")
+    for metric in _SHOWN:
+        table.add_column(metric, justify="right")
+    for name, label in names.items():
+        figures, compared = document["figures"][name], document["vs_own"].get(name, {})
+        table.add_row(label, *(_figure(figures[m], compared.get(m)) for m in _SHOWN))
+    return Group(
+        table,
+        Text(
+            f"{document['asked']} customers asked for what they first took from "
+            f"{document['train_until'][:10]} to {document['until'][:10]}; in brackets: the gain "
+            "over alone, a 95% interval (paired bootstrap over customers)."
+        ),
+        Text("These figures stay on this machine."),
         *_notes(document),
     )
 
@@ -85,6 +109,13 @@ def _because(reasons: list[dict[str, Any]]) -> str:
     if rest := reasons[_REASONS:]:
         words.append(f"{len(rest)} more {sum(part['value'] for part in rest):+.4f}")
     return "\n".join(words)
+
+
+def _figure(value: float, compared: Document | None) -> str:
+    shown = "-" if value != value else f"{value:.4f}"
+    if compared is None or compared["mean"] != compared["mean"]:
+        return shown
+    return f"{shown} [{compared['low']:+.4f}, {compared['high']:+.4f}]"
 
 
 def _notes(document: Document) -> list[Text]:

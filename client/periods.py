@@ -61,10 +61,15 @@ def customer_counts(history: sparse.csr_matrix) -> np.ndarray:
 
 
 def stocked(catalogue: Catalogue, item_ids: Iterable[str] | None) -> np.ndarray | None:
-    """Return (n,) bool of what a shop may list; None, everything, where it says nothing."""
+    """Return (n,) bool of what a shop may list: what it stocks and the catalogue still offers.
+
+    None, everything, where neither says otherwise.
+    """
+    offered: np.ndarray = catalogue.offered
     if item_ids is None:
-        return None
-    allowed = np.zeros(catalogue.size, dtype=bool)
+        return None if offered.all() else offered
+    allowed: np.ndarray = np.zeros(catalogue.size, dtype=bool)
     rows = catalogue.rows(np.asarray(list(item_ids), dtype=object))
     allowed[rows[rows >= 0]] = True
+    allowed &= offered
     return allowed

@@ -28,6 +28,8 @@ from common.scoring import top_k
 OWN_PARTS = ("own_ease", "own_learned", "own_popularity")
 _K = 20
 _SCALE_CUSTOMERS = 500
+# Of scores held at a time: for the scales of one part, and while candidates are looked for.
+_SCALE_BYTES, _POOL_BYTES = 2**28, 2**28
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class HomeModel:
         home = cls(
             model, low_rank, eases, popularity, expected.astype(np.float32), {}, settings.start
         )
-        parts = home.parts(histories[:_SCALE_CUSTOMERS], settings.start)
+        few = min(_SCALE_CUSTOMERS, max(1, _SCALE_BYTES // (4 * max(1, histories.shape[1]))))
+        parts = home.parts(histories[:few], settings.start)
         scales = {name: float(part.std()) or 1.0 for name, part in parts.items() if part.size}
         return replace(home, part_scales=scales)
 
@@ -238,11 +241,10 @@ def tune(
     if not len(asked):
         return weights
     history, targets = history[asked], targets[asked]
-    parts = home.parts(history, weights)
+    pool, silent = _pool(home, history, tail, list(weights), stock)
     # A part that says nothing yet, such as a model whose noise hides all it has learned, can't be
     # judged: what it says later, no validation week has seen.
-    weights |= {name: 0.0 for name, part in parts.items() if not part.size or not np.ptp(part)}
-    pool = Candidates.of(parts, history, tail, stock=stock)
+    weights |= dict.fromkeys(silent, 0.0)
 
     def objective(tried: Mapping[str, float]) -> np.ndarray:
         """Return (B,) what each customer adds to the mean objective."""
@@ -267,6 +269,36 @@ def tune(
                 if gain.mean() > settings.confidence * error and len(gain) > 1:
                     best, weights = values, tried
     return weights
+
+
+def _pool(
+    home: HomeModel,
+    history: sparse.csr_matrix,
+    tail: np.ndarray,
+    names: Sequence[str],
+    stock: np.ndarray | None,
+) -> tuple[Candidates, list[str]]:
+    """Return everyone's candidates, and the parts that are the same for all of them.
+
+    In blocks of customers: all parts of all products are never in memory for everyone.
+    """
+    size = max(1, _POOL_BYTES // (4 * max(1, history.shape[1]) * max(1, len(names))))
+    pools, ranges = [], []
+    for start in range(0, history.shape[0], size):
+        block = history[start : start + size]
+        parts = home.parts(block, names)
+        pools.append(Candidates.of(parts, block, tail, stock=stock))
+        sized = [part if part.size else np.zeros(1) for part in parts.values()]
+        ranges.append([(part.min(), part.max()) for part in sized])
+    spread = np.array(ranges)
+    silent = spread[:, :, 0].min(axis=0) == spread[:, :, 1].max(axis=0)
+    whole = Candidates(
+        np.concatenate([pool.rows for pool in pools]),
+        {name: np.concatenate([pool.parts[name] for pool in pools]) for name in names},
+        np.concatenate([pool.listed for pool in pools]),
+        np.concatenate([pool.tail for pool in pools]),
+    )
+    return whole, [name for name, same in zip(names, silent, strict=True) if same]
 
 
 def choose_weights(

@@ -11,17 +11,17 @@ import numpy as np
 from scipy import sparse
 
 from client.ease import Ease, Scores
+from client.home_evaluation import measure_lists
 from client.home_settings import HomeSettings
 from client.periods import ShopPeriod
 from client.personalization import HomeModel, choose_weights
-from common.metrics import MetricSums, evaluate
-from common.model import GlobalModel, initial_state
+from common.metrics import MetricSums
+from common.model import GlobalModel
 from common.protocol import Arrays, ModelPlan
-from common.scoring import TopLists, top_lists
+from common.scoring import TopLists
 from simulations.pooled import ProductEase
 from simulations.world import Period, World
 
-K = 20
 _KEPT_BYTES = 3 * 2**30
 
 
@@ -77,12 +77,6 @@ class OwnEases:
             return ease
 
         return fit
-
-
-def untrained(world: World) -> GlobalModel:
-    """Return the global model before any shop has sent anything: public content alone."""
-    plan = ModelPlan(dimension=1, learned_items=1)
-    return GlobalModel(plan, world.catalogue, initial_state(plan, world.catalogue.size))
 
 
 def global_model(world: World, plan: ModelPlan, state: Arrays) -> GlobalModel:
@@ -179,20 +173,7 @@ def measure(
     period, asked = world.test, world.measured[merchant_id]
     history = sparse.csr_matrix(period.history[merchant_id][asked])
     targets = sparse.csr_matrix(period.targets[merchant_id][asked])
-    stock = world.stock.get(merchant_id)
-    tail = period.tail if stock is None else period.tail & stock
-    everything, tails = top_lists(
-        lambda rows: score(history[rows]),
-        history.shape[0],
-        history.shape[1],
-        K,
-        exclude=history,
-        allowed=(stock, tail),
+    found = measure_lists(
+        score, history, targets, period.tail, world.stock.get(merchant_id), period.quintiles
     )
-    known = np.diff(history.indptr) > 0
-    lists = [
-        replace(found, rows=np.where(known[:, None], found.rows, -1))
-        for found in (everything, tails)
-    ]
-    sums = evaluate(lists[0].rows, lists[1].rows, targets, period.tail, period.quintiles)
-    return ShopOutcome(merchant_id, sums, lists[0], lists[1], weights)
+    return ShopOutcome(merchant_id, *found, weights)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from client.home import untrained
 from client.privacy.ledger import Ledger
 from common.model import GlobalModel
 from common.protocol import shop_key
@@ -19,7 +20,6 @@ from simulations.arms import (
     by_popularity,
     global_model,
     pooled_ease,
-    untrained,
 )
 from simulations.experiment import TRAINED_BY, TRAINED_PARTS, Experiment
 from simulations.federating import Trained, ledger_name
@@ -109,7 +109,7 @@ def arm_outcomes(
 
         settings = home.of_plan(trained.plan)
         return at_home(world, settings, lambda: known(True), lambda: known(False), eases)
-    alone = Knowledge(untrained(world), {})
+    alone = Knowledge(untrained(world.catalogue), {})
     settings = home.local if arm == "local" else home.home_only()
     return at_home(world, settings, lambda: alone, lambda: alone, eases)
 
@@ -117,7 +117,7 @@ def arm_outcomes(
 def _model(world: World, trained: Trained | None, tuning: bool) -> GlobalModel:
     """Return the global model that has not seen the validation weeks, or the last one."""
     if trained is None:
-        return untrained(world)
+        return untrained(world.catalogue)
     plan = trained.plan
     state = trained.checkpoint(plan.tuning_round if tuning else plan.rounds).state
     return global_model(world, plan.model, state)

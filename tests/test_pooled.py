@@ -7,10 +7,11 @@ import pytest
 from scipy import sparse
 
 from client.ease import Ease
+from client.home import untrained
 from common.model import initial_state
 from common.protocol import POPULARITY, ModelPlan
 from experiment_support import BIG, SMALL, write_folder
-from simulations.arms import Knowledge, OwnEases, at_home, global_model, pooled_ease, untrained
+from simulations.arms import Knowledge, OwnEases, at_home, global_model, pooled_ease
 from simulations.evaluating import trained_by
 from simulations.experiment import Experiment, read_experiment
 from simulations.pooled import ProductEase
@@ -84,7 +85,7 @@ def test_a_shops_own_ease_is_fitted_once_for_all_arms(
 
     monkeypatch.setattr("simulations.arms.Ease.fit", counting)
     settings, eases = experiment.home.local, OwnEases()
-    alone = Knowledge(untrained(world), {})
+    alone = Knowledge(untrained(world.catalogue), {})
     first = list(at_home(world, settings, lambda: alone, lambda: alone, eases))
     once = len(fitted)
     assert once == 2 * len(world.shops)  # before the validation weeks, and before the test
@@ -104,7 +105,7 @@ def test_an_arm_is_measured_at_the_sample_and_fitted_on_everyone(
     sampled = replace(world, measured={BIG: rows})
     # Without tuning: the weights are the same, and so must be the lists.
     settings = experiment.home.local.model_copy(update={"rounds": 0})
-    alone = Knowledge(untrained(world), {})
+    alone = Knowledge(untrained(world.catalogue), {})
     whole = {
         o.merchant_id: o for o in at_home(world, settings, lambda: alone, lambda: alone, OwnEases())
     }
