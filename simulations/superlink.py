@@ -3,8 +3,12 @@
 It listens on a free loopback port and is started from an empty folder with its own ``FLWR_HOME``:
 the managed local SuperLink would keep its first caller's folder and environment, and Ray's
 workers would find the code of that folder before the bundle's.
+
+On a Ray cluster (``FEDTAIL_RAY=host:port``) the engine's clients run on the cluster's machines.
 """
 
+import json
+import os
 import subprocess
 import time
 import uuid
@@ -25,6 +29,9 @@ from common.processes import (
     tool,
 )
 from server.control import Control
+
+#: Environment: where an existing Ray cluster is, for simulations that outgrow this machine.
+RAY_VARIABLE = "FEDTAIL_RAY"
 
 _TOKEN = "FEDTAIL_RUN_TOKEN"  # noqa: S105 - a name, not a secret
 _ENGINE = "flwr-simulation"
@@ -65,9 +72,10 @@ class Link:
         self, bundle: Path, run_config: Mapping[str, ConfigValue], shops: int, workers: int
     ) -> str:
         """Submit a bundle for ``shops`` nodes, ``workers`` at a time; return the run's id."""
-        resources = (
-            f"num-supernodes={shops} client-resources-num-cpus=1 init-args-num-cpus={workers}"
-        )
+        resources = f"num-supernodes={shops} client-resources-num-cpus=1"
+        if not os.environ.get(RAY_VARIABLE):
+            # A cluster has the processors that it has, and Ray refuses to be told another number.
+            resources += f" init-args-num-cpus={workers}"
         return self.control.submit(bundle, run_config, resources)
 
     def engine_runs(self) -> bool:
@@ -133,7 +141,24 @@ def _is_engine(process: psutil.Process) -> bool:
 def simulation_environment(root: Path, extra: Mapping[str, str], token: str) -> dict[str, str]:
     """Return the environment of the SuperLink, the simulation engine and their offspring."""
     own = {"RAY_USAGE_STATS_ENABLED": "0", _TOKEN: token}
-    if len(ray := str(root / "ray")) <= _LONGEST_RAY_FOLDER:
+    cluster = os.environ.get(RAY_VARIABLE)
+    if not cluster and len(ray := str(root / "ray")) <= _LONGEST_RAY_FOLDER:
         own["RAY_TMPDIR"] = ray
         Path(ray).mkdir()
-    return environment(root / "flwr", own | dict(extra))
+    env = environment(root / "flwr", own | dict(extra))
+    return env | on_cluster(cluster, env, extra) if cluster else env
+
+
+def on_cluster(address: str, env: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables by which Flower's engine uses an existing Ray cluster.
+
+    Workers there have the environment of their own machine: what they need of ours travels with
+    the job.
+    """
+    shared = {
+        key: value
+        for key, value in env.items()
+        if key in extra or key.startswith("FLWR_") or key.endswith("_NUM_THREADS")
+    }
+    job = {"runtime_env": {"env_vars": shared}}
+    return {"RAY_ADDRESS": address, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
