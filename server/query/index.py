@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
-import numba
 import numpy as np
 
 #: Scores are searched in blocks of so many: the best of all are among the blocks with a large best.
@@ -106,6 +105,7 @@ class Int8Index:
 @cache
 def _dots(width: int) -> Callable[..., None]:
     """Return the loop for rows of one width: only a constant one is turned into vector code."""
+    import numba  # Slow: 32 bits do without.
 
     @numba.njit(
         "void(int8[:,::1], float32[::1], int16[::1], float32, float32[::1])",

@@ -1,0 +1,244 @@
+"""Both interfaces over a real process: the same answers, clear refusals, nothing of content out."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from google.protobuf.json_format import MessageToDict
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from query_support import Place, Running, make_place, running
+from server.query.security import Keys
+from server.query.wire import fedtail_pb2 as wire
+from server.query.wire import fedtail_pb2_grpc as wire_grpc
+
+pytestmark = pytest.mark.e2e
+SECRET = "p0003-secret-taste"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return make_place(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def service(place: Place) -> Iterator[Running]:
+    with running(place) as found:
+        yield found
+
+
+@pytest.fixture
+def rest(service: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service.rest, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def stub(service: Running) -> Iterator[Any]:
+    with grpc.insecure_channel(service.grpc) as channel:
+        yield wire_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
+
+
+def test_rest_and_grpc_answer_alike(rest: httpx.Client, stub: Any) -> None:
+    body = {"history": [{"item_id": "p0003"}, {"item_id": "p0100", "weight": 0.5}], "k": 7}
+    over_rest = rest.post("/v1/recommend", json=body).raise_for_status().json()
+    over_grpc = stub.Recommend(
+        wire.RecommendRequest(
+            history=[
+                wire.HistoryProduct(item_id="p0003"),
+                wire.HistoryProduct(item_id="p0100", weight=0.5),
+            ],
+            k=7,
+        )
+    )
+    ids = [item["item_id"] for item in over_rest["items"]]
+    assert ids == [item.item_id for item in over_grpc.items]
+    assert len(ids) == 7
+    assert [item["score"] for item in over_rest["items"]] == [i.score for i in over_grpc.items]
+    assert over_grpc.items[0].product["title"].startswith("Product ")
+    assert over_rest["items"][0]["product"]["price"] > 0
+
+
+def test_reasons_add_up_over_the_wire(rest: httpx.Client) -> None:
+    body = {"history": [{"item_id": f"p{i:04d}"} for i in range(0, 300, 11)], "reasons": True}
+    for item in rest.post("/v1/recommend", json=body).json()["items"]:
+        parts = [part["value"] for part in item["reasons"]["parts"]]
+        assert sum(parts) == pytest.approx(item["reasons"]["score"], rel=1e-9, abs=1e-9)
+        assert item["reasons"]["score"] == pytest.approx(item["score"], rel=1e-4, abs=1e-4)
+
+
+def test_a_batch_is_answered_by_one_version(rest: httpx.Client) -> None:
+    one = {"history": [{"item_id": "p0009"}], "k": 3}
+    found = rest.post("/v1/recommend/batch", json={"requests": [one, {"k": 2}]}).json()
+    assert [len(answer["items"]) for answer in found["responses"]] == [3, 2]
+    assert {answer["version"] for answer in found["responses"]} == {found["version"]}
+    alone = rest.post("/v1/recommend", json=one).json()
+    assert found["responses"][0] == alone
+
+
+def test_models_and_their_promise_can_be_read(rest: httpx.Client, stub: Any) -> None:
+    listed = rest.get("/v1/models").json()["models"]
+    assert listed[0]["private"]
+    assert listed[0]["served"]
+    promise = rest.get("/v1/models/0/privacy").json()
+    assert promise["words"].startswith("Privacy: epsilon")
+    over_grpc = stub.Privacy(wire.PrivacyRequest())
+    assert over_grpc.statement == promise["words"]
+    assert json.loads(over_grpc.statement_json)["epsilon"] == listed[0]["epsilon"]
+    assert MessageToDict(stub.ListModels(wire.ListModelsRequest()))["models"][0]["version"] == 1
+    assert rest.get("/v1/models/99/privacy").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/recommend", {"k": -1}, "k: "),
+        ("/v1/recommend", {"k": 10**9}, "k: "),
+        ("/v1/recommend", {"tail_dial": 2}, "tail_dial"),
+        ("/v1/recommend", {"history": [{"item_id": "p1", "weight": -1}]}, "weight"),
+        ("/v1/recommend", {"filters": {"category": "nothing"}}, "category"),
+        ("/v1/recommend", {"filters": {"price_from": 3, "price_to": 2}}, "price_from"),
+        ("/v1/recommend", {"histroy": []}, "histroy"),
+        ("/v1/similar", {"item_id": "nothing"}, "no product"),
+        ("/v1/similar", {}, "item_id"),
+        ("/v1/recommend/batch", {"requests": []}, "requests"),
+    ],
+)
+def test_what_is_wrong_is_named(rest: httpx.Client, path: str, body: Any, words: str) -> None:
+    answer = rest.post(path, json=body)
+    assert answer.status_code == 422
+    assert words in answer.json()["error"]
+
+
+def test_large_and_broken_bodies_are_refused(rest: httpx.Client) -> None:
+    assert rest.post("/v1/recommend", content=b"x" * (10 * 2**20)).status_code == 413
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(10):
+            yield b"[" * 2**20
+
+    assert rest.post("/v1/recommend", content=endless()).status_code == 413
+    many = {"history": [{"item_id": "p0001"}] * 50_000}
+    assert rest.post("/v1/recommend", json=many).status_code in (413, 422)
+    assert rest.post("/v1/recommend", content=b"{").status_code == 422
+    assert rest.post("/v1/recommend", json={"history": [{"item_id": "x" * 300}]}).status_code == 422
+    assert rest.get("/v1/nothing").status_code == 404
+    assert rest.get("/healthz").text == "ok\n"
+
+
+def test_grpc_refuses_with_its_own_codes(stub: Any) -> None:
+    for request, code in (
+        (wire.RecommendRequest(k=-1), grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            wire.RecommendRequest(history=[wire.HistoryProduct(item_id="x" * (5 * 2**20))]),
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+        ),
+    ):
+        with pytest.raises(grpc.RpcError) as failure:
+            stub.Recommend(request)
+        assert failure.value.code() == code
+    with pytest.raises(grpc.RpcError) as failure:
+        stub.Recommend(wire.RecommendRequest(), timeout=1e-6)
+    assert failure.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_health_and_reflection_are_there(service: Running) -> None:
+    from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+        ProtoReflectionDescriptorDatabase,
+    )
+
+    with grpc.insecure_channel(service.grpc) as channel:
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+        names = ProtoReflectionDescriptorDatabase(channel).get_services()
+        assert "fedtail.v1.Recommender" in names
+
+
+def test_nothing_of_a_request_is_logged_or_counted(rest: httpx.Client, service: Running) -> None:
+    body = {"history": [{"item_id": SECRET}], "attributes": {"age": SECRET}}
+    assert rest.post("/v1/recommend", json=body).status_code == 200
+    assert rest.post("/v1/recommend", json={**body, SECRET: 1}).status_code == 422
+    assert rest.post("/v1/similar", json={"item_id": SECRET}).status_code == 422
+    metrics = rest.get("/metrics").text
+    assert 'fedtail_requests_total{interface="rest",method="similar"' in metrics
+    assert SECRET not in metrics
+    log = "".join(service.log)
+    assert "interface=rest method=recommend status=ok" in log
+    assert "p0003" not in log
+    assert "Traceback" not in log
+
+
+def test_keys_and_rates(place: Place, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    key = Keys(keys).add("shop-a")
+    assert key not in keys.read_text()
+    with running(place, "--keys", str(keys), "--rate", "0.001", "--burst", "5") as service:
+        with httpx.Client(base_url=service.rest) as client:
+            answer = client.post("/v1/recommend", json={})
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+            good = {"Authorization": f"Bearer {key}"}
+            assert client.post("/v1/recommend", json={}, headers=good).status_code == 200
+            assert client.get("/healthz").status_code == 200
+            batch = {"requests": [{}] * 10}
+            assert client.post("/v1/recommend/batch", json=batch, headers=good).status_code == 429
+            Keys(keys).remove("shop-a")
+            assert client.post("/v1/recommend", json={}, headers=good).status_code == 401
+            Keys(keys).add("shop-b")
+            codes = [client.post("/v1/recommend", json={}).status_code for _ in range(6)]
+            assert codes[-1] == 429
+        with grpc.insecure_channel(service.grpc) as channel:
+            stub = wire_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
+            with pytest.raises(grpc.RpcError) as failure:
+                stub.Recommend(wire.RecommendRequest())
+            assert failure.value.code() in (
+                grpc.StatusCode.UNAUTHENTICATED,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+            )
+
+
+def test_a_new_version_is_taken_and_a_damaged_one_refused(tmp_path: Path) -> None:
+    place = make_place(tmp_path)
+    with (
+        running(place) as service,
+        httpx.Client(base_url=service.rest, timeout=30) as client,
+    ):
+
+        def version_becomes(wanted: int) -> bool:
+            import time
+
+            for _ in range(100):
+                if client.post("/v1/recommend", json={}).json()["version"] == wanted:
+                    return True
+                time.sleep(0.1)
+            return False
+
+        place.publish(2)
+        assert version_becomes(2)
+        before = client.post("/v1/recommend", json={"k": 5}).json()
+        version = place.publish(3)
+        damaged = place.root / "registry" / "models"
+        folder = damaged / place.registry.record(version).folder
+        # Damaged before it was looked at or after: version 2 or 3 is served, never a mixture.
+        (folder / "model.safetensors").write_bytes(b"rubbish")
+        place.registry.pin(2)
+        assert version_becomes(2)
+        assert client.post("/v1/recommend", json={"k": 5}).json() == before
+        assert client.get("/metrics").text.count("fedtail_model_version 2.0") == 1
+
+
+def test_a_port_that_is_taken_is_an_error_of_one_line(place: Place, service: Running) -> None:
+    import subprocess
+    import sys
+
+    port = service.rest.rsplit(":", 1)[1]
+    command = [sys.executable, "-m", "server", "serve", str(place.root / "registry")]
+    command += ["--catalogue", str(place.root / "catalogue"), "--grpc-port", "0", "--port", port]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "cannot listen on" in done.stderr
+    assert "Traceback" not in done.stderr
