@@ -69,6 +69,8 @@ class Database(Frozen):
         Where the password is: an environment variable, or a file that holds nothing else.
     interactions
         One source or several, such as one for orders and one for page views.
+    products
+        Read only where the shop's numbers are mapped by one of its columns.
     """
 
     url: str = Field(min_length=1)
@@ -77,6 +79,7 @@ class Database(Frozen):
     interactions: tuple[TableSource, ...] = Field(min_length=1)
     customers: TableSource | None = None
     stock: TableSource | None = None
+    products: TableSource | None = None
 
     @field_validator("interactions", mode="before")
     @classmethod

@@ -330,7 +330,10 @@ def _records(settings: ShopSettings, catalogue: Stamp) -> ShopEvents:
     """
     if settings.data is None:
         return read_shop(settings, _catalogue(settings.catalogue, catalogue))
-    return _events(settings.model_dump_json(), _stamp(settings.data), catalogue)
+    data, mapping = _stamp(settings.data), settings.catalogue_mapping
+    if mapping is not None and mapping.table is not None and mapping.table.is_file():
+        data += tuple(one for one in _stamp(mapping.table.parent) if one[0] == mapping.table.name)
+    return _events(settings.model_dump_json(), data, catalogue)
 
 
 def forget() -> None:

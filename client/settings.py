@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from client.database import Database, from_folder
 from client.home_settings import EvaluationSettings, HomeSection
+from client.mapping_settings import CatalogueMapping
 from common.checks import BadRows
 from common.config import parse, read_toml
 from common.errors import ConfigError
@@ -87,6 +88,8 @@ class ShopSettings(Frozen):
         the SQL database that holds them.
     catalogue
         Folder of the federation's public catalogue.
+    catalogue_mapping
+        What the shop's own product numbers are in the catalogue; without it they are the same.
     ledger
         The shop's SQLite ledger; created when missing.
     cap_epsilon
@@ -116,6 +119,7 @@ class ShopSettings(Frozen):
     data: Path | None = None
     database: Database | None = None
     catalogue: Path
+    catalogue_mapping: CatalogueMapping | None = None
     ledger: Path
     cap_epsilon: float = Field(gt=0)
     cap_delta: float = Field(1e-5, gt=0, lt=1)
@@ -185,6 +189,10 @@ def read_settings(path: Path) -> ShopSettings:
             if isinstance(section[key], str):
                 section[key] = (path.parent / section[key]).resolve()
         values["federation"] = section
+    mapping = values.get("catalogue_mapping")
+    if isinstance(mapping, dict) and isinstance(mapping.get("table"), str):
+        table = (path.parent / mapping["table"]).resolve()
+        values["catalogue_mapping"] = {**mapping, "table": table}
     if isinstance(values.get("database"), dict):
         values["database"] = from_folder(values["database"], path.parent, str(path))
     return parse(ShopSettings, values, str(path))

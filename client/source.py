@@ -3,17 +3,20 @@
 import logging
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
+from client.mapping import ItemMapping, read_mapping, texts_of
+from client.mapping_settings import CatalogueMapping
 from client.settings import ShopSettings
 from common.checks import BadRows, Checker
 from common.errors import ConfigError, DataError
 from common.features import Catalogue
-from common.folders import find_table, read_interactions, read_small, require_table
+from common.folders import Progress, find_table, read_interactions, read_small, require_table
 from common.schema import BEHAVIOR_WEIGHTS, ShopEvents, Tables, encode_shop
 from common.validation import check_customers, check_stock
 
@@ -27,17 +30,30 @@ class Source(Protocol):
         """Return the shop's validated interactions and customers; products are not needed."""
 
 
+class OwnSource(Source, Protocol):
+    """A source that also knows what the shop's own products are."""
+
+    def products(self, column: str) -> pd.DataFrame:
+        """Return ``item_id`` and one more column of the shop's products, as text."""
+
+
 class FolderSource:
     """Tables in a folder of CSV or Parquet files.
 
-    A products table there is not read: what the federation trains on is its catalogue, and a
-    shop may sell what the catalogue does not name.
+    A products table there is read for a mapping alone: what the federation trains on is its
+    catalogue, and a shop may sell what the catalogue does not name.
     """
 
     def __init__(
-        self, folder: Path, *, now: int | None = None, bad_rows: BadRows = "refuse"
+        self,
+        folder: Path,
+        *,
+        now: int | None = None,
+        bad_rows: BadRows = "refuse",
+        progress: Progress | None = None,
     ) -> None:
         self._folder = folder
+        self._progress = progress
         self._bad_rows: BadRows = bad_rows
         self._now = int(time.time()) if now is None else now
 
@@ -60,6 +76,7 @@ class FolderSource:
             checker(path),
             None,
             now=self._now,
+            progress=self._progress,
             drop=("quantity", "price"),
             may_be_empty=True,
         )
@@ -71,20 +88,83 @@ class FolderSource:
         products = pd.DataFrame({"item_id": interactions["item_id"].cat.categories})
         return Tables(interactions, products, customers, stock, dict(set_aside))
 
+    def products(self, column: str) -> pd.DataFrame:
+        """Return ``item_id`` and one more column of the folder's products table, as text.
 
-def open_source(settings: ShopSettings, bad_rows: BadRows | None = None) -> Source:
-    """Return where the settings say that the shop's tables are; nothing is read yet.
+        Raises
+        ------
+        DataError
+            If the table or a column is missing.
+        """
+        path = find_table(self._folder, "products")
+        if path is None:
+            raise DataError(
+                f"catalogue_mapping.by = {column!r} needs the shop's own products: put "
+                f"products.csv or products.parquet with item_id and {column!r} into {self._folder}"
+            )
+        return texts_of(read_small(path, as_text=True), column, path.name)
 
-    ``bad_rows`` takes the place of the settings' own.
+
+@dataclass(frozen=True)
+class MappedSource:
+    """A shop's tables with the catalogue's product numbers in place of its own."""
+
+    source: OwnSource
+    settings: CatalogueMapping
+    catalogue: Path
+
+    def mapping(self) -> ItemMapping:
+        """Read the mapping; raises as :func:`client.mapping.read_mapping`."""
+        return read_mapping(self.settings, self.catalogue, self.source.products)
+
+    def tables(self) -> Tables:
+        """Return the mapped tables."""
+        mapping = self.mapping()  # First: what is wrong with it is said before the long read.
+        return mapping.apply(self.source.tables())
+
+
+def open_source(
+    settings: ShopSettings, bad_rows: BadRows | None = None, progress: Progress | None = None
+) -> Source:
+    """Return where the shop's tables are, with the catalogue's product numbers; nothing is read.
+
+    Parameters
+    ----------
+    bad_rows
+        Takes the place of the settings' own.
+    progress
+        Told how far the interactions are read; of a database (rows, 0).
     """
+    source = open_own_source(settings, bad_rows, progress)
+    if settings.catalogue_mapping is None:
+        return source
+    return MappedSource(source, settings.catalogue_mapping, settings.catalogue)
+
+
+def open_own_source(
+    settings: ShopSettings, bad_rows: BadRows | None = None, progress: Progress | None = None
+) -> OwnSource:
+    """Return the same with the shop's own product numbers."""
     rows = bad_rows or settings.bad_rows
     if settings.database is not None:
         from client.sql_source import SqlSource  # Slow to import, and most shops do without.
 
-        return SqlSource(settings.database, settings.merchant_id, bad_rows=rows)
+        return SqlSource(settings.database, settings.merchant_id, bad_rows=rows, progress=progress)
     if settings.data is None:
         raise ConfigError("the shop's settings name neither data nor a database")
-    return FolderSource(settings.data, bad_rows=rows)
+    return FolderSource(settings.data, bad_rows=rows, progress=progress)
+
+
+def shop_mapping(settings: ShopSettings) -> ItemMapping | None:
+    """Return what the shop's own product numbers are in the catalogue; None: the same.
+
+    Raises
+    ------
+    InputError
+        If the mapping can't be read, or maps a product to several of the catalogue's.
+    """
+    source = open_source(settings)
+    return source.mapping() if isinstance(source, MappedSource) else None
 
 
 def read_shop(settings: ShopSettings, catalogue: Catalogue) -> ShopEvents:

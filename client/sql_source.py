@@ -25,8 +25,8 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, NoSuchTableError, S
 from client.database import OPTIONAL, Database, TableSource
 from common.checks import BadRows, Checker
 from common.config import nearest
-from common.errors import DataError
-from common.folders import NO_VALUE
+from common.errors import ConfigError, DataError
+from common.folders import NO_VALUE, Progress
 from common.interactions import InteractionsBuilder
 from common.schema import REQUIRED, Tables
 from common.validation import check_customers, check_stock
@@ -51,8 +51,10 @@ class SqlSource:
         *,
         now: int | None = None,
         bad_rows: BadRows = "refuse",
+        progress: Progress | None = None,
     ) -> None:
         self._database = database
+        self._progress = progress
         self._merchant_id = merchant_id
         self._now = int(time.time()) if now is None else now
         self._bad_rows: BadRows = bad_rows
@@ -91,14 +93,44 @@ class SqlSource:
             if not all("session_id" in part.have for part in parts):
                 have.discard("session_id")
             checkers = [checker(part.source, "interactions") for part in parts]
-            builder = InteractionsBuilder(checkers[0], None, sorted(have), self._now)
+            builder, done = InteractionsBuilder(checkers[0], None, sorted(have), self._now), 0
             for part, own in zip(parts, checkers, strict=True):
                 builder.begin(own)
                 for rows in _chunks(connection, part, builder.columns):
                     builder.add(rows)
+                    done += len(rows)
+                    if self._progress is not None:
+                        self._progress(done, 0)  # How many there are only a count would tell.
         interactions = builder.finish(may_be_empty=True)
         products = pd.DataFrame({"item_id": interactions["item_id"].cat.categories})
         return Tables(interactions, products, customers, stock, dict(set_aside))
+
+    def products(self, column: str) -> pd.DataFrame:
+        """Return ``item_id`` and one more column of the shop's products, as text.
+
+        Raises
+        ------
+        ConfigError
+            If the settings name no such table.
+        DataError
+            If the database does not answer, or the table lacks a column.
+        """
+        source = self._database.products
+        if source is None:
+            raise ConfigError(
+                f"catalogue_mapping.by = {column!r} needs the shop's own products: add "
+                f'[database.products] with item_id and {column!r}, such as table = "articles"'
+            )
+        with _connection(self._database) as connection:
+            part = self._part(connection, source, "products", (column,))
+            if column not in part.places:
+                raise DataError(
+                    f"{part.label} has no column {column!r}: map the one that holds it with "
+                    f'columns = {{ {column} = "..." }}'
+                )
+            blocks = list(_chunks(connection, part, ["item_id", column]))
+        frame: pd.DataFrame = arrow.concat_tables(blocks).to_pandas()
+        return frame
 
     def _part(
         self, connection: sa.Connection, source: TableSource, name: str, optional: Sequence[str]

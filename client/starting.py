@@ -25,7 +25,8 @@ merchant_id = {merchant}
 #   user_id, item_id, timestamp (2024-05-31T14:00:00Z, or seconds since 1970 UTC), merchant_id and
 #   behavior (view, favourite, cart, purchase or rating)
 # and perhaps rating and session_id (the basket). customers (user_id) and stock (merchant_id,
-# item_id) may be there too. item_id must be the number that the catalogue uses.
+# item_id) may be there too. item_id is the number that the catalogue uses, or your own: see
+# [catalogue_mapping] below.
 data = "data"
 
 # Or a SQL database: take out the line above, and use [database] at the end of this file.
@@ -76,6 +77,18 @@ key = "keys/node.key"
 # purchase = 1.0
 # rating = 1.0
 
+# If item_id is your own product number: which of the catalogue's products it is. Several of yours
+# may be one of the catalogue's, not the other way round. What the mapping does not name takes no
+# part. Either a .csv or .parquet file with item_id (yours) and catalogue_item_id:
+# [catalogue_mapping]
+# table = "mapping.csv"
+# columns = {{ item_id = "our_no", catalogue_item_id = "federation_no" }}    # where names differ
+# or, in place of table and columns, a column that your own products table and the catalogue both
+# have, such as the GTIN; blanks, hyphens and leading zeros do not matter. Your products are
+# products.csv or products.parquet with item_id, beside interactions, or [database.products]:
+# by = "gtin"
+# catalogue_column = "ean"    # where the catalogue calls it otherwise
+
 # Any database that SQLAlchemy knows. The client reads and never writes; give it an account that
 # may only read.
 # [database]
@@ -98,6 +111,11 @@ key = "keys/node.key"
 # [database.customers]
 # table = "customers"
 # columns = {{ user_id = "customer_no", age = "age_band" }}
+#
+# Only for [catalogue_mapping] with by: item_id and that column.
+# [database.products]
+# table = "articles"
+# columns = {{ item_id = "article_no", gtin = "barcode" }}
 """
 
 

@@ -36,7 +36,8 @@ from common.errors import ArtifactError, ConfigError
 from common.protocol import Frozen
 
 CROSS = "*"
-_FILES = ("products.parquet", "catalogue.json")
+PRODUCTS = "products.parquet"
+_FILES = (PRODUCTS, "catalogue.json")
 
 
 class ContentSpec(Frozen):
@@ -146,8 +147,7 @@ class Catalogue:
         """
         if RETIRED not in self.products:
             return np.ones(self.size, dtype=bool)
-        said = pd.Series(as_text(self.products[RETIRED])).str.lower()
-        return ~said.isin(("true", "1", "yes")).to_numpy(dtype=bool)
+        return ~retired_words(self.products[RETIRED])
 
     def rows(self, item_ids: Sequence[str] | np.ndarray) -> np.ndarray:
         """Return (len,) int32 rows of products; -1 for one that the catalogue does not hold."""
@@ -213,6 +213,12 @@ class Catalogue:
 def content_columns(products: pd.DataFrame) -> list[str]:
     """Return the columns of a products table that describe a product."""
     return [str(name) for name in products.columns if name not in (ITEM_ID, RETIRED)]
+
+
+def retired_words(column: pd.Series) -> np.ndarray:
+    """Return (n,) bool: where the column ``retired`` says yes."""
+    said = pd.Series(as_text(column)).str.lower()
+    return np.asarray(said.isin(("true", "1", "yes")), dtype=bool)
 
 
 def write_catalogue(catalogue: Catalogue, folder: Path) -> None:

@@ -110,15 +110,18 @@ def require_table(folder: Path, name: str) -> Path:
     return path
 
 
-def read_small(path: Path) -> pd.DataFrame:
-    """Read a table that fits into memory; ids and texts stay text."""
+def read_small(path: Path, *, as_text: bool = False) -> pd.DataFrame:
+    """Read a table that fits into memory; ids and texts stay text, or with ``as_text`` all of it.
+
+    Columns of Parquet files have their own types either way.
+    """
     try:
         if path.suffix == ".parquet":
             frame: pd.DataFrame = pq.read_table(path).to_pandas()
         else:
             header = csv_header(path)
             types = {name: str for name in header if name in (*IDS, *TEXTS)}
-            if path.stem == "customers":
+            if as_text or path.stem == "customers":
                 types = dict.fromkeys(header, str)
             frame = pd.read_csv(
                 path, dtype=types, keep_default_na=False, na_values=NO_VALUE, low_memory=False

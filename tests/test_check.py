@@ -108,6 +108,9 @@ def test_what_init_comments_out_is_right_as_it_stands(tmp_path: Path) -> None:
     assert found.database is not None
     assert len(found.database.interactions) == 2
     assert found.behavior_weights == {"view": 0.1}
+    assert found.database.products is not None
+    assert found.catalogue_mapping is not None
+    assert found.catalogue_mapping.columns["catalogue_item_id"] == "federation_no"
 
 
 def test_init_writes_nothing_over(tmp_path: Path) -> None:
