@@ -64,7 +64,8 @@ class Programs:
     """
 
     def __init__(self, folder: Path, show: Callable[[str], object] = lambda _: None) -> None:
-        self._folder, self._show, self.token = folder.resolve(), show, uuid.uuid4().hex
+        self._given, self._folder = folder, folder.resolve()
+        self._show, self.token = show, uuid.uuid4().hex
         self._temporary, self._logs = self._folder / "tmp", self._folder / "logs"
         self._background: dict[str, Background] = {}
 
@@ -82,8 +83,7 @@ class Programs:
     ) -> None:
         """End everything, the last started first, and take away temporary files."""
         try:
-            for name in reversed(list(self._background)):
-                self.end(name)
+            self.end_all()
         finally:
             end_carriers(TOKEN, self.token)
             shutil.rmtree(self._temporary, ignore_errors=True)
@@ -113,7 +113,7 @@ class Programs:
         RunError
             If it failed; the message ends with the last lines of its stderr.
         """
-        said = _spoken(words)
+        said = self._spoken(words)
         self._show(said)
         lines: list[str] = []
         with tempfile.TemporaryFile("w+", encoding="utf-8", dir=self._temporary) as out:
@@ -147,7 +147,7 @@ class Programs:
 
     def start(self, name: str, *words: str, extra: Mapping[str, str] | None = None) -> Background:
         """Start ``python -m WORDS...`` and let it run; its output goes to ``logs/<name>.log``."""
-        said = _spoken(words)
+        said = self._spoken(words)
         self._show(f"{said} &")
         log = self._logs / f"{name}.log"
         with log.open("ab") as output:
@@ -189,9 +189,17 @@ class Programs:
         program.process.send_signal(signal.SIGTERM)
         return _wait(program.process)
 
+    def end_all(self) -> dict[str, int]:
+        """End every program in the background, the last started first; return name -> status."""
+        return {name: self.end(name) for name in reversed(list(self._background))}
+
     def running(self) -> list[psutil.Process]:
         """Return every process that was started here, by whomever, and still runs."""
         return carriers(TOKEN, self.token)
+
+    def _spoken(self, words: tuple[str, ...]) -> str:
+        """Return a command line as a person would type it who names the folder as we were told."""
+        return " ".join(("python -m", *words)).replace(str(self._folder), str(self._given))
 
 
 def _wait(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> int:
@@ -201,10 +209,6 @@ def _wait(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> int:
         logger.warning("pid=%d event=killed after_seconds=%g", process.pid, _GRACE_SECONDS)
         process.kill()
         return process.wait()
-
-
-def _spoken(words: tuple[str, ...]) -> str:
-    return " ".join(("python -m", *words))
 
 
 def _tail(log: Path) -> str:
