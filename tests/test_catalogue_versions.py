@@ -13,6 +13,7 @@ from common.errors import ArtifactError
 from common.features import Catalogue, ContentSpec
 from common.model import GlobalModel, initial_state, state_spec
 from common.protocol import ITEMS, POPULARITY, SPECTRUM, Arrays, ModelPlan
+from server.query.filters import Filters, Table
 
 SPEC = ContentSpec(features=("type", "brand", "type*brand"), content_width=256, hash_rows=16)
 PLANS = {
@@ -163,3 +164,12 @@ def test_groups_need_the_catalogue_that_they_were_made_of(before: Catalogue | No
     plan, old = PLANS["groups"], catalogue_of(list(range(9)))
     with pytest.raises(ArtifactError, match="the very catalogue"):
         carry_over(trained(plan, old), old.item_ids, old, plan, before=before)
+
+
+@pytest.mark.parametrize("filters", [Filters(), Filters(category="t0"), Filters(minimum_score=-9)])
+def test_a_retired_product_is_never_served(filters: Filters) -> None:
+    products = catalogue_of([0, 5, 10]).products.rename(columns={"type": "category"})
+    table = Table.of(products.assign(retired=[False, True, False]), {})
+    scores = np.zeros(3, np.float32)
+    table.hide(scores, filters, {})
+    assert np.isfinite(scores).tolist() == [True, False, True]

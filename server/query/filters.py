@@ -1,12 +1,14 @@
 """Which products may be listed: category, brand, price band, stock, exclusions, a least score."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
+from common.content_columns import RETIRED
 from common.errors import InputError
+from common.features import retired_words
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,14 @@ class Table:
         (n,) float64, NaN where unknown; None without such a column.
     stock
         merchant_id -> (m,) rows.
+    retired
+        (m,) rows of products that are never listed, whatever is asked for.
     """
 
     values: Mapping[str, Mapping[str, np.ndarray]]
     prices: np.ndarray | None
     stock: Mapping[str, np.ndarray]
+    retired: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @classmethod
     def of(cls, products: pd.DataFrame, stock: Mapping[str, np.ndarray]) -> "Table":
@@ -62,7 +67,10 @@ class Table:
         if "price" in products:
             numbers = pd.to_numeric(products["price"], errors="coerce")
             prices = numbers.to_numpy(dtype=float, na_value=np.nan)
-        return cls(values, prices, stock)
+        retired = np.empty(0, dtype=np.int64)
+        if RETIRED in products:
+            retired = np.flatnonzero(retired_words(products[RETIRED]))
+        return cls(values, prices, stock, retired)
 
     def hide(self, scores: np.ndarray, filters: Filters, rows_of: Mapping[str, int]) -> None:
         """Write ``-inf`` over the (n,) scores of all that may not be listed.
@@ -86,6 +94,7 @@ class Table:
             if filters.merchant_id not in self.stock:
                 raise InputError(f"no stock is known of a shop {filters.merchant_id!r}")
             _keep(scores, self.stock[filters.merchant_id])
+        scores[self.retired] = -np.inf
         hidden = [rows_of[item] for item in filters.exclude if item in rows_of]
         scores[hidden] = -np.inf
         if filters.minimum_score is not None:
