@@ -31,6 +31,7 @@ from common.code import code_digest
 from common.errors import DataError
 from common.features import read_catalogue
 from common.model import GlobalModel
+from common.rng import derive
 from common.schema import BEHAVIOR_WEIGHTS
 
 _DAY = 86_400
@@ -80,7 +81,14 @@ def adapt(
     end = last + 1
     begin = last_part(first, end, settings.home.validation_share)
     fitted, validated = fit_home(
-        home.model, home.plan.half_life_days, records, mixed, begin, end, progress
+        home.model,
+        home.plan.half_life_days,
+        records,
+        mixed,
+        settings.home.validation_customers,
+        begin,
+        end,
+        progress,
     )
     progress("keeping the adaptation")
     facts = save_adapted(
@@ -129,6 +137,7 @@ def fit_home(
     half_life: float,
     records: HomeRecords,
     settings: HomeSettings,
+    most: int,
     begin: int,
     end: int,
     progress: Progress = lambda _: None,
@@ -139,6 +148,8 @@ def fit_home(
     ----------
     half_life
         Of a record's weight, in days; 0 forgets nothing.
+    most
+        The weights are chosen on so many customers at most.
 
     Returns
     -------
@@ -149,20 +160,26 @@ def fit_home(
     events = records.events.before(end)
     before = events.before(begin)
     period = ShopPeriod.of(before, events.since(begin), n, half_life, begin)
-    validated = int(np.count_nonzero(np.diff(period.targets.indptr)))
+    asked = drawn(np.flatnonzero(np.diff(period.targets.indptr)), most, events.merchant_id)
     weights = dict(settings.start)
-    if validated:
-        progress(f"choosing the weights on {validated} customers")
+    if len(asked):
+        progress(f"choosing the weights on {len(asked)} customers")
         tail = Tail(model, before).mask
-        weights = choose_weights(model, period, tail, settings, stock=records.stock)
+        weights = choose_weights(model, period, tail, settings, stock=records.stock, asked=asked)
     progress(f"fitting on all {len(events)} records")
     fitted = HomeModel.fit(model, histories(events, n, half_life, end), settings)
-    return replace(fitted, mixing_weights=weights), validated
+    return replace(fitted, mixing_weights=weights), len(asked)
 
 
 def fitting(home: CameHome, settings: HomeSettings) -> HomeSettings:
     """Return the settings less the parts that an untrained learned block can't give."""
     return settings if home.learned else settings.without("learned", "shared_ease")
+
+
+def drawn(customers: np.ndarray, most: int, merchant_id: str) -> np.ndarray:
+    """Return at most so many of the customers, always the same ones, in their order."""
+    stream = derive(0, purpose="home-customers", merchant_id=merchant_id)
+    return np.sort(stream.permutation(customers)[:most])
 
 
 def last_part(first: int, end: int, share: float) -> int:

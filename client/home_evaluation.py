@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from client.adapting import fit_home, fitting, has_seen, last_part, when
+from client.adapting import drawn, fit_home, fitting, has_seen, last_part, when
 from client.home import CameHome, Progress, Tail, load_home_model, read_records, untrained
 from client.home_settings import HomeSettings
 from client.models import current_model
@@ -20,7 +20,6 @@ from client.settings import ShopSettings
 from common.errors import DataError
 from common.features import read_catalogue
 from common.metrics import CUTOFF, MetricSums, evaluate, paired_bootstrap
-from common.rng import derive
 from common.scoring import TopLists, top_lists
 
 #: Compared with what the shop can do alone, customer by customer.
@@ -81,9 +80,8 @@ def evaluate_shop(
             "nothing to ask for. Measure when there are more records, or set home.test_share"
         )
     known = np.flatnonzero(np.diff(period.history.indptr))
-    if 0 < customers < len(known):
-        draw = derive(0, purpose="home-evaluation", merchant_id=settings.merchant_id)
-        known = np.sort(draw.permutation(known)[:customers])
+    if customers:
+        known = drawn(known, customers, settings.merchant_id)
     history, targets = period.history[known], period.targets[known]
     tail = Tail(home.model, before).mask
     found: dict[str, MetricSums] = {}
@@ -96,7 +94,14 @@ def evaluate_shop(
     def mixture(name: str, around: CameHome | None, how: HomeSettings) -> None:
         model = untrained(catalogue) if around is None else around.model
         fitted, _ = fit_home(
-            model, half_life, records, how, begin, end, lambda text: progress(f"{name}: {text}")
+            model,
+            half_life,
+            records,
+            how,
+            settings.home.validation_customers,
+            begin,
+            end,
+            lambda text: progress(f"{name}: {text}"),
         )
         weights[name] = fitted.mixing_weights
         measured(name, fitted.scores)

@@ -83,6 +83,9 @@ class HomeSection(Frozen):
     ----------
     validation_share
         Share of the time span, at its end, that the weights are chosen on.
+    validation_customers
+        The weights are chosen on at most so many customers, drawn by chance: more make them no
+        better, and each costs as much.
     test_share
         Share of the time span, at its end, that ``evaluate`` holds back from everything.
     mixed, own
@@ -91,6 +94,7 @@ class HomeSection(Frozen):
     """
 
     validation_share: float = Field(0.2, gt=0, lt=1)
+    validation_customers: int = Field(2000, ge=1)
     test_share: float = Field(0.2, gt=0, lt=1)
     mixed: HomeSettings = MIXED
     own: HomeSettings = ALONE
