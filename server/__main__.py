@@ -9,8 +9,8 @@ from common.cli import print_document, run
 from common.errors import ConfigError
 from server.catalogue_commands import catalogue_app
 from server.federation_commands import operator_app
+from server.query.commands import keys_app, query, serve
 from server.training_commands import training_app
-from server.query.commands import keys_app, serve
 
 app = typer.Typer(
     help="The federation's side: its registry of models.",
@@ -27,6 +27,7 @@ app.add_typer(operator_app)
 app.add_typer(training_app)
 app.add_typer(keys_app, name="keys")
 app.command()(serve)
+app.command()(query)
 
 _NEWEST = "newest"
 

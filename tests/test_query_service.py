@@ -1,6 +1,9 @@
 """Both interfaces over a real process: the same answers, clear refusals, nothing of content out."""
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,10 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from common.errors import InputError, RunError
 from query_support import Place, Running, make_place, running
+from server.query.client import Client
+from server.query.requests import RecommendRequest
 from server.query.security import Keys
 from server.query.wire import fedtail_pb2 as wire
 from server.query.wire import fedtail_pb2_grpc as wire_grpc
@@ -184,7 +190,7 @@ def test_keys_and_rates(place: Place, tmp_path: Path) -> None:
             good = {"Authorization": f"Bearer {key}"}
             assert client.post("/v1/recommend", json={}, headers=good).status_code == 200
             assert client.get("/healthz").status_code == 200
-            batch = {"requests": [{}] * 10}
+            batch: dict[str, Any] = {"requests": [{}] * 10}
             assert client.post("/v1/recommend/batch", json=batch, headers=good).status_code == 429
             Keys(keys).remove("shop-a")
             assert client.post("/v1/recommend", json={}, headers=good).status_code == 401
@@ -209,8 +215,6 @@ def test_a_new_version_is_taken_and_a_damaged_one_refused(tmp_path: Path) -> Non
     ):
 
         def version_becomes(wanted: int) -> bool:
-            import time
-
             for _ in range(100):
                 if client.post("/v1/recommend", json={}).json()["version"] == wanted:
                     return True
@@ -232,9 +236,6 @@ def test_a_new_version_is_taken_and_a_damaged_one_refused(tmp_path: Path) -> Non
 
 
 def test_a_port_that_is_taken_is_an_error_of_one_line(place: Place, service: Running) -> None:
-    import subprocess
-    import sys
-
     port = service.rest.rsplit(":", 1)[1]
     command = [sys.executable, "-m", "server", "serve", str(place.root / "registry")]
     command += ["--catalogue", str(place.root / "catalogue"), "--grpc-port", "0", "--port", port]
@@ -242,3 +243,37 @@ def test_a_port_that_is_taken_is_an_error_of_one_line(place: Place, service: Run
     assert done.returncode == 2
     assert "cannot listen on" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_client_library_and_the_command_line_ask_alike(service: Running, place: Place) -> None:
+    command = [sys.executable, "-m", "server", "query", "p0003", "p0100=0.5", "-k", "5"]
+    done = subprocess.run(
+        [*command, "--url", service.rest, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    with Client(service.rest) as client:
+        answer = client.recommend({"p0003": 1.0, "p0100": 0.5}, k=5)
+        assert json.loads(done.stdout) == answer.model_dump(mode="json")
+        batch = client.recommend_batch([RecommendRequest(k=2)])
+        assert len(batch.responses[0].items) == 2
+        assert client.explain(answer.items[0].item_id, {"p0003": 1.0}).parts
+        assert client.models().models[0].version == answer.version
+        assert len(client.similar("p0003", k=4).items) == 4
+        with pytest.raises(InputError, match="no product"):
+            client.similar("nothing")
+        with pytest.raises(InputError, match="k: "):
+            client.recommend(k=-1)
+    with Client("http://127.0.0.1:9", timeout=1) as client, pytest.raises(RunError):
+        client.models()
+    table = subprocess.run(
+        [*command, "--url", service.rest, "--why"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    assert answer.items[0].item_id in table
+    assert "because of p0003" in table or "how popular" in table

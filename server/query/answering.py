@@ -28,6 +28,7 @@ from server.query.requests import (
     RecommendRequest,
     RecommendResponse,
     SimilarRequest,
+    invalid_words,
 )
 from server.query.security import Keys, RateLimit
 from server.records import Record
@@ -226,16 +227,6 @@ class Service:
         if not self.host.ready:
             raise RefusedError(Status.NO_MODEL, "no model can be served yet")
         return self.host.current()
-
-
-def invalid_words(errors: Any) -> str:  # noqa: ANN401 - pydantic's list of details
-    """Return which fields are wrong and why, without the values that were sent."""
-    found = []
-    for error in list(errors)[:5]:
-        place = ".".join(str(part) for part in error["loc"] if part != "body") or "request"
-        # An unknown field's name is the caller's own text, too.
-        found.append(f"{place[:80]}: {error['msg'][:200]}")
-    return "; ".join(found)
 
 
 def _version(host: ModelHost) -> int:

@@ -176,6 +176,16 @@ class Problem(_Body):
     error: str
 
 
+def invalid_words(errors: Any) -> str:  # noqa: ANN401 - pydantic's list of details
+    """Return which fields are wrong and why, without the values that were sent."""
+    found = []
+    for error in list(errors)[:5]:
+        place = ".".join(str(part) for part in error["loc"] if part != "body") or "request"
+        # An unknown field's name is the caller's own text, too.
+        found.append(f"{place[:80]}: {error['msg'][:200]}")
+    return "; ".join(found)
+
+
 def recommend(model: ServedModel, request: RecommendRequest) -> RecommendResponse:
     """Answer one request from one model.
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.query.answering import RefusedError, Service, Status, invalid_words
+from server.query.answering import RefusedError, Service, Status
 from server.query.requests import (
     BatchRequest,
     BatchResponse,
@@ -26,6 +26,7 @@ from server.query.requests import (
     RecommendRequest,
     RecommendResponse,
     SimilarRequest,
+    invalid_words,
 )
 
 #: Ten thousand products of history, each as long as an id may be, fit; ten megabytes do not.

@@ -1,0 +1,38 @@
+"""A list of recommendations for people who look at a terminal."""
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+_SHOWN_COLUMNS = 3
+
+
+def recommendations_table(document: dict[str, Any]) -> Group:
+    """Return the list as a table, with what the dial did and which products are unknown."""
+    items = document["items"]
+    columns = list(items[0]["product"] if items else {})[:_SHOWN_COLUMNS]
+    table = Table("rank", "item_id", *columns, "tail", "score", box=None)
+    for item in items:
+        values = [_text(item["product"].get(name)) for name in columns]
+        tail = "tail" if item["tail"] else ""
+        table.add_row(
+            str(item["rank"]), Text(item["item_id"]), *values, tail, f"{item['score']:.4g}"
+        )
+        if item.get("reasons"):
+            table.add_row("", Text(item["reasons"]["words"], style="dim"))
+    lines = [
+        (
+            f"version {document['version']}; {document['tail_share']:.0%} of the list is tail "
+            f"({document['tail_share_undialled']:.0%} by score alone), "
+            f"{document['score_kept']:.0%} of the score kept"
+        )
+    ]
+    if document["unknown_items"]:
+        lines.append(f"not in the catalogue: {', '.join(document['unknown_items'][:10])}")
+    return Group(table, *(Text(line) for line in lines))
+
+
+def _text(value: Any) -> Text:  # noqa: ANN401 - a JSON value
+    return Text("" if value is None else str(value))
