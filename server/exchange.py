@@ -24,6 +24,8 @@ class Exchange:
         Node -> header of every well-formed reply of the node's own shop.
     accepted_nodes
         Node -> shop of the good ones.
+    unheard
+        Enrolled shop -> code, where its node sent nothing well-formed.
     """
 
     asked: int = 0
@@ -32,6 +34,7 @@ class Exchange:
     answered: set[int] = field(default_factory=set)
     headers: dict[int, ReplyHeader] = field(default_factory=dict)
     accepted_nodes: dict[int, str] = field(default_factory=dict)
+    unheard: dict[str, str] = field(default_factory=dict)
 
     @property
     def accepted(self) -> int:
@@ -52,7 +55,8 @@ class Exchange:
     def failed(self) -> dict[str, str]:
         """Shop -> code of the shops that answered with anything but an update."""
         headers = self.headers.values()
-        return {h.shop: h.status for h in headers if h.shop != NO_FINGERPRINT and h.status != "ok"}
+        said = {h.shop: h.status for h in headers if h.shop != NO_FINGERPRINT and h.status != "ok"}
+        return {**self.unheard, **said}
 
     @property
     def reasons(self) -> str:

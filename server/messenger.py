@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
@@ -40,6 +41,8 @@ _MESSAGE_TYPES = {
 _CHARGED = frozenset((RELEASE, TRAIN))
 # A shop that says one of these will say it again: it is not asked any more in this run.
 _FINAL = frozenset(("over-budget", "refused-config", "wrong-catalogue", "wrong-protocol"))
+# What a node comes to that says nothing well-formed of its shop.
+_UNHEARD = frozenset(("error", "unapproved", "rubbish", "late"))
 _FIRST_POLL, _LAST_POLL = 0.02, 1.0
 
 
@@ -95,12 +98,14 @@ class Messenger:
             for node in nodes
         ]
         result = Exchange(asked=len(nodes))
+        codes = dict.fromkeys(nodes, "late")
         for node, reply in self._replies(messages):
-            code = self._take(kind, node, reply, server_round, expected, result)
+            codes[node] = self._take(kind, node, reply, server_round, expected, result)
+        for node, code in codes.items():
             if code != "ok":
                 result.declined[code] += 1
-        if late := len(nodes) - result.accepted - sum(result.declined.values()):
-            result.declined["late"] = late
+            if code in _UNHEARD and (enrolled := self._roster.enrolled(node)) is not None:
+                result.unheard[enrolled] = code
         result.contributions.sort(key=lambda c: c.shop)
         if self._heads is not None and kind in _CHARGED:
             # Only a reply that was charged speaks for a ledger: one that joins may be an old copy.
@@ -126,7 +131,7 @@ class Messenger:
         if reply.has_error():
             # The text is the shop's or Flower's; only that it happened is of use here.
             logger.warning("reply=error node=%d code=%d", node, reply.error.code)
-            return "error"
+            return "unapproved" if reply.error.code == ErrorCode.INVALID_FAB else "error"
         try:
             header = reply_header(reply, server_round)
             result.answered.add(node)

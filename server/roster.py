@@ -74,6 +74,10 @@ class Roster:
         """Return the shop that takes part through a node, if one does."""
         return self._shops.get(node)
 
+    def enrolled(self, node: int) -> str | None:
+        """Return the shop under whose name a node is enrolled, if it has one."""
+        return self._enrolled.get(node)
+
     def check(self, node: int, shop: str) -> None:
         """Refuse a reply in another shop's name.
 

@@ -74,6 +74,7 @@ def train(federation: Federation, request: Request, view: View) -> Document:
             runs, control(federation), lambda: is_up(federation), federation.registry, view
         )
         if request.resume is None:
+            _check_is_up(federation)
             planned = _new(federation, request, view)
             record, going = planned.record, False
         else:

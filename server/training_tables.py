@@ -16,17 +16,25 @@ _LOOK: Any = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0), "pa
 
 def plan_lines(document: Document) -> list[str]:
     """Return what a run costs every shop's customers and what it needs, before it begins."""
-    plan, privacy, catalogue = document["plan"], document["privacy"], document["catalogue"]
+    head, *needs = _facts(document)
+    return [head, _price(document), protected_words(document["privacy"]), *needs]
+
+
+def _price(document: Document) -> str:
+    return (
+        f"It costs every shop that takes part {promise_words(document['privacy'])}, once for the "
+        "whole run; a shop whose own cap does not hold that takes no part."
+    )
+
+
+def _facts(document: Document) -> list[str]:
+    plan, catalogue = document["plan"], document["catalogue"]
     head = (
         f"Run {document['run']}: {plan['rounds']} rounds on catalogue version "
         f"{catalogue['version']} ({catalogue['products']} products, "
         f"{catalogue['fingerprint'][:12]})."
     )
-    price = (
-        f"It costs every shop that takes part {promise_words(privacy)}, once for the whole run; a "
-        "shop whose own cap does not hold that takes no part."
-    )
-    lines = [head, price, protected_words(privacy)]
+    lines = [head]
     lines += [f"Note: {note}." for note in document["notes"]]
     lines.append(f"Shops must have approved bundle {document['bundle']}.")
     shops = document["shops"]
@@ -39,7 +47,7 @@ def plan_lines(document: Document) -> list[str]:
 def plan_table(document: Document) -> Group:
     """Return a plan that was not run, with its whole statement."""
     return Group(
-        *(Text(line) for line in plan_lines(document)),
+        *(Text(line) for line in [*_facts(document), _price(document)]),
         Text(""),
         Text(render_statement(document["privacy"])),
         Text("Nothing was started."),

@@ -48,7 +48,8 @@ class TrainingView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:  # Elsewhere it would leave an empty line.
+            self._bar.stop()
 
     def stage(self, text: str) -> None:
         """Begin something that takes a while."""
