@@ -71,7 +71,8 @@ def check(
     from client.settings import read_settings
 
     chosen = None if plan_file is None else read_plan(plan_file)
-    document = check_shop(settings, read_settings(settings), chosen)
+    with stages() as stage:
+        document = check_shop(settings, read_settings(settings), chosen, stage)
     print_document(document, check_table, as_json=as_json)
     if document["problems"]:
         raise typer.Exit(2)

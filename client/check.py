@@ -1,6 +1,7 @@
 """What a shop's engineer wants to know of the shop's data before any training; all of it local."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from client.coverage import catalogue_rows, coverage
 from client.forecast import PlanFlags, forecast
+from client.mapping import ItemMapping
 from client.settings import ShopSettings
-from client.source import open_source
-from common.errors import ArtifactError, DataError
+from client.source import open_own_source, shop_mapping
+from common.errors import ArtifactError, DataError, InputError
 from common.features import Catalogue, read_catalogue
+from common.folders import Progress
 from common.protocol import TrainingPlan
 from common.schema import BEHAVIOR_WEIGHTS, BEHAVIORS, Tables
 
@@ -22,10 +26,14 @@ SHOWN = 5
 #: The plan to price where none is given: ten rounds at half of the shop's cap.
 DEFAULT_ROUNDS = 10
 DEFAULT_SHARE = 0.5
+TOLD_SECONDS = 2.0
 
 
 def check_shop(
-    path: Path, settings: ShopSettings, plan: TrainingPlan | None = None
+    path: Path,
+    settings: ShopSettings,
+    plan: TrainingPlan | None = None,
+    stage: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Return what the shop's data hold, what of them can train, and what a plan would cost.
 
@@ -37,22 +45,27 @@ def check_shop(
         Of the settings.
     plan
         What to price; default: ten rounds at half of the shop's cap.
+    stage
+        Told what is being done, in words.
 
     Returns
     -------
     dict
         ``shop, source, customers, products, interactions, other_merchants, behaviors, span,
-        baskets, bad_rows, catalogue, history, price`` and ``problems``: a list of sentences, empty
-        where the shop could train.
+        baskets, bad_rows, catalogue, history, price``, ``problems``: sentences on what stops
+        training, none where the shop could train, and ``advice``: what would make it better.
 
     Raises
     ------
     InputError
         If the data can't be read at all, or the plan promises no privacy.
     """
-    tables = open_source(settings, "set-aside").tables()
     problems: list[str] = []
-    bad = _bad_rows(settings, tables, problems)
+    advice: list[str] = []
+    stage("reading the shop's records")
+    progress = _told(stage)
+    tables = open_own_source(settings, "set-aside", progress).tables()
+    bad = _bad_rows(settings, tables, problems, progress)
     frame = tables.interactions
     own = frame[(frame["merchant_id"] == settings.merchant_id).to_numpy()]
     others = [name for name in tables.merchant_ids if name != settings.merchant_id]
@@ -63,8 +76,11 @@ def check_shop(
         )
     elif own.empty:
         problems.append("the shop has no interactions yet: it would train on nothing but noise")
-    catalogue = _catalogue(settings, problems)
+    stage("comparing with the catalogue")
+    catalogue, mapping = _catalogue(settings, problems)
     weights = settings.behavior_weights or BEHAVIOR_WEIGHTS
+    found = None if catalogue is None else coverage(own, catalogue, mapping, problems, advice)
+    stage("pricing a plan")
     return {
         "shop": settings.merchant_id,
         "source": _source(settings),
@@ -76,11 +92,26 @@ def check_shop(
         "span": _span(own),
         "baskets": int(_baskets(own)) if "session_id" in own else None,
         "bad_rows": bad,
-        "catalogue": None if catalogue is None else _coverage(own, catalogue, problems),
-        "history": None if catalogue is None else _history(own, catalogue, weights),
+        "catalogue": found,
+        "history": None if catalogue is None else _history(own, catalogue, mapping, weights),
         "price": _price(path, settings, plan, problems),
         "problems": problems,
+        "advice": advice,
     }
+
+
+def _told(stage: Callable[[str], object]) -> Progress:
+    """Return what tells, every two seconds at most, how far the reading is."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() >= last + TOLD_SECONDS:
+            last = time.monotonic()
+            far = f"{done / total:.0%}" if total else f"{done:,} rows"
+            stage(f"reading the shop's records: {far}")
+
+    return progress
 
 
 def _source(settings: ShopSettings) -> dict[str, str]:
@@ -89,12 +120,14 @@ def _source(settings: ShopSettings) -> dict[str, str]:
     return {"kind": "folder", "where": str(settings.data)}
 
 
-def _bad_rows(settings: ShopSettings, tables: Tables, problems: list[str]) -> dict[str, Any]:
+def _bad_rows(
+    settings: ShopSettings, tables: Tables, problems: list[str], progress: Progress
+) -> dict[str, Any]:
     """Return how many rows are bad and why, with the first of them in words."""
     first = ""
     if tables.set_aside:
         try:
-            open_source(settings, "refuse").tables()
+            open_own_source(settings, "refuse", progress).tables()
         except DataError as error:
             first = str(error)
         if settings.bad_rows == "refuse":
@@ -135,59 +168,31 @@ def _baskets(own: pd.DataFrame) -> int:
     return len(own[["user_id", "session_id"]].drop_duplicates())
 
 
-def _catalogue(settings: ShopSettings, problems: list[str]) -> Catalogue | None:
+def _catalogue(
+    settings: ShopSettings, problems: list[str]
+) -> tuple[Catalogue | None, ItemMapping | None]:
+    """Return the catalogue, where there is one that the shop's products can be found in."""
     try:
-        return read_catalogue(settings.catalogue)
+        catalogue = read_catalogue(settings.catalogue)
     except ArtifactError as error:
         problems.append(f"{error}. What to do: get the catalogue from the federation's operator")
-        return None
-
-
-def _coverage(
-    own: pd.DataFrame,
-    catalogue: Catalogue,
-    problems: list[str],
-) -> dict[str, Any]:
-    """Return which share of the shop's products, records and sales the catalogue knows."""
-    names = own["item_id"].cat.categories.to_numpy(dtype=object)
-    codes = own["item_id"].cat.codes.to_numpy()
-    counts = np.bincount(codes, minlength=len(names))
-    sold = np.bincount(codes[(own["behavior"] == "purchase").to_numpy()], minlength=len(names))
-    known = catalogue.rows(names) >= 0
-    missing = np.flatnonzero(~known & (counts > 0))
-    # The most missed first; ties by name, so that the list is the same every time.
-    missing = missing[np.lexsort((names[missing].astype(str), -counts[missing]))]
-    if len(own) and not counts[known].any():
-        problems.append(
-            "the catalogue knows none of the shop's products: does item_id hold the catalogue's "
-            f"numbers? The shop has {_some(names[missing])}, the catalogue "
-            f"{_some(catalogue.item_ids)}"
-        )
-    stripped = {str(name).lstrip("0") for name in catalogue.item_ids}
-    zeros = sum(str(names[k]).lstrip("0") in stripped for k in missing)
-    if zeros:
-        problems.append(
-            f"{zeros} products differ from the catalogue's by leading zeros only: keep item_id as "
-            "text where the data come from"
-        )
-    return {
-        "products": catalogue.size,
-        "fingerprint": catalogue.fingerprint,
-        "share_of_products": _share(np.count_nonzero(counts[known]), np.count_nonzero(counts)),
-        "share_of_interactions": _share(counts[known].sum(), counts.sum()),
-        "share_of_sales": _share(sold[known].sum(), sold.sum()),
-        "missing": len(missing),
-        "most_missed": [
-            {"item_id": str(names[k]), "interactions": int(counts[k])} for k in missing[:SHOWN]
-        ],
-    }
+        return None, None
+    try:
+        return catalogue, shop_mapping(settings)
+    except InputError as error:
+        problems.append(str(error))
+        return None, None
 
 
 def _history(
-    own: pd.DataFrame, catalogue: Catalogue, weights: Mapping[str, float]
+    own: pd.DataFrame,
+    catalogue: Catalogue,
+    mapping: ItemMapping | None,
+    weights: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return how many records the customers have that training would use."""
-    rows = catalogue.rows(own["item_id"].cat.categories.to_numpy(dtype=object))
+    names = own["item_id"].cat.categories.to_numpy(dtype=object)
+    rows = catalogue_rows(names, catalogue, mapping)
     codes = own["item_id"].cat.codes.to_numpy()
     weighed = own["behavior"].map(lambda name: weights.get(name, 0.0) > 0).to_numpy(dtype=bool)
     used = own[(rows[codes] >= 0) & weighed] if len(own) else own
@@ -217,11 +222,3 @@ def _price(
     if (reason := document["shops"][0]["reason"]) != "":
         problems.append(f"the shop would not join this plan: {reason}")
     return {"given": plan is not None, **document}
-
-
-def _share(part: int | np.integer[Any], whole: int | np.integer[Any]) -> float | None:
-    return float(part / whole) if whole else None
-
-
-def _some(names: np.ndarray) -> str:
-    return ", ".join(repr(str(name)) for name in names[:3]) or "none"

@@ -8,6 +8,7 @@ from rich.text import Text
 from client.tables import epsilon_words
 
 Document = dict[str, Any]
+_BAR = 30
 
 
 def check_table(document: Document) -> Group:
@@ -24,58 +25,90 @@ def check_table(document: Document) -> Group:
     verdict = "To do before training:" if problems else "Ready to train."
     parts += [Text(""), Text(verdict, style="bold")]
     parts += [Text(f"- {problem}", style="yellow") for problem in problems]
+    if document["advice"]:
+        parts.append(Text("Would make it better:", style="bold"))
+        parts += [Text(f"- {sentence}") for sentence in document["advice"]]
     parts.append(Text("All of this stayed on this machine, and nothing was written."))
     return Group(*parts)
 
 
 def _counts(document: Document) -> list[str]:
-    totals = (
-        f"{document['customers']:,} customers, {document['products']:,} products, "
-        f"{document['interactions']:,} interactions"
-    )
-    lines = [totals]
+    whats = ("customer", "product", "interaction")
+    lines = [", ".join(_count(document[f"{what}s"], what) for what in whats)]
     for name, found in document["behaviors"].items():
-        lines.append(
-            f"  {name:<10}{found['interactions']:>12,}   by {found['customers']:,} customers"
-        )
+        by = _count(found["customers"], "customer")
+        lines.append(f"  {name:<10}{found['interactions']:>12,}   by {by}")
     if (span := document["span"]) is not None:
-        lines.append(f"from {span['first'][:10]} to {span['last'][:10]}: {span['days']:,} days")
+        lines.append(
+            f"from {span['first'][:10]} to {span['last'][:10]}: {_count(span['days'], 'day')}"
+        )
     baskets = document["baskets"]
-    lines.append("no baskets (session_id)" if baskets is None else f"{baskets:,} baskets")
+    lines.append("no baskets (session_id)" if baskets is None else _count(baskets, "basket"))
     if document["other_merchants"]:
-        lines.append(f"records of {document['other_merchants']:,} other merchants are left unused")
+        others = _count(document["other_merchants"], "other merchant")
+        lines.append(f"records of {others} are left unused")
     return lines
 
 
 def _bad_rows(bad: Document) -> list[str]:
-    if not bad["rows"]:
+    count = bad["rows"]
+    if not count:
         return ["no bad rows"]
-    fate = "stop training" if bad["then"] == "refuse" else "are left out"
-    lines = [f"{bad['rows']:,} bad rows, which {fate}:"]
+    if bad["then"] == "refuse":
+        fate = f"{_verb(count, 'stop')} training"
+    else:
+        fate = "is left out" if count == 1 else "are left out"
+    lines = [f"{_count(count, 'bad row')}, which {fate}:"]
     lines += [f"  {count:>10,}   {reason}" for reason, count in bad["reasons"].items()]
     return [*lines, *(f"  {line}" for line in bad["first"].splitlines())]
 
 
 def _coverage(found: Document) -> list[str]:
     covered = (
-        f"The catalogue ({found['products']:,} products) covers "
+        f"The catalogue ({_count(found['products'], 'product')}) covers "
         f"{_percent(found['share_of_products'])} of the shop's products, "
         f"{_percent(found['share_of_interactions'])} of its interactions and "
         f"{_percent(found['share_of_sales'])} of its sales"
     )
-    lines = ["", covered]
-    if found["missing"]:
-        first = ", ".join(
-            f"{item['item_id']!r} ({item['interactions']:,} interactions)"
-            for item in found["most_missed"]
+    lines = ["", covered, f"its fingerprint is {found['fingerprint']}"]
+    if found["mapping"] is not None:
+        lines += _mapping(found["mapping"])
+    if found["retired"]:
+        lines.append(
+            f"{_count(found['retired'], 'product')} of the shop's the catalogue has retired: their "
+            "records count, and nobody is recommended them"
         )
-        lines.append(f"{found['missing']:,} products are not in it; the most wanted: {first}")
+    if found["missing"]:
+        verb = "is" if found["missing"] == 1 else "are"
+        missing = _count(found["missing"], "product")
+        lines.append(f"{missing} of the shop's {verb} not in it; best-selling first:")
+        lines += [
+            f"  {item['item_id']!r}: {_count(item['sales'], 'sale')}, "
+            f"{_count(item['interactions'], 'interaction')}"
+            for item in found["most_missed"]
+        ]
+    return lines
+
+
+def _mapping(mapping: Document) -> list[str]:
+    """Return what the shop's own numbers were found to be."""
+    without = mapping["without_code"]
+    mapped, verb = _count(mapping["mapped"], "product"), _verb(mapping["mapped"], "stand")
+    lines = [f"by {mapping['label']}, {mapped} of the shop's {verb} for {mapping['onto']:,} in it"]
+    lines += [
+        f"  {', '.join(map(repr, one['own']))} together are {one['item_id']!r}"
+        for one in mapping["merged"]
+    ]
+    if without["products"]:
+        examples = ", ".join(map(repr, without["examples"]))
+        lines.append(f"  {_count(without['products'], 'product')} without a code: {examples}")
     return lines
 
 
 def _history(found: Document) -> str:
+    customers = _count(found["customers"], "customer")
     return (
-        f"{found['customers']:,} customers would train (median {found['median']:g} interactions, "
+        f"{customers} would train (median {found['median']:g} interactions, "
         f"most {found['most']:,}); {found['with_little']:,} have fewer than 5, "
         f"{found['with_one']:,} only one, {found['without']:,} none that counts"
     )
@@ -83,16 +116,35 @@ def _history(found: Document) -> str:
 
 def _price(price: Document) -> list[str]:
     plan, cost, shop = price["plan"], price["cost"], price["shops"][0]
-    which = "The given plan" if price["given"] else "A plan of half the cap, for example"
+    cap, spent, after = shop["cap_epsilon"], shop["spent"], shop["after"]
+    which = "The plan" if price["given"] else "For example: a plan at half of the shop's cap,"
+    share = after["epsilon"] / cap
+    runs = "once" if shop["whole_runs"] == 1 else f"{shop['whole_runs']:,} times"
     costs = (
-        f"{which}: {plan['rounds']} rounds cost ε {epsilon_words(cost)} at δ {cost['delta']:g} "
-        f"for each {cost['unit']}"
+        f"{which} of {_count(plan['rounds'], 'round')} costs each {cost['unit']} "
+        f"ε {epsilon_words(cost)} (δ {cost['delta']:g})"
     )
-    spent = (
-        f"Spent so far: ε {epsilon_words(shop['spent'])} of {shop['cap_epsilon']:g}; after the "
-        f"plan {epsilon_words(shop['after'])}; it fits {shop['whole_runs']:,} times"
+    budget = (
+        f"  [{_bar(spent['epsilon'] / cap, share)}] spent ε {epsilon_words(spent)}, with this plan "
+        f"ε {epsilon_words(after)}, cap {cap:g} ({share:.0%})"
     )
-    return [costs, spent]
+    left = f"  what is spent never comes back; such a plan still fits {runs} under the cap"
+    return [costs, budget, left]
+
+
+def _bar(spent: float, after: float) -> str:
+    """Return a budget as a bar: spent, of this plan, left."""
+    full = min(round(spent * _BAR), _BAR)
+    then = min(max(round(after * _BAR), full), _BAR)
+    return "#" * full + "+" * (then - full) + "." * (_BAR - then)
+
+
+def _verb(number: int, verb: str) -> str:
+    return f"{verb}s" if number == 1 else verb
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _percent(share: float | None) -> str:

@@ -20,7 +20,7 @@ from client.check_table import check_table
 from client.settings import ShopSettings, read_settings
 from client.starting import start_shop
 from common.errors import ConfigError, DataError
-from common.features import Catalogue, write_catalogue
+from common.features import Catalogue, read_catalogue, write_catalogue
 from common.protocol import TrainingPlan
 
 HEADER = "user_id,item_id,timestamp,behavior,merchant_id,session_id\n"
@@ -148,9 +148,17 @@ def test_the_catalogue_covers_some(folder: Path) -> None:
     assert found["share_of_interactions"] == 0.5
     assert found["share_of_sales"] == 0.5
     assert found["most_missed"] == [
-        {"item_id": "house-brand", "interactions": 2},
-        {"item_id": "odd", "interactions": 1},
+        {"item_id": "house-brand", "sales": 2, "interactions": 2},
+        {"item_id": "odd", "sales": 0, "interactions": 1},
     ]
+    assert found["mapping"] is None
+
+
+def test_advice_says_what_outside_products_cost(folder: Path) -> None:
+    (sentence,) = check(folder)["advice"]
+    assert sentence.startswith("50.0% of the sales are of products outside the catalogue")
+    assert "'house-brand'" in sentence
+    assert "[catalogue_mapping]" in sentence
 
 
 def test_history_counts_what_would_train(folder: Path) -> None:
@@ -236,9 +244,94 @@ def test_the_table_says_it_in_words(folder: Path) -> None:
     text = console.export_text()
     assert "3 customers, 4 products, 6 interactions" in text
     assert "covers 50.0% of the shop's products" in text
-    assert "'house-brand' (2 interactions)" in text
-    assert "1 bad rows, which stop training" in text
+    assert "'house-brand': 2 sales, 2 interactions" in text
+    assert "'odd': 0 sales, 1 interaction\n" in text
+    assert "1 bad row, which stops training" in text
+    assert "records of 1 other merchant are left unused" in text
     assert "To do before training" in text
+    assert "Would make it better" in text
+    assert read_catalogue(folder / "catalogue").fingerprint in text
+
+
+def words(document: dict[str, Any]) -> str:
+    console = Console(width=200, record=True, file=Path("/dev/null").open("w"))  # noqa: SIM115
+    with console.file:
+        console.print(check_table(document))
+    return console.export_text()
+
+
+def test_the_price_is_said_as_what_it_takes_of_the_cap(folder: Path) -> None:
+    text = words(check(folder, None))
+    assert "a plan at half of the shop's cap, of 10 rounds costs each customer" in text
+    # Half of the bar is of this plan, and nothing is spent.
+    assert f"[{'+' * 15}{'.' * 15}] spent ε 0, with this plan ε" in text
+    assert "cap 8 (50%)" in text
+
+
+def test_a_mapping_is_told_with_what_it_leaves_out(folder: Path) -> None:
+    rows = "odd,milk\nhouse-brand,tea\ntea,tea\ngone,nothing\n"
+    (folder / "mapping.csv").write_text("item_id,catalogue_item_id\n" + rows)
+    text = (folder / "shop.toml").read_text() + '\n[catalogue_mapping]\ntable = "mapping.csv"\n'
+    (folder / "shop.toml").write_text(text)
+    found = check(folder)
+    coverage = found["catalogue"]
+    assert coverage["share_of_sales"] == 0.75
+    assert coverage["most_missed"] == [{"item_id": "milk", "sales": 1, "interactions": 1}]
+    mapping = coverage["mapping"]
+    assert (mapping["mapped"], mapping["onto"]) == (3, 2)
+    assert mapping["merged"] == [{"item_id": "tea", "own": ["house-brand", "tea"]}]
+    assert mapping["unknown"] == {"products": 1, "examples": ["gone"]}
+    # The shop's own number milk is not the catalogue's milk: nobody said so.
+    assert mapping["look_alike"] == {"products": 1, "examples": ["milk"]}
+    assert found["history"]["customers"] == 3
+    assert found["problems"] == []
+    assert len(found["advice"]) == 3
+    assert "'house-brand', 'tea' together are 'tea'" in words(found)
+
+
+def test_a_mapping_of_other_numbers_is_a_problem(folder: Path) -> None:
+    (folder / "mapping.csv").write_text("item_id,catalogue_item_id\n1,milk\n")
+    text = (folder / "shop.toml").read_text() + '\n[catalogue_mapping]\ntable = "mapping.csv"\n'
+    (folder / "shop.toml").write_text(text)
+    (problem,) = check(folder)["problems"]
+    assert "covers none of the products" in problem
+
+
+def test_a_mapping_that_is_refused_is_a_problem_and_the_rest_is_counted(folder: Path) -> None:
+    (folder / "mapping.csv").write_text("item_id,catalogue_item_id\ntea,milk\ntea,rice\n")
+    text = (folder / "shop.toml").read_text() + '\n[catalogue_mapping]\ntable = "mapping.csv"\n'
+    (folder / "shop.toml").write_text(text)
+    found = check(folder)
+    assert found["interactions"] == 6
+    assert found["catalogue"] is None
+    assert "row 1: 'tea' is 'milk', row 2: 'tea' is 'rice'" in found["problems"][0]
+
+
+def test_what_the_catalogue_retired_is_told(folder: Path) -> None:
+    shutil.rmtree(folder / "catalogue")
+    products = pd.DataFrame({"item_id": ["tea", "milk"], "category": "food"})
+    retired = Catalogue.of(products.assign(retired=[True, False]))
+    write_catalogue(retired, folder / "catalogue")
+    found = check(folder)
+    assert found["catalogue"]["retired"] == 1
+    assert "1 product of the shop's the catalogue has retired" in words(found)
+
+
+def test_a_long_read_tells_how_far_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.check.TOLD_SECONDS", 0.0)
+    path, said = folder / "shop.toml", list[str]()
+    check_shop(path, read_settings(path), PLAN, said.append)
+    assert "reading the shop's records: 100%" in said
+    frame = pd.read_csv(folder / "data" / "interactions.csv")
+    with sqlite3.connect(folder / "shop.db") as database:
+        frame.to_sql("interactions", database, index=False)
+    database.close()
+    setting(folder, 'data = "data"\n', "")
+    tables = '\n[database]\nurl = "sqlite:///shop.db"\ninteractions = { table = "interactions" }\n'
+    path.write_text(path.read_text() + tables)
+    said.clear()
+    check_shop(path, read_settings(path), PLAN, said.append)
+    assert "reading the shop's records: 7 rows" in said
 
 
 def test_the_command_line_prints_json_and_writes_nothing(folder: Path) -> None:
