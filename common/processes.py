@@ -115,7 +115,10 @@ def _carries(process: psutil.Process, variable: str, value: str) -> bool:
 
 @contextmanager
 def terminated_as_exit() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that what was started is ended on the way out."""
+    """Turn SIGTERM, and the end of the terminal, into SystemExit.
+
+    So what was started is ended on the way out. A hang-up that nohup has us ignore stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -123,8 +126,12 @@ def terminated_as_exit() -> Iterator[None]:
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -173,9 +173,7 @@ class Supervisor:
 
     def _spawn(self, program: Program) -> subprocess.Popen[bytes]:
         program.clear()
-        with suppress(FileNotFoundError):
-            if program.log.stat().st_size > _LARGEST_LOG:
-                program.log.replace(program.log.with_suffix(program.log.suffix + ".1"))
+        set_aside(program.log)
         program.log.touch(mode=0o600)
         with program.log.open("ab") as output:
             process = subprocess.Popen(
@@ -187,18 +185,31 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 # Ctrl-C is for us alone: we end them in order.
                 start_new_session=True,
+                # What they write is for us alone as well.
+                umask=0o077,
             )
         logger.info("program=%s event=started pid=%d", program.name, process.pid)
         return process
 
     def _end(self) -> None:
-        for child in reversed(self._children.values()):
-            if child.process.poll() is None:
-                child.process.send_signal(signal.SIGTERM)
-                with suppress(subprocess.TimeoutExpired):
-                    child.process.wait(self._grace)
-        end_carriers(self._variable, self._value)
-        for child in self._children.values():
-            child.process.wait(self._grace)
-            child.program.clear()
-            logger.info("program=%s event=over", child.program.name)
+        try:
+            for child in reversed(self._children.values()):
+                if child.process.poll() is None:
+                    child.process.send_signal(signal.SIGTERM)
+                    with suppress(subprocess.TimeoutExpired):
+                        child.process.wait(self._grace)
+        finally:
+            # Also where a second signal cuts the wait short.
+            end_carriers(self._variable, self._value)
+            for child in self._children.values():
+                child.process.kill()
+                child.process.wait(self._grace)
+                child.program.clear()
+                logger.info("program=%s event=over", child.program.name)
+
+
+def set_aside(log: Path) -> None:
+    """Keep a log that has grown large as the one before, and start anew."""
+    with suppress(FileNotFoundError):
+        if log.stat().st_size > _LARGEST_LOG:
+            log.replace(log.with_suffix(log.suffix + ".1"))

@@ -5,6 +5,7 @@ this command line uses itself, since its own listing leaves out names and keys.
 """
 
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -100,7 +101,14 @@ class Control:
         else:
             values["root-certificates"] = str(self._roots)
         head = f'[superlink]\ndefault = "{_NAME}"\n\n[superlink.{_NAME}]\n'
-        (self._home / "config.toml").write_text(head + flat_toml(values), encoding="utf-8")
+        self._configure(head + flat_toml(values))
+
+    def _configure(self, text: str) -> None:
+        # Several commands may do so at once: none may read half of it.
+        path = self._home / "config.toml"
+        new = path.with_name(f"config.{os.getpid()}.toml")
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
 
     def submit(
         self, app: Path, run_config: Mapping[str, ConfigValue], federation_config: str = ""
@@ -214,7 +222,7 @@ class Control:
         client = ControlHttpClient.from_server_address(
             self.address,
             insecure=self._roots is None,
-            root_certificates=None if self._roots is None else str(self._roots),
+            root_certificates=self._roots and self._roots.read_bytes(),
             interceptors=[
                 CliClientHttpInterceptor(),
                 RuntimeVersionHttpInterceptor(component_name="flwr CLI"),

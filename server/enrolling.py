@@ -42,8 +42,7 @@ def _done(federation: Federation, shop: Shop, what: str) -> dict[str, Any]:
     told = False
     if is_up(federation):
         try:
-            reconcile(Shops(federation.shops), control(federation))
-            told = True
+            told = shop.name not in reconcile(Shops(federation.shops), control(federation))
         except RunError as error:
             # The list is what counts: SuperLink is told when it starts again.
             logger.warning("shop=%r event=not_told reason=%s", shop.name, error)

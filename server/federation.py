@@ -210,6 +210,9 @@ def make_federation(
     ConfigError
         If something is there already, or a value is not valid.
     """
+    folder = folder.absolute()
+    if folder == Path.cwd():
+        raise ConfigError(f"{folder} is the folder that you are in: name a new one")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is not empty: nothing was written. Give a new folder")
     try:
@@ -219,9 +222,12 @@ def make_federation(
     except ValueError as error:
         raise ConfigError(f"{address!r} with hosts {list(hosts)}: {error}") from error
     text = _settings_toml(name, address, port, superlink_port)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Its folders are for us alone from the first moment on: mkdtemp makes it 0700.
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Its folders are for us alone from the first moment on: mkdtemp makes it 0700.
+        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise ConfigError(f"cannot make {folder}: {error.strerror}") from error
     try:
         for part in _FOLDERS:
             (new / part).mkdir(mode=0o700)

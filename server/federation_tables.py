@@ -10,7 +10,8 @@ from rich.table import Table
 from common.errors import RunError
 from server.authority import expiry
 from server.federation import Federation
-from server.operating import is_up, listeners
+from server.listening import listeners
+from server.operating import is_up
 
 
 def made(federation: Federation) -> dict[str, Any]:

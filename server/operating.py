@@ -1,24 +1,22 @@
 """``up``: the services of a federation in the foreground, kept running, and ended together."""
 
 import fcntl
-import ipaddress
 import json
 import logging
 import os
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from common.errors import ConfigError, RunError
-from common.processes import carriers, environment, listens, terminated_as_exit, tool
-from common.supervisor import Program, Supervisor
+from common.processes import environment, listens, terminated_as_exit, tool
+from common.supervisor import Program, Supervisor, set_aside
 from server import authority, gateway
 from server.control import Control
 from server.federation import Federation, split_address, write_private
@@ -31,10 +29,9 @@ logger = logging.getLogger(__name__)
 UP_VARIABLE = "FEDTAIL_UP"
 SUPERLINK, SUPEREXEC, GATEWAY = "superlink", "superexec", "gateway"
 _READY_SECONDS = 90.0
-_SERVES = {
-    SUPERLINK: "Flower's Fleet, Control and Runtime APIs, over TLS",
-    GATEWAY: "POST /v1/fleet/* over TLS; all else is refused",
-}
+_LOCK_TRIES = 10
+#: How long before the end of a certificate we begin to speak of it.
+_SOON = timedelta(days=30)
 
 
 def control(federation: Federation) -> Control:
@@ -60,7 +57,7 @@ def up(federation: Federation) -> None:
     nginx = gateway.find_nginx()
     token = Supervisor(UP_VARIABLE, str(federation.folder))
     with _alone(federation), terminated_as_exit(), token as supervisor:
-        gateway.end(_empty(federation))
+        gateway.end(neutral_folder(federation))
         _check_ports(federation)
         _write_gateway(federation, nginx)
         try:
@@ -98,49 +95,16 @@ def read_up(federation: Federation) -> dict[str, Any]:
     return {}
 
 
-@dataclass(frozen=True)
-class Listener:
-    """A port at which a process of ours accepts connections."""
-
-    program: str
-    pid: int
-    address: str
-    port: int
-
-    @property
-    def outside(self) -> bool:
-        """Whether other machines can reach it."""
-        return not ipaddress.ip_address(self.address).is_loopback
-
-    @property
-    def serves(self) -> str:
-        """What is to be had there."""
-        return _SERVES.get(self.program, "unknown")
-
-
-def listeners(federation: Federation) -> list[Listener]:
-    """Return what the processes that ``up`` started listen at, found in the system's own table.
-
-    Processes that share a port, as nginx's do, are one listener.
-    """
-    found: dict[tuple[str, int], Listener] = {}
-    family = carriers(UP_VARIABLE, str(federation.folder)) + gateway.family(_empty(federation))
-    for process in sorted(family, key=lambda one: one.pid, reverse=True):
-        with suppress(psutil.Error):
-            program = _program(process)
-            for connection in process.net_connections(kind="inet"):
-                if connection.status == psutil.CONN_LISTEN:
-                    place = connection.laddr
-                    found[place.ip, place.port] = Listener(
-                        program, process.pid, place.ip, place.port
-                    )
-    return sorted(found.values(), key=lambda one: (one.port, one.address))
-
-
 def check_files(federation: Federation) -> None:
     """Raise :class:`ConfigError` if a file is missing, expired, or open to other users."""
     for pair in (federation.gateway, federation.superlink):
         authority.check(pair, federation.authority.certificate)
+        if (ends := authority.expiry(pair.certificate)) < authority.now() + _SOON:
+            logger.warning(
+                "certificate=%s event=expires_soon at=%s do='python -m server renew'",
+                pair.certificate,
+                ends.isoformat(timespec="minutes"),
+            )
     secret = federation.superexec_secret
     if not secret.is_file() or not secret.read_bytes().strip():
         raise ConfigError(f"{secret} is missing or empty: restore it, or make a new folder")
@@ -156,7 +120,7 @@ def check_files(federation: Federation) -> None:
 
 
 def _start(federation: Federation, supervisor: Supervisor, nginx: str) -> None:
-    empty = _empty(federation)
+    empty = neutral_folder(federation)
     shutil.rmtree(empty, ignore_errors=True)
     empty.mkdir(mode=0o700)
     port = federation.settings.superlink_port
@@ -227,6 +191,7 @@ def _write_gateway(federation: Federation, nginx: str) -> None:
         connections=settings.connections,
         user=gateway.worker_user(),
     )
+    set_aside(federation.logs / "access.log")
     folder = _gateway_file(federation).parent
     folder.mkdir(mode=0o700, exist_ok=True)
     write_private(_gateway_file(federation), text.encode())
@@ -258,10 +223,17 @@ def _alone(federation: Federation) -> Iterator[None]:
     federation.state.mkdir(mode=0o700, exist_ok=True)
     federation.logs.mkdir(mode=0o700, exist_ok=True)
     with _lock_file(federation).open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"`python -m server up` runs on {federation.folder} already") from error
+        for attempt in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                # A command that only looks whether we are up holds it for a moment.
+                if attempt == _LOCK_TRIES - 1:
+                    raise RunError(
+                        f"`python -m server up` runs on {federation.folder} already"
+                    ) from error
+                time.sleep(0.1)
         yield
 
 
@@ -288,14 +260,8 @@ def _reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound to
 
 
-def _program(process: psutil.Process) -> str:
-    if process.name() == "nginx":
-        return GATEWAY
-    words = " ".join(process.cmdline())
-    return next((name for name in (SUPERLINK, SUPEREXEC) if f"flower-{name}" in words), words[:60])
-
-
-def _empty(federation: Federation) -> Path:
+def neutral_folder(federation: Federation) -> Path:
+    """Return the empty folder that the services work in."""
     return federation.state / "empty"
 
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.config import nearest
-from common.errors import ConfigError
+from common.errors import ConfigError, RunError
 from server.control import Control
 from server.federation import write_private
 
@@ -173,26 +173,36 @@ class Shops:
         return self.folder / _REMOVED / f"{shop.fingerprint}{_SUFFIX}"
 
 
-def reconcile(shops: Shops, control: Control) -> tuple[list[str], list[str]]:
-    """Have SuperLink admit exactly the enrolled shops.
+def reconcile(shops: Shops, control: Control) -> list[str]:
+    """Have SuperLink admit the enrolled shops and nobody else.
 
     Returns
     -------
-    admitted, refused
-        Names of the shops that it had not known, and of those that it knows no more.
+    list of str
+        Names of enrolled shops that it does not admit: it knows their keys as removed ones.
     """
     wanted = {shop.pem: shop for shop in shops.all()}
     known = {node.public_key: node for node in control.nodes()}
-    refused = [node for key, node in known.items() if key not in wanted or
-               wanted[key].name != node.name]  # fmt: skip
-    for node in refused:
-        control.unregister(node.node_id)
-        logger.warning("shop=%r event=refused node=%d", node.name, node.node_id)
-    admitted = [shop for key, shop in wanted.items() if key not in known]
-    for shop in admitted:
-        node_id = control.register(shop.pem, shop.name)
-        logger.info("shop=%r event=admitted node=%d", shop.name, node_id)
-    return [shop.name for shop in admitted], [node.name for node in refused]
+    for key, node in known.items():
+        if key not in wanted or wanted[key].name != node.name:
+            control.unregister(node.node_id)
+            logger.warning("shop=%r event=refused node=%d", node.name, node.node_id)
+    not_admitted = []
+    for key, shop in wanted.items():
+        if key in known and known[key].name == shop.name:
+            continue
+        try:
+            node_id = control.register(shop.pem, shop.name)
+            logger.info("shop=%r event=admitted node=%d", shop.name, node_id)
+        except RunError as error:
+            # One shop's key must not keep the others out.
+            not_admitted.append(shop.name)
+            logger.error(
+                "shop=%r event=not_admitted do='remove it and enrol a new key' reason=%s",
+                shop.name,
+                error,
+            )
+    return not_admitted
 
 
 def _openssh(key: ec.EllipticCurvePublicKey) -> bytes:
