@@ -185,9 +185,13 @@ class Programs:
 
     def end(self, name: str) -> int:
         """Ask a program in the background to end, and return the status with which it did."""
-        program = self._background.pop(name)
-        program.process.send_signal(signal.SIGTERM)
-        return _wait(program.process)
+        process = self.take(name).process
+        process.send_signal(signal.SIGTERM)
+        return _wait(process)
+
+    def take(self, name: str) -> Background:
+        """Return a program in the background, from now on the caller's to end."""
+        return self._background.pop(name)
 
     def end_all(self) -> dict[str, int]:
         """End every program in the background, the last started first; return name -> status."""
