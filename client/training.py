@@ -71,7 +71,8 @@ def train_round(
     ----------
     server_round
         From 1. Up to ``plan.tuning_round`` only records before ``plan.validation_from`` count:
-        what a shop tunes its own mixture on then is new to the model.
+        what a shop tunes its own mixture on then is new to the model. Records before
+        ``plan.train_from`` never do; a unit that has no others is a unit with an empty history.
     state
         The released global state.
     sampling
@@ -86,10 +87,11 @@ def train_round(
         so that a step costs in the rows that its units read. With one local step there is no
         difference.
     """
+    among = events.timestamps >= plan.train_from if plan.train_from else np.ones(len(events), bool)
     if server_round <= plan.tuning_round:
-        events = events.before(plan.validation_from)
+        among &= events.timestamps < plan.validation_from
     forward = _Forward(plan, catalogue, state[POPULARITY])
-    units = _units(plan, events, catalogue.size)
+    units = _units(plan, events, catalogue.size, among)
     rows = forward.block.training_rows(units.history, plan.model.row_exponent)
     people = None
     if plan.model.customer_rows and plan.unit == "customer":
@@ -255,9 +257,11 @@ def _width(length: int) -> int:
     return 1 << max(length - 1, 0).bit_length()
 
 
-def _units(plan: TrainingPlan, events: ShopEvents, n_items: int) -> Units:
+def _units(
+    plan: TrainingPlan, events: ShopEvents, n_items: int, among: np.ndarray | None = None
+) -> Units:
     weights = event_weights(events, plan.half_life_days, plan.reference_time)
-    return unit_histories(events, plan.unit, n_items, weights)
+    return unit_histories(events, plan.unit, n_items, weights, among)
 
 
 def _physical_batches(

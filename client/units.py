@@ -45,7 +45,11 @@ def event_weights(events: ShopEvents, half_life_days: float, reference_time: int
 
 
 def unit_histories(
-    events: ShopEvents, unit: Unit, n_items: int, weights: np.ndarray | None = None
+    events: ShopEvents,
+    unit: Unit,
+    n_items: int,
+    weights: np.ndarray | None = None,
+    among: np.ndarray | None = None,
 ) -> Units:
     """Return the units of a shop; a product counts once, with its largest weight.
 
@@ -56,6 +60,9 @@ def unit_histories(
         record.
     weights
         (N,) weights of the records; the behaviours' own without it.
+    among
+        (N,) bool: the only records that count. A unit without any of them stays, with an empty
+        history: the numbers of all others, and so their draws, do not tell of it.
     """
     if unit == "customer":
         codes, owners = events.users.astype(np.int64), np.arange(len(events.user_ids))
@@ -71,6 +78,8 @@ def unit_histories(
         codes, owners = np.arange(len(events)), events.users.astype(np.int64)
     values = events.weights if weights is None else weights
     order = np.lexsort((-values, events.items, codes))
+    if among is not None:
+        order = order[among[order]]
     key = codes[order] * n_items + events.items[order]
     first_of = np.ones(len(key), dtype=bool)
     first_of[1:] = key[1:] != key[:-1]

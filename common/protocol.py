@@ -129,6 +129,8 @@ class TrainingPlan(Frozen):
     Nothing here may depend on a shop's data. ``noise_multiplier`` and
     ``popularity_noise_multiplier`` are those that ``common.accounting`` found for
     (``target_epsilon``, ``target_delta``); a shop charges its ledger with exactly what it uses.
+    Rounds train on records at or after ``train_from`` (epoch seconds; 0: all of them): a run that
+    goes on from an earlier model learns what is new. Popularity is of all records, always.
     With ``private = False`` no noise is added and nothing is clipped: only simulations accept it.
     """
 
@@ -154,6 +156,7 @@ class TrainingPlan(Frozen):
     target_share: float = Field(1.0, gt=0, le=1)
     half_life_days: float = Field(0.0, ge=0)
     reference_time: int = 0
+    train_from: int = 0
     validation_from: int = 0
     tuning_round: int = Field(0, ge=0)
     model: ModelPlan = ModelPlan()

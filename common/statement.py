@@ -54,7 +54,11 @@ _WIDTH = 96
 
 
 def statement(
-    plan: TrainingPlan, *, noise: Noise = "system", catalogue_from_purchases: bool = False
+    plan: TrainingPlan,
+    *,
+    noise: Noise = "system",
+    catalogue_from_purchases: bool = False,
+    earlier: Sequence[TrainingPlan] = (),
 ) -> dict[str, Any]:
     """Return the privacy statement of the model that a plan trains, as plain JSON values.
 
@@ -62,6 +66,9 @@ def statement(
     ----------
     noise
         The shops' source of noise.
+    earlier
+        Plans of the runs that the model was trained in before, the first one first. It holds what
+        all of them learned, so all of them count.
     catalogue_from_purchases
         Whether the products or the shops themselves were chosen by looking at purchases, as in the
         built-in data sets.
@@ -71,9 +78,12 @@ def statement(
     dict
         ``private``; ``epsilon`` (null without a bound), ``delta``, ``unit``, ``unit_means``,
         ``relation``, ``trust``, ``trust_means``, ``noise``, ``noise_means``, ``rounds``,
-        ``accountant`` (``method``, ``upper_bound``), ``mechanisms`` and ``not_covered``.
+        ``accountant`` (``method``, ``upper_bound``), ``mechanisms`` and ``not_covered``; with
+        ``earlier``, ``rounds`` and ``mechanisms`` are those of all runs, and ``runs`` says how
+        many.
     """
-    if not plan.private:
+    plans = [*earlier, plan]
+    if not all(each.private for each in plans):
         return {
             "private": False,
             "epsilon": None,
@@ -82,7 +92,7 @@ def statement(
             "mechanisms": [],
             "not_covered": ["Everything: this model was trained without differential privacy."],
         }
-    cost = epsilon(plan_spends(plan), plan.target_delta)
+    cost = epsilon([spend for each in plans for spend in plan_spends(each)], plan.target_delta)
     return {
         "private": True,
         **promise(cost, plan.target_delta, plan.unit),
@@ -90,11 +100,12 @@ def statement(
         "trust_means": TRUST[plan.trust],
         "noise": noise,
         "noise_means": NOISES[noise],
-        "rounds": plan.rounds,
-        "mechanisms": _mechanisms(plan),
+        "rounds": sum(each.rounds for each in plans),
+        **({"runs": len(plans)} if earlier else {}),
+        "mechanisms": [part for each in plans for part in _mechanisms(each)],
         "not_covered": not_covered(
-            [plan.unit],
-            [plan.trust],
+            [each.unit for each in plans],
+            [each.trust for each in plans],
             [noise],
             catalogue_from_purchases=catalogue_from_purchases,
             this_run_only=True,
@@ -155,13 +166,20 @@ def render_statement(found: Mapping[str, Any]) -> str:
             f"Accountant: {accountant_words(found)}.",
             f"Noise ({found['noise']}): {found['noise_means']}.",
             "",
-            f"Mechanisms, in each shop that takes part, over {found['rounds']} rounds:",
+            f"Mechanisms, in each shop that takes part, over {_rounds(found)}:",
             *(mechanism_words(part) for part in found["mechanisms"]),
             "",
             "Not covered:",
             *(f"- {text}" for text in found["not_covered"]),
         ]
     )
+
+
+def _rounds(found: Mapping[str, Any]) -> str:
+    rounds = f"{found['rounds']} rounds"
+    if "runs" not in found:
+        return rounds
+    return f"{rounds} of {found['runs']} runs, each of which went on from the one before"
 
 
 def promise_words(found: Mapping[str, Any]) -> str:

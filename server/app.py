@@ -8,13 +8,14 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.features import read_catalogue
-from common.model import initial_state, state_spec, trained_names
+from common.model import state_spec, trained_names
 from common.protocol import Arrays, Noise
 from server.checkpoints import last_checkpoint, trained_on, write_checkpoint
 from server.finishing import finished_model
 from server.heads import LedgerHeads
 from server.job import Event, Job
 from server.settings import read_home, read_run_config
+from server.starting import from_model, from_seed
 from server.strategy import Federation
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,14 @@ def main(grid: Grid, context: Context) -> None:
         settings_json=settings.identity(),
         catalogue_fingerprint=catalogue.fingerprint,
     )
+    start = from_seed(plan, catalogue)
+    if settings.initial_model:
+        start = from_model(
+            home.model(settings.initial_model),
+            plan,
+            catalogue,
+            lambda fingerprint: read_catalogue(home.published(fingerprint)),
+        )
     job = Job(
         run_name=run_name if resume is None else resume.run_name,
         plan=plan,
@@ -50,7 +59,7 @@ def main(grid: Grid, context: Context) -> None:
 
     def finish(state: Arrays, noise: Noise) -> str:
         assert place.model is not None
-        return finished_model(place.model, job, catalogue, state, noise).model_dump_json()
+        return finished_model(place.model, job, catalogue, state, noise, start).model_dump_json()
 
     with place.events.open("a", encoding="utf-8") as events:
 
@@ -65,7 +74,7 @@ def main(grid: Grid, context: Context) -> None:
             save=lambda checkpoint: write_checkpoint(place.checkpoints, checkpoint),
             report=report,
             heads=LedgerHeads(home.heads_file),
+            settle=start.settle,
             finish=None if place.model is None else finish,
         )
-        initial = {} if resume else initial_state(plan.model, catalogue.size)
-        federation.run(initial, resume)
+        federation.run(start.state, resume)

@@ -11,18 +11,22 @@ from common.errors import ArtifactError
 from common.features import Catalogue
 from common.protocol import Arrays, Noise
 from common.statement import statement
+from server.exchange import weakest
 from server.job import Job
+from server.starting import Start
 
 
 def finished_model(
-    folder: Path, job: Job, catalogue: Catalogue, state: Arrays, noise: Noise
+    folder: Path, job: Job, catalogue: Catalogue, state: Arrays, noise: Noise, start: Start
 ) -> Manifest:
     """Write the model of a run's last round, unless it is there already; return its manifest.
 
     Parameters
     ----------
     noise
-        The weakest source of noise of the shops whose updates are in the state.
+        The weakest source of noise of the shops whose updates of this run are in the state.
+    start
+        Where the run started: what its earlier runs learned is in the state too.
 
     Raises
     ------
@@ -38,6 +42,8 @@ def finished_model(
                 f"{folder} holds another model than that of run {job.run_name}: move it away"
             )
         return found.manifest
+    plans = [run.plan for run in start.earlier]
+    privacy = statement(plan, noise=weakest((noise, start.noise)), earlier=plans)
     manifest = Manifest(
         version=job.run_name,
         server_round=plan.rounds,
@@ -46,9 +52,10 @@ def finished_model(
             "plan": plan.model_dump(mode="json"),
             "content": catalogue.spec.model_dump(mode="json"),
             "settings": json.loads(job.settings.identity()),
+            **({"earlier": start.facts} if start.earlier else {}),
         },
         code_digest=code_digest(),
-        privacy=statement(plan, noise=noise) if plan.private else None,
+        privacy=privacy if privacy["private"] else None,
         catalogue_fingerprint=catalogue.fingerprint,
     )
     return save_model(folder, state, catalogue.item_ids, manifest)

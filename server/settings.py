@@ -44,12 +44,16 @@ class RunSettings(Frozen):
         How long one exchange waits for replies.
     run_name
         Names the run's folder, on a server that keeps its runs apart; empty: Flower's number.
+    initial_model
+        Folder of the model to go on from, below the folder of ``server.toml``; empty: from the
+        plan's seed.
     send_home
         Whether the finished model is sent to every shop; a server without run folders keeps no
         model, and sends none.
     """
 
     run_name: str = ""
+    initial_model: str = ""
     send_home: bool = True
     seed: int = 0
     clients_per_round: float = Field(gt=0, le=1)
@@ -126,7 +130,11 @@ class ServerHome(Frozen):
     ledger_heads
         File of the shops' last known ledger heads, kept over all runs; by default
         ``ledger-heads.json`` beside the checkpoints or the runs.
+    folder
+        Of ``server.toml`` itself; not to be set there.
     """
+
+    folder: Path
 
     runs: Path | None = None
     checkpoints: Path | None = None
@@ -155,6 +163,22 @@ class ServerHome(Frozen):
             return RunPlace(self.checkpoints, self.checkpoints / EVENTS_FILE, None)
         folder = self.runs / check_run_name(run_name)
         return RunPlace(folder / "checkpoints", folder / EVENTS_FILE, folder / "model")
+
+    def model(self, path: str) -> Path:
+        """Return the folder of an earlier model.
+
+        Raises
+        ------
+        ConfigError
+            If it lies outside the server's own folder: a run config may come from elsewhere.
+        """
+        found = (self.folder / path).resolve()
+        if not found.is_relative_to(self.folder.resolve()):
+            raise ConfigError(
+                f"initial-model is {path!r}: give a folder below {self.folder}, such as "
+                '"runs/<name>/model"'
+            )
+        return found
 
     def published(self, fingerprint: str | None) -> Path:
         """Return the folder of the catalogue of a fingerprint; of the newest one without.
@@ -190,6 +214,9 @@ def read_home(environment: Mapping[str, str]) -> ServerHome:
         raise ConfigError(f"set {SERVER_VARIABLE} to the folder of the server's server.toml")
     path = Path(folder) / "server.toml"
     values = read_toml(path)
+    if "folder" in values:
+        raise ConfigError(f"{path}: folder is not a setting; take it out")
+    values["folder"] = path.parent
     for key in ServerHome.model_fields:
         if isinstance(values.get(key), str):
             values[key] = path.parent / values[key]

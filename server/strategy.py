@@ -33,6 +33,7 @@ from server.heads import LedgerHeads
 from server.job import Event, Job
 from server.messenger import Messenger
 from server.roster import Roster
+from server.starting import with_popularity_alone
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class Federation:
         Called with the checkpoint of every round, 0 being the state before training.
     report
         Called with public facts: ``join``, ``release``, ``round``, ``home`` and ``end`` events.
+    settle
+        Returns the state of round 0, from the one before and the released popularity.
     finish
         Called with the state of the last round and the weakest noise of the shops' updates in it;
         writes the model and returns its manifest as JSON text, which is sent home with the state
@@ -71,10 +74,12 @@ class Federation:
         report: Callable[[Event], object],
         aggregate: Aggregator = weighted_mean,
         heads: LedgerHeads | None = None,
+        settle: Callable[[Arrays, np.ndarray], Arrays] = with_popularity_alone,
         finish: Callable[[Arrays, Noise], str] | None = None,
     ) -> None:
         self._grid, self._job, self._aggregate = grid, job, aggregate
-        self._save, self._report, self._finish = save, report, finish
+        self._save, self._report = save, report
+        self._settle, self._finish = settle, finish
         self._roster = Roster(grid)
         self._messenger = Messenger(grid, job, self._roster, heads)
         self._noise: Noise = "system"
@@ -155,7 +160,8 @@ class Federation:
         # A shop that did not answer may be asked again; one that declined may not.
         roster.answered(exchange.answered)
         roster.join(exchange.accepted_nodes)
-        shops = {h.shop: h.status for h in exchange.headers.values() if h.shop != NO_FINGERPRINT}
+        shops: dict[str, str] = dict(exchange.unheard)
+        shops |= {h.shop: h.status for h in exchange.headers.values() if h.shop != NO_FINGERPRINT}
         self._tell("join", server_round, started, exchange, shops=shops)
         if not roster.everyone:
             raise RunError(f"no shop takes part: {exchange.reasons}")
@@ -172,9 +178,9 @@ class Federation:
             )
         self._noise = weakest((self._noise, exchange.noise))
         job = self._job
-        return initial | {
-            POPULARITY: popularity_rates(job.plan, exchange.contributions, job.features)
-        }
+        return self._settle(
+            initial, popularity_rates(job.plan, exchange.contributions, job.features)
+        )
 
     def _bring_home(self, state: Arrays, manifest: str) -> None:
         """Send the finished model to every shop that is connected, whether it trained or not.

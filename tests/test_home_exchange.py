@@ -51,7 +51,7 @@ class Deployed:
         self.folder, self.server = folder, folder / "server"
         self.catalogue = write_federation(folder)
         with (versions := Catalogues(self.server / "catalogue")).publishing():
-            versions.add(self.catalogue)
+            versions.add(versions.next(self.catalogue, {}), self.catalogue)
         text = 'runs = "runs"\ncatalogues = "catalogue"\n'
         (self.server / "server.toml").write_text(text, encoding="utf-8")
 
@@ -159,7 +159,7 @@ def test_a_run_goes_on_with_its_own_catalogue_though_a_newer_one_was_published(
     deployed.run("first")
     newer = Catalogue.of(deployed.catalogue.products.assign(brand="b"))
     with (versions := Catalogues(deployed.server / "catalogue")).publishing():
-        versions.add(newer)
+        versions.add(versions.next(newer, {}), newer)
     assert [e["event"] for e in deployed.run("first").events] == ["start", "home", "end"]
     assert read_catalogue(versions.current()).fingerprint == newer.fingerprint
 

@@ -138,6 +138,7 @@ def _check_ranges(plan: TrainingPlan) -> None:
         "popularity_noise_multiplier": (plan.popularity_noise_multiplier, 0.0, _MOST),
         "half_life_days": (plan.half_life_days, 0.0, _MOST),
         "reference_time": (abs(plan.reference_time), 0, _MOST_SECONDS),
+        "train_from": (abs(plan.train_from), 0, _MOST_SECONDS),
         "validation_from": (abs(plan.validation_from), 0, _MOST_SECONDS),
         "rounds": (plan.rounds, 0, _MOST_ROUNDS),
         "rounds times local_steps": (plan.rounds * plan.local_steps, 0, _MOST_STEPS),
