@@ -16,6 +16,10 @@ def train(
     rounds: Annotated[
         int | None, typer.Option(min=0, help="Rounds, instead of plan.toml's.")
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option("--from", metavar="VERSION", help="Go on from this model, or from `served`."),
+    ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -44,7 +48,7 @@ def train(
     from server.training_view import TrainingView
 
     opened = open_federation(federation)
-    request = training_request.Request(rounds=rounds, resume=resume, force=force)
+    request = training_request.Request(rounds, start_from, resume, force)
 
     def names() -> dict[str, str]:
         return shop_names([shop.name for shop in Shops(opened.shops).all()])

@@ -21,7 +21,7 @@ AUTO = "auto"
 _PREFERRED = "type*brand"
 _DAY = 24 * 3600
 # Keys of the run config that the run itself fills in.
-_OF_THE_RUN = frozenset({"plan", "run-name"})
+_OF_THE_RUN = frozenset({"plan", "run-name", "initial-model"})
 
 
 class PrivacySection(Frozen):
@@ -36,8 +36,9 @@ class PrivacySection(Frozen):
 class TrainingSection(Frozen):
     """The plan's other constants; see :class:`common.protocol.TrainingPlan`.
 
-    ``validation_days``: the first ``tuning_share`` of the rounds leave out so many days before the
-    day of the plan.
+    ``only_new``: a run that goes on from an earlier model trains on records since that model's day
+    alone. ``validation_days``: the first ``tuning_share`` of the rounds leave out so many days
+    before the day of the plan.
     """
 
     rounds: int = Field(4, ge=0)
@@ -51,6 +52,7 @@ class TrainingSection(Frozen):
     negatives: int = Field(50, ge=1)
     target_share: float = Field(1.0, gt=0, le=1)
     half_life_days: float = Field(0.0, ge=0)
+    only_new: bool = True
     tuning_share: float = Field(0.0, ge=0, le=1)
     validation_days: int = Field(0, ge=0)
     model: ModelPlan = ModelPlan(dimension=4, groups=AUTO, learned_items=600)
@@ -104,7 +106,14 @@ def read_plan_file(path: Path) -> PlanFile:
     return found
 
 
-def prepare(file: PlanFile, catalogue: Catalogue, *, now: int, rounds: int | None = None) -> Run:
+def prepare(
+    file: PlanFile,
+    catalogue: Catalogue,
+    *,
+    now: int,
+    rounds: int | None = None,
+    since: int = 0,
+) -> Run:
     """Return the run that a plan file asks for on a catalogue.
 
     Parameters
@@ -113,6 +122,8 @@ def prepare(file: PlanFile, catalogue: Catalogue, *, now: int, rounds: int | Non
         Epoch seconds; ages are counted from the beginning of this day, a public constant.
     rounds
         Overrides the file's.
+    since
+        Epoch seconds of the day of the model that the run goes on from; 0: it begins anew.
 
     Raises
     ------
@@ -123,7 +134,9 @@ def prepare(file: PlanFile, catalogue: Catalogue, *, now: int, rounds: int | Non
     count = section.rounds if rounds is None else rounds
     today = now // _DAY * _DAY
     model, notes = _model(section.model, catalogue)
-    values = section.model_dump(exclude={"tuning_share", "validation_days", "model"})
+    values = section.model_dump(exclude={"only_new", "tuning_share", "validation_days", "model"})
+    if since and section.only_new:
+        values["train_from"] = since
     if section.tuning_share and not section.validation_days:
         raise ConfigError(
             f"training.tuning_share is {section.tuning_share:g} without validation_days: say how "
@@ -222,6 +235,9 @@ batch_normalizer = 100.0
 learning_rate = 1.0
 # Half the weight of a record after so many days; 0: all records weigh the same.
 half_life_days = 0.0
+# A run that goes on from an earlier model (`train --from`) learns from records since that model's
+# day alone; false: from all of them.
+only_new = true
 # The first `tuning_share` of the rounds leave out the last `validation_days` before today.
 tuning_share = 0.0
 validation_days = 0

@@ -4,9 +4,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from common.artifact import load_model
+from common.artifact import ModelArtifact, load_model, save_model
 from common.bundle import build, digest
-from common.errors import ConfigError, RunError
+from common.errors import ArtifactError, ConfigError, RunError
 from common.statement import statement
 from server.catalogues import Catalogues, Version
 from server.federation import Federation
@@ -21,6 +21,10 @@ from server.training_tables import plan_lines
 
 Document = dict[str, Any]
 
+_SERVED = "served"
+#: In a run's folder: the model that it goes on from.
+_INITIAL = "initial"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -30,6 +34,8 @@ class Request:
     ----------
     rounds
         Instead of plan.toml's.
+    start_from
+        A version in the registry, or ``served``: the run goes on from its model.
     resume
         A run to take up again.
     force
@@ -37,17 +43,22 @@ class Request:
     """
 
     rounds: int | None = None
+    start_from: str | None = None
     resume: str | None = None
     force: bool = False
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that was not begun, the catalogue version it trains on, and what to know of it."""
+    """A run that was not begun, the catalogue version it trains on, and what to know of it.
+
+    ``start`` is the model that it goes on from.
+    """
 
     record: RunRecord
     catalogue: Version
     notes: tuple[str, ...]
+    start: ModelArtifact | None
 
 
 def plan_only(federation: Federation, request: Request, view: View) -> Document:
@@ -78,8 +89,11 @@ def train(federation: Federation, request: Request, view: View) -> Document:
             planned = _new(federation, request, view)
             record, going = planned.record, False
         else:
-            if request.rounds is not None:
-                raise ConfigError("a run that has begun keeps its rounds: leave out --rounds")
+            if request.rounds is not None or request.start_from is not None:
+                raise ConfigError(
+                    "a run that has begun keeps its rounds and its start: leave out --rounds and "
+                    "--from"
+                )
             record, going = _finished(runs, runs.read(request.resume)), False
             planned = None
         if record.ended != "completed":
@@ -103,17 +117,51 @@ def _new(federation: Federation, request: Request, view: View) -> Planned:
     file = read_plan_file(federation.plan)
     catalogues = Catalogues(federation.catalogue)
     version = catalogues.version()
+    start, number = None, None
+    if request.start_from is not None:
+        view.stage("reading the model to go on from")
+        number, start = _start(federation, request.start_from)
     view.stage("finding the noise that the plan needs")
-    asked = prepare(file, catalogues.read(version.n), now=int(time.time()), rounds=request.rounds)
+    asked = prepare(
+        file,
+        catalogues.read(version.n),
+        now=int(time.time()),
+        rounds=request.rounds,
+        since=0 if start is None else _day(start),
+    )
     view.stage("packing the code that shops must have approved")
+    name, config = new_name(), dict(asked.config)
+    if start is not None:
+        config["initial-model"] = f"{federation.runs.name}/{name}/{_INITIAL}"
     record = RunRecord(
-        name=new_name(),
+        name=name,
         created_at=now(),
-        config=dict(asked.config),
+        config=config,
         bundle=digest(build()),
         catalogue=version.fingerprint,
+        started_from=number,
     )
-    return Planned(record, version, asked.notes)
+    return Planned(record, version, asked.notes, start)
+
+
+def _start(federation: Federation, which: str) -> tuple[int, ModelArtifact]:
+    """Return a version's number and its model, checked."""
+    if which != _SERVED and not which.isdecimal():
+        raise ConfigError(f"--from {which!r} is neither a version's number nor {_SERVED}")
+    record, model = Registry(federation.registry).read(None if which == _SERVED else int(which))
+    return record.version, model
+
+
+def _day(model: ModelArtifact) -> int:
+    """Return the day that a model's plan counted ages from: what is newer, it has not seen."""
+    plan = model.manifest.config.get("plan")
+    found = plan.get("reference_time") if isinstance(plan, dict) else None
+    if not isinstance(found, int):
+        raise ArtifactError(
+            f"the manifest of model {model.manifest.version} does not say when it was planned: "
+            "set only_new = false in plan.toml's [training], or train without --from"
+        )
+    return found
 
 
 def _submitted(
@@ -141,6 +189,10 @@ def _submitted(
     shops.check(settings.min_shops)
     if shops.missing:
         view.note(f"Not connected, and not waited for: {', '.join(shops.missing)}.")
+    if planned is not None and planned.start is not None:
+        # A copy of its own: the run can go on whatever becomes of the registry.
+        start, place = planned.start, Runs(federation.runs).folder(record.name) / _INITIAL
+        save_model(place, start.arrays, start.item_ids, start.manifest)
     view.stage(f"submitting run {record.name}")
     return training.submit(record)
 
@@ -179,6 +231,7 @@ def _planned_document(planned: Planned, shops: Standing | None) -> Document:
     record, plan = planned.record, planned.record.plan
     return {
         "run": record.name,
+        "started_from": record.started_from,
         "plan": plan.model_dump(mode="json"),
         "server": {key: value for key, value in record.config.items() if key != "plan"},
         "catalogue": {
@@ -203,6 +256,7 @@ def _trained_document(
     events = runs.events(record.name)
     return {
         "run": record.name,
+        "started_from": record.started_from,
         "folder": str(folder),
         "attempts": len(record.attempts),
         "catalogue": record.catalogue,

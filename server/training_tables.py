@@ -1,5 +1,6 @@
 """What ``train`` says of a plan and of a finished run."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Group
@@ -35,6 +36,10 @@ def _facts(document: Document) -> list[str]:
         f"{catalogue['fingerprint'][:12]})."
     )
     lines = [head]
+    if document["started_from"] is not None:
+        since = plan["train_from"]
+        new = f" on records since {_date(since)}" if since else " on all records"
+        lines.append(f"It goes on from version {document['started_from']}{new}.")
     lines += [f"Note: {note}." for note in document["notes"]]
     lines.append(f"Shops must have approved bundle {document['bundle']}.")
     shops = document["shops"]
@@ -80,6 +85,10 @@ def _statement(privacy: Document | None) -> str:
     if privacy is None:
         return "Privacy: none. This model was trained without differential privacy."
     return render_statement(privacy).rstrip("\n")
+
+
+def _date(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
 
 
 def _names(names: list[str]) -> str:
