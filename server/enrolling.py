@@ -23,9 +23,17 @@ def remove(federation: Federation, name: str) -> dict[str, Any]:
     return _done(federation, Shops(federation.shops).remove(name), "removed")
 
 
-def listed(federation: Federation) -> dict[str, Any]:
-    """Return the enrolled shops; ``status`` is None while SuperLink is not up."""
+def listed(federation: Federation, *, tell: bool = False) -> dict[str, Any]:
+    """Return the enrolled shops; ``status`` is None while SuperLink is not up.
+
+    Parameters
+    ----------
+    tell
+        Tell SuperLink first what it missed; an error if it is not up.
+    """
     running = is_up(federation)
+    if tell:
+        reconcile(Shops(federation.shops), control(federation))
     nodes = {n.public_key: n for n in control(federation).nodes()} if running else {}
     shops = [
         {

@@ -79,13 +79,19 @@ def remove(
 
 
 @operator_app.command()
-def shops(federation: Federation = HERE, as_json: Json = False) -> None:
+def shops(
+    federation: Federation = HERE,
+    tell: Annotated[
+        bool, typer.Option("--tell", help="Tell SuperLink first what it missed; `up` does so.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """List the enrolled shops, and how SuperLink sees each while it is up."""
     from server.enrolling import listed
     from server.federation import open_federation
     from server.federation_tables import shops_table
 
-    print_document(listed(open_federation(federation)), shops_table, as_json=as_json)
+    print_document(listed(open_federation(federation), tell=tell), shops_table, as_json=as_json)
 
 
 @operator_app.command()

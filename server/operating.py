@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: Environment of all that ``up`` starts: the federation's folder.
 UP_VARIABLE = "FEDTAIL_UP"
+#: Environment: SuperLink's ``host:port`` where it runs in a container, which needs no ``up``.
+SUPERLINK_VARIABLE = "FEDTAIL_SUPERLINK"
 SUPERLINK, SUPEREXEC, GATEWAY = "superlink", "superexec", "gateway"
 _READY_SECONDS = 90.0
 _LOCK_TRIES = 10
@@ -38,7 +40,7 @@ def control(federation: Federation) -> Control:
     """Return the Control API of the federation's SuperLink, which need not be up."""
     log = _log(federation, SUPERLINK)
     return Control(
-        federation.superlink_address,
+        os.environ.get(SUPERLINK_VARIABLE) or federation.superlink_address,
         environment(federation.flower_home, {}),
         root_certificates=federation.authority.certificate,
         explain=lambda: f"is `python -m server up` running? SuperLink's log: {log}",
@@ -73,7 +75,10 @@ def up(federation: Federation) -> None:
 
 
 def is_up(federation: Federation) -> bool:
-    """Whether ``up`` runs on this folder."""
+    """Whether ``up`` runs on this folder, or its SuperLink answers in a container."""
+    if elsewhere := os.environ.get(SUPERLINK_VARIABLE):
+        host, port = split_address(elsewhere)
+        return listens(port, host)
     lock = _lock_file(federation)
     if not lock.exists():
         return False

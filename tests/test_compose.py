@@ -12,8 +12,8 @@ from deploy.gateway import FILE
 
 COMPOSE = read_compose()
 SERVICES = COMPOSE.services
-RUNNING = COMPOSE.of("operator", "shop")
-TOOLS = COMPOSE.of("operator-tools", "shop-tools")
+RUNNING = [name for name in COMPOSE.of("operator", "shop") if name != "roster"]
+TOOLS = [*COMPOSE.of("operator-tools", "shop-tools"), "roster"]
 PINNED = re.compile(r"[a-z0-9./-]+:\d+\.\d+\.\d+[a-z0-9.-]*(@sha256:[0-9a-f]{64})?")
 
 service = pytest.mark.parametrize("name", SERVICES)
@@ -37,9 +37,9 @@ def test_the_schema_check_notices_a_mistake(tmp_path: Any) -> None:
 
 def test_every_service_is_on_one_side_and_both_sides_are_there() -> None:
     assert sorted(RUNNING + TOOLS) == sorted(SERVICES)
-    assert COMPOSE.of("operator") == ["gateway", "superlink", "superexec"]
+    assert COMPOSE.of("operator") == ["gateway", "superlink", "roster", "superexec"]
     assert COMPOSE.of("shop") == ["supernode", "shop-superexec"]
-    assert {"train", "registry", "server", "client"} == set(TOOLS)
+    assert {"roster", "train", "registry", "server", "client"} == set(TOOLS)
 
 
 @service
@@ -104,7 +104,8 @@ def test_flowers_interfaces_are_on_networks_that_lead_nowhere() -> None:
     placed = {name: set(given.get("networks", [])) for name, given in SERVICES.items()}
     # The Control API: no authentication.
     assert placed["superlink"] == {"control"}
-    assert placed["superexec"] == placed["server"] == placed["train"] == {"control"}
+    for name in ("superexec", "roster", "server", "train"):
+        assert placed[name] == {"control"}
     assert placed["gateway"] == {"fleet", "control"}
     # Whoever holds data or the CA has no way out; whoever has a way out holds neither.
     assert placed["shop-superexec"] == {"shop"}
@@ -123,7 +124,8 @@ def test_a_shops_data_are_read_only_and_out_of_reach_of_the_node_that_talks_to_o
     trained = {mount.target: mount for mount in mounts(SERVICES["shop-superexec"])}
     writable = {target for target, mount in trained.items() if not mount.read_only}
     assert writable == {"/shop/ledger", "/shop/models", "/shop/logs"}
-    assert trained["/shop/data"].read_only
+    assert trained.keys() - writable == {"/shop"}
+    assert hidden(SERVICES["shop-superexec"]) == {"/shop/keys"}
     node = {mount.target: mount for mount in mounts(SERVICES["supernode"])}
     assert {target for target, mount in node.items() if not mount.read_only} == {"/shop/logs"}
     assert node.keys() == {"/shop", "/shop/logs"}
@@ -133,9 +135,20 @@ def test_a_shops_data_are_read_only_and_out_of_reach_of_the_node_that_talks_to_o
 
 def test_the_authoritys_key_is_in_no_container_that_stays() -> None:
     for name in RUNNING:
-        for mount in mounts(SERVICES[name]):
-            assert not (ROOT / "federation/ca/ca.key").is_relative_to(mount.source), name
+        seen = mounts(SERVICES[name])
+        for mount in seen:
+            if (ROOT / "federation/ca/ca.key").is_relative_to(mount.source):
+                assert f"{mount.target}/ca" in hidden(SERVICES[name]), name
         assert "ca.key" not in str(SERVICES[name].get("secrets"))
+    private = {f"/federation/{part}" for part in ("ca", "secrets", "shops", "state", "tls")}
+    assert hidden(SERVICES["superexec"]) == private
+
+
+def test_the_gateway_opens_only_when_removed_shops_are_refused() -> None:
+    waits = SERVICES["gateway"]["depends_on"]
+    assert waits["superlink"]["condition"] == "service_healthy"
+    assert waits["roster"]["condition"] == "service_completed_successfully"
+    assert words(SERVICES["roster"])[-2:] == ["shops", "--tell"]
 
 
 def test_every_secret_that_a_command_names_is_given_and_none_is_spare() -> None:

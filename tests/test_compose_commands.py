@@ -19,14 +19,19 @@ from flwr.supercore.routers import health
 from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink as superlink_parser
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode as supernode_parser
 
+from client import running
 from client.__main__ import app as client_app
+from client.settings import read_settings
+from client.shop_folder import ShopFolder
+from client.starting import start_shop
 from common.errors import RunError
 from common.processes import free_port
-from compose_support import ROOT, read_compose, words
+from compose_support import ROOT, hidden, mounts, read_compose, words
 from deploy.gateway import FILE, container_config
-from server import gateway
+from server import gateway, operating
 from server.__main__ import app as server_app
-from server.federation import SUPERLINK_HOST, make_federation
+from server.federation import FEDERATION_VARIABLE, SUPERLINK_HOST, make_federation
+from server.operating import SUPERLINK_VARIABLE, control, is_up
 
 SERVICES = read_compose({"FEDTAIL_GATEWAY": "shops.example:8443"}).services
 HEALTHY = ROOT / "deploy/healthy.py"
@@ -142,6 +147,10 @@ def test_nginx_takes_the_gateways_configuration(tmp_path: Path) -> None:
     ("name", "app", "more", "command"),
     [
         ("registry", server_app, [], "registry list"),
+        ("registry", server_app, ["--json"], "registry list"),
+        ("roster", server_app, [], "shops"),
+        ("train", server_app, ["--rounds", "2"], "train"),
+        ("server", server_app, ["enrol", "corner", "corner.pub"], "enrol"),
         ("client", client_app, ["check", "/shop/shop.toml"], "check"),
     ],
 )
@@ -159,6 +168,68 @@ def test_an_unknown_word_would_be_noticed() -> None:
         reached(server_app, ["registry", "list", "/registry", "--lots"])
     with pytest.raises(click.UsageError):
         reached(client_app, ["chekc", "/shop/shop.toml"])
+
+
+def test_containers_find_what_init_makes_and_nothing_that_it_does_not(tmp_path: Path) -> None:
+    """Every mount, covered folder and secret is there once both sides have made their folders."""
+    make_federation(tmp_path / "federation", "test", "localhost:8443", superlink_port=8000)
+    start_shop(tmp_path / "shop", "corner", "localhost:8443")
+    # What the operator hands over.
+    (tmp_path / "shop/ca.crt").write_bytes((tmp_path / "federation/ca/ca.crt").read_bytes())
+    places = {
+        "FEDTAIL_FEDERATION": str(tmp_path / "federation"),
+        "FEDTAIL_SHOP": str(tmp_path / "shop"),
+    }
+    compose = read_compose(places)
+    for name, service in compose.services.items():
+        seen = mounts(service)
+        for mount in seen:
+            assert mount.source.exists(), (name, mount)
+        for covered in hidden(service):
+            mount = next(m for m in seen if covered.startswith(f"{m.target}/"))
+            assert (mount.source / covered.removeprefix(f"{mount.target}/")).is_dir(), covered
+    for secret in compose.document["secrets"]:
+        assert compose.secret(secret).stat().st_size > 0, secret
+    federation = read_settings(tmp_path / "shop/shop.toml").federation
+    assert federation is not None
+    assert compose.secret("shop-ca.crt") == federation.ca
+    assert compose.secret("node.key") == federation.key
+
+
+def test_commands_ask_a_superlink_in_another_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_federation(tmp_path / "f", "test", "localhost:8443", superlink_port=free_port())
+    assert not is_up(made)
+    with socket.create_server(("127.0.0.1", 0)) as superlink:
+        monkeypatch.setenv(SUPERLINK_VARIABLE, f"127.0.0.1:{superlink.getsockname()[1]}")
+        assert is_up(made)
+        assert control(made).address == f"127.0.0.1:{superlink.getsockname()[1]}"
+    assert not is_up(made)
+    given = SERVICES["server"]["environment"]
+    host, port = given[SUPERLINK_VARIABLE].split(":")
+    assert host == SUPERLINK_HOST
+    assert f"--port={port}" in words(SERVICES["superlink"])
+    assert given[FEDERATION_VARIABLE] == "/federation"
+
+
+def test_containers_start_with_the_options_that_up_and_run_give(tmp_path: Path) -> None:
+    """Paths and places aside: what is missing here would be missing there."""
+    made = make_federation(tmp_path / "f", "test", "localhost:8443", superlink_port=8000)
+    start_shop(tmp_path / "shop", "corner", "localhost:8443")
+    settings = tmp_path / "shop/shop.toml"
+    folder, federation = ShopFolder.of(settings), read_settings(settings).federation
+    assert federation is not None
+    for name, started in (
+        ("superlink", operating._superlink(made, tmp_path)),
+        ("superexec", operating._superexec(made, tmp_path)),
+        ("supernode", running.supernode(settings, folder, federation, 1, tmp_path)),
+        ("shop-superexec", running.superexec(folder, 1, tmp_path)),
+    ):
+        outside = {word for word in started.command if word.startswith("--")}
+        inside = {word.partition("=")[0] for word in words(SERVICES[name]) if word[:2] == "--"}
+        # Health is asked for in containers only; the shop is named by FEDTAIL_SHOP there.
+        assert inside - {"--health-server-address"} == outside - {"--node-config"}, name
 
 
 class _Answer(BaseHTTPRequestHandler):

@@ -55,7 +55,7 @@ def test_every_version_is_the_locks() -> None:
     assert "--constraint requirements.lock" in install
     assert "['project']['dependencies']" in install
     locked = {
-        line.partition("==")[0].lower()
+        line.partition("==")[0].lower().replace("_", "-")
         for line in (ROOT / "requirements.lock").read_text().splitlines()
     }
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
