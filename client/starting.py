@@ -77,6 +77,19 @@ key = "keys/node.key"
 # purchase = 1.0
 # rating = 1.0
 
+# Where the models that the federation sends home are kept.
+# models = "models"
+
+# How the shop uses a model for itself, with `python -m client adapt`, `evaluate` and `recommend`.
+# [home]
+# validation_share = 0.2    # of the time, at its end: what the weights are chosen on
+# test_share = 0.2          # of the time, at its end: what evaluate holds back
+
+# Consent to release the shop's own figures of the global model, with noise: charged to the ledger,
+# under the cap. Without this section nothing of them leaves the shop.
+# [evaluation]
+# epsilon = 0.5
+
 # If item_id is your own product number: which of the catalogue's products it is. Several of yours
 # may be one of the catalogue's, not the other way round. What the mapping does not name takes no
 # part. Either a .csv or .parquet file with item_id (yours) and catalogue_item_id:

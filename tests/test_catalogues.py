@@ -1,0 +1,386 @@
+"""The catalogue's versions: published whole, comparable, and steady for what stays."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from common.artifact import Manifest
+from common.errors import ArtifactError, ConfigError, DataError
+from common.features import Catalogue, ContentSpec, read_catalogue
+from server.__main__ import app
+from server.catalogue_diff import Difference
+from server.catalogue_publishing import Publishing, publish
+from server.catalogues import Catalogues
+from server.federation import make_federation
+
+FIRST = "item_id,type,brand,price\ntea,food,x,1.5\nmilk,food,y,2\npan,tool,x,30\n"
+SECOND = "type,item_id,price,brand\nfood,tea,1.5,x\nfood,milk,2,z\ntool,pot,40,x\n"
+
+
+def folder_of(path: Path, text: str) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "products.csv").write_text(text)
+    return path
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Return what publishes a products.csv."""
+
+    def publish_text(text: str, **how: Any) -> dict[str, Any]:
+        folder = folder_of(tmp_path / "table", text)
+        return publish(Catalogues(tmp_path / "catalogue"), folder, Publishing(**how))
+
+    return publish_text
+
+
+Put = Callable[..., dict[str, Any]]
+
+
+def test_versions_are_found_by_number_and_fingerprint(put: Put, tmp_path: Path) -> None:
+    catalogues = Catalogues(tmp_path / "catalogue")
+    with pytest.raises(ConfigError, match="publish one"):
+        catalogues.current()
+    first, second = put(FIRST), put(SECOND)
+    assert [v.n for v in catalogues.versions()] == [1, 2]
+    assert catalogues.current() == tmp_path / "catalogue" / "2"
+    assert catalogues.path(1) == catalogues.path(first["fingerprint"])
+    assert catalogues.path("2") == catalogues.path(second["fingerprint"][:8])
+    assert read_catalogue(catalogues.current()).fingerprint == second["fingerprint"]
+    assert catalogues.version().parent == 1
+    for wrong in ("3", "0", "", second["fingerprint"][:7], "f" * 64, "../1"):
+        with pytest.raises(ConfigError, match="no version"):
+            catalogues.path(wrong)
+
+
+def test_a_product_that_is_gone_is_retired_and_comes_back(put: Put, tmp_path: Path) -> None:
+    put(FIRST)
+    found = put(SECOND)
+    assert (found["products"], found["offered"]) == (4, 3)
+    changes = found["changes"]
+    assert changes["counts"] == {
+        "added": 1,
+        "retired": 1,
+        "returned": 0,
+        "dropped": 0,
+        "changed": 1,
+    }
+    assert (changes["added"], changes["retired"]) == (["pot"], ["pan"])
+    assert changes["changed"]["brand"]["examples"] == [
+        {"item_id": "milk", "before": "y", "after": "z"}
+    ]
+    catalogue = Catalogues(tmp_path / "catalogue").read()
+    assert catalogue.item_ids[~catalogue.offered].tolist() == ["pan"]
+    # It keeps its content: what customers did with it goes on to say what they like.
+    assert catalogue.content[catalogue.rows(["pan"])].nnz
+    assert put(FIRST)["changes"]["returned"] == ["pan"]
+    dropped = put(FIRST, drop_retired=True)
+    assert (dropped["products"], dropped["changes"]["dropped"]) == (3, ["pot"])
+
+
+def test_the_same_table_is_no_new_version(put: Put, tmp_path: Path) -> None:
+    first = put(FIRST)
+    lines = FIRST.splitlines()
+    again = put("\n".join([lines[0], *lines[:0:-1]]) + "\n")
+    assert (again["new"], again["version"]) == (False, first["version"])
+    assert [v.n for v in Catalogues(tmp_path / "catalogue").versions()] == [1]
+
+
+def test_a_dry_run_writes_nothing(put: Put, tmp_path: Path) -> None:
+    assert put(FIRST, dry_run=True)["version"] == 1
+    assert not (tmp_path / "catalogue").exists()
+    put(FIRST)
+    before = sorted(p.name for p in (tmp_path / "catalogue").iterdir())
+    assert put(SECOND, dry_run=True)["changes"]["counts"]["added"] == 1
+    assert sorted(p.name for p in (tmp_path / "catalogue").iterdir()) == before
+
+
+def test_numbers_stay_in_their_bins(put: Put, tmp_path: Path) -> None:
+    prices = np.random.default_rng(0).lognormal(size=60).round(2)
+    rows = [f"p{k:02},t{k % 3},{price}" for k, price in enumerate(prices)]
+    put("item_id,type,price\n" + "\n".join(rows) + "\n")
+    dear = [f"q{k:02},t1,{1000 + k}" for k in range(60)]
+    put("item_id,type,price\n" + "\n".join([*rows, *dear]) + "\n")
+    old, new = (Catalogues(tmp_path / "catalogue").read(n) for n in (1, 2))
+    assert new.spec == old.spec
+    kept = new.rows(old.item_ids)
+    assert (old.content != new.content[kept]).nnz == 0
+    moved = put("item_id,type,price\n" + "\n".join([*rows, *dear]) + "\n", reread=True)
+    assert moved["changes"]["content"]["reread"] == ["price"]
+
+
+def test_content_is_as_before_until_it_is_named(put: Put) -> None:
+    assert put(FIRST, content=["type", "type*brand"])["features"] == ["type", "type*brand"]
+    found = put(SECOND)
+    assert (found["features"], found["unused"]) == (["type", "type*brand"], ["price"])
+    other = put(SECOND, content=["brand"])
+    assert other["changes"]["content"]["removed"] == ["type", "type*brand"]
+    with pytest.raises(ConfigError, match=r"'type' as in the version before|'flavour'"):
+        put(SECOND, content=["flavour"])
+
+
+def test_a_renamed_column_is_refused_with_what_it_was(put: Put) -> None:
+    put(FIRST, content=["brand"])
+    with pytest.raises(ConfigError, match="content 'brand' as in the version before needs"):
+        put(SECOND.replace("brand", "brands"))
+    assert put(SECOND.replace("brand", "brands"), content=["brands"])["new"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (FIRST + "tea,food,x,1\n", "'item_id' is there already in row 4: 'tea'"),
+        (FIRST + ",food,x,1\n", "'item_id' is empty in row 4"),
+        (FIRST + "egg,food,x,cheap\n", "'price' is not a number in row 4: 'cheap'"),
+        (FIRST + "egg,food,x,-1\n", "'price' is negative in row 4"),
+        ("item_id,type\n", "no products"),
+        ("id,type\n1,a\n", "'item_id' is missing"),
+        ("item_id,type,retired\n1,a,perhaps\n", "'retired' says neither .* row 1: 'perhaps'"),
+        ("item_id,type,retired\n1,a,yes\n", "every product is retired"),
+    ],
+)
+def test_a_table_that_breaks_the_contract_is_refused(put: Put, text: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        put(text)
+
+
+def test_text_among_numbers_of_before_is_refused(put: Put) -> None:
+    rows = [f"p{k:02},{k}" for k in range(40)]
+    put("item_id,size\n" + "\n".join(rows) + "\n")
+    with pytest.raises(DataError, match=r"'size' holds numbers .* row 41: 'large'"):
+        put("item_id,size\n" + "\n".join([*rows, "q,large"]) + "\n")
+
+
+def test_a_table_of_other_numbers_is_refused_unless_it_is_meant(put: Put) -> None:
+    put(FIRST)
+    other = "item_id,type,brand,price\n1,food,x,1\n2,food,y,2\n"
+    with pytest.raises(ConfigError, match="only 0 of the 3 products offered so far"):
+        put(other)
+    assert put(other, force=True)["changes"]["counts"]["retired"] == 3
+
+
+def test_numbers_and_text_of_two_versions_become_text(put: Put, tmp_path: Path) -> None:
+    put("item_id,pack\na,1L\nb,2L\nc,x\n")
+    put("item_id,pack\na,1\nb,2\n")
+    products = Catalogues(tmp_path / "catalogue").read().products
+    assert products["pack"].tolist() == ["1", "2", "x"]
+
+
+def test_one_product_without_content_is_a_catalogue(put: Put, tmp_path: Path) -> None:
+    put("item_id\nonly\n")
+    assert Catalogues(tmp_path / "catalogue").read().size == 1
+
+
+def test_a_file_that_is_not_utf8_is_named(put: Put, tmp_path: Path) -> None:
+    put(FIRST)
+    folder = tmp_path / "table"
+    (folder / "products.csv").write_bytes("item_id,type\nté,food\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"products\.csv .*(UTF-8|utf-8)"):
+        publish(Catalogues(tmp_path / "catalogue"), folder)
+
+
+def test_a_damaged_version_is_refused(put: Put, tmp_path: Path) -> None:
+    put(FIRST)
+    put(SECOND)
+    catalogues = Catalogues(tmp_path / "catalogue")
+    (tmp_path / "catalogue" / "2" / "version.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"version\.json cannot be read"):
+        catalogues.current()
+    one, two = (tmp_path / "catalogue" / n / "version.json" for n in "12")
+    two.write_text(one.read_text())
+    with pytest.raises(ArtifactError, match="is the record of version 1"):
+        catalogues.version(2)
+    two.write_text(one.read_text().replace('"n": 1', '"n": 2'))
+    with pytest.raises(ArtifactError, match="another catalogue"):
+        catalogues.read(2)
+
+
+def test_a_folder_that_cannot_be_written_is_named(put: Put, tmp_path: Path) -> None:
+    (tmp_path / "catalogue").write_text("a file")
+    with pytest.raises(ConfigError, match="cannot write to"):
+        put(FIRST)
+
+
+def tables(names: st.SearchStrategy[set[int]]) -> st.SearchStrategy[Catalogue]:
+    """Return catalogues whose products have one of two types."""
+
+    def catalogue(rows: dict[int, tuple[str, bool]]) -> Catalogue:
+        frame = pd.DataFrame(
+            [(f"i{k:02}", kind, gone) for k, (kind, gone) in rows.items()],
+            columns=["item_id", "type", "retired"],
+        )
+        return Catalogue.of(frame, ContentSpec(features=("type",)))
+
+    values = st.tuples(st.sampled_from("ab"), st.booleans())
+    return st.dictionaries(st.integers(0, 30), values, min_size=1).map(catalogue)
+
+
+@given(tables(st.just(set())), tables(st.just(set())))
+@settings(max_examples=60, deadline=None)
+def test_a_difference_read_backwards_is_its_opposite(old: Catalogue, new: Catalogue) -> None:
+    there, back = Difference.of(old, new), Difference.of(new, old)
+    assert there.added.tolist() == back.dropped.tolist()
+    assert there.retired.tolist() == back.returned.tolist()
+    assert there.changed_products.tolist() == back.changed_products.tolist()
+    assert new.size - old.size == len(there.added) - len(there.dropped)
+    kept = set(old.item_ids) & set(new.item_ids)
+    for name in ("retired", "returned", "changed_products"):
+        assert set(getattr(there, name)) <= kept
+    assert not any(Difference.of(old, old).counts().values())
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Path:
+    folder = tmp_path / "federation"
+    make_federation(folder, "test", "localhost:8443", superlink_port=9092)
+    return folder
+
+
+def command(federation: Path, *words: str) -> dict[str, Any]:
+    """Run ``server catalogue`` and return its JSON."""
+    done = CliRunner().invoke(app, ["catalogue", *words, "--federation", str(federation), "--json"])
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_the_command_line_publishes_shows_compares_and_exports(
+    federation: Path, tmp_path: Path
+) -> None:
+    table = folder_of(tmp_path / "table", FIRST)
+    first = command(federation, "publish", str(table), "--content", "type, type*brand")
+    assert first["features"] == ["type", "type*brand"]
+    second = command(federation, "publish", str(folder_of(table, SECOND)))
+    shown = command(federation, "show")
+    assert (shown["version"], shown["fingerprint"]) == (2, second["fingerprint"])
+    assert [c["name"] for c in shown["columns"] if c["used"]] == ["type", "brand"]
+    assert [v["version"] for v in shown["versions"]] == [1, 2]
+    difference = command(federation, "diff", "1", "2", "--examples", "0")
+    assert difference["counts"]["added"] == 1
+    assert difference["added"] == []
+    out = tmp_path / "out"
+    command(federation, "export", str(out), "1")
+    assert read_catalogue(out).fingerprint == first["fingerprint"]
+    archive = tmp_path / "out.zip"
+    command(federation, "export", str(archive))
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(archive), str(tmp_path)], check=True)
+    assert read_catalogue(tmp_path / "catalogue").fingerprint == second["fingerprint"]
+
+
+def test_show_names_the_models_and_runs_of_a_version(federation: Path, tmp_path: Path) -> None:
+    from common.artifact import save_model
+    from common.protocol import TrainingPlan
+    from server.registry import Registry
+    from server.run_records import RunRecord, Runs
+
+    first = command(federation, "publish", str(folder_of(tmp_path / "table", FIRST)))
+    manifest = Manifest(
+        version="m",
+        server_round=1,
+        data_columns=(),
+        config={},
+        code_digest="",
+        privacy=None,
+        catalogue_fingerprint=first["fingerprint"],
+    )
+    ids = np.array(["milk", "pan", "tea"], dtype=object)
+    save_model(tmp_path / "model", {"a": np.zeros(3, np.float32)}, ids, manifest)
+    Registry(federation / "registry").publish(tmp_path / "model", force=True)
+    Runs(federation / "runs").save(
+        RunRecord(
+            name="a-run",
+            created_at="2024-01-01T00:00:00+00:00",
+            config={"plan": TrainingPlan().model_dump_json()},
+            bundle="0" * 64,
+            catalogue=first["fingerprint"],
+        )
+    )
+    (federation / "runs" / "broken").mkdir()
+    (federation / "runs" / "broken" / "run.json").write_text("{")
+    shown = command(federation, "show")
+    assert shown["models"] == [{"version": 1, "model": "m", "served": True}]
+    assert shown["runs"] == ["a-run"]
+    assert len(shown["unreadable"]) == 1
+
+
+def test_the_command_line_says_what_is_wrong(federation: Path, tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "server", "catalogue"]
+    where = ["--federation", str(federation)]
+    for words, message in (
+        ([*program, "show", *where], "holds no catalogue yet"),
+        ([*program, "publish", str(tmp_path / "nothing"), *where], "is no folder"),
+        ([*program, "show", "--federation", str(tmp_path)], "no federation's folder"),
+    ):
+        done = subprocess.run(words, check=False, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert message in done.stderr
+
+
+_PUBLISH = """
+import os, sys
+from pathlib import Path
+from server.catalogue_publishing import publish
+from server.catalogues import Catalogues
+import server.catalogues as module
+if len(sys.argv) > 3:
+    def dies(catalogue, folder):
+        folder.mkdir(parents=True)
+        (folder / "products.parquet").write_text("half")
+        print("half", flush=True)
+        sys.stdin.read()
+    module.write_catalogue = dies
+publish(Catalogues(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+def start(root: Path, table: Path, *more: str) -> "subprocess.Popen[str]":
+    words = [sys.executable, "-c", _PUBLISH, str(root), str(table), *more]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.e2e
+def test_two_publishers_at_once_make_two_versions(tmp_path: Path) -> None:
+    root = tmp_path / "catalogue"
+    left = folder_of(tmp_path / "left", FIRST)
+    right = folder_of(tmp_path / "right", FIRST + "egg,food,x,1\n")
+    running = [start(root, table) for table in (left, right)]
+    try:
+        assert [process.wait(timeout=60) for process in running] == [0, 0]
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+    versions = Catalogues(root).versions()
+    assert [(v.n, v.parent) for v in versions] == [(1, None), (2, 1)]
+    # Whoever came second built on the first: no product is lost, whatever the order.
+    assert Catalogues(root).read().item_ids.tolist() == ["egg", "milk", "pan", "tea"]
+
+
+@pytest.mark.e2e
+def test_a_publisher_that_is_killed_leaves_only_whole_versions(tmp_path: Path) -> None:
+    root, table = tmp_path / "catalogue", folder_of(tmp_path / "table", FIRST)
+    process = start(root, table, "dies")
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half\n"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
+    assert Catalogues(root).versions() == []
+    assert [p.name for p in root.iterdir() if p.name != ".lock"] != []
+    assert publish(Catalogues(root), table)["version"] == 1
+    assert sorted(p.name for p in root.iterdir()) == [".lock", "1"]
