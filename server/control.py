@@ -222,7 +222,7 @@ class Control:
         client = ControlHttpClient.from_server_address(
             self.address,
             insecure=self._roots is None,
-            root_certificates=self._roots and self._roots.read_bytes(),
+            root_certificates=None if self._roots is None else self._roots.read_bytes(),
             interceptors=[
                 CliClientHttpInterceptor(),
                 RuntimeVersionHttpInterceptor(component_name="flwr CLI"),

@@ -55,6 +55,11 @@ def up(federation: Federation) -> None:
     ConfigError, RunError
         If something is missing, taken or expired, or a service does not come up.
     """
+    if elsewhere := os.environ.get(SUPERLINK_VARIABLE):
+        raise ConfigError(
+            f"{SUPERLINK_VARIABLE}={elsewhere} names a SuperLink in a container: unset it, for "
+            "`up` starts one of its own"
+        )
     check_files(federation)
     nginx = gateway.find_nginx()
     token = Supervisor(UP_VARIABLE, str(federation.folder))
@@ -239,6 +244,8 @@ def _alone(federation: Federation) -> Iterator[None]:
                         f"`python -m server up` runs on {federation.folder} already"
                     ) from error
                 time.sleep(0.1)
+        # Of one that was killed outright.
+        _up_file(federation).unlink(missing_ok=True)
         yield
 
 

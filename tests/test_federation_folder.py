@@ -1,0 +1,353 @@
+"""The operator's folder and its shops, without any service running."""
+
+import json
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from common.cli import run
+from common.errors import ConfigError, RunError
+from operator_support import new_federation, new_key
+from server import gateway
+from server.__main__ import app
+from server.control import Node
+from server.federation import (
+    Federation,
+    make_federation,
+    open_federation,
+    renew,
+    split_address,
+    write_private,
+)
+from server.operating import check_files, is_up, read_up
+from server.settings import read_home
+from server.shops import Shops, reconcile
+from server.training_plan import read_plan_file
+
+
+def call(*arguments: object) -> int:
+    """Run a command line; return its exit status."""
+    try:
+        run(lambda: app([str(argument) for argument in arguments]))
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Federation:
+    return make_federation(
+        tmp_path / "federation", "test", "shops.example.org:8443", superlink_port=9092
+    )
+
+
+def test_init_makes_a_folder_for_its_owner_alone(federation: Federation) -> None:
+    check_files(federation)
+    assert stat.S_IMODE(federation.folder.stat().st_mode) == 0o700
+    for path in federation.folder.rglob("*"):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        public = path.suffix == ".crt"
+        assert mode == (0o700 if path.is_dir() else 0o644 if public else 0o600), path
+    # What the apps and the training plan read is there and valid.
+    home = read_home({"FEDTAIL_SERVER": str(federation.folder)})
+    assert home.runs == federation.runs
+    assert home.catalogues == federation.catalogue
+    assert read_plan_file(federation.plan)
+    assert len(federation.superexec_secret.read_bytes()) >= 32
+    assert open_federation(federation.folder) == federation
+
+
+def test_init_writes_over_nothing_and_leaves_nothing_half_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "federation"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    assert call("init", folder) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+
+    (folder / "mine.txt").unlink()
+    for bad in ("localhost", "local host:1", "localhost:0", "localhost:99999", "::1:8443", ":1"):
+        assert call("init", folder, "--address", bad) == 2
+    assert call("init", folder, "--host", "not a host") == 2
+    assert call("init", folder, "--name", "") == 2
+    monkeypatch.chdir(folder)
+    assert call("init", ".") == 2
+    monkeypatch.chdir(tmp_path)
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("server.federation._issue", full_disk)
+        assert call("init", folder) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [folder]
+    assert list(folder.iterdir()) == []
+    assert call("init", folder, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["address"] == "localhost:8443"
+
+
+def test_settings_are_typed_and_an_unknown_key_is_refused(federation: Federation) -> None:
+    path = federation.folder / "federation.toml"
+    text = path.read_text()
+    for old, new, said in (
+        ("superlink_port = 9092", "superlink_prot = 9092", "did you mean 'superlink_port'"),
+        ("superlink_port = 9092", 'superlink_port = "x"', "superlink_port"),
+        ("superlink_port = 9092", "superlink_port = 70000", "superlink_port"),
+        ("body_limit_mb = 8", "body_limit_mb = 1", "gateway.body_limit_mb"),
+        ('"shops.example.org:8443"', '"shops.example.org"', "host:port"),
+        ("[gateway]", "[gateway", "not valid TOML"),
+    ):
+        assert old in text
+        path.write_text(text.replace(old, new))
+        with pytest.raises(ConfigError, match=r"federation\.toml") as error:
+            open_federation(federation.folder)
+        assert said in str(error.value)
+    path.unlink()
+    with pytest.raises(ConfigError, match="init DIR"):
+        open_federation(federation.folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("shops.example.org:8443", ("shops.example.org", 8443)),
+        ("192.0.2.1:1", ("192.0.2.1", 1)),
+        ("[2001:db8::1]:65535", ("2001:db8::1", 65535)),
+    ],
+)
+def test_an_address_is_host_and_port(text: str, parts: tuple[str, int]) -> None:
+    assert split_address(text) == parts
+
+
+def test_what_is_missing_open_or_expired_is_named(federation: Federation) -> None:
+    def damaged(path: Path, what: Any) -> str:
+        kept = path.read_bytes(), path.stat().st_mode
+        what(path)
+        with pytest.raises(ConfigError) as error:
+            check_files(federation)
+        write_private(path, kept[0], mode=stat.S_IMODE(kept[1]))
+        check_files(federation)
+        assert str(path) in str(error.value)
+        return str(error.value)
+
+    for path in (
+        federation.superexec_secret,
+        federation.gateway.key,
+        federation.superlink.key,
+        federation.authority.key,
+    ):
+        assert "chmod 600" in damaged(path, lambda p: p.chmod(0o640))
+    assert "missing" in damaged(federation.superexec_secret, Path.unlink)
+    assert "missing" in damaged(federation.superexec_secret, lambda p: p.write_bytes(b" "))
+    for path in (
+        federation.gateway.key,
+        federation.gateway.certificate,
+        federation.authority.certificate,
+    ):
+        assert "cannot read" in damaged(path, Path.unlink)
+    assert "server.toml is missing" in damaged(federation.folder / "server.toml", Path.unlink)
+
+
+def test_renew_makes_new_certificates_for_the_same_hosts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make_federation(
+        tmp_path / "f", "test", "a.example.org:1", superlink_port=2, hosts=["b.example.org"]
+    )
+    from server import authority
+
+    hosts = authority.hosts_of(made.gateway)
+    assert hosts == ["a.example.org", "b.example.org", "localhost", "127.0.0.1", "::1"]
+    root, old = made.authority.certificate.read_bytes(), made.gateway.certificate.read_bytes()
+    made.gateway.certificate.write_bytes(authority.issue(made.authority, hosts, days=0)[1])
+    assert call("up", "--federation", made.folder) == 2
+    assert "expired on" in capsys.readouterr().err
+    assert renew(made) == [made.gateway.certificate, made.superlink.certificate]
+    check_files(made)
+    assert authority.hosts_of(made.gateway) == hosts
+    assert made.authority.certificate.read_bytes() == root
+    assert made.gateway.certificate.read_bytes() != old
+    assert call("renew", "--federation", made.folder) == 0
+    assert not is_up(made)
+    assert read_up(made) == {}
+
+
+def test_shops_are_enrolled_listed_and_removed(
+    federation: Federation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(name: str, *arguments: object) -> int:
+        return call(name, *arguments, "--federation", federation.folder)
+
+    key = new_key(tmp_path, "one").with_suffix(".pub")
+    other = new_key(tmp_path, "two").with_suffix(".pub")
+    # Names are any text that data may bear, also one that would leave the folder.
+    name = "../Läden/№ 1.pub"
+    assert command("enrol", name, key) == 0
+    assert command("enrol", name, key) == 0  # the same again changes nothing
+    assert command("enrol", name, other) == 2
+    assert "another key" in capsys.readouterr().err
+    assert command("enrol", "two", key) == 2
+    assert name in capsys.readouterr().err
+    assert command("enrol", "two", other, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["superlink_told"] is False
+    assert [path.parent for path in tmp_path.rglob("*.pub")].count(federation.shops) == 2
+
+    assert command("shops", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(shop["shop"], shop["status"]) for shop in listed["shops"]] == [
+        (name, None),
+        ("two", None),
+    ]
+    assert command("shops") == 0
+    assert "SuperLink is not up" in capsys.readouterr().out
+    assert command("remove", "twoo") == 2
+    assert "did you mean 'two'" in capsys.readouterr().err
+    assert command("remove", "two") == 0
+    assert [shop.name for shop in Shops(federation.shops).all()] == [name]
+    assert command("enrol", "two", other) == 2
+    assert "never admits one again" in capsys.readouterr().err
+    for bad in ("", " ", " x", "a\nb", "x" * 300):
+        assert command("enrol", bad, new_key(tmp_path / "bad", f"k{len(bad)}")) == 2
+    assert command("ports") == 1
+
+
+def test_only_a_public_p384_key_can_be_enrolled(federation: Federation, tmp_path: Path) -> None:
+    shops = Shops(federation.shops)
+    private = new_key(tmp_path, "node")
+
+    def refused(content: bytes, said: str) -> None:
+        path = tmp_path / "key.pub"
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=said):
+            shops.enrol("shop", path)
+
+    def openssh(key: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey) -> bytes:
+        form = serialization.PublicFormat
+        return key.public_bytes(serialization.Encoding.OpenSSH, form.OpenSSH)
+
+    refused(private.read_bytes(), "must never leave its shop")
+    refused(openssh(ec.generate_private_key(ec.SECP256R1()).public_key()), "secp256r1")
+    refused(openssh(ed25519.Ed25519PrivateKey.generate().public_key()), "Ed25519")
+    refused(b"", "no public key")
+    refused(private.with_suffix(".pub").read_bytes()[:-40], "no public key")
+    with pytest.raises(ConfigError, match="cannot read"):
+        shops.enrol("shop", tmp_path / "none.pub")
+    assert shops.all() == []
+    assert list(federation.shops.iterdir()) == []
+
+
+class FakeControl:
+    """SuperLink's list of nodes: a key that was ever known is never admitted anew."""
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, Node] = {}
+        self.seen: set[bytes] = set()
+
+    def nodes(self) -> list[Node]:
+        return list(self.known.values())
+
+    def register(self, public_key: bytes, name: str) -> int:
+        if public_key in self.seen:
+            raise RunError("Public key already in use")
+        self.seen.add(public_key)
+        self.known[public_key] = Node(len(self.seen), name, public_key, "registered")
+        return len(self.seen)
+
+    def unregister(self, node_id: int) -> None:
+        self.known = {k: n for k, n in self.known.items() if n.node_id != node_id}
+
+
+def test_superlink_admits_the_enrolled_and_nobody_else(tmp_path: Path) -> None:
+    folder = tmp_path / "shops"
+    folder.mkdir()
+    shops, control = Shops(folder), FakeControl()
+    for name in ("a", "b"):
+        shops.enrol(name, new_key(tmp_path, name).with_suffix(".pub"))
+    control.register(b"a key that nobody enrolled", "intruder")
+
+    def admitted() -> list[str]:
+        return sorted(node.name for node in control.nodes())
+
+    assert reconcile(shops, control) == []  # type: ignore[arg-type]
+    assert admitted() == ["a", "b"]
+    assert reconcile(shops, control) == []  # type: ignore[arg-type]
+    shops.remove("b")
+    assert reconcile(shops, control) == []  # type: ignore[arg-type]
+    assert admitted() == ["a"]
+    # A key that was given another name by hand is nobody's: not let in under either name.
+    (folder / "a.pub").rename(folder / "c.pub")
+    shops.enrol("d", new_key(tmp_path, "d").with_suffix(".pub"))
+    assert reconcile(shops, control) == ["c"]  # type: ignore[arg-type]
+    assert admitted() == ["d"]
+
+
+def test_nginx_takes_no_value_for_more_than_it_is(tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "listen": "127.0.0.1:1",
+        "certificate": "/c",
+        "key": "/k",
+        "authority": "/a",
+        "upstream": "127.0.0.1:2",
+        "upstream_name": "localhost",
+        "state": "/s",
+        "access_log": "/l",
+        "error_log": "stderr",
+    }
+    text = gateway.render(**values)
+    assert "user " not in text
+    assert "/health" not in text
+    assert "client_max_body_size 8m;" in text
+    assert gateway.render(**values, health=True, body_limit_mb=9).count("location = /health") == 1
+    for bad in ("/a b", "/a;", "/a{", "/$a", '/a"', "/a\n", "/a'"):
+        for name in values:
+            with pytest.raises(ConfigError, match=f"gateway's {name} is"):
+                gateway.render(**{**values, name: bad})
+
+
+def test_up_says_how_to_get_nginx(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    assert call("up", "--federation", federation.folder) == 1
+    assert "apt-get install nginx-light" in capsys.readouterr().err
+
+
+def test_a_private_file_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "secret"
+    write_private(path, b"old")
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("server.federation.os.fsync", fails)
+    with pytest.raises(OSError, match="No space"):
+        write_private(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_openssl_agrees_with_the_certificates(federation: Federation) -> None:
+    for pair in (federation.gateway, federation.superlink):
+        command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-CAfile"]
+        subprocess.run(
+            [*command, federation.authority.certificate, pair.certificate],
+            check=True,
+            capture_output=True,
+        )
+
+
+def test_a_federation_of_the_tests_is_one_that_up_takes(tmp_path: Path) -> None:
+    made = new_federation(tmp_path / "f")
+    check_files(made)
+    assert open_federation(made.folder).settings.gateway.listen.startswith("127.0.0.1:")
