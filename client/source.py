@@ -51,8 +51,9 @@ class FolderSource:
         now: int | None = None,
         bad_rows: BadRows = "refuse",
         progress: Progress | None = None,
+        user_id: str | None = None,
     ) -> None:
-        self._folder = folder
+        self._folder, self._user_id = folder, user_id
         self._progress = progress
         self._bad_rows: BadRows = bad_rows
         self._now = int(time.time()) if now is None else now
@@ -79,9 +80,10 @@ class FolderSource:
             progress=self._progress,
             drop=("quantity", "price"),
             may_be_empty=True,
+            user_id=self._user_id,
         )
         customers = stock = None
-        if (people := find_table(self._folder, "customers")) is not None:
+        if self._user_id is None and (people := find_table(self._folder, "customers")) is not None:
             customers = check_customers(read_small(people), checker(people))
         if (shelves := find_table(self._folder, "stock")) is not None:
             stock = check_stock(read_small(shelves), None, checker(shelves))
@@ -124,7 +126,10 @@ class MappedSource:
 
 
 def open_source(
-    settings: ShopSettings, bad_rows: BadRows | None = None, progress: Progress | None = None
+    settings: ShopSettings,
+    bad_rows: BadRows | None = None,
+    progress: Progress | None = None,
+    user_id: str | None = None,
 ) -> Source:
     """Return where the shop's tables are, with the catalogue's product numbers; nothing is read.
 
@@ -134,25 +139,36 @@ def open_source(
         Takes the place of the settings' own.
     progress
         Told how far the interactions are read; of a database (rows, 0).
+    user_id
+        Read this customer's interactions alone, and no customers table.
     """
-    source = open_own_source(settings, bad_rows, progress)
+    source = open_own_source(settings, bad_rows, progress, user_id)
     if settings.catalogue_mapping is None:
         return source
     return MappedSource(source, settings.catalogue_mapping, settings.catalogue)
 
 
 def open_own_source(
-    settings: ShopSettings, bad_rows: BadRows | None = None, progress: Progress | None = None
+    settings: ShopSettings,
+    bad_rows: BadRows | None = None,
+    progress: Progress | None = None,
+    user_id: str | None = None,
 ) -> OwnSource:
     """Return the same with the shop's own product numbers."""
     rows = bad_rows or settings.bad_rows
     if settings.database is not None:
         from client.sql_source import SqlSource  # Slow to import, and most shops do without.
 
-        return SqlSource(settings.database, settings.merchant_id, bad_rows=rows, progress=progress)
+        return SqlSource(
+            settings.database,
+            settings.merchant_id,
+            bad_rows=rows,
+            progress=progress,
+            user_id=user_id,
+        )
     if settings.data is None:
         raise ConfigError("the shop's settings name neither data nor a database")
-    return FolderSource(settings.data, bad_rows=rows, progress=progress)
+    return FolderSource(settings.data, bad_rows=rows, progress=progress, user_id=user_id)
 
 
 def shop_mapping(settings: ShopSettings) -> ItemMapping | None:

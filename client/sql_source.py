@@ -21,8 +21,10 @@ import pandas as pd
 import pyarrow as arrow
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, NoSuchTableError, SQLAlchemyError
+from sqlalchemy.exc import DataError as WrongValue
 
 from client.database import OPTIONAL, Database, TableSource
+from client.sql_customer import as_relation, of_customer
 from common.checks import BadRows, Checker
 from common.config import nearest
 from common.errors import ConfigError, DataError
@@ -52,12 +54,14 @@ class SqlSource:
         now: int | None = None,
         bad_rows: BadRows = "refuse",
         progress: Progress | None = None,
+        user_id: str | None = None,
     ) -> None:
         self._database = database
         self._progress = progress
         self._merchant_id = merchant_id
         self._now = int(time.time()) if now is None else now
         self._bad_rows: BadRows = bad_rows
+        self._user_id = user_id
 
     def tables(self) -> Tables:
         """Return the shop's tables.
@@ -77,7 +81,7 @@ class SqlSource:
 
         with _connection(database) as connection:
             customers = stock = None
-            if (source := database.customers) is not None:
+            if self._user_id is None and (source := database.customers) is not None:
                 rows = self._small(connection, source, "customers")
                 customers = check_customers(rows, checker(source, "customers"))
             if (source := database.stock) is not None:
@@ -96,7 +100,7 @@ class SqlSource:
             builder, done = InteractionsBuilder(checkers[0], None, sorted(have), self._now), 0
             for part, own in zip(parts, checkers, strict=True):
                 builder.begin(own)
-                for rows in _chunks(connection, part, builder.columns):
+                for rows in _chunks(connection, part, builder.columns, self._user_id):
                     builder.add(rows)
                     done += len(rows)
                     if self._progress is not None:
@@ -267,25 +271,51 @@ def _rows(
         yield result
 
 
-def _chunks(connection: sa.Connection, part: _Part, wanted: Sequence[str]) -> Iterator[arrow.Table]:
-    """Yield a source's rows as tables of the ``wanted`` columns, at least one, if empty."""
+def _chunks(
+    connection: sa.Connection, part: _Part, wanted: Sequence[str], user_id: str | None = None
+) -> Iterator[arrow.Table]:
+    """Yield a source's rows as tables of the ``wanted`` columns, at least one, if empty.
+
+    With a ``user_id`` only those of one customer, whom the database looks for.
+    """
     source, names = part.source, list(part.places)
     statement: str | sa.Select[Any] = source.query
-    if not source.query:
-        schema, _, table = source.table.rpartition(".")
+    schema, _, table = source.table.rpartition(".")
+    if user_id is not None:
+        found = (
+            as_relation(source.query) if source.query else sa.table(table, schema=schema or None)
+        )
+        theirs = [part.places[name] for name in names]
+        statement = of_customer(connection, found, theirs, part.places["user_id"], user_id)
+    elif not source.query:
         # Columns without types: each value comes as the driver gives it, whatever SQLite's
         # declared types promise.
         columns: list[sa.ColumnClause[Any]] = [sa.column(part.places[name]) for name in names]
         statement = sa.select(*columns).select_from(sa.table(table, schema=schema or None))
-    with _rows(connection, statement) as result:
+    first, empty = 1, True
+    with _unlike_any(connection, user_id), _rows(connection, statement) as result:
         keys = list(result.keys())
         places = [keys.index(part.places[name]) for name in names]
-        first, empty = 1, True
         for rows in result.partitions(CHUNK_ROWS):
             yield _table(part, wanted, names, [[row[k] for row in rows] for k in places], first)
             first, empty = first + len(rows), False
-        if empty:
-            yield _table(part, wanted, names, [[] for _ in places], first)
+    if empty:
+        yield _table(part, wanted, names, [[] for _ in names], first)
+
+
+@contextmanager
+def _unlike_any(connection: sa.Connection, user_id: str | None) -> Iterator[None]:
+    """Take an id that the database's own type of ids can't be, such as a word, for nobody's."""
+    if user_id is None:
+        yield
+        return
+    kept = connection.begin_nested() if connection.dialect.name == "postgresql" else None
+    try:
+        yield
+    except WrongValue:
+        # The transaction goes on from before the question.
+        if kept is not None:
+            kept.rollback()
 
 
 def _table(

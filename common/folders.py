@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as arrow
+import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
 from common.checks import BadRows, Checker
+from common.columns import as_text
 from common.errors import DataError
 from common.interactions import IDS, InteractionsBuilder
 from common.schema import Tables
@@ -154,6 +156,7 @@ def read_interactions(
     progress: Progress | None = None,
     drop: Collection[str] = (),
     may_be_empty: bool = False,
+    user_id: str | None = None,
 ) -> pd.DataFrame:
     """Read and validate interactions block by block; see :func:`read_folder`.
 
@@ -163,6 +166,8 @@ def read_interactions(
         The products that records may name; None allows any.
     may_be_empty
         Whether a table without rows is fine.
+    user_id
+        Check and return this customer's rows alone; row numbers count only those.
     """
     is_csv = path.suffix == ".csv"
     try:
@@ -170,12 +175,19 @@ def read_interactions(
         builder = InteractionsBuilder(checker, item_ids, columns, now, drop)
         read = _csv_blocks if is_csv else _parquet_blocks
         for block, done, total in read(path, builder.columns, checker):
-            builder.add(block)
+            rows = block if user_id is None else _of_customer(block, user_id, checker)
+            if len(rows):
+                builder.add(rows)
             if progress is not None:
                 progress(done, total)
     except arrow.ArrowInvalid as error:
         raise DataError(f"{path.name} cannot be read: {error}") from error
     return builder.finish(may_be_empty=may_be_empty)
+
+
+def _of_customer(block: arrow.Table, user_id: str, checker: Checker) -> arrow.Table:
+    names = as_text(block.column("user_id").combine_chunks(), "user_id", checker.table)
+    return block.filter(pc.equal(names, user_id))
 
 
 def _parquet_blocks(

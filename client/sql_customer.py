@@ -1,0 +1,48 @@
+"""The rows of one customer in a SQL database, found by the database itself.
+
+A ``user_id`` is text here, and whatever the shop made it there. The database decides what is equal,
+generously: whoever reads the rows compares them once more, as text.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+
+def of_customer(
+    connection: sa.Connection,
+    relation: sa.FromClause,
+    columns: Sequence[str],
+    user_column: str,
+    user_id: str,
+) -> sa.Select[Any]:
+    """Return the query for the rows of one customer.
+
+    Parameters
+    ----------
+    relation
+        A table, or :func:`as_relation` of a query.
+    columns
+        What to select.
+    user_column
+        The column with the customer's id.
+    """
+    # Without a type the value is sent as it is: PostgreSQL takes the column's own, and so its
+    # index. SQLite compares a column without affinity by the value's type: both are tried.
+    column: sa.ColumnClause[Any] = sa.column(user_column)
+    values: list[str | int] = [user_id]
+    if connection.dialect.name == "sqlite" and user_id.lstrip("-").isdecimal():
+        values.append(int(user_id))
+    if any(isinstance(v, int) and abs(v) >= 2**63 for v in values):
+        values.pop()
+    same = sa.or_(*(column == sa.literal(value, sa.types.NullType()) for value in values))
+    chosen: list[sa.ColumnClause[Any]] = [sa.column(name) for name in columns]
+    return sa.select(*chosen).select_from(relation).where(same)
+
+
+def as_relation(query: str) -> sa.FromClause:
+    """Return a whole SELECT as something to select from."""
+    # text() would take 'HH24:MI' for a parameter.
+    text = query.strip().rstrip(";").replace(":", r"\:")
+    return sa.text(text).columns().subquery("of_the_shop")
