@@ -59,3 +59,13 @@ def train(
         else:
             document = training_request.train(opened, request, view)
     print_document(document, plan_table if plan_only else trained_table, as_json=as_json)
+
+
+@training_app.command()
+def status(federation: Federation = HERE, as_json: Json = False) -> None:
+    """Show what runs, who is connected, the last run, and what is served."""
+    from server.federation import open_federation
+    from server.status import status as look
+    from server.status_table import status_table
+
+    print_document(look(open_federation(federation)), status_table, as_json=as_json)

@@ -36,6 +36,7 @@ class TrainingView:
         self._task = self._bar.add_task("", total=None, detail="")
         self._last = ""
         self._rounds: int | None = None
+        self._declined: set[str] | None = None
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -73,6 +74,7 @@ class TrainingView:
         if kind == "start":
             self.stage(f"going on after round {number}" if number else "asking who takes part")
             self._bar.update(self._task, completed=number + 1 if number else 0)
+            self._declined = None
             return
         if kind == "end":
             self.stage("the run has ended")
@@ -80,10 +82,17 @@ class TrainingView:
         told = event_words(event, self._rounds)
         if not told:
             return
-        self._line(told)
-        for line in declined_lines(event, self._names()):
-            self._line(f"  {line}")
-        if kind != "join":
+        lines = declined_lines(event, self._names())
+        if kind == "join" and self._declined is not None:
+            # Who could not be reached is asked again before each round: once is told.
+            lines = [line for line in lines if line not in self._declined]
+            told = f"{event.get('accepted')} more take part" if event.get("accepted") else ""
+        for line in (told, *(f"  {line}" for line in lines)):
+            if line:
+                self._line(line)
+        if kind == "join":
+            self._declined = (self._declined or set()) | set(lines)
+        else:
             self._bar.update(self._task, advance=_FULL)
         self._last = ""
         self._bar.update(self._task, description="training", detail=told)

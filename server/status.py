@@ -1,0 +1,134 @@
+"""``status``: what runs, who is connected, what was trained, and what is served.
+
+Each part is looked at by itself: one that cannot be read says so, and hides no other.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from common.errors import FedtailError
+from server import authority
+from server.catalogues import Catalogues
+from server.federation import Federation
+from server.federation_tables import listening
+from server.operating import control, is_up, read_up
+from server.records import read_evaluation
+from server.registry import Registry
+from server.run_records import RunRecord, Runs
+from server.shops import Shops
+from server.training_request import exchanges
+from server.training_run import EVALUATION
+
+Document = dict[str, Any]
+
+
+def status(federation: Federation) -> Document:
+    """Return all that an operator wants to see at a glance, as plain JSON values.
+
+    Returns
+    -------
+    dict
+        ``federation, folder, address, up``; ``programs`` and ``listeners`` (empty while not up);
+        ``shops``, ``catalogue``, ``run`` (the last one), ``registry``, ``certificates``. A part
+        that cannot be read is ``{"error": ...}``.
+    """
+    running = is_up(federation)
+    return {
+        "federation": federation.settings.name,
+        "folder": str(federation.folder),
+        "address": federation.settings.address,
+        "up": running,
+        "programs": read_up(federation).get("programs", {}),
+        "listeners": _or_error(lambda: listening(federation)["listeners"]) if running else [],
+        "shops": _or_error(lambda: _shops(federation, running=running)),
+        "catalogue": _or_error(lambda: _catalogue(federation)),
+        "run": _or_error(lambda: _last_run(federation, running=running)),
+        "registry": _or_error(lambda: _registry(federation)),
+        "certificates": _or_error(lambda: _certificates(federation)),
+    }
+
+
+def _or_error(look: Callable[[], Any]) -> Any:  # noqa: ANN401 - a JSON value
+    try:
+        return look()
+    except FedtailError as error:
+        return {"error": str(error)}
+
+
+def _shops(federation: Federation, *, running: bool) -> list[Document]:
+    """Return the enrolled shops; ``status`` and ``changed_at`` are null while nobody can tell."""
+    nodes = {n.public_key: n for n in control(federation).nodes()} if running else {}
+    found = []
+    for shop in Shops(federation.shops).all():
+        node = nodes.get(shop.pem)
+        found.append(
+            {
+                "shop": shop.name,
+                "status": None if node is None else node.status,
+                "changed_at": None if node is None else node.changed_at or None,
+            }
+        )
+    return found
+
+
+def _catalogue(federation: Federation) -> Document | None:
+    versions = Catalogues(federation.catalogue).versions()
+    return versions[-1].model_dump(mode="json") if versions else None
+
+
+def _last_run(federation: Federation, *, running: bool) -> Document | None:
+    runs = Runs(federation.runs)
+    record = runs.last()
+    if record is None:
+        return None
+    events = runs.events(record.name)
+    done = exchanges(events)
+    figures = runs.folder(record.name) / EVALUATION
+    return {
+        "run": record.name,
+        "created_at": record.created_at,
+        "state": _state(federation, record, running=running),
+        "reason": record.reason or None,
+        "rounds": record.plan.rounds,
+        "rounds_done": sum(e["event"] == "round" for e in done),
+        "exchanges": done,
+        "attempts": len(record.attempts),
+        "bundle": record.bundle,
+        "catalogue": record.catalogue,
+        "published": record.published,
+        "evaluation": read_evaluation(figures) if figures.exists() else None,
+    }
+
+
+def _state(federation: Federation, record: RunRecord, *, running: bool) -> str:
+    """Return how a run stands: Flower's word while its last attempt is not known to have ended."""
+    if record.ended:
+        return record.ended
+    if not record.attempts:
+        return "not submitted"
+    if not running:
+        return "unknown: SuperLink is not up"
+    return control(federation).status(record.attempts[-1])
+
+
+def _registry(federation: Federation) -> Document:
+    registry = Registry(federation.registry)
+    versions, pins = registry.versions(), registry.pins()
+    return {
+        "where": registry.where,
+        "versions": len(versions),
+        "served": registry.served() if versions else None,
+        "pinned": bool(pins) and registry.decision(pins[-1]).version is not None,
+    }
+
+
+def _certificates(federation: Federation) -> list[Document]:
+    pairs = (federation.authority, federation.gateway, federation.superlink)
+    now = authority.now()
+    found = []
+    for path in (pair.certificate for pair in pairs):
+        until = authority.expiry(path)
+        found.append(
+            {"file": str(path), "until": until.isoformat(), "days_left": (until - now).days}
+        )
+    return found
