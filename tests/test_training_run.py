@@ -1,0 +1,295 @@
+"""Runs submitted, followed, taken up again, and published once; SuperLink is a fake here."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import ConfigValue
+from common.errors import ArtifactError, ConfigError, RunError
+from registry_support import PLAN, PRIVACY, model
+from server.control import Node, Submitted
+from server.registry import Registry
+from server.run_records import RunRecord, Runs, new_events, new_name, now
+from server.stores import FolderStore
+from server.training_run import Training, failure, standing
+
+BUNDLE = "b" * 64
+
+
+class FakeLink:
+    """A SuperLink whose runs do what they are told."""
+
+    def __init__(self) -> None:
+        self.statuses: dict[str, str] = {}
+        self.submitted: list[dict[str, ConfigValue]] = []
+        self.stopped: list[str] = []
+        self.on_look: Callable[[], object] = lambda: None
+        self.bundle = BUNDLE
+        self.text = ""
+
+    def submit(self, app: Path, run_config: Mapping[str, ConfigValue]) -> str:
+        assert (app / "server" / "app.py").exists()
+        self.submitted.append(dict(run_config))
+        run_id = str(len(self.submitted))
+        self.statuses[run_id] = "running"
+        return run_id
+
+    def run(self, run_id: str) -> Submitted:
+        self.on_look()
+        return Submitted(self.statuses[run_id], "", self.bundle)
+
+    def unfinished(self) -> list[str]:
+        return [n for n, word in self.statuses.items() if not word.startswith("finished")]
+
+    def stop(self, run_id: str) -> None:
+        self.stopped.append(run_id)
+        self.statuses[run_id] = "finished:stopped"
+
+    def log(self, run_id: str) -> str:
+        return self.text
+
+    def nodes(self) -> list[Node]:
+        return []
+
+
+class Notes:
+    """Remembers what was shown."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.events: list[Mapping[str, Any]] = []
+
+    def stage(self, text: str) -> None:
+        self.lines.append(text)
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+    def rounds(self, count: int) -> None:
+        self.lines.append(f"{count} rounds")
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        self.events.append(event)
+
+
+class World:
+    """A folder of runs, its registry, a fake SuperLink, and what was shown."""
+
+    def __init__(self, root: Path) -> None:
+        self.runs, self.registry = Runs(root / "runs"), root / "registry"
+        self.link, self.view, self.up = FakeLink(), Notes(), True
+
+    @property
+    def training(self) -> Training:
+        return Training(self.runs, self.link, lambda: self.up, str(self.registry), self.view)
+
+    def record(self, name: str = "", **values: Any) -> RunRecord:
+        config: dict[str, ConfigValue] = {"plan": PLAN.model_dump_json(), "quorum": 0.5}
+        facts = {"config": config, "bundle": BUNDLE, "catalogue": "f" * 64, "created_at": now()}
+        return RunRecord.model_validate({"name": name or new_name(), **facts, **values})
+
+    def tell(self, record: RunRecord, *events: dict[str, Any]) -> None:
+        folder = self.runs.folder(record.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "rounds.jsonl").open("a") as file:
+            file.writelines(json.dumps(event) + "\n" for event in events)
+
+    def finish(self, record: RunRecord, **values: Any) -> None:
+        model(self.runs.folder(record.name) / "model", **values)
+        self.link.statuses[record.attempts[-1]] = "finished:completed"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_run_is_submitted_followed_and_published(world: World) -> None:
+    record = world.training.submit(world.record())
+    assert world.link.submitted == [{**record.config, "run-name": record.name}]
+    assert world.runs.read(record.name).attempts == ("1",)
+    world.tell(record, {"event": "start", "server_round": 0})
+
+    def look() -> None:
+        if record.name not in [p.parent.name for p in world.runs.root.glob("*/model")]:
+            world.tell(record, {"event": "round", "server_round": 1}, {"event": "end"})
+            world.finish(record)
+
+    world.link.on_look = look
+    record = world.training.follow(record, 0)
+    assert [e["event"] for e in world.view.events] == ["start", "round", "end"]
+    assert (record.ended, world.view.lines[-1]) == ("completed", "3 rounds")
+    record, new = world.training.publish(record, force=False)
+    assert (new, record.published) == (True, 1)
+    assert world.runs.read(record.name).published == 1
+
+
+def test_a_model_is_published_once_whatever_its_run_remembers(world: World) -> None:
+    record = world.training.submit(world.record())
+    world.finish(record)
+    first, new = world.training.publish(record, force=False)
+    assert (first.published, new) == (1, True)
+    # As if the command had died between the registry and its own note.
+    again, new = world.training.publish(record, force=False)
+    assert (again.published, new) == (1, False)
+    other = world.training.submit(world.record())
+    world.finish(other, value=2.0)
+    assert world.training.publish(other, force=False)[0].published == 2
+    assert world.training.publish(record, force=False) == (again, False)
+    assert Registry(world.registry).versions() == [1, 2]
+
+
+def test_what_has_objections_is_published_by_force_alone(world: World) -> None:
+    record = world.training.submit(world.record())
+    world.finish(record, privacy=PRIVACY | {"noise": "seeded"})
+    with pytest.raises(RunError, match=r"finished, and .* seeded(.|\n)*--resume"):
+        world.training.publish(record, force=False)
+    assert world.runs.read(record.name).published is None
+    assert world.training.publish(record, force=True)[0].published == 1
+    assert Registry(world.registry).record(1).forced
+
+
+def test_a_publishing_that_failed_can_be_made_up_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = world.training.submit(world.record())
+    world.finish(record)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "put", full)
+        with pytest.raises(RunError, match=r"not published: .*No space left(.|\n)*--resume"):
+            world.training.publish(record, force=False)
+    assert Registry(world.registry).versions() == []
+    assert world.training.publish(record, force=False)[0].published == 1
+
+
+def test_a_released_evaluation_goes_with_the_model(world: World) -> None:
+    record = world.training.submit(world.record())
+    world.finish(record)
+    figures = {"shops": 2, "figures": {"ndcg@20": {"mean": 0.25}}}
+    (world.runs.folder(record.name) / "evaluation.json").write_text(json.dumps(figures))
+    world.training.publish(record, force=False)
+    assert Registry(world.registry).record(1).evaluation == figures
+
+
+def test_a_run_that_failed_says_the_server_s_own_error_first(world: World) -> None:
+    record = world.training.submit(world.record())
+    world.link.statuses["1"] = "finished:failed"
+    world.link.text = "Traceback\ncommon.errors.RunError: no shop takes part: 3 over-budget\nbye"
+    with pytest.raises(RunError, match=r"failed: no shop takes part: 3 over-budget\n.*--resume"):
+        world.training.follow(record, 0)
+    assert world.runs.read(record.name).reason == "no shop takes part: 3 over-budget"
+    assert failure("a\nb", "it ended") == "it ended\nThe end of its log:\na\nb"
+    assert failure("", "it ended") == "it ended"
+    assert failure("common.errors.A: x\ncommon.errors.B: y: z\n", "") == "y: z"
+
+
+def test_ctrl_c_stops_the_run_and_says_how_to_go_on(world: World) -> None:
+    record = world.training.submit(world.record())
+
+    def interrupt() -> None:
+        world.link.on_look = lambda: None
+        raise KeyboardInterrupt
+
+    world.link.on_look = interrupt
+    with pytest.raises(RunError, match=f"is stopped(.|\n)*--resume {record.name}"):
+        world.training.follow(record, 0)
+    assert world.link.stopped == ["1"]
+    record = world.runs.read(record.name)
+    assert record.ended == "stopped"
+    assert world.training.take_up(record) == (record, False)
+    record = world.training.submit(record)
+    assert (record.attempts, record.ended) == (("1", "2"), "")
+    assert world.link.submitted[0] == world.link.submitted[1]
+
+
+def test_a_run_whose_command_was_killed_is_followed_and_not_submitted(world: World) -> None:
+    record = world.training.submit(world.record())
+    assert world.training.take_up(world.runs.read(record.name)) == (record, True)
+    with pytest.raises(RunError, match=f"{record.name} goes on.*--resume {record.name}"):
+        world.training.take_up(world.record())
+    assert world.link.stopped == []
+    world.link.statuses["1"] = "finished:failed"
+    found, going = world.training.take_up(record)
+    assert (found.ended, going) == ("failed", False)
+
+
+def test_an_attempt_that_nobody_recorded_is_stopped(world: World) -> None:
+    record = world.training.submit(world.record())
+    world.link.statuses |= {"1": "finished:failed", "77": "running"}
+    world.training.take_up(record)
+    assert world.link.stopped == ["77"]
+
+
+def test_other_code_than_was_said_is_stopped(world: World) -> None:
+    world.link.bundle = "c" * 64
+    with pytest.raises(RunError, match="bundle that was sent is c"):
+        world.training.submit(world.record())
+    assert world.link.stopped == ["1"]
+
+
+def test_superlink_may_be_away_while_it_is_started_again(world: World) -> None:
+    record = world.training.submit(world.record())
+    looks: list[int] = []
+
+    def away() -> None:
+        looks.append(1)
+        if len(looks) == 1:
+            raise RunError("it does not answer")
+        world.link.statuses["1"] = "finished:completed"
+
+    world.link.on_look = away
+    assert world.training.follow(record, 0).ended == "completed"
+    world.up, looks[:] = False, []
+    with pytest.raises(RunError, match=r"server up(.|\n)*--resume"):
+        world.training.follow(record, 0)
+
+
+def test_too_few_shops_are_named() -> None:
+    nodes = [Node(1, "a", b"", "online"), Node(2, "b", b"", "offline"), Node(3, "x", b"", "online")]
+    found = standing(["a", "b", "c"], nodes)
+    assert (found.connected, found.missing) == (("a",), ("b", "c"))
+    found.check(1)
+    with pytest.raises(RunError, match=r"1 of 3 shops are connected.*needs 2.*Not connected: b, c"):
+        found.check(2)
+    with pytest.raises(RunError, match=r"1 shop is enrolled.*needs 2.*enrol"):
+        standing(["a"], []).check(2)
+
+
+def test_records_are_whole_or_say_so(world: World) -> None:
+    with pytest.raises(ConfigError, match="there are none yet"):
+        world.runs.read("run-1")
+    record = world.runs.save(world.record("run-1"))
+    assert (world.runs.read("run-1"), world.runs.last()) == (record, record)
+    assert record.plan == PLAN
+    with pytest.raises(ConfigError, match="did you mean 'run-1'"):
+        world.runs.read("run-2")
+    with pytest.raises(ConfigError, match="no folder name"):
+        world.runs.read("../run-1")
+    (world.runs.folder("run-1") / "run.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"run\.json cannot be read"):
+        world.runs.read("run-1")
+
+
+def test_one_command_trains_at_a_time(world: World) -> None:
+    with world.runs.training(), pytest.raises(ConfigError, match="at work"), world.runs.training():
+        pass
+    with world.runs.training():
+        pass
+
+
+def test_events_are_read_whole_lines_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.jsonl"
+    assert new_events(path, 0) == ([], 0)
+    path.write_text('{"a": 1}\n{"b": {"a": 2}\n[3]\n{"half')
+    events, offset = new_events(path, 0)
+    assert events == [{"a": 1}]
+    with path.open("a") as file:
+        file.write('": 4}\n')
+    assert new_events(path, offset) == ([{"half": 4}], path.stat().st_size)
