@@ -17,14 +17,18 @@ _LEARNED = ("history-learned", "expected-learned")
 
 
 def explain_home(
-    home: HomeModel, weights: Mapping[str, float], history: sparse.csr_matrix, item: int
+    home: HomeModel,
+    weights: Mapping[str, float],
+    scales: Mapping[str, float],
+    history: sparse.csr_matrix,
+    item: int,
 ) -> Explanation:
     """Return why one customer's mixed score of a product is what it is.
 
     Parameters
     ----------
-    weights
-        Part -> weight, such as the mixture's own.
+    weights, scales
+        Part -> weight, and what it is divided by, such as the mixture's own.
     history
         (1, n) weights of what the customer did.
     item
@@ -38,7 +42,7 @@ def explain_home(
     parts: list[Part] = []
     for name, weight in weights.items():
         if weight:
-            factor = weight / home.part_scales.get(name, 1.0)
+            factor = weight / scales.get(name, 1.0)
             found = _part(home, name, history, item)
             parts += [replace(part, value=factor * part.value) for part in found]
     return Explanation(float(np.sum([part.value for part in parts])), tuple(parts))

@@ -97,15 +97,14 @@ class Ready:
         """Return (1, n) float32 scores."""
         if self.home is None:
             return self.came.model.scores(history)
-        weights = self._weights(history)
-        scales = self.home.part_scales if history.nnz else {}
+        weights, scales = self._mixture(history)
         return mix(self.home.parts(history, weights), weights, scales, history.shape)
 
     def reasons(self, history: sparse.csr_matrix, item: int) -> Explanation:
         """Return the parts that a product's score is the sum of."""
         if self.home is None:
             return explain(*sides_of(self.came.model, history, item))
-        return explain_home(self.home, self._weights(history), history, item)
+        return explain_home(self.home, *self._mixture(history), history, item)
 
     @property
     def exposure(self) -> np.ndarray:
@@ -113,11 +112,15 @@ class Ready:
         popularity = self.came.model.popularity_bias
         return popularity if self.home is None else popularity + self.home.own_popularity[0]
 
-    def _weights(self, history: sparse.csr_matrix) -> Mapping[str, float]:
+    def _mixture(
+        self, history: sparse.csr_matrix
+    ) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """Return the weights and scales of the parts; without a history, what sells."""
         assert self.home is not None
-        if history.nnz:
-            return {name: w for name, w in self.home.mixing_weights.items() if w}
-        return _NO_HISTORY
+        if not history.nnz:
+            return _NO_HISTORY, {}
+        weights = {name: w for name, w in self.home.mixing_weights.items() if w}
+        return weights, self.home.part_scales
 
 
 def recommend(

@@ -128,7 +128,8 @@ def contributions(model: GlobalModel, events: ShopEvents, catalogue: Catalogue) 
         targets = _row(items[-held:], np.ones(held, np.float32), n)
         figures = [
             _figures(scores, history, targets, tail, offered)
-            for scores in (model.scores(history), popular)
+            # A model whose numbers overflow for some histories must not end in an error for them.
+            for scores in (np.nan_to_num(model.scores(history)), popular)
         ]
         has_tail = float(tail[items[-held:]].any())
         rows[user] = (1.0, has_tail, *figures[0], *figures[1])
