@@ -15,12 +15,14 @@ INSTALLED := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test statistical slow check format bench clean
+.PHONY: help setup demo federation test statistical slow check format bench clean
 
 help:
 	@echo 'make demo         should the 20 local markets federate? all arms, into $(OUT)'
 	@echo '                    OUT=runs/other  another folder'
 	@echo '                    ARGS="--set privacy.target_epsilon=2"  other settings'
+	@echo 'make federation   a whole federation of real processes on this machine, into runs/federation'
+	@echo '                    needs nginx and PostgreSQL; installs them where it is root on Debian'
 	@echo 'make test         all tests but the slow and the statistical ones'
 	@echo 'make statistical  the slow and the statistical tests (also: make slow)'
 	@echo 'make check        ruff, mypy --strict, and who may import whom'
@@ -48,6 +50,21 @@ demo: $(INSTALLED)
 	else \
 	  $(BIN)/python -m simulations run simulations/experiments/demo.toml --out '$(OUT)' $(ARGS); \
 	fi
+
+# Debian keeps nginx and PostgreSQL's server out of an ordinary user's PATH.
+federation: OUT = runs/federation
+federation: $(INSTALLED)
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  missing=; \
+	  [ -x /usr/sbin/nginx ] || missing='nginx-light'; \
+	  ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	  if [ -n "$$missing" ]; then \
+	    echo "installing $$missing"; \
+	    apt-get update -q >/dev/null; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing >/dev/null; \
+	  fi; \
+	fi
+	$(BIN)/python -m simulations federation --out '$(OUT)' $(ARGS)
 
 test: $(INSTALLED)
 	$(PYTEST) -m 'not slow and not statistical' $(ARGS)

@@ -186,6 +186,36 @@ def compare(
 
 
 @app.command()
+def federation(
+    out: Out,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of training.")] = 2,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave it running until Ctrl-C, to look around.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring a whole federation up on loopback, train, recommend, and take it down again.
+
+    Gateway, SuperLink and three shops (CSV, Parquet, PostgreSQL) are real processes, started by the
+    command lines that an operator and a shop's engineer would type.
+    """
+    from simulations.local_federation import run_local_federation
+    from simulations.local_tables import keep_up, local_table
+    from simulations.report import to_json
+
+    with _Bars() as bars:
+        hold = (lambda here: keep_up(here, bars.stage)) if keep else None
+        try:
+            document = run_local_federation(out, bars, rounds=rounds, hold=hold)
+        except KeyboardInterrupt:
+            raise RunError(f"interrupted: all is taken down, and {out} can be removed") from None
+    if as_json:
+        sys.stdout.write(to_json(document) + "\n")
+        return
+    terminal().print(local_table(document))
+
+
+@app.command()
 def data(
     name: Annotated[str, typer.Argument(help="complete-journey, movielens or marketplace.")],
     out: Out,

@@ -111,7 +111,7 @@ def fill_database(sales: pd.DataFrame, server: Postgres) -> str:
 
 def _titles(products: pd.DataFrame) -> pd.Series:
     """Return what a product is called: the data have no names, but its kind, size and brand."""
-    size = products["package_size"].fillna("").astype(str)
+    size = products["package_size"].fillna("").astype(str).str.split().str.join(" ")
     size = size.where(size == "", ", " + size.str.lower())
     brand = products["brand"].astype(str).str.lower() + " brand " + products["manufacturer"]
     return products["type"].astype(str).str.capitalize() + size + " (" + brand + ")"
