@@ -32,6 +32,7 @@ from common.errors import (
 from common.features import Catalogue, read_catalogue
 from common.model import check_may_travel, state_spec
 from common.protocol import (
+    EVALUATE,
     HOME,
     JOIN,
     MAX_MANIFEST_CHARS,
@@ -60,11 +61,16 @@ class _WrongCatalogueError(ProtocolError):
     """The server trains on another catalogue than this shop holds."""
 
 
+class _NoEvaluationError(ConfigError):
+    """The shop releases no figures of its own."""
+
+
 # The first that fits; subclasses stand before their bases.
 _CODES: tuple[tuple[type[Exception], StatusCode], ...] = (
     (BudgetError, "over-budget"),
     (LedgerError, "ledger-error"),
     (PrivacyError, "refused-config"),
+    (_NoEvaluationError, "no-evaluation"),
     (ConfigError, "refused-config"),
     (DataError, "data-error"),
     (_WrongCatalogueError, "wrong-catalogue"),
@@ -94,11 +100,11 @@ def answer(
     Parameters
     ----------
     kind
-        ``JOIN``, ``RELEASE``, ``TRAIN`` or ``HOME``.
+        ``JOIN``, ``RELEASE``, ``TRAIN``, ``HOME`` or ``EVALUATE``.
     raw_header
         The fields of a :class:`RoundHeader`, unchecked.
     state
-        Decodes the released global state; called for ``TRAIN`` and ``HOME`` only.
+        Decodes the released global state; called for ``TRAIN``, ``HOME`` and ``EVALUATE`` only.
     node
         Where this runs.
     manifest
@@ -113,6 +119,7 @@ def answer(
     arrays: Arrays = {}
     status: StatusCode = "ok"
     noise: Literal[Noise, "none"] = "none"
+    multiplier = 0.0
     try:
         header = _header(raw_header)
         server_round, fingerprint = header.server_round, header.catalogue_fingerprint
@@ -121,6 +128,10 @@ def answer(
         refuse_run_config(node.run_config)
         if kind == HOME:
             _keep(header, state, manifest, settings)
+        elif kind == EVALUATE:
+            noise = settings.noise
+            head, multiplier, arrays = _evaluate(header, state, settings)
+            check_may_travel(arrays)
         else:
             plan = _plan(kind, header, settings)
             noise = settings.noise if plan.private else "none"
@@ -128,7 +139,7 @@ def answer(
             _check_may_leave(arrays, head, header, plan, settings)
     except Exception as error:  # No text of any error may leave the shop.
         status = next(code for kind_, code in _CODES if isinstance(error, kind_))
-        arrays = {}
+        arrays, multiplier = {}, 0.0
         logger.exception("exchange=%s round=%d status=%s", kind, server_round, status)
     reply = ReplyHeader(
         status=status,
@@ -137,6 +148,7 @@ def answer(
         catalogue_fingerprint=fingerprint,
         ledger_head=head,
         noise=noise,
+        noise_multiplier=multiplier,
     )
     return reply, arrays
 
@@ -186,6 +198,31 @@ def _keep(
     arrays = state()
     check_arrays(arrays, state_spec(plan.model, catalogue.size), max_norm=0.0)
     keep_model(settings.models, header, plan, arrays, manifest, catalogue)
+
+
+def _evaluate(
+    header: RoundHeader, state: Callable[[], Arrays], settings: ShopSettings
+) -> tuple[str, float, Arrays]:
+    """Release figures of the finished model if this shop's own settings allow it."""
+    if settings.evaluation is None:
+        raise _NoEvaluationError("this shop has no [evaluation] section: its figures stay at home")
+    from client.figures import release_figures  # Slow, and few runs ask for it.
+
+    plan = parse_plan(header.plan_json)
+    if header.server_round != plan.rounds:
+        raise ProtocolError(f"figures are of the last of {plan.rounds} rounds alone")
+    catalogue = _agreed_catalogue(header, settings)
+    received = state()
+    check_arrays(received, state_spec(plan.model, catalogue.size), max_norm=0.0)
+    return release_figures(
+        header,
+        plan,
+        received,
+        lambda: _records(settings, _stamp(settings.catalogue)),
+        catalogue,
+        settings,
+        _noise(settings, "evaluation", header.server_round),
+    )
 
 
 def _agreed_catalogue(header: RoundHeader, settings: ShopSettings) -> Catalogue:

@@ -1,8 +1,10 @@
 """The names and shapes on the wire, and their version.
 
-One run is four kinds of exchange: ``JOIN`` (does this shop take part in this plan?), ``RELEASE``
-(once: the private popularity histogram), ``TRAIN`` (each round: a private delta of the global
-state) and ``HOME`` (the finished model, for every shop to keep). Everything in a message is either
+One run is up to five kinds of exchange: ``JOIN`` (does this shop take part in this plan?),
+``RELEASE`` (once: the private popularity histogram), ``TRAIN`` (each round: a private delta of the
+global state), ``HOME`` (the finished model, for every shop to keep) and, where the run asks for it,
+``EVALUATE`` (private figures of the model, of shops that allow it at a price of their own).
+Everything in a message is either
 a public constant of the plan, the released global state, or a planned private release.
 """
 
@@ -22,6 +24,7 @@ JOIN = "join"
 RELEASE = "release"
 TRAIN = "update"
 HOME = "home"
+EVALUATE = "evaluate"
 
 #: Records of a message. ``STATE`` and ``UPDATE`` are array records, ``HEADER`` is a config record
 #: with the fields of :class:`RoundHeader` or :class:`ReplyHeader`; ``MANIFEST``, in ``HOME`` alone,
@@ -59,6 +62,7 @@ StatusCode = Literal[
     "wrong-protocol",
     "ledger-error",
     "data-error",
+    "no-evaluation",
     "failed",
 ]
 
@@ -175,7 +179,7 @@ class RoundHeader(Frozen):
     """Header of every message from the server.
 
     Round 0 is the popularity release; a ``JOIN`` names the first round that the shop would serve,
-    a ``HOME`` the last one.
+    a ``HOME`` and an ``EVALUATE`` the last one.
     """
 
     version: int = PROTOCOL_VERSION
@@ -194,6 +198,8 @@ class ReplyHeader(Frozen):
     ``shop`` is :func:`shop_key` of the answering shop. Node ids change from run to run; this
     does not, so that sums and samples have one order whoever answers first. ``noise`` is the
     shop's source of noise, a setting and not data: ``none`` where the exchange draws none.
+    ``noise_multiplier`` is that of an ``EVALUATE``, which follows from the shop's own price; 0 in
+    all other exchanges, whose noise stands in the plan.
     """
 
     version: int = PROTOCOL_VERSION
@@ -203,6 +209,7 @@ class ReplyHeader(Frozen):
     catalogue_fingerprint: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)
     ledger_head: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)
     noise: Literal[Noise, "none"]
+    noise_multiplier: float = Field(0.0, ge=0, le=2.0**40, allow_inf_nan=False)
 
 
 def shop_key(merchant_id: str) -> str:

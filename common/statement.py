@@ -45,7 +45,10 @@ _FLOATING_POINT = (
 )
 _TIMING = "Timing, memory use and availability of a shop."
 _AT_HOME = "What a shop shows its own customers, and what it keeps and fits at home."
-_OTHER_RUNS = "Other runs: each shop's own ledger counts all of them together."
+_OTHER_RUNS = (
+    "Other runs, and figures that a shop releases at a price of its own: each shop's own ledger "
+    "counts all of them together."
+)
 _SEEDED = (
     "Anyone who knows the seed: noise was drawn from one, as simulations do, and whoever replays "
     "it can take the noise off."

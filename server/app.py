@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -11,6 +12,7 @@ from common.features import read_catalogue
 from common.model import state_spec, trained_names
 from common.protocol import Arrays, Noise
 from server.checkpoints import last_checkpoint, trained_on, write_checkpoint
+from server.figures import ShopFigures, write_figures
 from server.finishing import finished_model
 from server.heads import LedgerHeads
 from server.job import Event, Job
@@ -61,6 +63,9 @@ def main(grid: Grid, context: Context) -> None:
         assert place.model is not None
         return finished_model(place.model, job, catalogue, state, noise, start).model_dump_json()
 
+    def measured(figures: Sequence[ShopFigures]) -> None:
+        write_figures(place.evaluation, job.run_name, figures)
+
     with place.events.open("a", encoding="utf-8") as events:
 
         def report(event: Event) -> None:
@@ -76,5 +81,6 @@ def main(grid: Grid, context: Context) -> None:
             heads=LedgerHeads(home.heads_file),
             settle=start.settle,
             finish=None if place.model is None else finish,
+            measured=measured if settings.evaluate and not place.evaluation.exists() else None,
         )
         federation.run(start.state, resume)

@@ -32,6 +32,10 @@ CODES = {
         "its tables cannot be read, or break the contract",
         "its engineer runs `python -m client check`",
     ),
+    "no-evaluation": (
+        "it releases no figures of its own",
+        "that is its own choice: its engineer may add [evaluation] to its shop.toml",
+    ),
     "failed": ("something failed in its process", "only its own log says what"),
     "unapproved": (
         "it has not approved this bundle: none of the run's code was executed there",

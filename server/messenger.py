@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
 from common.protocol import (
+    EVALUATE,
     HEADER,
     HOME,
     JOIN,
@@ -20,6 +21,7 @@ from common.protocol import (
     STATE,
     TRAIN,
     Arrays,
+    ReplyHeader,
     RoundHeader,
 )
 from server.aggregation import Contribution
@@ -36,9 +38,12 @@ _MESSAGE_TYPES = {
     RELEASE: f"{MessageType.TRAIN}.{RELEASE}",
     TRAIN: f"{MessageType.TRAIN}.{TRAIN}",
     HOME: f"{MessageType.QUERY}.{HOME}",
+    EVALUATE: f"{MessageType.QUERY}.{EVALUATE}",
 }
 #: Exchanges that a shop pays for: what comes back is made of its records.
-_CHARGED = frozenset((RELEASE, TRAIN))
+_CHARGED = frozenset((RELEASE, TRAIN, EVALUATE))
+#: Exchanges after the training: what a shop says there says nothing of whether it trains.
+_AFTER = frozenset((HOME, EVALUATE))
 # A shop that says one of these will say it again: it is not asked any more in this run.
 _FINAL = frozenset(("over-budget", "refused-config", "wrong-catalogue", "wrong-protocol"))
 # What a node comes to that says nothing well-formed of its shop.
@@ -114,7 +119,8 @@ class Messenger:
 
     def _header_for(self, node: int, header: RoundHeader) -> ConfigRecord:
         """Return the header with the last known head of the node's own shop."""
-        if self._heads is not None and (shop := self._roster.shop(node)) is not None:
+        shop = self._roster.shop(node) or self._roster.enrolled(node)
+        if self._heads is not None and shop is not None:
             header = header.model_copy(update={"ledger_head": self._heads.of(shop)})
         return ConfigRecord(header.model_dump())
 
@@ -139,15 +145,14 @@ class Messenger:
                 self._roster.check(node, header.shop)
             result.headers[node] = header
             if header.status != "ok":
-                if header.status in _FINAL and kind != HOME:
+                if header.status in _FINAL and kind not in _AFTER:
                     self._roster.drop(node)
                 return header.status
             if header.shop in result.accepted_nodes.values():
                 raise ProtocolError("a second node answers for the same shop")
             if header.catalogue_fingerprint != self._job.catalogue_fingerprint:
                 raise ProtocolError("a shop answers for another catalogue")
-            if kind in _CHARGED and (header.noise == "none") == self._job.plan.private:
-                raise ProtocolError(f"a shop says that its noise is {header.noise}")
+            self._check_noise(kind, header)
             max_norm = self._job.settings.max_update_norm if kind == TRAIN else 0.0
             arrays = reply_arrays(reply, expected, max_norm)
         except ProtocolError as error:
@@ -156,6 +161,14 @@ class Messenger:
         result.accepted_nodes[node] = header.shop
         result.contributions.append(Contribution(header.shop, PUBLIC_WEIGHT, arrays))
         return "ok"
+
+    def _check_noise(self, kind: str, header: ReplyHeader) -> None:
+        """Refuse a charged reply that says it holds no noise, or a price where none is asked."""
+        noisy = kind == EVALUATE or (kind in _CHARGED and self._job.plan.private)
+        if kind in _CHARGED and noisy != (header.noise != "none"):
+            raise ProtocolError(f"a shop says that its noise is {header.noise}")
+        if (header.noise_multiplier > 0) != (kind == EVALUATE):
+            raise ProtocolError(f"a shop's noise multiplier is {header.noise_multiplier:g}")
 
     def _replies(self, messages: Sequence[Message]) -> Iterable[tuple[int, Message]]:
         """Yield (node, reply) as they come, until all are there or the time is up."""

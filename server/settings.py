@@ -22,9 +22,12 @@ SERVER_VARIABLE = "FEDTAIL_SERVER"
 
 #: One line of public facts for each exchange: what progress bars and reports read.
 EVENTS_FILE = "rounds.jsonl"
+EVALUATION_FILE = "evaluation.json"
 
 
-_NOT_OF_THE_FIGURES = {"min_shops", "run_name", "send_home", "timeout_seconds", "wait_seconds"}
+_NOT_OF_THE_FIGURES = {
+    *("evaluate", "min_shops", "run_name", "send_home", "timeout_seconds", "wait_seconds")
+}
 
 
 class RunSettings(Frozen):
@@ -50,11 +53,15 @@ class RunSettings(Frozen):
     send_home
         Whether the finished model is sent to every shop; a server without run folders keeps no
         model, and sends none.
+    evaluate
+        Whether shops are asked for figures of the finished model; only those answer that release
+        some, at a price of their own.
     """
 
     run_name: str = ""
     initial_model: str = ""
     send_home: bool = True
+    evaluate: bool = False
     seed: int = 0
     clients_per_round: float = Field(gt=0, le=1)
     quorum: float = Field(gt=0, le=1)
@@ -107,11 +114,14 @@ class RunPlace:
         The folder of its checkpoints, and the file of its public events.
     model
         Where the finished model goes; None on a server that makes none.
+    evaluation
+        Where the figures go that shops release of it.
     """
 
     checkpoints: Path
     events: Path
     model: Path | None
+    evaluation: Path
 
 
 class ServerHome(Frozen):
@@ -160,9 +170,15 @@ class ServerHome(Frozen):
         """Return where a run keeps its files."""
         if self.runs is None:
             assert self.checkpoints is not None
-            return RunPlace(self.checkpoints, self.checkpoints / EVENTS_FILE, None)
+            one = self.checkpoints
+            return RunPlace(one, one / EVENTS_FILE, None, one / EVALUATION_FILE)
         folder = self.runs / check_run_name(run_name)
-        return RunPlace(folder / "checkpoints", folder / EVENTS_FILE, folder / "model")
+        return RunPlace(
+            folder / "checkpoints",
+            folder / EVENTS_FILE,
+            folder / "model",
+            folder / EVALUATION_FILE,
+        )
 
     def model(self, path: str) -> Path:
         """Return the folder of an earlier model.

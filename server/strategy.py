@@ -9,13 +9,15 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from flwr.serverapp import Grid
 
 from common.errors import RunError
+from common.evaluation import EVALUATION, EVALUATION_NAMES, ReleasedEvaluation
 from common.protocol import (
+    EVALUATE,
     HOME,
     JOIN,
     NO_FINGERPRINT,
@@ -29,6 +31,7 @@ from common.rng import derive
 from server.aggregation import Aggregator, popularity_rates, weighted_mean
 from server.checkpoints import Checkpoint
 from server.exchange import Exchange, weakest
+from server.figures import ShopFigures
 from server.heads import LedgerHeads
 from server.job import Event, Job
 from server.messenger import Messenger
@@ -56,13 +59,16 @@ class Federation:
     save
         Called with the checkpoint of every round, 0 being the state before training.
     report
-        Called with public facts: ``join``, ``release``, ``round``, ``home`` and ``end`` events.
+        Called with public facts: ``join``, ``release``, ``round``, ``home``, ``evaluate`` and
+        ``end`` events.
     settle
         Returns the state of round 0, from the one before and the released popularity.
     finish
         Called with the state of the last round and the weakest noise of the shops' updates in it;
         writes the model and returns its manifest as JSON text, which is sent home with the state
         unless the settings say otherwise. None: no model is made.
+    measured
+        Called with the figures of the finished model that shops released. None: they are not asked.
     """
 
     def __init__(
@@ -76,10 +82,11 @@ class Federation:
         heads: LedgerHeads | None = None,
         settle: Callable[[Arrays, np.ndarray], Arrays] = with_popularity_alone,
         finish: Callable[[Arrays, Noise], str] | None = None,
+        measured: Callable[[Sequence[ShopFigures]], object] | None = None,
     ) -> None:
         self._grid, self._job, self._aggregate = grid, job, aggregate
         self._save, self._report = save, report
-        self._settle, self._finish = settle, finish
+        self._settle, self._finish, self._measured = settle, finish, measured
         self._roster = Roster(grid)
         self._messenger = Messenger(grid, job, self._roster, heads)
         self._noise: Noise = "system"
@@ -136,6 +143,8 @@ class Federation:
             manifest = self._finish(state, self._noise)
             if self._job.settings.send_home:
                 self._bring_home(state, manifest)
+            if self._measured is not None:
+                self._measured(self._ask_for_figures(state))
         self._report({"event": "end", "server_round": plan.rounds})
         return state
 
@@ -160,8 +169,10 @@ class Federation:
         # A shop that did not answer may be asked again; one that declined may not.
         roster.answered(exchange.answered)
         roster.join(exchange.accepted_nodes)
-        shops: dict[str, str] = dict(exchange.unheard)
-        shops |= {h.shop: h.status for h in exchange.headers.values() if h.shop != NO_FINGERPRINT}
+        shops: dict[str, str] = {
+            h.shop: h.status for h in exchange.headers.values() if h.shop != NO_FINGERPRINT
+        }
+        shops |= exchange.unheard
         self._tell("join", server_round, started, exchange, shops=shops)
         if not roster.everyone:
             raise RunError(f"no shop takes part: {exchange.reasons}")
@@ -193,6 +204,24 @@ class Federation:
         nodes = sorted(self._roster.look())
         exchange = self._messenger.exchange(HOME, server_round, nodes, state, {}, manifest=manifest)
         self._tell("home", server_round, started, exchange, shops=exchange.failed)
+
+    def _ask_for_figures(self, state: Arrays) -> list[ShopFigures]:
+        """Return the figures of the finished model that shops release, at their own price."""
+        started = time.monotonic()
+        server_round = self._job.plan.rounds
+        nodes = sorted(self._roster.look())
+        shape = {EVALUATION: (len(EVALUATION_NAMES),)}
+        exchange = self._messenger.exchange(EVALUATE, server_round, nodes, state, shape)
+        self._tell("evaluate", server_round, started, exchange, shops=exchange.failed)
+        headers = {shop: exchange.headers[node] for node, shop in exchange.accepted_nodes.items()}
+        return [
+            ShopFigures(
+                c.shop,
+                weakest((headers[c.shop].noise,)),
+                ReleasedEvaluation(c.arrays[EVALUATION], headers[c.shop].noise_multiplier),
+            )
+            for c in exchange.contributions
+        ]
 
     def _sample(self, server_round: int) -> list[int]:
         if not (nodes := self._roster.everyone):

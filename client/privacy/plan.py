@@ -1,6 +1,6 @@
 """From a plan's public constants to the ledger's events, and what a private plan must hold."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -182,13 +182,33 @@ def check_paid(
         mechanism releases no such array. A new release needs an event of its own.
     """
     due = planned_events(plan, run_id, first_round=server_round)[0]
+    releases = {HISTOGRAM: [POPULARITY], DP_SGD: trained_names(plan)}[due.mechanism]
+    check_event_paid(due, releases, paid, arrays)
+
+
+def check_event_paid(
+    due: Event, releases: Collection[str], paid: Event | None, arrays: Iterable[str]
+) -> None:
+    """Refuse arrays that would leave a shop without the ledger entry that pays for them.
+
+    Parameters
+    ----------
+    due
+        What the exchange costs, and ``releases`` the names of what it pays for.
+    paid, arrays
+        See :func:`check_paid`.
+
+    Raises
+    ------
+    PrivacyError
+        As :func:`check_paid` does.
+    """
     if paid is None or any(getattr(paid, name) != getattr(due, name) for name in _PRICE):
         raise PrivacyError(
-            f"round {server_round} would leave the shop, and its ledger was not charged with "
+            f"round {due.server_round} would leave the shop, and its ledger was not charged with "
             f"{due.steps} x {due.mechanism} of noise multiplier {due.noise_multiplier:g} at "
             f"sample rate {due.sample_rate:g}"
         )
-    releases = {HISTOGRAM: [POPULARITY], DP_SGD: trained_names(plan)}[due.mechanism]
     if unpaid := sorted(set(arrays) - set(releases)):
         raise PrivacyError(
             f"{', '.join(unpaid)} would leave the shop, and no entry of its ledger pays for it: "

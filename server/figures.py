@@ -1,0 +1,50 @@
+"""The figures of a run's model that shops released, as a file beside the model.
+
+Each shop's is noisy by itself, and paid for by its own ledger: whatever is computed of them here
+costs nobody anything more.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.evaluation import ReleasedEvaluation, read_evaluation
+from common.protocol import Noise
+from server.exchange import weakest
+
+
+@dataclass(frozen=True)
+class ShopFigures:
+    """What one shop released, and where its noise came from."""
+
+    shop: str
+    noise: Noise
+    released: ReleasedEvaluation
+
+
+def write_figures(path: Path, run_name: str, figures: Sequence[ShopFigures]) -> None:
+    """Write what shops released, whole or not at all; nothing where none released any."""
+    if not figures:
+        return
+    document: dict[str, Any] = {
+        "run": run_name,
+        "noise": weakest(each.noise for each in figures),
+        "together": read_evaluation([each.released for each in figures]),
+        "shops": {
+            each.shop: {
+                "noise": each.noise,
+                "noise_multiplier": each.released.noise_multiplier,
+                **read_evaluation([each.released]),
+            }
+            for each in figures
+        },
+    }
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(document, file, indent=1, sort_keys=True, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
