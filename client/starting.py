@@ -37,6 +37,9 @@ catalogue = "catalogue"
 # What this shop has spent of its customers' privacy. Keep it: a lost ledger can't be made again.
 ledger = "ledger/ledger.sqlite"
 
+# Where the models that the federation sends home are kept.
+models = "models"
+
 # All that one customer may ever lose by what leaves this shop, over all runs: ε at this δ. A run
 # that does not fit under the cap is refused as a whole. Smaller is safer; 8 is the usual order.
 cap_epsilon = 8.0
@@ -76,9 +79,6 @@ key = "keys/node.key"
 # cart = 0.5
 # purchase = 1.0
 # rating = 1.0
-
-# Where the models that the federation sends home are kept.
-# models = "models"
 
 # How the shop uses a model for itself, with `python -m client adapt`, `evaluate` and `recommend`.
 # [home]
