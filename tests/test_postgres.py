@@ -162,3 +162,23 @@ def test_a_server_that_is_down_is_said(tmp_path: Path) -> None:
         pass
     with pytest.raises(DataError, match="refused"):
         open_source(shop(tmp_path, gone)).tables()
+
+
+@pytest.mark.parametrize("user", ["7", "8", "499"])
+def test_the_server_finds_one_customer_s_rows(tmp_path: Path, server: Postgres, user: str) -> None:
+    settings = shop(tmp_path, server)
+    whole = open_source(settings).tables().interactions
+    expected = whole[(whole["user_id"] == user).to_numpy()]
+    found = open_source(settings, user_id=user).tables().interactions
+    assert len(found) == len(expected) > 0
+    columns = ["user_id", "item_id", "timestamp", "behavior"]
+    pd.testing.assert_frame_equal(
+        found[columns].astype(str), expected[columns].astype(str).reset_index(drop=True)
+    )
+
+
+@pytest.mark.parametrize("user", ["abc", "", "7'; DROP TABLE page_views; --", "9" * 30, "7 8"])
+def test_who_can_be_no_customer_is_nobody(tmp_path: Path, server: Postgres, user: str) -> None:
+    settings = shop(tmp_path, server)
+    assert not len(open_source(settings, user_id=user).tables().interactions)
+    assert len(open_source(settings, user_id="7").tables().interactions)
