@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -28,12 +28,12 @@ from operator_support import (
     wait_for,
 )
 from server import gateway
-from server.federation import split_address
+from server.federation import Federation, split_address
 from server.listening import listeners
 from server.operating import control, read_up
 from server.shops import Shops
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 
 PROTOBUF = {"Content-Type": "application/protobuf"}
 FLEET = "/v1/fleet/pull-messages"
@@ -143,6 +143,7 @@ def test_old_tls_is_refused(up: Up) -> None:
     assert "alert protocol version" in client.stderr
 
 
+@pytest.mark.slow
 def test_whoever_trusts_another_authority_refuses_the_gateway(up: Up, tmp_path: Path) -> None:
     foreign = new_federation(tmp_path / "foreign").authority.certificate
     with pytest.raises(ssl.SSLCertVerificationError, match="verify failed"):
@@ -169,37 +170,56 @@ def test_an_oversized_body_is_refused(up: Up, chunked: bool) -> None:
     assert send(5 * 1024 * 1024 + len(piece)) not in (413, 502)
 
 
-def test_the_gateway_asks_superlink_for_its_certificate(up: Up, tmp_path: Path) -> None:
-    foreign = new_federation(tmp_path / "foreign")
-    port, state = free_port(), tmp_path / "state"
+@contextmanager
+def another_gateway(
+    up: Up, own: Federation, folder: Path, requests_per_second: int = 200
+) -> Iterator[int]:
+    """Yield the port of a second gateway to the same SuperLink, and end it."""
+    port, state = free_port(), folder / "state"
     state.mkdir(mode=0o700)
-    config = tmp_path / "nginx.conf"
+    config = folder / "nginx.conf"
     config.write_text(
         gateway.render(
             listen=f"127.0.0.1:{port}",
-            certificate=foreign.gateway.certificate,
-            key=foreign.gateway.key,
-            authority=foreign.authority.certificate,
+            certificate=own.gateway.certificate,
+            key=own.gateway.key,
+            authority=own.authority.certificate,
             upstream=up.federation.superlink_address,
             upstream_name="localhost",
             state=state,
-            access_log=tmp_path / "access.log",
+            access_log=folder / "access.log",
             error_log="stderr",
             user=gateway.worker_user(),
+            requests_per_second=requests_per_second,
         )
     )
-    with (tmp_path / "log").open("wb") as log:
+    with (folder / "log").open("wb") as log:
         nginx = subprocess.Popen([need_nginx(), "-c", config, "-e", "stderr"], stderr=log)
     try:
         wait_for(lambda: listens(port), "a gateway")
-        context = ssl.create_default_context(cafile=foreign.authority.certificate)
-        assert ask(port, context, FLEET).status == 502
+        yield port
     finally:
         nginx.terminate()
         nginx.wait(30)
+
+
+def test_the_gateway_asks_superlink_for_its_certificate(up: Up, tmp_path: Path) -> None:
+    foreign = new_federation(tmp_path / "foreign")
+    context = ssl.create_default_context(cafile=foreign.authority.certificate)
+    with another_gateway(up, foreign, tmp_path) as port:
+        assert ask(port, context, FLEET).status == 502
     assert "certificate verify error" in (tmp_path / "log").read_text()
 
 
+def test_who_asks_too_often_is_told_what_a_node_tries_again_after(up: Up, tmp_path: Path) -> None:
+    with another_gateway(up, up.federation, tmp_path, requests_per_second=1) as port:
+        seen = [ask(port, trusting(up), FLEET).status for _ in range(40)]
+    # A burst of ten goes through, and after it one a second. Flower's node ends itself after 429.
+    assert seen[:11] == [UNSIGNED] * 11
+    assert set(seen) == {UNSIGNED, 503}
+
+
+@pytest.mark.slow
 def test_only_enrolled_shops_are_let_in_and_removed_ones_are_put_out(
     up: Up, tmp_path: Path
 ) -> None:
@@ -263,6 +283,7 @@ def test_bodies_and_queries_are_not_logged(up: Up) -> None:
     assert not [path for path in (up.federation.state / "nginx").rglob("*") if "body/" in str(path)]
 
 
+@pytest.mark.slow
 def test_what_dies_is_started_again_and_a_second_up_is_refused(tmp_path: Path) -> None:
     federation = new_federation(tmp_path / "federation")
     shop = new_key(tmp_path, "shop").with_suffix(".pub")
@@ -297,6 +318,7 @@ def test_what_dies_is_started_again_and_a_second_up_is_refused(tmp_path: Path) -
         assert not (federation.state / "up.json").exists()
 
 
+@pytest.mark.slow
 def test_up_says_what_is_in_the_way(tmp_path: Path) -> None:
     federation = new_federation(tmp_path / "federation")
     with socket.socket() as taken:
