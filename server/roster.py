@@ -6,15 +6,12 @@ and is asked and counted once. Where nodes have names, as enrolled shops do, a n
 shop of its own name only.
 """
 
-import logging
 from collections.abc import Iterable, Mapping
 
 from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
 from common.protocol import shop_key
-
-logger = logging.getLogger(__name__)
 
 
 class Roster:

@@ -40,7 +40,7 @@ from server.starting import with_popularity_alone
 
 logger = logging.getLogger(__name__)
 
-_POLL = 0.02
+_FIRST_POLL, _LAST_POLL = 0.02, 1.0
 
 
 class Federation:
@@ -116,6 +116,7 @@ class Federation:
         for server_round in range(done + 1, plan.rounds + 1):
             started = time.monotonic()
             if server_round > done + 1:
+                self._wait_for_return()
                 self._join(server_round)
             exchange = self._messenger.exchange(
                 TRAIN,
@@ -150,14 +151,31 @@ class Federation:
 
     def _wait_for_shops(self) -> None:
         settings = self._job.settings
-        deadline = time.monotonic() + settings.wait_seconds
-        while len(connected := list(self._grid.get_node_ids())) < settings.min_shops:
+        if (connected := self._wait(settings.min_shops)) < settings.min_shops:
+            raise RunError(
+                f"{connected} shops connected within {settings.wait_seconds:g} s; "
+                f"the run needs {settings.min_shops}"
+            )
+
+    def _wait_for_return(self) -> None:
+        """Wait while too few are connected for a quorum of those that took part so far.
+
+        When SuperLink starts anew, every shop is gone for a moment. Those that do not come back in
+        time are not waited for again.
+        """
+        taking_part = len(self._roster.everyone)
+        self._wait(math.ceil(self._job.settings.quorum * taking_part))
+
+    def _wait(self, needed: int) -> int:
+        """Return how many nodes are connected, once they are enough or the time is up."""
+        deadline = time.monotonic() + self._job.settings.wait_seconds
+        poll = _FIRST_POLL
+        while (connected := len(list(self._grid.get_node_ids()))) < needed:
             if time.monotonic() >= deadline:
-                raise RunError(
-                    f"{len(connected)} shops connected within {settings.wait_seconds:g} s; "
-                    f"the run needs {settings.min_shops}"
-                )
-            time.sleep(_POLL)
+                break
+            time.sleep(poll)
+            poll = min(poll * 1.2, _LAST_POLL)
+        return connected
 
     def _join(self, server_round: int) -> None:
         """Ask every node that was not asked yet whether its shop takes part."""
