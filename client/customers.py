@@ -8,9 +8,10 @@ import numpy as np
 from scipy import sparse
 
 from client.home import HeldTables
+from client.mapping import ItemMapping
 from client.periods import histories, stocked
 from client.settings import ShopSettings
-from client.source import encode_source, open_source
+from client.source import encode_source, open_source, shop_mapping
 from common.errors import InputError
 from common.features import Catalogue
 from common.schema import ShopEvents
@@ -32,6 +33,8 @@ class Customer:
         How many of their products the catalogue does not hold.
     stock
         (n,) bool of what the shop may list; None: everything.
+    mapping
+        What the shop's own product numbers are in the catalogue; None: the same.
     """
 
     known: bool
@@ -39,6 +42,7 @@ class Customer:
     guest: sparse.csr_matrix
     outside: int
     stock: np.ndarray | None
+    mapping: ItemMapping | None
     notes: tuple[str, ...]
 
     def history(self, half_life_days: float) -> sparse.csr_matrix:
@@ -63,8 +67,9 @@ def read_customer(
     # Rows that break the contract are left out: an answer is better than none.
     tables = open_source(settings, "set-aside", user_id=user_id).tables()
     stock = stocked(catalogue, tables.stock_of(settings.merchant_id))
+    mapping = shop_mapping(settings)
     if not user_id:
-        return _guest(catalogue, items, stock)
+        return _guest(catalogue, items, stock, mapping)
     frame = tables.interactions
     own = (frame["user_id"] == user_id) & (frame["merchant_id"] == settings.merchant_id)
     frame = frame[own.to_numpy()]
@@ -82,19 +87,26 @@ def read_customer(
         )
     if tables.set_aside:
         notes.append(f"{sum(tables.set_aside.values())} bad rows were left out")
-    return Customer(bool(len(frame)), events, nothing, outside, stock, tuple(notes))
+    return Customer(bool(len(frame)), events, nothing, outside, stock, mapping, tuple(notes))
 
 
-def _guest(catalogue: Catalogue, items: Sequence[str], stock: np.ndarray | None) -> Customer:
-    rows = catalogue.rows(np.asarray(items, dtype=object))
+def _guest(
+    catalogue: Catalogue,
+    items: Sequence[str],
+    stock: np.ndarray | None,
+    mapping: ItemMapping | None,
+) -> Customer:
+    named = np.asarray(items, dtype=object)
+    rows = catalogue.rows(named if mapping is None else mapping.names(named))
     missing = [item for item, row in zip(items, rows, strict=True) if row < 0]
     if len(missing) == len(items):
+        example = catalogue.item_ids[0] if mapping is None else next(iter(mapping.own), "none")
         raise InputError(
             f"the catalogue holds none of the products {', '.join(map(repr, missing[:5]))}: give "
-            f"its numbers, such as {catalogue.item_ids[0]}"
+            f"the shop's numbers, such as {example}"
         )
     inside = np.unique(rows[rows >= 0])
     entries = (np.ones(len(inside), np.float32), (np.zeros(len(inside), np.int64), inside))
     history = sparse.csr_matrix(entries, shape=(1, catalogue.size))
     notes = [f"the catalogue does not hold {', '.join(map(repr, missing[:5]))}"] if missing else []
-    return Customer(False, None, history, len(missing), stock, tuple(notes))
+    return Customer(False, None, history, len(missing), stock, mapping, tuple(notes))

@@ -12,15 +12,8 @@ from client.tables import LOOK
 Document = dict[str, Any]
 _REASONS = 4
 _SHOWN = ("ndcg@20", "recall@20", "tail_ndcg@20", "coverage@20")
-_WORDS = {
-    "history-content": "like {label}",
-    "history-learned": "bought with {label}",
-    "neighbours": "bought with {label}",
-    "expected-content": "less what anyone's basket is like",
-    "expected-learned": "less what anyone buys with it",
-    "popularity": "popular {label}",
-    "attribute": "{label}",
-}
+_HISTORY = ("history-content", "history-learned", "neighbours")
+_EXPECTED = ("expected-content", "expected-learned")
 
 
 def adapted_table(document: Document) -> Group:
@@ -75,6 +68,9 @@ def recommendations_table(document: Document) -> Group:
     table = Table(title=f"For {escape(who)} at {escape(document['shop'])}", **LOOK)
     table.add_column("rank", justify="right")
     table.add_column("item")
+    mapped = any("own_item_ids" in entry for entry in listed)
+    if mapped:
+        table.add_column("the shop's", overflow="fold")
     columns = [name for name in ("title", "category") if any(entry.get(name) for entry in listed)]
     for name in columns:
         table.add_column(name, overflow="fold")
@@ -86,6 +82,7 @@ def recommendations_table(document: Document) -> Group:
         table.add_row(
             str(entry["rank"]),
             escape(entry["item_id"]),
+            *([escape(", ".join(entry["own_item_ids"]))] if mapped else []),
             *(escape(entry.get(name) or "") for name in columns),
             f"{entry['score']:.4f}",
             *([escape(_because(entry["reasons"]))] if why else []),
@@ -100,15 +97,25 @@ def recommendations_table(document: Document) -> Group:
     )
 
 
-def _because(reasons: list[dict[str, Any]]) -> str:
+def _because(reasons: list[Document]) -> str:
     """Return the weightiest reasons and the sum of the others: together they are the score."""
-    words = [
-        f"{_WORDS.get(part['kind'], '{label}').format(label=part['label'])} {part['value']:+.4f}"
-        for part in reasons[:_REASONS]
-    ]
-    if rest := reasons[_REASONS:]:
-        words.append(f"{len(rest)} more {sum(part['value'] for part in rest):+.4f}")
+    sums: dict[str, float] = {}
+    for part in reasons:
+        name = _reason(part)
+        sums[name] = sums.get(name, 0.0) + part["value"]
+    ordered = sorted(sums.items(), key=lambda entry: -abs(entry[1]))
+    words = [f"{name} {value:+.4f}" for name, value in ordered[:_REASONS]]
+    if rest := ordered[_REASONS:]:
+        words.append(f"{len(rest)} more {sum(value for _, value in rest):+.4f}")
     return "\n".join(words)
+
+
+def _reason(part: Document) -> str:
+    if part["kind"] in _HISTORY:
+        return f"{part['label']} {part.get('name') or ''}".rstrip()
+    if part["kind"] in _EXPECTED:
+        return "less what anyone takes"
+    return f"popular {part['label']}" if part["kind"] == "popularity" else part["label"]
 
 
 def _figure(value: float, compared: Document | None) -> str:

@@ -23,12 +23,13 @@ from client.adapted_state import (
 from client.customers import read_customer
 from client.home import CameHome, Progress, load_home_model, manifest_digest
 from client.home_reasons import explain_home
+from client.mapping import ItemMapping
 from client.models import current_model
 from client.personalization import HomeModel, mix
 from client.settings import ShopSettings
 from client.shop_folder import ShopFolder
 from common.errors import ArtifactError, ConfigError
-from common.explanation import Explanation, explain
+from common.explanation import Part, explain
 from common.features import Catalogue, read_catalogue
 from common.reasons import sides_of
 from common.schema import BEHAVIOR_WEIGHTS
@@ -37,6 +38,7 @@ from common.scoring import re_rank, top_k
 #: Products that the tail dial may choose from, for each that is shown.
 _DEEPER, _LEAST_DEPTH = 10, 200
 _MOST = 1000
+_SHOWN = ("title", "category")
 #: Who has no history gets what sells: here, and everywhere; 1 is an average product in both.
 _NO_HISTORY = {"own_popularity": 1.0, "popularity": 1.0}
 
@@ -100,11 +102,24 @@ class Ready:
         weights, scales = self._mixture(history)
         return mix(self.home.parts(history, weights), weights, scales, history.shape)
 
-    def reasons(self, history: sparse.csr_matrix, item: int) -> Explanation:
-        """Return the parts that a product's score is the sum of."""
+    def reasons(self, history: sparse.csr_matrix, item: int) -> list[dict[str, Any]]:
+        """Return what a product's score is the sum of, the weightiest first."""
         if self.home is None:
-            return explain(*sides_of(self.came.model, history, item))
-        return explain_home(self.home, *self._mixture(history), history, item)
+            found = explain(*sides_of(self.came.model, history, item))
+        else:
+            found = explain_home(self.home, *self._mixture(history), history, item)
+        names = {str(self.catalogue.item_ids[row]): int(row) for row in history.indices}
+        parts = sorted(found.parts, key=lambda part: -abs(part.value))
+        return [
+            {
+                "kind": part.kind,
+                "label": part.label,
+                **({"name": _name(self.catalogue, names[part.label])} if _of_history(part) else {}),
+                "value": part.value,
+            }
+            for part in parts
+            if part.value
+        ]
 
     @property
     def exposure(self) -> np.ndarray:
@@ -137,7 +152,8 @@ def recommend(
     -------
     dict
         ``shop, user_id, known, history, model, recommendations`` (``rank, item_id, title,
-        category, score``, with ``why`` also ``reasons``: ``kind, label, value``) and ``notes``.
+        category, score``; where numbers are mapped ``own_item_ids``; with ``why`` also ``reasons``:
+        ``kind, label, name, value``) and ``notes``.
 
     Raises
     ------
@@ -173,9 +189,9 @@ def recommend(
         "recommendations": [
             {
                 "rank": rank,
-                **_described(ready.catalogue, row),
+                **_described(ready.catalogue, row, customer.mapping),
                 "score": score,
-                **({"reasons": _reasons(ready.reasons(history, row))} if request.why else {}),
+                **({"reasons": ready.reasons(history, row)} if request.why else {}),
             }
             for rank, (row, score) in enumerate(listed, start=1)
         ],
@@ -230,16 +246,26 @@ def get_ready(path: Path, settings: ShopSettings, *, plain: bool = False) -> Rea
     return Ready(catalogue, came, home, facts.fitted_at, tuple(notes))
 
 
-def _described(catalogue: Catalogue, row: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"item_id": str(catalogue.item_ids[row])}
-    for column in ("title", "category"):
-        if column in catalogue.products:
-            value = catalogue.products[column].iloc[row]
-            found[column] = None if pd.isna(value) else str(value)
-    return found
+def _described(catalogue: Catalogue, row: int, mapping: ItemMapping | None) -> dict[str, Any]:
+    item_id = str(catalogue.item_ids[row])
+    found: dict[str, Any] = {"item_id": item_id}
+    if mapping is not None:
+        found["own_item_ids"] = mapping.own_of(item_id)
+    return found | {
+        column: _cell(catalogue, row, column) for column in _SHOWN if column in catalogue.products
+    }
 
 
-def _reasons(found: Explanation) -> list[dict[str, Any]]:
-    """Return a score's parts, the weightiest first."""
-    parts = sorted(found.parts, key=lambda part: -abs(part.value))
-    return [{"kind": p.kind, "label": p.label, "value": p.value} for p in parts if p.value]
+def _name(catalogue: Catalogue, row: int) -> str | None:
+    """Return what people call a product: its title, or else its category."""
+    known = (_cell(catalogue, row, name) for name in _SHOWN if name in catalogue.products)
+    return next(filter(None, known), None)
+
+
+def _cell(catalogue: Catalogue, row: int, column: str) -> str | None:
+    value = catalogue.products[column].iloc[row]
+    return None if pd.isna(value) else str(value)
+
+
+def _of_history(part: Part) -> bool:
+    return part.kind in ("history-content", "history-learned", "neighbours")

@@ -368,6 +368,24 @@ def test_a_guest_is_answered_from_what_they_name(shop: HomeShop) -> None:
         ask(shop, user_id="", history=("what",))
 
 
+def test_a_shop_s_own_numbers_are_understood_and_shown(shop: HomeShop) -> None:
+    renamed = [(user, item.replace("i", "own-"), at) for user, item, at in purchases()]
+    plain = items(ask(shop))
+    shop.sell(renamed)
+    mapping = [f"own-{k:02},i{k:02}" for k in range(N)]
+    (shop.folder / "map.csv").write_text("\n".join(["item_id,catalogue_item_id", *mapping]))
+    shop.configure('[catalogue_mapping]\ntable = "map.csv"\n')
+    answer = ask(shop)
+    assert items(answer) == plain
+    assert [entry["own_item_ids"] for entry in answer["recommendations"]] == [
+        [item.replace("i", "own-")] for item in plain
+    ]
+    guest = ask(shop, user_id="", history=("own-03",))
+    assert guest["history"]["products"] == 1
+    with pytest.raises(InputError, match="such as own-"):
+        ask(shop, user_id="", history=("i03",))
+
+
 def test_the_tail_dial_turns_towards_what_is_rarely_bought(shop: HomeShop) -> None:
     adapt(shop.path, shop.settings)
     ready = get_ready(shop.path, shop.settings)
