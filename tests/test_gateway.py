@@ -12,8 +12,16 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.fleet_pb2 import PullMessagesRequest, RegisterNodeFleetRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common.processes import free_port, listens
 from operator_support import (
@@ -31,7 +39,7 @@ from server import gateway
 from server.federation import Federation, split_address
 from server.listening import listeners
 from server.operating import control, read_up
-from server.shops import Shops
+from server.shops import Shop, Shops, read_key, reconcile
 
 pytestmark = pytest.mark.e2e
 
@@ -123,7 +131,9 @@ def test_no_other_path_passes(up: Up, path: str) -> None:
 
 def test_only_post_passes(up: Up) -> None:
     for method in ("GET", "PUT", "DELETE", "OPTIONS"):
-        assert ask(gate(up), trusting(up), FLEET, method).status == 405
+        answer = ask(gate(up), trusting(up), FLEET, method)
+        # In nginx's words: SuperLink, which would refuse it too, was not asked.
+        assert (answer.status, answer.headers["Content-Type"]) == (405, "text/html")
 
 
 def test_plain_http_is_refused(up: Up) -> None:
@@ -217,6 +227,53 @@ def test_who_asks_too_often_is_told_what_a_node_tries_again_after(up: Up, tmp_pa
     # A burst of ten goes through, and after it one a second. Flower's node ends itself after 429.
     assert seen[:11] == [UNSIGNED] * 11
     assert set(seen) == {UNSIGNED, 503}
+
+
+def node_client(up: Up, key: Path) -> FleetHttpClient:
+    """Return Flower's own client, which signs as the node with this key does."""
+    private = serialization.load_ssh_private_key(key.read_bytes(), None)
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    return FleetHttpClient.from_server_address(
+        up.federation.settings.address,
+        insecure=False,
+        root_certificates=up.federation.authority.certificate.read_bytes(),
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(private, private.public_key()),
+        ],
+    )
+
+
+def test_a_key_speaks_for_its_own_node_alone(up: Up, tmp_path: Path) -> None:
+    shops = Shops(up.federation.shops)
+    keys = {name: new_key(tmp_path, name) for name in ("one", "two", "stranger")}
+    for name in ("one", "two"):
+        shops.enrol(name, keys[name].with_suffix(".pub"))
+    asked = control(up.federation)
+    assert reconcile(shops, asked) == []
+    try:
+        nodes = {node.name: Node(node_id=node.node_id) for node in asked.nodes()}
+
+        def poll(key: str, node: str) -> int:
+            with node_client(up, keys[key]) as client:
+                try:
+                    client.PullMessages(PullMessagesRequest(node=nodes[node]))
+                except httpx.HTTPStatusError as error:
+                    return error.response.status_code
+            return 200
+
+        assert poll("one", "one") == 200
+        assert poll("two", "one") == UNSIGNED
+        assert poll("stranger", "one") == UNSIGNED
+        # Nor does anybody enrol themselves.
+        own = read_key(keys["stranger"].with_suffix(".pub"))
+        with node_client(up, keys["stranger"]) as client, pytest.raises(httpx.HTTPStatusError):
+            client.RegisterNode(RegisterNodeFleetRequest(public_key=Shop("x", own).pem))
+        assert {node.name for node in asked.nodes()} == {"one", "two"}
+    finally:
+        shops.remove("one")
+        shops.remove("two")
+        reconcile(shops, asked)
 
 
 @pytest.mark.slow
