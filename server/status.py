@@ -4,20 +4,22 @@ Each part is looked at by itself: one that cannot be read says so, and hides no 
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from common.errors import FedtailError
 from server import authority
 from server.catalogues import Catalogues
+from server.codes import shop_names
 from server.federation import Federation
 from server.federation_tables import listening
 from server.operating import control, is_up, read_up
 from server.records import read_evaluation
 from server.registry import Registry
 from server.run_records import RunRecord, Runs
+from server.settings import EVALUATION_FILE
 from server.shops import Shops
 from server.training_request import exchanges
-from server.training_run import EVALUATION
 
 Document = dict[str, Any]
 
@@ -83,7 +85,7 @@ def _last_run(federation: Federation, *, running: bool) -> Document | None:
         return None
     events = runs.events(record.name)
     done = exchanges(events)
-    figures = runs.folder(record.name) / EVALUATION
+    figures = runs.folder(record.name) / EVALUATION_FILE
     return {
         "run": record.name,
         "created_at": record.created_at,
@@ -96,8 +98,16 @@ def _last_run(federation: Federation, *, running: bool) -> Document | None:
         "bundle": record.bundle,
         "catalogue": record.catalogue,
         "published": record.published,
-        "evaluation": read_evaluation(figures) if figures.exists() else None,
+        "evaluation": _figures(federation, figures) if figures.exists() else None,
     }
+
+
+def _figures(federation: Federation, path: Path) -> Document:
+    """Return what shops released of a run's model, under the names they are enrolled by."""
+    names = shop_names([shop.name for shop in Shops(federation.shops).all()])
+    found = read_evaluation(path)
+    shops = found.get("shops", {})
+    return {**found, "shops": {names.get(key, key[:12]): said for key, said in shops.items()}}
 
 
 def _state(federation: Federation, record: RunRecord, *, running: bool) -> str:

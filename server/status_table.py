@@ -97,22 +97,24 @@ def _run(found: Document | None) -> list[Any]:
 
 def _figures(found: Document) -> list[Any]:
     """Return what shops released of how well the model serves their customers."""
-    table = Table(title="  What shops released of it", **_LOOK)
-    for name in ("", "mean", "±", "± of the noise alone"):
-        table.add_column(name, justify="right" if name else "left")
-    for name, figure in (found.get("figures") or {}).items():
-        if figure is None:
-            table.add_row(f"  {name}", "hidden by the noise", "", "")
-            continue
-        errors = (f"{figure[key]:.4f}" for key in ("error", "noise_error"))
-        table.add_row(f"  {escape(name)}", f"{figure['mean']:.4f}", *errors)
-    count = ""
-    if "customers" in found:
-        count = (
-            f"  {found.get('shops')} shops, {found['customers']:.0f} customers "
-            f"± {found.get('customers_error', 0.0):.0f}"
-        )
-    return [table, *([Text(count)] if count else [])]
+    columns = {"all together": found["together"], **found["shops"]}
+    table = Table(title="  What shops released of it, ± one standard error", **_LOOK)
+    table.add_column("")
+    for name in columns:
+        table.add_column(escape(name), justify="right")
+    counts = (f"{c['customers']:.0f} ± {c['customers_error']:.0f}" for c in columns.values())
+    table.add_row("  customers", *counts)
+    for name in found["together"]["figures"]:
+        cells = (_figure(column["figures"].get(name)) for column in columns.values())
+        table.add_row(f"  {escape(name)}", *cells)
+    seeded = "  Their noise was seeded: it protects nobody."
+    return [table, *([Text(seeded, style=_WARNING)] if found["noise"] == "seeded" else [])]
+
+
+def _figure(found: Document | None) -> str:
+    if found is None:
+        return "hidden by noise"
+    return f"{found['mean']:.4f} ± {found['error']:.4f}"
 
 
 def _registry(found: Document) -> list[Any]:

@@ -26,6 +26,12 @@ def train(
             metavar="RUN", help="Follow a run, go on with it, or publish its finished model."
         ),
     ] = None,
+    evaluate: Annotated[
+        bool,
+        typer.Option(
+            "--evaluate", help="Ask shops for noisy figures of the model: each sets its own price."
+        ),
+    ] = False,
     plan_only: Annotated[
         bool,
         typer.Option(
@@ -48,7 +54,7 @@ def train(
     from server.training_view import TrainingView
 
     opened = open_federation(federation)
-    request = training_request.Request(rounds, start_from, resume, force)
+    request = training_request.Request(rounds, start_from, resume, force, evaluate)
 
     def names() -> dict[str, str]:
         return shop_names([shop.name for shop in Shops(opened.shops).all()])

@@ -263,5 +263,8 @@ clients_per_round = 1.0
 timeout_seconds = 3600.0
 # Refuse updates of a larger norm; 0: take all.
 max_update_norm = 0.0
+# Ask shops for noisy figures of the finished model; those with [evaluation] in their shop.toml give
+# them, at a price that they set themselves. `train --evaluate` asks once.
+evaluate = false
 seed = 0
 """

@@ -40,12 +40,15 @@ class Request:
         A run to take up again.
     force
         Publish in spite of the objections to a model.
+    evaluate
+        Ask shops for their figures of the model, each at its own price.
     """
 
     rounds: int | None = None
     start_from: str | None = None
     resume: str | None = None
     force: bool = False
+    evaluate: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,10 @@ def train(federation: Federation, request: Request, view: View) -> Document:
                 )
             record, going = _finished(runs, runs.read(request.resume)), False
             planned = None
+        if request.evaluate:
+            if record.ended == "completed":
+                raise ConfigError(f"run {record.name} is finished: figures are asked for within it")
+            record = record.model_copy(update={"config": {**record.config, "evaluate": True}})
         if record.ended != "completed":
             _check_is_up(federation)
             record, going = training.take_up(record)
@@ -274,11 +281,11 @@ def _trained_document(
 
 
 def exchanges(events: list[dict[str, Any]]) -> list[Document]:
-    """Return the release, each round and the way home, each as its last attempt did it."""
+    """Return the release, rounds, way home and figures, each as its last attempt did it."""
     found: dict[tuple[str, int], Document] = {}
     for event in events:
         kind, number = str(event.get("event")), int(event.get("server_round", 0))
-        if kind in ("release", "round", "home"):
+        if kind in ("release", "round", "home", "evaluate"):
             found.pop((kind, number), None)
             found[kind, number] = {key: v for key, v in event.items() if key != "shops"}
     return list(found.values())

@@ -21,7 +21,7 @@ from server.control import Node, Submitted
 from server.records import read_evaluation
 from server.registry import Registry
 from server.run_records import RunRecord, Runs, new_events
-from server.settings import EVENTS_FILE
+from server.settings import EVALUATION_FILE, EVENTS_FILE
 
 _POLL = 0.2
 _STATUS_EVERY = 2.0
@@ -29,7 +29,6 @@ _STATUS_EVERY = 2.0
 _PATIENCE = 300.0
 _TAIL_LINES = 40
 _ONLINE = "online"
-EVALUATION = "evaluation.json"
 
 Event = Mapping[str, Any]
 
@@ -227,7 +226,7 @@ class Training:
                 # The manifest names the run and the digest of every file: it is this very model.
                 if _manifest(registry, version) == model.manifest:
                     return self._runs.save(record.model_copy(update={"published": version})), False
-            figures = folder / EVALUATION
+            figures = folder / EVALUATION_FILE
             found = registry.publish(
                 folder / "model",
                 evaluation=read_evaluation(figures) if figures.exists() else None,

@@ -119,4 +119,6 @@ def event_words(event: Mapping[str, Any], rounds: int | None = None) -> str:
         return f"{which}: {of} ({took}){kept}"
     if kind == "home":
         return f"the model is home at {of} ({took})"
+    if kind == "evaluate":
+        return f"figures: {of} released theirs ({took})"
     return ""

@@ -62,6 +62,7 @@ def test_a_run_in_lines() -> None:
     later = shown({"event": "start", "server_round": 1}, exchange("join", 2, 2))
     assert "going on after round 1" in later
     assert event_words({"event": "unheard of"}) == ""
+    assert event_words(exchange("evaluate", 2, 1)) == "figures: 1 of 2 shops released theirs (3 s)"
 
 
 def test_markup_in_a_name_is_only_text() -> None:
@@ -128,7 +129,8 @@ def test_a_federation_at_a_glance() -> None:
     certificate = {"file": "ca.crt", "until": "2030-01-01T00:00:00+00:00"}
     run = {"run": "run-1", "state": "failed", "reason": "no [shop]", "rounds": 3, "rounds_done": 1}
     figures = {"ndcg@20": {"mean": 0.25, "error": 0.02, "noise_error": 0.01}, "tail_ndcg@20": None}
-    evaluation = {"shops": 2, "customers": 80.0, "customers_error": 4.0, "figures": figures}
+    one = {"shops": 1, "customers": 80.0, "customers_error": 4.0, "figures": figures}
+    evaluation = {"noise": "seeded", "together": one, "shops": {"al[pha]": one}}
     document = {
         "federation": "fed",
         "address": "localhost:1",
@@ -152,8 +154,8 @@ def test_a_federation_at_a_glance() -> None:
     for words in (
         *("fed at localhost:1: up", "What listens: cannot see", "al[pha]", "2026-01-02 03:04"),
         *("unknown", "catalogue publish", "run-1, failed, 1 of 3 rounds done", "no [shop]"),
-        *("round 1: 2 of 2 shops", "--resume run-1", "0.2500", "0.0200", "hidden by the noise"),
-        *("80 customers ± 4", "version 1 is served, pinned", "server renew"),
+        *("round 1: 2 of 2 shops", "--resume run-1", "0.2500 ± 0.0200", "hidden by noise"),
+        *("80 ± 4", "noise was seeded", "version 1 is served, pinned", "server renew"),
     ):
         assert words in table, words
     empty = {"up": False, "listeners": [], "shops": [], "run": None, "certificates": []}
