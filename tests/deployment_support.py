@@ -45,7 +45,6 @@ PLAN: Mapping[str, ConfigValue] = {
     "dimension": 2,
     "groups": "",
     "learned_items": 0,
-    "server_optimizer": "adam",
     "wait_seconds": 60.0,
     "timeout_seconds": 120.0,
 }
