@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from common.artifact import load_model
 from common.bundle import FEDERATION, stage
 from common.config import ConfigValue
-from common.errors import ArtifactError, PrivacyError, RunError
+from common.errors import ArtifactError, InputError, PrivacyError, RunError
 from server.control import Node, Submitted
 from server.records import read_evaluation
 from server.registry import Registry
@@ -233,7 +233,7 @@ class Training:
                 force=force,
             )
             return self._runs.save(record.model_copy(update={"published": found.version})), True
-        except (ArtifactError, PrivacyError) as error:
+        except (InputError, PrivacyError) as error:
             raise RunError(
                 f"run {record.name} is finished, and its model is not published: {error}\n"
                 f"`python -m server train --resume {record.name}` publishes it, without training"

@@ -79,12 +79,12 @@ class World:
     """A folder of runs, its registry, a fake SuperLink, and what was shown."""
 
     def __init__(self, root: Path) -> None:
-        self.runs, self.registry = Runs(root / "runs"), root / "registry"
+        self.runs, self.registry = Runs(root / "runs"), str(root / "registry")
         self.link, self.view, self.up = FakeLink(), Notes(), True
 
     @property
     def training(self) -> Training:
-        return Training(self.runs, self.link, lambda: self.up, str(self.registry), self.view)
+        return Training(self.runs, self.link, lambda: self.up, self.registry, self.view)
 
     def record(self, name: str = "", **values: Any) -> RunRecord:
         config: dict[str, ConfigValue] = {"plan": PLAN.model_dump_json(), "quorum": 0.5}
@@ -166,6 +166,10 @@ def test_a_publishing_that_failed_can_be_made_up_for(
         with pytest.raises(RunError, match=r"not published: .*No space left(.|\n)*--resume"):
             world.training.publish(record, force=False)
     assert Registry(world.registry).versions() == []
+    reachable, world.registry = world.registry, "nosuch://place"
+    with pytest.raises(RunError, match=r"not published: cannot use nosuch:(.|\n)*--resume"):
+        world.training.publish(record, force=False)
+    world.registry = reachable
     assert world.training.publish(record, force=False)[0].published == 1
 
 
