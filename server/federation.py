@@ -19,9 +19,8 @@ from common.errors import ConfigError
 from common.protocol import Frozen
 from server import authority
 from server.authority import Pair
-from server.training_plan import PLAN_FILE, default_plan_toml
 
-SETTINGS_FILE = "federation.toml"
+SETTINGS_FILE, PLAN_FILE = "federation.toml", "plan.toml"
 #: Environment: the folder, for every command of the server.
 FEDERATION_VARIABLE = "FEDTAIL_FEDERATION"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -221,6 +220,9 @@ def make_federation(
             split_address(f"[{other}]:1" if ":" in other else f"{other}:1")
     except ValueError as error:
         raise ConfigError(f"{address!r} with hosts {list(hosts)}: {error}") from error
+    # Only here: it brings all that trains with it.
+    from server.training_plan import default_plan_toml
+
     text = _settings_toml(name, address, port, superlink_port)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,8 @@ import psutil
 from common.processes import carriers
 from server import gateway
 from server.federation import Federation
-from server.operating import GATEWAY, SUPEREXEC, SUPERLINK, UP_VARIABLE, neutral_folder
+from server.operating import GATEWAY, SUPEREXEC, SUPERLINK, neutral_folder
+from server.variables import UP_VARIABLE
 
 _SERVES = {
     SUPERLINK: "Flower's Fleet, Control and Runtime APIs, over TLS",

@@ -20,15 +20,11 @@ from common.supervisor import Program, Supervisor, set_aside
 from server import authority, gateway
 from server.control import Control
 from server.federation import Federation, split_address, write_private
-from server.settings import SERVER_VARIABLE
 from server.shops import Shops, reconcile
+from server.variables import SERVER_VARIABLE, SUPERLINK_VARIABLE, UP_VARIABLE
 
 logger = logging.getLogger(__name__)
 
-#: Environment of all that ``up`` starts: the federation's folder.
-UP_VARIABLE = "FEDTAIL_UP"
-#: Environment: SuperLink's ``host:port`` where it runs in a container, which needs no ``up``.
-SUPERLINK_VARIABLE = "FEDTAIL_SUPERLINK"
 SUPERLINK, SUPEREXEC, GATEWAY = "superlink", "superexec", "gateway"
 _READY_SECONDS = 90.0
 _LOCK_TRIES = 10

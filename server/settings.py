@@ -16,9 +16,7 @@ from common.protocol import Frozen, TrainingPlan, check_run_name, parse_plan
 from server.aggregation import OptimizerName, ServerOptimizer
 from server.catalogues import Catalogues
 from server.subspace import SubspaceOptimizer
-
-#: Environment: the folder that holds ``server.toml``.
-SERVER_VARIABLE = "FEDTAIL_SERVER"
+from server.variables import SERVER_VARIABLE
 
 #: One line of public facts for each exchange: what progress bars and reports read.
 EVENTS_FILE = "rounds.jsonl"

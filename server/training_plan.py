@@ -13,9 +13,9 @@ from common.errors import ConfigError
 from common.features import CROSS, Catalogue
 from common.planning import has_groups, with_fitting_groups, with_noise
 from common.protocol import Frozen, ModelPlan, TrainingPlan, Unit
+from server.federation import PLAN_FILE
 from server.settings import RunSettings
 
-PLAN_FILE = "plan.toml"
 #: Groups that the catalogue decides: what a plan for any federation can ask for.
 AUTO = "auto"
 _PREFERRED = "type*brand"

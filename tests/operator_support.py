@@ -18,7 +18,8 @@ from common.errors import RunError
 from common.processes import carriers, environment, free_port, tool
 from server import gateway
 from server.federation import Federation, make_federation
-from server.operating import UP_VARIABLE, neutral_folder, read_up
+from server.operating import neutral_folder, read_up
+from server.variables import UP_VARIABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 WAIT_SECONDS = 90.0

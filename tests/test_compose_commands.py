@@ -31,7 +31,8 @@ from deploy.gateway import FILE, container_config
 from server import gateway, operating
 from server.__main__ import app as server_app
 from server.federation import FEDERATION_VARIABLE, SUPERLINK_HOST, make_federation
-from server.operating import SUPERLINK_VARIABLE, control, is_up
+from server.operating import control, is_up
+from server.variables import SUPERLINK_VARIABLE
 
 SERVICES = read_compose({"FEDTAIL_GATEWAY": "shops.example:8443"}).services
 HEALTHY = ROOT / "deploy/healthy.py"
