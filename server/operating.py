@@ -102,7 +102,7 @@ def read_up(federation: Federation) -> dict[str, Any]:
 
 
 def check_files(federation: Federation) -> None:
-    """Raise :class:`ConfigError` if a file is missing, expired, or open to other users."""
+    """Raise :class:`ConfigError` if a file is missing, damaged, expired, or open to others."""
     for pair in (federation.gateway, federation.superlink):
         authority.check(pair, federation.authority.certificate)
         if (ends := authority.expiry(pair.certificate)) < authority.now() + _SOON:
@@ -123,6 +123,7 @@ def check_files(federation: Federation) -> None:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
             raise ConfigError(f"{path} has mode {mode:04o}: others can read it. chmod 600 {path}")
+    Shops(federation.shops).all()
 
 
 def _start(federation: Federation, supervisor: Supervisor, nginx: str) -> None:

@@ -154,6 +154,12 @@ def test_what_is_missing_open_or_expired_is_named(federation: Federation) -> Non
         federation.authority.certificate,
     ):
         assert "cannot read" in damaged(path, Path.unlink)
+    shop = Shops(federation.shops).enrol(
+        "shop", new_key(federation.folder, "k").with_suffix(".pub")
+    )
+    assert "no public key" in damaged(
+        federation.shops / f"{shop.name}.pub", lambda p: p.write_bytes(b"garbage")
+    )
     assert "server.toml is missing" in damaged(federation.folder / "server.toml", Path.unlink)
 
 
