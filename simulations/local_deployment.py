@@ -6,7 +6,7 @@ program of its own (:mod:`simulations.local_programs`).
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,12 @@ class LocalDeployment:
         ``operator`` and ``shops`` are made in it.
     programs
         Runs the command lines.
+    host
+        Where the gateway listens: loopback, or another address of this machine.
     """
 
-    def __init__(self, folder: Path, programs: Programs) -> None:
-        self.folder, self.programs = folder.resolve(), programs
+    def __init__(self, folder: Path, programs: Programs, host: str = "127.0.0.1") -> None:
+        self.folder, self.programs, self._host = folder.resolve(), programs, host
         self.operator = self.folder / "operator"
         self.gateway_port, self.superlink_port = free_port(), free_port()
         self.shops: dict[str, LocalShop] = {}
@@ -65,7 +67,7 @@ class LocalDeployment:
     @property
     def address(self) -> str:
         """Of the gateway, as shops know it."""
-        return f"127.0.0.1:{self.gateway_port}"
+        return f"{self._host}:{self.gateway_port}"
 
     def server(self, *words: str, told: Callable[[str], object] = lambda _: None) -> str:
         """Run one of the operator's commands; return what it wrote to stdout."""
@@ -141,10 +143,15 @@ class LocalDeployment:
             return {}
         return found if psutil.pid_exists(found["pid"]) else {}
 
-    def open(self, shop: LocalShop) -> Background:
-        """Start a shop's client; it connects in its own time."""
+    def open(self, shop: LocalShop, within: Sequence[str] = ()) -> Background:
+        """Start a shop's client, which connects in its own time; see :meth:`Programs.start`."""
         return self.programs.start(
-            f"shop-{shop.name}", "client", "run", str(shop.settings), extra=shop.secrets
+            f"shop-{shop.name}",
+            "client",
+            "run",
+            str(shop.settings),
+            extra=shop.secrets,
+            within=within,
         )
 
     def wait_until_connected(self, shop: LocalShop, seconds: float) -> None:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -88,9 +88,14 @@ class Programs:
             end_carriers(TOKEN, self.token)
             shutil.rmtree(self._temporary, ignore_errors=True)
 
+    @property
+    def mark(self) -> dict[str, str]:
+        """The variable by which all that was started here is found."""
+        return {TOKEN: self.token}
+
     def environment(self, extra: Mapping[str, str]) -> dict[str, str]:
         """Return the environment of a command line."""
-        values = {TOKEN: self.token, "TMPDIR": str(self._temporary), **extra}
+        values = {**self.mark, "TMPDIR": str(self._temporary), **extra}
         return environment(self._folder / "flwr", values)
 
     def run(
@@ -145,14 +150,28 @@ class Programs:
             out.seek(0)
             return out.read()
 
-    def start(self, name: str, *words: str, extra: Mapping[str, str] | None = None) -> Background:
-        """Start ``python -m WORDS...`` and let it run; its output goes to ``logs/<name>.log``."""
+    def start(
+        self,
+        name: str,
+        *words: str,
+        extra: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
+    ) -> Background:
+        """Start ``python -m WORDS...`` and let it run; its output goes to ``logs/<name>.log``.
+
+        Parameters
+        ----------
+        extra
+            Variables for its environment.
+        within
+            A command that runs the one that follows it, such as in another network.
+        """
         said = self._spoken(words)
         self._show(f"{said} &")
         log = self._logs / f"{name}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", *words],
+                [*within, sys.executable, "-m", *words],
                 env=self.environment(extra or {}),
                 cwd=FEDERATION.folder,
                 stdin=subprocess.DEVNULL,

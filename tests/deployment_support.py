@@ -31,6 +31,7 @@ from common.protocol import shop_key
 from server.catalogue_publishing import publish
 from server.catalogues import Catalogues
 from server.federation import Federation, make_federation, open_federation
+from server.operating import control
 from server.registry import Registry
 from server.shops import Shops
 from simulations.local_deployment import LocalDeployment, LocalShop, change
@@ -105,6 +106,15 @@ class Deployed(LocalDeployment):
         for shop in self.shops.values():
             self.wait_until_connected(shop, SECONDS)
 
+    def wait_until_online(self, name: str, seconds: float) -> None:
+        """Wait until SuperLink knows of a shop's node, whoever started it."""
+        link = control(self.federation)
+        self.programs.wait_until(
+            lambda: any(n.name == name and n.status == "online" for n in link.nodes()),
+            f"{name}'s connection",
+            seconds,
+        )
+
     # --- processes -------------------------------------------------------------------------------
 
     def service_pid(self, name: str) -> int:
@@ -136,6 +146,10 @@ class Deployed(LocalDeployment):
         for process in self.processes(shop):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+
+    def pause(self, pid: int) -> None:
+        """Stop a process where it stands: it is there, and answers nothing."""
+        os.kill(pid, signal.SIGSTOP)
 
     def kill_service(self, name: str) -> int:
         """Kill one of the services, which ``server up`` starts again; return the old process id."""
@@ -245,6 +259,7 @@ def deployed(
     plan: Mapping[str, ConfigValue] | None = None,
     *,
     start: bool = True,
+    host: str = "127.0.0.1",
 ) -> Iterator[Deployed]:
     """Yield a federation that is up, its shops connected; all of it ends with the block.
 
@@ -254,9 +269,11 @@ def deployed(
         Keys of plan.toml over :data:`PLAN`.
     start
         Whether to start anything: a test may want to change files first.
+    host
+        Where the gateway listens.
     """
     with Programs(folder) as programs:
-        federation = Deployed(folder, programs)
+        federation = Deployed(folder, programs, host)
         federation.make(shops, plan or {})
         if start:
             federation.start()

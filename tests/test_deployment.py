@@ -8,7 +8,7 @@ import pytest
 from deployment_support import deployed
 from server.registry import Registry
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 def test_a_federation_trains_publishes_and_brings_the_model_home(tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ def test_the_table_says_what_was_recommended_and_what_it_cost() -> None:
 
 @pytest.mark.e2e
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_federation_takes_everything_down(tmp_path: Path, number: int) -> None:
     out = tmp_path / "out"
