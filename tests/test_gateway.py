@@ -25,6 +25,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common.processes import free_port, listens
 from operator_support import (
+    WAIT_SECONDS,
     Up,
     need_nginx,
     new_federation,
@@ -161,7 +162,7 @@ def test_whoever_trusts_another_authority_refuses_the_gateway(up: Up, tmp_path: 
     with pytest.raises(ssl.SSLCertVerificationError, match="verify failed"):
         ask(gate(up), ssl.create_default_context(), FLEET)
     with supernode(up.federation, new_key(tmp_path, "node"), authority=foreign) as (node, log):
-        assert node.wait(60) != 0
+        assert node.wait(WAIT_SECONDS) != 0
     assert "CERTIFICATE_VERIFY_FAILED" in log.read_text()
 
 
@@ -282,7 +283,7 @@ def test_only_enrolled_shops_are_let_in_and_removed_ones_are_put_out(
 ) -> None:
     stranger = new_key(tmp_path, "stranger")
     with supernode(up.federation, stranger) as (node, log):
-        assert node.wait(60) != 0
+        assert node.wait(WAIT_SECONDS) != 0
         assert "Exit Code: 305" in log.read_text()
 
     key = new_key(tmp_path, "shop")
@@ -297,11 +298,11 @@ def test_only_enrolled_shops_are_let_in_and_removed_ones_are_put_out(
         listed = json.loads(server(up.federation, "shops", "--json").stdout)
         assert [(s["shop"], s["status"]) for s in listed["shops"]] == [("Shop 1/a", "online")]
         assert server(up.federation, "remove", "Shop 1/a").returncode == 0
-        node.wait(60)
+        node.wait(WAIT_SECONDS)
     (key.with_suffix("") / "secret").unlink()
     key.with_suffix("").rename(tmp_path / "first")
     with supernode(up.federation, key) as (node, log):
-        assert node.wait(60) != 0
+        assert node.wait(WAIT_SECONDS) != 0
         assert "Exit Code: 305" in log.read_text()
     again = server(up.federation, "enrol", "Shop 1/a", str(key.with_suffix(".pub")))
     assert again.returncode == 2
@@ -369,8 +370,8 @@ def test_what_dies_is_started_again_and_a_second_up_is_refused(tmp_path: Path) -
             assert not [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
             ended = time.monotonic()
             next_up.process.send_signal(signal.SIGINT)
-            assert next_up.process.wait(60) == 0
-            assert time.monotonic() - ended < 60
+            assert next_up.process.wait(WAIT_SECONDS) == 0
+            assert time.monotonic() - ended < WAIT_SECONDS
         assert next_up.family() == []
         assert not (federation.state / "up.json").exists()
 
@@ -387,7 +388,7 @@ def test_up_says_what_is_in_the_way(tmp_path: Path) -> None:
     (federation.state / "superlink.db").write_bytes(b"not a database" * 100)
     process = start_up(federation)
     try:
-        assert process.wait(60) == 1
+        assert process.wait(WAIT_SECONDS) == 1
     finally:
         process.kill()
         process.wait()
