@@ -6,7 +6,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -368,10 +367,8 @@ def test_what_dies_is_started_again_and_a_second_up_is_refused(tmp_path: Path) -
         assert len(left) >= 3
         with running(federation) as next_up:
             assert not [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-            ended = time.monotonic()
             next_up.process.send_signal(signal.SIGINT)
             assert next_up.process.wait(WAIT_SECONDS) == 0
-            assert time.monotonic() - ended < WAIT_SECONDS
         assert next_up.family() == []
         assert not (federation.state / "up.json").exists()
 
