@@ -7,11 +7,9 @@ for each would cost more time than all the rest.
 
 import json
 import os
-import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +17,17 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from client.approval import Approvals
 from client.privacy.ledger import Ledger
 from client.running import RUN_VARIABLE
 from client.settings import read_settings
-from client.starting import start_shop
-from common.bundle import build, digest
 from common.config import ConfigValue
 from common.processes import carriers
 from common.protocol import shop_key
-from server.catalogue_publishing import publish
-from server.catalogues import Catalogues
-from server.federation import Federation, make_federation, open_federation
+from server.federation import Federation, open_federation
 from server.operating import control
 from server.registry import Registry
-from server.shops import Shops
-from simulations.local_deployment import LocalDeployment, LocalShop, change
+from simulations.local_deployment import LocalDeployment, LocalShop
+from simulations.local_layout import lay_out_operator, lay_out_shop
 from simulations.local_programs import Background, Programs
 
 #: Wide: each exchange starts a process for each shop, and the machine may be busy.
@@ -60,13 +53,7 @@ class Deployed(LocalDeployment):
 
     def make(self, shops: Sequence[str], plan: Mapping[str, ConfigValue]) -> None:
         """Lay out the operator's and the shops' folders: approved, enrolled, nothing started."""
-        make_federation(self.operator, "test", self.address, superlink_port=self.superlink_port)
-        change(self.operator / "federation.toml", {"listen": self.address})
-        change(self.operator / "plan.toml", {"min_shops": len(shops), **PLAN, **plan})
-        products = self.folder / "products"
-        products.mkdir()
-        products_table().to_csv(products / "products.csv", index=False)
-        publish(Catalogues(self.operator / "catalogue"), products)
+        lay_out_operator(self, {"min_shops": len(shops), **PLAN, **plan}, products_table())
         for number, name in enumerate(shops):
             self.plant(name, number)
 
@@ -78,20 +65,7 @@ class Deployed(LocalDeployment):
         more: str = "",
     ) -> LocalShop:
         """Lay out one more shop with planted sales: approved and enrolled."""
-        shop = LocalShop(name, self.folder / "shops" / name, {})
-        start_shop(shop.folder, name, self.address)
-        shutil.copy(self.operator / "ca" / "ca.crt", shop.folder / "ca.crt")
-        shutil.copytree(
-            Catalogues(self.operator / "catalogue").current(), shop.folder / "catalogue"
-        )
-        change(shop.settings, {**SHOP, **(changes or {})})
-        with shop.settings.open("a", encoding="utf-8") as file:
-            file.write(more)
-        sales(name, number).to_csv(shop.folder / "data" / "interactions.csv", index=False)
-        Approvals(shop.folder / "approved.jsonl").decide("approve", own_digest(), "tests")
-        Shops(self.federation.shops).enrol(name, shop.folder / "keys" / "node.pub")
-        self.shops[name] = shop
-        return shop
+        return lay_out_shop(self, name, sales(name, number), {**SHOP, **(changes or {})}, more)
 
     @property
     def federation(self) -> Federation:
@@ -278,12 +252,6 @@ def deployed(
         if start:
             federation.start()
         yield federation
-
-
-@lru_cache(maxsize=1)
-def own_digest() -> str:
-    """Return the digest of the code that is tested."""
-    return digest(build())
 
 
 def products_table() -> pd.DataFrame:
