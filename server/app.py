@@ -10,13 +10,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.features import read_catalogue
 from common.model import state_spec, trained_names
-from common.protocol import Arrays, Noise
-from server.checkpoints import last_checkpoint, trained_on, write_checkpoint
+from common.protocol import Arrays, Noise, TrainingPlan
+from server.checkpoints import alone, last_checkpoint, trained_on, write_checkpoint
 from server.figures import ShopFigures, write_figures
 from server.finishing import finished_model
 from server.heads import LedgerHeads
 from server.job import Event, Job
-from server.settings import read_home, read_run_config
+from server.settings import RunPlace, RunSettings, ServerHome, read_home, read_run_config
 from server.starting import from_model, from_seed
 from server.strategy import Federation
 
@@ -32,7 +32,19 @@ def main(grid: Grid, context: Context) -> None:
     home = read_home(os.environ)
     run_name = settings.run_name or str(context.run_id)
     place = home.place(run_name)
-    place.checkpoints.mkdir(parents=True, exist_ok=True)
+    # What an earlier attempt that was just stopped still writes comes before this one looks.
+    with alone(place.checkpoints):
+        _run(grid, plan, settings, home, place, run_name)
+
+
+def _run(
+    grid: Grid,
+    plan: TrainingPlan,
+    settings: RunSettings,
+    home: ServerHome,
+    place: RunPlace,
+    run_name: str,
+) -> None:
     # A run that is resumed goes on with its own catalogue, though a newer one was published.
     catalogue = read_catalogue(home.published(trained_on(place.checkpoints)))
     resume = last_checkpoint(

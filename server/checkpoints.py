@@ -5,9 +5,13 @@
 tensors. The JSON file is renamed into place last: a round without it was never finished.
 """
 
+import fcntl
 import hashlib
 import json
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +19,10 @@ import numpy as np
 from pydantic import TypeAdapter
 from safetensors.numpy import load, save
 
-from common.errors import ArtifactError
+from common.errors import ArtifactError, RunError
 from common.protocol import Arrays, Noise, TrainingPlan
 
+_POLL = 0.2
 _FORMAT = 2
 _NOISE: TypeAdapter[Noise] = TypeAdapter(Noise)
 
@@ -130,6 +135,31 @@ def last_checkpoint(
                 "empty checkpoint folder"
             )
     return checkpoint
+
+
+@contextmanager
+def alone(folder: Path, *, patience: float = 120.0) -> Iterator[None]:
+    """Keep a run's folder to one attempt at a time: a stopped one takes some seconds to end.
+
+    Raises
+    ------
+    RunError
+        If another attempt does not end within ``patience`` seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
+    with (folder / ".lock").open("wb") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise RunError(
+                        f"another attempt at the run in {folder} still works: stop it first"
+                    ) from error
+            time.sleep(_POLL)
+        yield
 
 
 def _part(tensors: Arrays, prefix: str) -> Arrays:

@@ -39,7 +39,10 @@ def _facts(document: Document) -> list[str]:
     if document["started_from"] is not None:
         since = plan["train_from"]
         new = f" on records since {_date(since)}" if since else " on all records"
-        lines.append(f"It goes on from version {document['started_from']}{new}.")
+        lines.append(
+            f"It goes on from version {document['started_from']}{new}; the new model's statement "
+            "counts that version's runs too."
+        )
     lines += [f"Note: {note}." for note in document["notes"]]
     lines.append(f"Shops must have approved bundle {document['bundle']}.")
     shops = document["shops"]

@@ -20,7 +20,7 @@ from federation_support import (
     start_state,
     toy_app,
 )
-from server.checkpoints import Checkpoint, last_checkpoint, read_checkpoint, write_checkpoint
+from server.checkpoints import Checkpoint, alone, last_checkpoint, read_checkpoint, write_checkpoint
 from server.job import Event, Job
 from server.strategy import Federation
 
@@ -243,3 +243,13 @@ def test_a_half_written_or_damaged_checkpoint_is_noticed(tmp_path: Path) -> None
     tensors.write_bytes(data)
     with pytest.raises(ArtifactError, match="damaged"):
         read_checkpoint(tmp_path, 1)
+
+
+def test_one_attempt_at_a_run_works_in_its_folder(tmp_path: Path) -> None:
+    with alone(tmp_path / "run"):
+        with pytest.raises(RunError, match="another attempt"), alone(tmp_path / "run", patience=0):
+            pass
+        with alone(tmp_path / "other", patience=0):
+            pass
+    with alone(tmp_path / "run", patience=0):
+        pass

@@ -100,7 +100,7 @@ def test_the_price_is_said_before_a_run() -> None:
     all_of_it = "\n".join(
         plan_lines({**PLANNED, "started_from": 2, "plan": later | {"train_from": 0}})
     )
-    assert "goes on from version 2 on all records" in all_of_it
+    assert "goes on from version 2 on all records; the new model's statement counts" in all_of_it
 
 
 def test_a_finished_run_says_what_was_published() -> None:
