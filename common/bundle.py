@@ -47,10 +47,20 @@ def stage(app: FlowerApp, root: Path) -> Path:
         shutil.copytree(
             app.folder / package,
             target / package,
-            # Editors and notebooks keep copies of code in hidden folders.
-            ignore=shutil.ignore_patterns("__pycache__", "test_*", ".*"),
+            ignore=_no_part_of_a_run,
         )
     return target
+
+
+def _no_part_of_a_run(folder: str, names: list[str]) -> set[str]:
+    """Return what of a folder stays behind: all but code, and code that no run calls.
+
+    A shop's engineer approves what is here, so the less the better. Editors and notebooks keep
+    copies of code in hidden folders.
+    """
+    left = shutil.ignore_patterns("__pycache__", "test_*", ".*", "query")(folder, names)
+    files = {name for name in names if not (Path(folder) / name).is_dir()}
+    return left | {name for name in files if not name.endswith(".py")}
 
 
 def build(app: FlowerApp = FEDERATION) -> bytes:
