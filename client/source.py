@@ -13,11 +13,11 @@ import pandas as pd
 from client.mapping import ItemMapping, read_mapping, texts_of
 from client.mapping_settings import CatalogueMapping
 from client.settings import ShopSettings
-from common.checks import BadRows, Checker
+from common.checks import Checker
 from common.errors import ConfigError, DataError
 from common.features import Catalogue
 from common.folders import Progress, find_table, read_interactions, read_small, require_table
-from common.schema import BEHAVIOR_WEIGHTS, ShopEvents, Tables, encode_shop
+from common.schema import BEHAVIOR_WEIGHTS, BadRows, ShopEvents, Tables, encode_shop
 from common.validation import check_customers, check_stock
 
 logger = logging.getLogger(__name__)

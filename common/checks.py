@@ -4,15 +4,13 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
 from common.errors import DataError
-
-BadRows = Literal["refuse", "set-aside"]
+from common.schema import BadRows
 
 EMPTY = "empty"
 NEGATIVE = "negative"

@@ -2,7 +2,7 @@
 
 :func:`rdp` is cheap and cannot fail. :func:`prv` (Gopi et al. 2021, "Numerical Composition of
 Differential Privacy", arXiv 2106.02848) is tight, on a grid that is checked beforehand. What one
-step does comes from Opacus; it is imported when first needed, since it is slow to load.
+step does comes from Opacus, by way of :mod:`common.opacus_analysis`.
 """
 
 import logging
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
+
+from common.opacus_analysis import domain_module, prv_module, rdp_module
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +41,14 @@ ORDERS = np.array(
 
 def rdp(segments: Sequence[Segment], delta: float) -> float:
     """Return an upper bound by Rényi differential privacy; infinite where there is none."""
-    from opacus.accountants.analysis.rdp import get_privacy_spent
-
     total = sum((_rdp_of_step(sigma, rate) * n for sigma, rate, n in segments), np.zeros(1))
     usable = np.isfinite(total)
     if not usable.any():
         return math.inf
     with _quiet():
-        value, _ = get_privacy_spent(orders=ORDERS[usable], rdp=total[usable], delta=delta)
+        value, _ = rdp_module().get_privacy_spent(
+            orders=ORDERS[usable], rdp=total[usable], delta=delta
+        )
     # The conversion goes below 0 where there is next to nothing to convert.
     return max(0.0, float(value)) if math.isfinite(value) else math.inf
 
@@ -57,13 +59,13 @@ def _rdp_of_step(sigma: float, rate: float) -> np.ndarray:
 
     A sampled step has none at fractional orders: their series is slow, and may not converge.
     """
-    from opacus.accountants.analysis.rdp import compute_rdp
-
     values = np.full(ORDERS.shape, np.inf)
     usable = (np.mod(ORDERS, 1) == 0) | (rate == 1)
     orders = [float(order) for order in ORDERS[usable]]
     with _quiet():
-        values[usable] = compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=orders)
+        values[usable] = rdp_module().compute_rdp(
+            q=rate, noise_multiplier=sigma, steps=1, orders=orders
+        )
     return values
 
 
@@ -113,13 +115,12 @@ def _prv_on_grid(
     A length that suits the transform, and one transform a segment: 5 segments of 10,000 steps
     together take 0.4 s, where composing them pair by pair takes 2 s.
     """
-    from opacus.accountants.analysis.prv import Domain, PoissonSubsampledGaussianPRV
-    from opacus.accountants.analysis.prv.prvs import DiscretePRV
     from scipy.fft import irfft, next_fast_len, rfft
 
+    of_step = prv_module().PoissonSubsampledGaussianPRV
     half = next_fast_len(points // 2 + 2, real=True)
     # Zero is on the grid, at half - 1: rolling the circular convolution below relies on it.
-    domain = Domain(-(half - 1) * mesh, half * mesh, 2 * half)
+    domain = domain_module().Domain(-(half - 1) * mesh, half * mesh, 2 * half)
     edges = (np.arange(2 * half + 1) - (half - 0.5)) * mesh
     spectrum: np.ndarray = np.ones(half + 1, dtype=np.complex128)
     total_steps, shift = 0, 0.0
@@ -129,7 +130,7 @@ def _prv_on_grid(
             ends = _loss(np.array([-_FAR * sigma, 1 + _FAR * sigma]), sigma, rate)
             first, last = np.searchsorted(edges, ends)
             below = np.zeros(len(edges))
-            below[first:last] = PoissonSubsampledGaussianPRV(rate, sigma).cdf(edges[first:last])
+            below[first:last] = of_step(rate, sigma).cdf(edges[first:last])
             below[last:] = 1.0
             mass = np.diff(below)
             # What rounding a loss to the grid does to its mean, which is made good exactly.
@@ -146,7 +147,7 @@ def _prv_on_grid(
         )
         if not rounding < delta / 10:
             return None
-        composed = DiscretePRV(pmf=mass, domain=domain.shift_right(shift))
+        composed = prv_module().DiscretePRV(pmf=mass, domain=domain.shift_right(shift))
         slack = delta / 1000 + rounding
         value = float(composed.compute_epsilon(delta, slack, error)[2])
     return value if math.isfinite(value) and value >= 0 else None

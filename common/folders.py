@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
-from common.checks import BadRows, Checker
+from common.checks import Checker
 from common.columns import as_text
 from common.errors import DataError
 from common.interactions import IDS, InteractionsBuilder
-from common.schema import Tables
+from common.schema import BadRows, Tables
 from common.validation import check_customers, check_products, check_stock
 
 #: Arrow reads up to 32 blocks ahead, so these are small, and several are checked together.

@@ -7,12 +7,16 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from common.errors import ConfigError, DataError
+
+#: What becomes of rows that break the contract.
+BadRows = Literal["refuse", "set-aside"]
 
 BEHAVIORS = ("view", "favourite", "cart", "purchase", "rating")
 

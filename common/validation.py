@@ -9,11 +9,11 @@ import pandera.pandas as pa
 import pyarrow as arrow
 
 from common import checks
-from common.checks import BadRows, Checker
+from common.checks import Checker
 from common.columns import as_text, to_arrow
 from common.errors import DataError
 from common.interactions import InteractionsBuilder
-from common.schema import REQUIRED, Tables
+from common.schema import REQUIRED, BadRows, Tables
 
 BLOCK_ROWS = 262_144
 

@@ -7,7 +7,6 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from client.home_settings import HomeSettings
-from common.checks import BadRows
 from common.config import nearest, parse, read_toml, with_overrides
 from common.errors import ConfigError
 from common.features import ContentSpec
@@ -15,7 +14,7 @@ from common.marketplace import MarketplaceConfig
 from common.partitioning import Partitioner, by_column, dirichlet, uniform
 from common.planning import with_noise
 from common.protocol import Frozen, ModelPlan, TrainingPlan, Trust, Unit
-from common.schema import BEHAVIOR_WEIGHTS
+from common.schema import BEHAVIOR_WEIGHTS, BadRows
 from simulations.audit_settings import AuditSection
 
 ARMS = (
