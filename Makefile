@@ -15,12 +15,13 @@ INSTALLED := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo federation test statistical slow check format bench clean
+.PHONY: help setup demo serve federation test statistical slow check format bench proto clean
 
 help:
 	@echo 'make demo         should the 20 local markets federate? all arms, into $(OUT)'
 	@echo '                    OUT=runs/other  another folder'
 	@echo '                    ARGS="--set privacy.target_epsilon=2"  other settings'
+	@echo 'make serve        ask the model of the demo over REST (port 8080) and gRPC (port 50051)'
 	@echo 'make federation   a whole federation of real processes on this machine, into runs/federation'
 	@echo '                    needs nginx and PostgreSQL; installs them where it is root on Debian'
 	@echo 'make test         all tests but the slow and the statistical ones'
@@ -51,6 +52,13 @@ demo: $(INSTALLED)
 	  $(BIN)/python -m simulations run simulations/experiments/demo.toml --out '$(OUT)' $(ARGS); \
 	fi
 
+# Ports and more: ARGS="--port 9000 --grpc-port 9001"
+serve: $(INSTALLED)
+	@[ -e '$(OUT)/report.json' ] || $(MAKE) demo ARGS=
+	@[ -e '$(OUT)/registry' ] || $(BIN)/python -m server registry publish \
+	  '$(OUT)/models/federated-dp' --to '$(OUT)/registry' --force
+	$(BIN)/python -m server serve '$(OUT)/registry' --catalogue '$(OUT)/catalogue' $(ARGS)
+
 # Debian keeps nginx and PostgreSQL's server out of an ordinary user's PATH.
 federation: OUT = runs/federation
 federation: $(INSTALLED)
@@ -71,6 +79,11 @@ test: $(INSTALLED)
 
 statistical slow: $(INSTALLED)
 	$(PYTEST) -m 'slow or statistical' $(ARGS)
+
+# What grpcio-tools makes of the gRPC contract.
+proto: $(INSTALLED)
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
+	  server/query/wire/fedtail.proto
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ from common.artifact import Manifest, save_model
 from common.code import code_digest
 from common.config import nearest
 from common.errors import ConfigError, InputError
+from common.features import write_catalogue
 from common.protocol import TrainingPlan
 from common.schema import ShopEvents
 from common.statement import statement
@@ -39,6 +40,8 @@ from simulations.world import World, build_world
 logger = logging.getLogger(__name__)
 
 _IDENTITY = "experiment.json"
+#: The products that the models know, as a service or a shop reads them.
+CATALOGUE = "catalogue"
 
 
 def run_experiment(experiment: Experiment, out: Path, watcher: Watcher) -> dict[str, Any]:
@@ -218,6 +221,9 @@ class _Runner:
             catalogue_fingerprint=self._world.catalogue.fingerprint,
         )
         save_model(target, last.state, self._world.catalogue.item_ids, manifest)
+        if not (self._folder / CATALOGUE).exists():
+            # Without its catalogue a model can't be asked anything.
+            write_catalogue(self._world.catalogue, self._folder / CATALOGUE)
 
     def _warnings(self) -> list[str]:
         found = [*self._world.dataset.notes, *self._federator.notes]

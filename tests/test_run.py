@@ -27,6 +27,7 @@ METRICS = (
     *("coverage@20", "tail_share@20", "gini@20"),
 )
 FILES = {
+    "catalogue",
     "experiment.json",
     "ledgers",
     "models",
