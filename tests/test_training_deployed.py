@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from client.approval import Approvals
-from deployment_support import SECONDS, Deployed, deployed, own_digest
+from common.bundle import build, digest
+from deployment_support import SECONDS, Deployed, deployed
 from server.registry import Registry
 from simulations.local_deployment import change
 
@@ -73,18 +74,19 @@ def test_a_run_outlives_its_command_and_goes_on_where_it_was_stopped(tmp_path: P
 def test_what_shops_refuse_is_told_by_name_and_costs_nothing(tmp_path: Path) -> None:
     with deployed(tmp_path) as federation:
         north, south = federation.shops.values()
+        bundle = digest(build())
         for shop in (north, south):
-            Approvals(shop.folder / "approved.jsonl").decide("revoke", own_digest(), "tests")
+            Approvals(shop.folder / "approved.jsonl").decide("revoke", bundle, "tests")
         federation.train()
         code, said = federation.finish()
         assert code == 1
         for name in ("north", "south"):
             assert f"{name}: unapproved: it has not approved this bundle" in said
         assert "failed: no shop takes part: 2 unapproved" in said
-        assert own_digest() in said
+        assert bundle in said
 
         for shop in (north, south):
-            Approvals(shop.folder / "approved.jsonl").decide("approve", own_digest(), "tests")
+            Approvals(shop.folder / "approved.jsonl").decide("approve", bundle, "tests")
             change(shop.settings, {"cap_epsilon": 0.5})
         federation.train()
         code, said = federation.finish()
