@@ -139,7 +139,7 @@ class Deployed(LocalDeployment):
             "train", "server", "train", *words, "--federation", str(self.operator)
         )
 
-    def finish(self, seconds: float = 2 * SECONDS) -> tuple[int, str]:
+    def finish(self, seconds: float = 5 * SECONDS) -> tuple[int, str]:
         """Return the status with which the training ended, and all that it said."""
         training = self.programs.take("train")
         status = training.process.wait(seconds)
