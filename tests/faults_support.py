@@ -1,0 +1,76 @@
+"""Small federations for the tests of faults: they bear a busy machine, and end with nothing left.
+
+One of two shops is enough for a run, so that what happens to the other costs little time.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.bundle import FEDERATION
+from common.config import ConfigValue
+from deployment_support import SECONDS, Deployed, deployed
+from simulations.local_deployment import LocalShop
+
+SHOPS = ("north", "south")
+#: Nobody is to be called late because the machine is busy: whose end SuperLink notices is not
+#: waited for.
+PLAN: Mapping[str, ConfigValue] = {
+    "rounds": 1,
+    "min_shops": 1,
+    "wait_seconds": SECONDS,
+    "timeout_seconds": 2 * SECONDS,
+}
+_RUN_SECONDS = 900.0
+_END_SECONDS = 20.0
+
+
+@contextmanager
+def fragile(
+    folder: Path,
+    shops: Sequence[str] = SHOPS,
+    plan: Mapping[str, ConfigValue] | None = None,
+    *,
+    start: bool = True,
+    host: str = "127.0.0.1",
+) -> Iterator[Deployed]:
+    """Yield a federation (:func:`deployed`) whose every process must end when it is told to."""
+    with deployed(folder, shops, {**PLAN, **(plan or {})}, start=start, host=host) as federation:
+        yield federation
+        federation.programs.end_all()
+        federation.programs.wait_until(
+            lambda: not federation.programs.running(), "the end of all processes", _END_SECONDS
+        )
+
+
+def end_of(federation: Deployed) -> tuple[int, str]:
+    """Return the status with which a training ended, and all that it said."""
+    return federation.finish(_RUN_SECONDS)
+
+
+def check_ended_well(federation: Deployed, status: int, said: str, *, runs: int = 1) -> None:
+    """Hold a run to its end, its accounts, and to what the registry has after so many."""
+    assert status == 0, said
+    assert "Traceback" not in said
+    assert federation.events()[-1]["event"] == "end", said
+    assert federation.versions() == list(range(1, runs + 1))
+    federation.check_accounts()
+
+
+def charged(federation: Deployed, shop: LocalShop, run: str) -> list[int]:
+    """Return the rounds of a run that a shop's ledger was charged for, each once."""
+    return sorted({number for name, number in federation.paid(shop) if name == run})
+
+
+def patience() -> float:
+    """Return after how many seconds a shop is silent, not slow, on this machine as busy as it is.
+
+    A shop's answer is for the most part the start of a process that imports what training needs.
+    """
+    started = time.monotonic()
+    command = [sys.executable, "-c", "import client.training, flwr.clientapp"]
+    subprocess.run(command, check=True, cwd=FEDERATION.folder)
+    return 30 + 8 * (time.monotonic() - started)
