@@ -16,7 +16,15 @@ from client.settings import ShopSettings
 from common.checks import Checker
 from common.errors import ConfigError, DataError
 from common.features import Catalogue
-from common.folders import Progress, find_table, read_interactions, read_small, require_table
+from common.folders import (
+    MERCHANT,
+    Progress,
+    find_table,
+    lacks_merchant,
+    read_interactions,
+    read_small,
+    require_table,
+)
 from common.schema import BEHAVIOR_WEIGHTS, BadRows, ShopEvents, Tables, encode_shop
 from common.validation import check_customers, check_stock
 
@@ -42,6 +50,8 @@ class FolderSource:
 
     A products table there is read for a mapping alone: what the federation trains on is its
     catalogue, and a shop may sell what the catalogue does not name.
+
+    Where ``merchant_id`` is given, it fills that column of a table that has none.
     """
 
     def __init__(
@@ -52,8 +62,9 @@ class FolderSource:
         bad_rows: BadRows = "refuse",
         progress: Progress | None = None,
         user_id: str | None = None,
+        merchant_id: str | None = None,
     ) -> None:
-        self._folder, self._user_id = folder, user_id
+        self._folder, self._user_id, self._merchant_id = folder, user_id, merchant_id
         self._progress = progress
         self._bad_rows: BadRows = bad_rows
         self._now = int(time.time()) if now is None else now
@@ -81,12 +92,16 @@ class FolderSource:
             drop=("quantity", "price"),
             may_be_empty=True,
             user_id=self._user_id,
+            merchant_id=self._merchant_id,
         )
         customers = stock = None
         if self._user_id is None and (people := find_table(self._folder, "customers")) is not None:
             customers = check_customers(read_small(people), checker(people))
         if (shelves := find_table(self._folder, "stock")) is not None:
-            stock = check_stock(read_small(shelves), None, checker(shelves))
+            frame = read_small(shelves)
+            if self._merchant_id is not None and lacks_merchant(frame.columns):
+                frame = frame.assign(**{MERCHANT: self._merchant_id})
+            stock = check_stock(frame, None, checker(shelves))
         products = pd.DataFrame({"item_id": interactions["item_id"].cat.categories})
         return Tables(interactions, products, customers, stock, dict(set_aside))
 
@@ -168,7 +183,13 @@ def open_own_source(
         )
     if settings.data is None:
         raise ConfigError("the shop's settings name neither data nor a database")
-    return FolderSource(settings.data, bad_rows=rows, progress=progress, user_id=user_id)
+    return FolderSource(
+        settings.data,
+        bad_rows=rows,
+        progress=progress,
+        user_id=user_id,
+        merchant_id=settings.merchant_id,
+    )
 
 
 def shop_mapping(settings: ShopSettings) -> ItemMapping | None:

@@ -17,15 +17,15 @@ _SETTINGS = """\
 # The settings of one shop. They are read on this machine only: no server can change or see them.
 # Relative paths start from this file's folder.
 
-# The shop's name, as the merchant_id column of its data has it; rows without that column are the
-# shop's own.
+# The shop's name, as the merchant_id column of its data has it. A table without that column holds
+# the shop's own rows alone.
 merchant_id = {merchant}
 
 # The shop's tables: a folder that holds interactions.csv or interactions.parquet, with the columns
-#   user_id, item_id, timestamp (2024-05-31T14:00:00Z, or seconds since 1970 UTC), merchant_id and
+#   user_id, item_id, timestamp (2024-05-31T14:00:00Z, or seconds since 1970 UTC) and
 #   behavior (view, favourite, cart, purchase or rating)
-# and perhaps rating and session_id (the basket). customers (user_id) and stock (merchant_id,
-# item_id) may be there too. item_id is the number that the catalogue uses, or your own: see
+# and perhaps merchant_id, rating and session_id (the basket). customers (user_id) and stock
+# (item_id) may be there too. item_id is the number that the catalogue uses, or your own: see
 # [catalogue_mapping] below.
 data = "data"
 

@@ -4,6 +4,7 @@ Interactions are read in blocks: a file larger than memory is fine as long as it
 """
 
 import csv
+import difflib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -29,6 +30,9 @@ BLOCK_ROWS = 131_072
 #: What a cell holds that holds nothing. "NA" is not among them: it is a brand and a country.
 NO_VALUE = ["", "NaN", "nan", "NULL", "null"]
 TEXTS = ("category", "brand", "title", "description")
+MERCHANT = "merchant_id"
+# "merchant" and "MerchantId" are; "terminal_id" is not.
+_SIMILAR = 0.8
 
 #: Called with (done, total), in bytes of the file or rows of the table.
 Progress = Callable[[int, int], None]
@@ -157,6 +161,7 @@ def read_interactions(
     drop: Collection[str] = (),
     may_be_empty: bool = False,
     user_id: str | None = None,
+    merchant_id: str | None = None,
 ) -> pd.DataFrame:
     """Read and validate interactions block by block; see :func:`read_folder`.
 
@@ -168,21 +173,37 @@ def read_interactions(
         Whether a table without rows is fine.
     user_id
         Check and return this customer's rows alone; row numbers count only those.
+    merchant_id
+        Whose rows they all are where the table has no such column; None: it must have one.
     """
     is_csv = path.suffix == ".csv"
     try:
         columns = csv_header(path) if is_csv else pq.read_schema(path).names
-        builder = InteractionsBuilder(checker, item_ids, columns, now, drop)
+        filled = merchant_id is not None and lacks_merchant(columns)
+        have = [*columns, MERCHANT] if filled else columns
+        builder = InteractionsBuilder(checker, item_ids, have, now, drop)
+        wanted = [name for name in builder.columns if not (filled and name == MERCHANT)]
         read = _csv_blocks if is_csv else _parquet_blocks
-        for block, done, total in read(path, builder.columns, checker):
+        for block, done, total in read(path, wanted, checker):
             rows = block if user_id is None else _of_customer(block, user_id, checker)
             if len(rows):
+                if filled:
+                    rows = rows.append_column(MERCHANT, arrow.repeat(merchant_id, len(rows)))
                 builder.add(rows)
             if progress is not None:
                 progress(done, total)
     except arrow.ArrowInvalid as error:
         raise DataError(f"{path.name} cannot be read: {error}") from error
     return builder.finish(may_be_empty=may_be_empty)
+
+
+def lacks_merchant(columns: Collection[str]) -> bool:
+    """Return whether no column says whose a row is, not even under a similar name.
+
+    One that is only misspelt must not make other merchants' rows a shop's own.
+    """
+    names = [str(name).lower() for name in columns]
+    return not difflib.get_close_matches(MERCHANT, names, n=1, cutoff=_SIMILAR)
 
 
 def _of_customer(block: arrow.Table, user_id: str, checker: Checker) -> arrow.Table:

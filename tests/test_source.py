@@ -1,5 +1,6 @@
 """A shop's own folder becomes records on the catalogue's rows."""
 
+import io
 import logging
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 
 from client.settings import ShopSettings
-from client.source import FolderSource, read_shop
+from client.source import FolderSource, open_source, read_shop
 from common.errors import DataError
 from common.features import Catalogue
 
@@ -60,6 +61,42 @@ def test_an_empty_shop_is_a_shop(tmp_path: Path, catalogue: Catalogue) -> None:
     (tmp_path / "interactions.csv").write_text(ROWS)
     (tmp_path / "stock.csv").write_text("merchant_id,item_id\nnew,tea\n")
     assert len(read_shop(settings(tmp_path, merchant_id="new"), catalogue)) == 0
+
+
+def test_tables_without_the_merchants_column_are_the_shops_own(
+    tmp_path: Path, catalogue: Catalogue
+) -> None:
+    plain = ROWS.replace("merchant_id,", "").replace("corner,", "")
+    (tmp_path / "interactions.csv").write_text(plain)
+    (tmp_path / "customers.csv").write_text("user_id,age\n7,30\n")
+    (tmp_path / "stock.csv").write_text("item_id\ntea\n")
+    events = read_shop(settings(tmp_path), catalogue)
+    assert events.user_ids.tolist() == ["42", "7"]
+    assert events.attributes["age"].tolist() == ["", "30"]
+    tables = open_source(settings(tmp_path)).tables()
+    assert tables.merchant_ids == ["corner"]
+    shelves = tables.stock_of("corner")
+    assert shelves is not None
+    assert shelves.tolist() == ["tea"]
+    one = open_source(settings(tmp_path), user_id="7").tables()
+    assert one.interactions["item_id"].tolist() == ["milk"]
+    (tmp_path / "interactions.csv").unlink()
+    frame = pd.read_csv(io.StringIO(plain), dtype=str)
+    frame.to_parquet(tmp_path / "interactions.parquet")
+    assert read_shop(settings(tmp_path), catalogue).user_ids.tolist() == ["42", "7"]
+
+
+@pytest.mark.parametrize("name", ["merchant", "Merchant_ID", "merchnat_id"])
+def test_a_misspelt_merchants_column_makes_no_rows_the_shops_own(
+    tmp_path: Path, catalogue: Catalogue, name: str
+) -> None:
+    (tmp_path / "interactions.csv").write_text(ROWS.replace("merchant_id", name))
+    with pytest.raises(DataError, match="column 'merchant_id' is missing"):
+        read_shop(settings(tmp_path), catalogue)
+    (tmp_path / "interactions.csv").write_text(ROWS)
+    (tmp_path / "stock.csv").write_text(f"{name},item_id\ncorner,tea\n")
+    with pytest.raises(DataError, match="column 'merchant_id' is missing"):
+        read_shop(settings(tmp_path), catalogue)
 
 
 def test_a_misspelt_merchant_is_refused(tmp_path: Path, catalogue: Catalogue) -> None:
