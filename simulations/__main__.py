@@ -269,6 +269,44 @@ def bench_round_command(
         terminal().print(f"{key}: {value}")
 
 
+@bench_app.command("deployment")
+def bench_deployment_command(
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of each run.")] = 4,
+    shops: Annotated[int, typer.Option(min=1, help="Real nodes on this machine.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Time deployed rounds beside a do-nothing app through the same gateway: 0.3 and 100 MB."""
+    from simulations.bench_deployment import bench_deployment
+    from simulations.report import to_json
+
+    with _Bars() as bars:
+        result = bench_deployment(bars.stage, shops=shops, rounds=rounds)
+    if as_json:
+        sys.stdout.write(to_json(result) + "\n")
+        return
+    for name, size in result["sizes"].items():
+        terminal().print(f"{name}: {size}")
+
+
+@bench_app.command("nodes")
+def bench_nodes_command(
+    shops: Annotated[list[int] | None, typer.Option(help="How many; may be repeated.")] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of each run.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Say what many shops on this machine take of it; 25 need about 20 GB."""
+    from simulations.bench_deployment import bench_nodes
+    from simulations.report import to_json
+
+    with _Bars() as bars:
+        result = bench_nodes(bars.stage, counts=tuple(shops or (5, 25)), rounds=rounds)
+    if as_json:
+        sys.stdout.write(to_json(result) + "\n")
+        return
+    for count, found in result["shops"].items():
+        terminal().print(f"{count} shops: {found}")
+
+
 @bench_app.command("dp-step")
 def bench_step_command(
     rounds: Annotated[int, typer.Option(help="Rounds of 20 steps of each cell.")] = 5,

@@ -91,7 +91,7 @@ def bench_round(
             cpus=cpus,
         )
         workers = cpus or len(os.sched_getaffinity(0))
-        training = _train_seconds(plan, catalogue) * shops / workers
+        training = train_seconds(plan, catalogue) * shops / workers
     seconds = {"federation": _per_round(ours), "training": training, "floor": _per_round(floor)}
     elements = sum(math.prod(shape) for shape in shapes.values())
     return {
@@ -119,7 +119,7 @@ def _plan(rounds: int, dimension: int, private: bool) -> TrainingPlan:
     )
 
 
-def _train_seconds(plan: TrainingPlan, catalogue: Catalogue) -> float:
+def train_seconds(plan: TrainingPlan, catalogue: Catalogue) -> float:
     """Return the seconds that one shop without customers trains, on one thread."""
     nobody = np.empty(0, np.int32)
     events = ShopEvents(

@@ -1,5 +1,7 @@
 """Clients that send back what they were sent."""
 
+import importlib
+
 import torch  # noqa: F401 - a client that trains has it loaded
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -8,6 +10,8 @@ app = ClientApp()
 
 
 @app.train()
-def echo(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
-    """Return the arrays that arrived."""
+def echo(message: Message, context: Context) -> Message:
+    """Return the arrays that arrived, after the imports that a client of ours would make."""
+    for name in str(context.run_config["imports"]).split():
+        importlib.import_module(name)
     return Message(message.content, reply_to=message)

@@ -18,7 +18,8 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     shapes = json.loads(str(config["shapes"]))
     state = ArrayRecord({name: Array(np.zeros(s, np.float32)) for name, s in shapes.items()})
-    with Path(os.environ["FEDTAIL_FLOOR_EVENTS"]).open("a", encoding="utf-8") as events:
+    path = Path(str(config["events"]) or os.environ["FEDTAIL_FLOOR_EVENTS"])
+    with path.open("a", encoding="utf-8") as events:
         print(json.dumps({"event": "start", "server_round": 0}), file=events, flush=True)
         while len(nodes := list(grid.get_node_ids())) < int(config["min-shops"]):
             time.sleep(0.02)
