@@ -28,7 +28,7 @@ class PrivacySection(Frozen):
     """What is promised to every shop's customers."""
 
     unit: Unit = "customer"
-    target_epsilon: float = Field(8.0, gt=0)
+    target_epsilon: float = Field(4.0, gt=0)
     target_delta: float = Field(1e-5, gt=0, lt=1)
     popularity_share: float = Field(0.3, gt=0, le=1)
 
@@ -216,8 +216,11 @@ _DEFAULT = """\
 [privacy]
 # Who is protected: "customer" (all records of one customer of one shop), "basket", "interaction".
 unit = "customer"
-# The most that a run tells of one unit. A shop joins only if all of it fits under its own cap.
-target_epsilon = 8.0
+# The most that a run tells of one unit. A shop joins only if all of it fits under its own cap, with
+# all that it spent before. A new shop's cap is 8: one run of 8 would leave no room for a second,
+# ever; of 4 it holds three. Few shops or customers may need more for a model that is of use: spend
+# it once the data and the plan are settled.
+target_epsilon = 4.0
 target_delta = 1e-5
 # The part of it that buys the popularity histogram; the rounds share the rest.
 popularity_share = 0.3

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common.accounting import epsilon, plan_spends
+from client.starting import start_shop
+from common.accounting import epsilon, fits, plan_spends
 from common.blocks import block_of
 from common.errors import ConfigError
 from common.features import Catalogue
@@ -55,9 +56,16 @@ def test_the_default_is_the_simulated_federation_s(tmp_path: Path) -> None:
     training = found.training.model_dump(mode="json")
     assert {key: training[key] for key in federated} == federated
     assert found.privacy.popularity_share == popularity_share
-    assert found.privacy.target_epsilon == demo["privacy"]["target_epsilon"]
     assert (model.pop("groups"), found.training.model.groups) == ("type*brand", "auto")
     assert {key: getattr(found.training.model, key) for key in model} == model
+
+
+def test_a_new_shop_has_room_for_several_runs_of_the_default(tmp_path: Path) -> None:
+    shop = tomllib.loads(start_shop(tmp_path / "corner")[0].read_text())
+    plan = prepare(PlanFile(), catalogue(20), now=NOW).plan
+    spends = plan_spends(plan)
+    assert fits(spends * 3, shop["cap_delta"], shop["cap_epsilon"])
+    assert plan.unit == shop["unit"]
 
 
 @pytest.mark.parametrize(("size", "columns"), [(1, 0), (3, 2), (40, 1), (5000, 2)])
@@ -66,7 +74,7 @@ def test_the_default_fits_a_catalogue_of_any_size(size: int, columns: int) -> No
     run = prepare(PlanFile(), products, now=NOW)
     assert run.plan.model.groups == ("type*brand" if columns == 2 else "type" if columns else "")
     cost = epsilon(plan_spends(run.plan), run.plan.target_delta).value
-    assert 0.998 * 8 <= cost <= 8
+    assert 0.998 * 4 <= cost <= 4
     state = initial_state(run.plan.model, products.size)
     assert {n: a.shape for n, a in state.items()} == state_spec(run.plan.model, products.size)
     popularity = np.full(products.size, 1 / products.size, np.float32)
