@@ -5,15 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["connected", "unreachable", "unknown-key", "still-online", "refused", "busy-port"]
+Kind = Literal[
+    "connected", "unreachable", "clock", "unknown-key", "still-online", "refused", "busy-port"
+]
 
 _SIGNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("connected", re.compile(r"SuperNode ID: \d+|Connection successful after")),
     ("unreachable", re.compile(r"Connection attempt failed|handshake error|Failed to initialize")),
+    # Whoever is connected, and is refused then, was removed; before that only its signature counts.
+    ("clock", re.compile(r"'401 Unauthorized' for url '\S*/activate-node'")),
+    ("unknown-key", re.compile(r"'401 Unauthorized' for url '\S*/v1/fleet/")),
     ("refused", re.compile(r"bundle=refused digest=(?P<about>[0-9a-f]*)")),
     ("busy-port", re.compile(r"address already in use")),
 )
-# The second line of Flower's word about a connection that it gave up.
+# The second line of Flower's word about a connection that it gave up. The last of them is said of a
+# key that it does not know, too.
 _CODES: dict[str, Kind] = {"2001": "unknown-key", "2004": "still-online"}
 _CODE = re.compile(r"\[code: (\d+)\]")
 

@@ -43,6 +43,8 @@ _LOOK_EVERY = 1.0
 _LARGEST_LOG = 4 * 1024 * 1024
 # Longer than Flower needs to notice that a node is gone.
 _PROBE_EVERY = 15.0
+# A federation gives up a node that it no longer hears of after a minute.
+_HELD_SECONDS = 90.0
 
 
 @dataclass
@@ -116,6 +118,9 @@ class _Watch:
         self._settings, self._folder, self._federation = settings, folder, federation
         self._supervisor, self._state = supervisor, state
         self._probed = 0.0
+        # Since when its key is refused, and whether the federation is known not to know it.
+        self._refused: float | None = None
+        self._unknown = False
 
     def run(self) -> None:
         """Return only by an exception: that of a signal, or of a program that is beyond help."""
@@ -149,6 +154,7 @@ class _Watch:
         for sign in signs:
             if sign.kind == "connected":
                 self._state.connected, self._state.problem = True, ""
+                self._refused, self._unknown = None, False
             elif sign.kind == "refused":
                 logger.warning(
                     "Refused the code of a run, which is not approved here. To see what is known "
@@ -170,11 +176,13 @@ class _Watch:
 
     def _words(self, sign: Sign) -> str:
         """Return what stands between this shop and the federation."""
-        if sign.kind == "unknown-key":
-            public = public_path(self._federation.key)
-            return f"the operator has not enrolled this shop's key: give them {public}"
-        if sign.kind == "still-online":
-            return "the federation still holds this shop's last connection for up to a minute"
+        if sign.kind in ("unknown-key", "still-online"):
+            return self._refused_key(sign)
+        if sign.kind == "clock":
+            return (
+                "the federation refuses this shop's signature: set this machine's clock, which may "
+                "be 300 s behind the federation's at most, and not ahead of it"
+            )
         if sign.kind == "busy-port":
             return f"port {self._state.port} was taken by another program: start again"
         if (now := time.monotonic()) - self._probed > _PROBE_EVERY or not self._state.problem:
@@ -183,6 +191,22 @@ class _Watch:
                 return found
             return f"{self._federation.address} answers, but not as a federation does"
         return self._state.problem
+
+    def _refused_key(self, sign: Sign) -> str:
+        now = time.monotonic()
+        self._refused = now if self._refused is None else self._refused
+        self._unknown |= sign.kind == "unknown-key" or now - self._refused > _HELD_SECONDS
+        public = public_path(self._federation.key)
+        if not self._unknown:
+            return (
+                "the federation still holds this shop's last connection, for up to a minute, or "
+                f"its operator has not enrolled {public}"
+            )
+        return (
+            "the federation does not know this shop's key: its operator removed it, or has not "
+            f"enrolled it. Give them {public}; a key that was removed is never admitted again, and "
+            f"`python -m client key new {self._settings}` makes another"
+        )
 
     def _lost_node(self) -> None:
         """End what works for a SuperNode that is gone: nobody could take its answer."""

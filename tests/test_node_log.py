@@ -1,0 +1,92 @@
+"""What a shop's engineer reads of a connection that does not come about."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from client import running
+from client.node_log import NodeLog, Sign
+from client.running import State, _Watch
+from client.settings import FederationSettings
+from client.shop_folder import ShopFolder
+from common.supervisor import Supervisor
+
+URL = "https://federation.example:8443/v1/fleet/"
+REFUSED = (
+    "Failed to initialize the connection to the SuperLink.\n[code: 2004] Failed to activate.\n"
+)
+
+
+@pytest.fixture
+def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Watch:
+    folder = ShopFolder(tmp_path)
+    folder.state.mkdir()
+    federation = FederationSettings(
+        address="federation.example:8443", ca=tmp_path / "ca.crt", key=tmp_path / "node.key"
+    )
+    monkeypatch.setattr(Supervisor, "pid", lambda *_: None)
+    monkeypatch.setattr(running, "obstacle", lambda *_: "")
+    supervisor = Supervisor("FEDTAIL_TEST", str(tmp_path))
+    state = State("corner", federation.address)
+    return _Watch(tmp_path / "shop.toml", folder, federation, supervisor, state)
+
+
+def signs(tmp_path: Path, text: str) -> list[Sign]:
+    path = tmp_path / "supernode.log"
+    path.write_text("")
+    log = NodeLog(path)
+    path.write_text(text)
+    return log.news()
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        ("send-node-heartbeat", "unknown-key"),
+        ("pull-messages", "unknown-key"),
+        ("activate-node", "clock"),
+    ],
+)
+def test_who_is_refused_when_connected_was_removed(tmp_path: Path, call: str, kind: str) -> None:
+    said = f"ERROR: Client error '401 Unauthorized' for url '{URL}{call}'\n"
+    assert [sign.kind for sign in signs(tmp_path, said)] == [kind]
+
+
+def test_a_removed_shop_hears_so_as_long_as_it_is(
+    watch: _Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch._look([Sign("connected")])
+    gone = f"httpx.HTTPStatusError: Client error '401 Unauthorized' for url '{URL}pull-messages'\n"
+    with caplog.at_level(logging.WARNING, "client.running"):
+        for text in (gone, REFUSED, REFUSED):
+            watch._look(signs(tmp_path, text))
+    # Once in words, not at each attempt.
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "does not know this shop's key" in said
+    assert f"client key new {tmp_path / 'shop.toml'}" in said
+    assert str(tmp_path / "node.pub") in said
+    assert watch._state.problem in said
+    watch._look([Sign("connected")])
+    assert watch._state.connected
+    watch._look(signs(tmp_path, REFUSED))
+    assert "last connection" in watch._state.problem
+
+
+def test_a_refusal_that_lasts_is_of_the_key(
+    watch: _Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("client.running.time.monotonic", lambda: now)
+    watch._look(signs(tmp_path, REFUSED))
+    assert "up to a minute" in watch._state.problem
+    assert "not enrolled" in watch._state.problem
+    now += 2 * running._HELD_SECONDS
+    watch._look(signs(tmp_path, REFUSED))
+    assert "does not know this shop's key" in watch._state.problem
+
+
+def test_a_wrong_clock_is_named(watch: _Watch, tmp_path: Path) -> None:
+    said = f"[code] Client error '401 Unauthorized' for url '{URL}activate-node'\n"
+    watch._look(signs(tmp_path, said))
+    assert "clock" in watch._state.problem
