@@ -93,6 +93,12 @@ class RunSettings(Frozen):
                     "set feature_rows and customer_rows to 0, or choose another optimiser"
                 )
             return SubspaceOptimizer(plan, self.server_momentum)
+        if self.server_optimizer != "none" and self.server_momentum == 1.0:
+            # The mean of all updates would never move from zero, or momentum never end.
+            raise ConfigError(
+                f'server_optimizer = "{self.server_optimizer}" needs server_momentum below 1, such '
+                "as 0.9"
+            )
         return ServerOptimizer(
             self.server_optimizer,
             self.server_learning_rate,

@@ -121,3 +121,12 @@ def test_a_norm_bound_of_zero_is_no_bound() -> None:
     check_arrays(arrays, {"x": (3,)}, max_norm=0.0)
     with pytest.raises(ProtocolError, match="norm"):
         check_arrays(arrays, {"x": (3,)}, max_norm=1.0)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam", "yogi"])
+def test_an_optimiser_that_could_never_move_is_refused(optimizer: str) -> None:
+    # What suits the subspace optimiser, the default plan's, is 1: adam learned nothing with it.
+    values = run_defaults() | {"server-optimizer": optimizer, "server-momentum": 1.0}
+    plan, settings = read_run_config(values)
+    with pytest.raises(ConfigError, match="server_momentum below 1"):
+        settings.optimizer(plan)
