@@ -17,7 +17,8 @@ app = typer.Typer(
 )
 ledger_app = typer.Typer(help="The shop's privacy ledger.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
-
+key_app = typer.Typer(help="The shop's key.", no_args_is_help=True)
+app.add_typer(key_app, name="key")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Where = Annotated[Path, typer.Argument(help="A shop.toml, or a ledger.")]
@@ -252,6 +253,25 @@ def recommend(
     request = Request(user, items, count, tail_dial, why, plain)
     document = recommend_to(settings, read_settings(settings), request)
     print_document(document, recommendations_table, as_json=as_json)
+
+
+@key_app.command("new")
+def new_key(settings: Shop) -> None:
+    """Make a new key for this shop, and keep the old one beside it."""
+    from client.keys import renew_keys
+    from client.settings import read_settings
+
+    federation = read_settings(settings).federation
+    if federation is None:
+        raise ConfigError(f"{settings} has no [federation] section: this shop needs no key")
+    public, old = renew_keys(federation.key)
+    if old is not None:
+        sys.stdout.write(f"kept the old key as {old}\n")
+    sys.stdout.write(f"made {federation.key}\nmade {public}\n")
+    sys.stdout.write(
+        f"Give the operator {public}, which is no secret, to be enrolled in place of the old one; "
+        f"then start `python -m client run {settings}` again: until then it uses the old key.\n"
+    )
 
 
 @ledger_app.command()

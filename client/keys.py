@@ -6,6 +6,8 @@ this machine from posing as the shop's own executor.
 
 import os
 import secrets
+import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 from common.errors import ConfigError
@@ -43,6 +45,45 @@ def make_keys(private: Path) -> Path:
     return public
 
 
+def renew_keys(private: Path, now: datetime | None = None) -> tuple[Path, Path | None]:
+    """Write a new key pair in place of the one that is there; return its public key's path.
+
+    The old pair stays beside it under a name with the time: whoever wants it back can have it.
+
+    Returns
+    -------
+    tuple of Path
+        The new public key, and where the old private key is now; None where there was none.
+
+    Raises
+    ------
+    ConfigError
+        If a file cannot be written; the old pair is then in its place.
+    """
+    now = datetime.now(UTC) if now is None else now
+    public, aside = public_path(private), private.with_stem(f"{private.stem}-{now:%Y%m%dT%H%M%SZ}")
+    kept = None
+    try:
+        # On the same disk as their place, and whole before anything is moved.
+        with tempfile.TemporaryDirectory(prefix=".new-key-", dir=private.parent) as folder:
+            fresh = Path(folder) / private.name
+            make_keys(fresh)
+            for old, name in ((private, aside), (public, public_path(aside))):
+                if old.exists():
+                    # A link is never made over a file.
+                    os.link(old, name)
+            kept = aside if private.exists() else None
+            public_path(fresh).replace(public)
+            fresh.replace(private)
+    except FileExistsError as error:
+        raise ConfigError(
+            f"{error.filename2 or error.filename} is there already and stays as it is: try again"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"cannot renew the key {private}: {error.strerror}") from error
+    return public, kept
+
+
 def make_secret(path: Path) -> None:
     """Write a new secret.
 
@@ -76,7 +117,7 @@ def check_private_key(path: Path) -> None:
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
         raise ConfigError(
             f"{path} is a key of another kind: an elliptic curve key P-384 (nistp384) is needed; "
-            "`python -m client init` on a new folder makes one"
+            "`python -m client key new SHOP.toml` makes one"
         )
 
 

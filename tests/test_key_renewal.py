@@ -1,0 +1,59 @@
+"""A new key for a shop, and what becomes of the old one."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from client.__main__ import app
+from client.keys import check_private_key, make_keys, renew_keys
+from client.starting import start_shop
+from common.errors import ConfigError
+
+NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
+
+
+def test_the_old_pair_is_kept_under_the_time(tmp_path: Path) -> None:
+    key = tmp_path / "node.key"
+    public = make_keys(key)
+    before = key.read_bytes(), public.read_bytes()
+    assert renew_keys(key, NOW) == (public, tmp_path / "node-20260504T030201Z.key")
+    old = tmp_path / "node-20260504T030201Z.key"
+    assert (old.read_bytes(), old.with_suffix(".pub").read_bytes()) == before
+    assert (key.read_bytes(), public.read_bytes()) != before
+    assert (key.stat().st_mode & 0o777, old.stat().st_mode & 0o777) == (0o600, 0o600)
+    check_private_key(key)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    key = tmp_path / "node.key"
+    make_keys(key)
+    renew_keys(key, NOW)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match=r"node-20260504T030201Z\.key is there already"):
+        renew_keys(key, NOW)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_shop_that_lost_its_key_gets_one(tmp_path: Path) -> None:
+    assert renew_keys(tmp_path / "node.key", NOW) == (tmp_path / "node.pub", None)
+    check_private_key(tmp_path / "node.key")
+    with pytest.raises(ConfigError, match="cannot renew"):
+        renew_keys(tmp_path / "none" / "node.key", NOW)
+
+
+def test_the_command_says_what_to_do_with_it(tmp_path: Path) -> None:
+    start_shop(tmp_path / "corner")
+    settings = tmp_path / "corner" / "shop.toml"
+    before = (tmp_path / "corner" / "keys" / "node.pub").read_text()
+    result = CliRunner().invoke(app, ["key", "new", str(settings)])
+    assert result.exit_code == 0, result.output
+    public = tmp_path / "corner" / "keys" / "node.pub"
+    assert f"Give the operator {public.resolve()}" in result.stdout
+    assert "kept the old key as" in result.stdout
+    assert public.read_text() != before
+    settings.write_text(settings.read_text().partition("[federation]")[0])
+    result = CliRunner().invoke(app, ["key", "new", str(settings)])
+    assert isinstance(result.exception, ConfigError)
