@@ -24,7 +24,7 @@ PLAN: Mapping[str, ConfigValue] = {
     "wait_seconds": SECONDS,
     "timeout_seconds": 2 * SECONDS,
 }
-_RUN_SECONDS = 900.0
+_RUN_SECONDS = 1500.0
 _END_SECONDS = 20.0
 
 

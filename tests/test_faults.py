@@ -7,7 +7,7 @@ import pytest
 from deployment_support import SECONDS
 from faults_support import charged, check_ended_well, end_of, fragile, patience
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def test_a_shop_killed_before_a_run_is_done_without(tmp_path: Path) -> None:

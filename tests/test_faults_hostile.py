@@ -20,7 +20,7 @@ from deployment_support import SECONDS, Deployed
 from faults_support import check_ended_well, end_of, fragile
 from simulations.local_deployment import LocalShop
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 #: What the hostile shop does in each round, from 1.
 ROUNDS = ("shapes", "nan", "norm", "replay", "names")

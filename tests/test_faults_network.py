@@ -12,7 +12,7 @@ import pytest
 from deployment_support import SECONDS
 from faults_support import charged, check_ended_well, end_of, fragile
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 HERE, THERE = "10.231.7.1", "10.231.7.2"
 

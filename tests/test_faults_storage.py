@@ -14,7 +14,7 @@ import postgres_support
 from deployment_support import sales
 from faults_support import charged, check_ended_well, end_of, fragile
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 PLAN = {"rounds": 2}
 DATABASE = """
