@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 RUN_VARIABLE = "FEDTAIL_RUN"
 NODE, EXECUTOR = "supernode", "superexec"
 _CLIENT = "flwr-clientapp"
+# How `client.node` ends for a reason of its own; Flower's log has lines of another form.
+_OWN_ERROR = "error: "
 _LOOK_EVERY = 1.0
 _LARGEST_LOG = 4 * 1024 * 1024
 # Longer than Flower needs to notice that a node is gone.
@@ -242,9 +244,24 @@ def supernode(
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--node-config", f"{SHOP_KEY}={_quoted(str(settings))}"]
     own_code = {"PYTHONPATH": str(FEDERATION.folder)}
+    log = folder.logs / "supernode.log"
     return Program(
-        NODE, command, environment(folder.flower, own_code), empty, folder.logs / "supernode.log"
+        NODE,
+        command,
+        environment(folder.flower, own_code),
+        empty,
+        log,
+        final=lambda _: refusal(log),
     )
+
+
+def refusal(log: Path) -> str | None:
+    """Return why our own part of a SuperNode that ended would not start; None if it did."""
+    try:
+        last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+    except OSError:
+        return None
+    return last.removeprefix(_OWN_ERROR) if last.startswith(_OWN_ERROR) else None
 
 
 def superexec(folder: ShopFolder, port: int, empty: Path) -> Program:

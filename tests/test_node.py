@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Message, RecordDict
+from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
 from flwr.common.constant import ErrorCode
 from flwr.supercore.fab import Fab
@@ -37,7 +38,7 @@ def message(run_id: int) -> Message:
         src_task_id=1,
         dst_task_id=1,
     )
-    return Message(metadata=metadata, content=RecordDict())
+    return make_message(metadata, content=RecordDict())
 
 
 class Node:
@@ -98,7 +99,7 @@ def test_an_unapproved_bundle_is_refused_before_it_is_even_fetched(shop: Node) -
     assert shop.events == ["asked"]
     (reply,) = shop.replies
     assert reply.error.code == ErrorCode.INVALID_FAB
-    assert HASH in reply.error.reason
+    assert reply.error.reason == f"this shop has not approved the bundle {HASH}"
     assert reply.metadata.reply_to_message_id == "m"
     noted = json.loads(shop.refusals.read_text())
     assert (noted["digest"], noted["run"], noted["reason"]) == (HASH, "7", "not approved")

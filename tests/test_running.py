@@ -21,7 +21,7 @@ from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
 from client.node_log import NodeLog
 from client.reaching import check_authority, obstacle
-from client.running import check_files, run_shop, superexec, supernode
+from client.running import check_files, refusal, run_shop, superexec, supernode
 from client.settings import FederationSettings, read_settings
 from client.shop_folder import ShopFolder
 from client.starting import start_shop
@@ -227,6 +227,16 @@ def test_the_nodes_log_is_read_as_it_grows(tmp_path: Path) -> None:
     assert [s.kind for s in log.news()] == ["connected"]
     path.write_text("INFO: SuperNode ID: 4\n")
     assert [s.kind for s in log.news()] == ["connected"]
+
+
+def test_a_node_that_refuses_to_start_is_not_started_again(tmp_path: Path) -> None:
+    log = tmp_path / "supernode.log"
+    assert refusal(log) is None
+    log.write_text("error: an older start\nINFO: SuperNode terminated gracefully.\n")
+    assert refusal(log) is None
+    with log.open("a") as file:
+        file.write("error: flwr 9 is installed\n")
+    assert refusal(log) == "flwr 9 is installed"
 
 
 def test_new_settings_are_toml_with_the_address_that_was_given(shop: Path) -> None:
