@@ -88,10 +88,14 @@ def diff_table(document: Document) -> Group:
 def export_table(document: Document) -> Group:
     """Return what was copied where, and what a shop does with it."""
     where = document["exported"]
-    unpack = "unpack it, and name the folder" if where.endswith(".zip") else "name it"
+    put = (
+        "unzip it in the shop's folder: it holds catalogue/"
+        if where.endswith(".zip")
+        else "copy it into the shop's folder as catalogue"
+    )
     then = (
-        f"A shop: {unpack} as catalogue in shop.toml; `python -m client check` prints the "
-        "fingerprint."
+        f"A shop: {put}, as a new shop.toml has it, in place of an older one; "
+        "`python -m client check` prints the fingerprint."
     )
     lines = [f"Copied version {document['version']} to {where}", *_facts(document), then]
     return Group(*map(Text, lines))

@@ -16,12 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from client.settings import read_settings
+from client.starting import start_shop
 from common.artifact import Manifest
 from common.errors import ArtifactError, ConfigError, DataError
 from common.features import Catalogue, ContentSpec, read_catalogue
 from server.__main__ import app
 from server.catalogue_diff import Difference
 from server.catalogue_publishing import Publishing, publish
+from server.catalogue_tables import export_table
 from server.catalogues import Catalogues
 from server.federation import make_federation
 
@@ -275,8 +278,14 @@ def test_the_command_line_publishes_shows_compares_and_exports(
     assert read_catalogue(out).fingerprint == first["fingerprint"]
     archive = tmp_path / "out.zip"
     command(federation, "export", str(archive))
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(archive), str(tmp_path)], check=True)
-    assert read_catalogue(tmp_path / "catalogue").fingerprint == second["fingerprint"]
+    # As the hint says: unzipped in a new shop's folder, it is where its settings look for it.
+    start_shop(tmp_path / "corner")
+    said = export_table({**command(federation, "show"), "exported": str(archive), "version": 2})
+    assert "unzip it in the shop's folder" in "".join(map(str, said.renderables))
+    unzip = [sys.executable, "-m", "zipfile", "-e", str(archive), str(tmp_path / "corner")]
+    subprocess.run(unzip, check=True)
+    place = read_settings(tmp_path / "corner" / "shop.toml").catalogue
+    assert read_catalogue(place).fingerprint == second["fingerprint"]
 
 
 def test_show_names_the_models_and_runs_of_a_version(federation: Path, tmp_path: Path) -> None:
