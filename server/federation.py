@@ -186,8 +186,9 @@ def open_federation(folder: Path) -> Federation:
     path = folder / SETTINGS_FILE
     if not path.is_file():
         raise ConfigError(
-            f"{folder} is no federation's folder: it has no {SETTINGS_FILE}. "
-            "`python -m server init DIR` makes one; --federation DIR names it"
+            f"{folder.absolute()} is no federation's folder: it has no {SETTINGS_FILE}. Go to that "
+            f"folder, or name it with --federation DIR or {FEDERATION_VARIABLE}; `python -m server "
+            "init DIR` makes one"
         )
     return Federation(folder.resolve(), parse(FederationSettings, read_toml(path), str(path)))
 

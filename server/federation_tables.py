@@ -32,7 +32,10 @@ def made_table(document: dict[str, Any]) -> Group:
         f"at {escape(document['address'])}; certificates until "
         f"{document['certificates_until'][:10]}.",
         f"Give every shop the address and {escape(document['authority'])}, and nothing else of it.",
-        "Next: python -m server enrol SHOP KEY.pub; python -m server up",
+        "Next, in that folder or with --federation:",
+        "  python -m server catalogue publish PRODUCTS",
+        "  python -m server enrol SHOP KEY.pub",
+        "  python -m server up",
     )
 
 

@@ -63,6 +63,22 @@ def test_init_makes_a_folder_for_its_owner_alone(federation: Federation) -> None
     assert open_federation(federation.folder) == federation
 
 
+def test_init_says_what_comes_next_and_a_wrong_folder_how_to_name_the_right_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("init", tmp_path / "federation") == 0
+    said = capsys.readouterr().out
+    steps = [said.index(word) for word in ("catalogue publish", "server enrol", "server up")]
+    assert steps == sorted(steps)
+    monkeypatch.chdir(tmp_path)
+    assert call("shops") == 2
+    said = capsys.readouterr().err
+    for word in (str(tmp_path), "--federation", "FEDTAIL_FEDERATION"):
+        assert word in said
+    monkeypatch.setenv("FEDTAIL_FEDERATION", str(tmp_path / "federation"))
+    assert call("shops") == 0
+
+
 def test_init_writes_over_nothing_and_leaves_nothing_half_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
