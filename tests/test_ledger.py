@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from client.privacy import budget
+from client.privacy.events import EVALUATED
 from client.privacy.ledger import CAP, DP_SGD, Ledger
 from common import accounting, composition
 from common.accounting import Spend
@@ -60,6 +61,18 @@ def test_a_plan_is_admitted_whole_or_not_at_all(tmp_path: Path) -> None:
         charge(path, event, cap, plan[position + 1 :])
     with Ledger.open(path) as ledger:
         assert ledger.epsilon(DELTA)["customer"].value == cap
+
+
+def test_what_has_no_rounds_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    path = tmp_path / "l"
+    evaluation = replace(HIST, mechanism=EVALUATED)
+    cap = cost(evaluation) - 0.01
+    with pytest.raises(BudgetError, match="the released evaluation does not fit; release it for"):
+        charge(path, evaluation, cap)
+    with pytest.raises(BudgetError, match=r"the rest of this plan.*: it does not fit; take a"):
+        charge(path, HIST, cap)
+    with Ledger.open(path) as ledger:
+        assert ledger.events() == []
 
 
 def test_a_redone_round_is_charged_again_and_may_be_one_too_many(tmp_path: Path) -> None:

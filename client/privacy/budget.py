@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from client.privacy.events import DP_SGD, Event
+from client.privacy.events import DP_SGD, EVALUATED, Event
 from common.accounting import Epsilon, Spend, epsilon, fits
 from common.errors import BudgetError
 
@@ -27,13 +27,18 @@ def _check_unit(
 
     if fits(spends_of([*past, *planned], unit), delta, cap):
         return
-    fitting = how_many_fit(past, planned, unit=unit, cap_epsilon=cap, delta=delta)
-    rounds = sum(event.mechanism == DP_SGD for event in planned[:fitting])
-    wanted = sum(event.mechanism == DP_SGD for event in planned)
+    what, verdict, cheaper = "the rest of this plan", "it does not fit", "take a cheaper plan"
+    if all(event.mechanism == EVALUATED for event in planned):
+        what, verdict = "the released evaluation", "the released evaluation does not fit"
+        cheaper = "release it for less (epsilon in [evaluation])"
+    elif wanted := sum(event.mechanism == DP_SGD for event in planned):
+        fitting = how_many_fit(past, planned, unit=unit, cap_epsilon=cap, delta=delta)
+        rounds = sum(event.mechanism == DP_SGD for event in planned[:fitting])
+        verdict = f"{rounds} of its {wanted} rounds fit"
     raise BudgetError(
         f"per {unit}, epsilon {cost(0):.4g} is spent so far and {cost(len(planned)):.4g} would be "
-        f"with the rest of this plan, above the cap of {cap:.4g} at delta {delta:g}: {rounds} of "
-        f"its {wanted} rounds fit; take a cheaper plan, or raise the shop's own cap_epsilon"
+        f"with {what}, above the cap of {cap:.4g} at delta {delta:g}: {verdict}; {cheaper}, or "
+        "raise the shop's own cap_epsilon"
     )
 
 
