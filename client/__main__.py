@@ -177,12 +177,12 @@ def plan(
 @app.command()
 def statement(settings: Shop, as_json: Json = False) -> None:
     """Print the shop's own privacy statement, from its ledger."""
-    from client.privacy.ledger import Ledger
+    from client.inspection import ledger_entries
     from client.settings import read_settings
     from client.statement import render_shop_statement, shop_statement
 
     shop = read_settings(settings)
-    document = shop_statement(shop, Ledger.read(shop.ledger))
+    document = shop_statement(shop, ledger_entries(shop.ledger))
     if as_json:
         print_json(document)
     else:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from client.inspection import ledger_entries
 from client.privacy.budget import epsilon_of, how_many_fit, spends_of
 from client.privacy.events import DP_SGD, HISTOGRAM, Event
-from client.privacy.ledger import Ledger
 from client.privacy.plan import check_plan, planned_events
 from client.settings import ShopSettings, read_settings
 from common.accounting import Epsilon, Spend, epsilon, fits, plan_spends
@@ -166,7 +166,7 @@ def forecast(plan: TrainingPlan, shops: Sequence[tuple[Path, ShopSettings]]) -> 
 
 
 def _shop(plan: TrainingPlan, path: Path, settings: ShopSettings) -> dict[str, Any]:
-    past = [entry.event for entry in Ledger.read(settings.ledger)]
+    past = [entry.event for entry in ledger_entries(settings.ledger)]
     planned = planned_events(plan, "planned")
     delta, cap = settings.cap_delta, settings.cap_epsilon
     spent = epsilon(spends_of(past, plan.unit), delta)

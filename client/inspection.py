@@ -14,11 +14,13 @@ from client.privacy.events import EVENT_FIELDS, Entry, Event, canonical
 from client.privacy.ledger import Ledger
 from client.settings import read_settings
 from common.accounting import Epsilon
-from common.errors import ConfigError
+from common.errors import ConfigError, LedgerError
 from common.protocol import NO_FINGERPRINT
 
 Format = Literal["csv", "jsonl"]
 DEFAULT_DELTA = 1e-5
+# How a text begins that a spreadsheet runs.
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def show(place: Place) -> dict[str, Any]:
     LedgerError
         If an entry is not as it was written.
     """
-    entries = Ledger.read(place.ledger)
+    entries = ledger_entries(place.ledger)
     costs = epsilon_of([entry.event for entry in entries], place.delta)
     return {
         "shop": place.shop,
@@ -104,17 +106,40 @@ def verify(place: Place, known_head: str = "") -> dict[str, Any]:
 
 
 def export(place: Place, file_format: Format) -> str:
-    """Return a verified ledger as CSV or JSON lines, with the columns of its table."""
+    """Return a verified ledger as CSV or JSON lines, with the columns of its table.
+
+    A text that a spreadsheet would run as a formula has an apostrophe before it in CSV: the name of
+    a run is the server's choice. JSON lines hold what the ledger holds.
+    """
     if not place.ledger.is_file():
         raise ConfigError(f"there is no ledger {place.ledger}: nothing was charged yet")
-    rows = [_row(entry) for entry in Ledger.read(place.ledger)]
+    rows = [_row(entry) for entry in ledger_entries(place.ledger)]
     if file_format == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, ("seq", "at", *EVENT_FIELDS, "prev_hash", "hash"))
     writer.writeheader()
-    writer.writerows({**row, "parameters": canonical(row["parameters"])} for row in rows)
+    for row in rows:
+        cells = {**row, "parameters": canonical(row["parameters"])}
+        writer.writerow({name: _inert(cell) for name, cell in cells.items()})
     return text.getvalue()
+
+
+def ledger_entries(path: Path) -> list[Entry]:
+    """Return the verified entries of a ledger; none where there is no such file.
+
+    Raises
+    ------
+    LedgerError
+        If an entry is not as it was written, or the file is none: also an empty one, which must not
+        look like a ledger that nothing was charged to.
+    """
+    if path.is_file() and not path.stat().st_size:
+        raise LedgerError(
+            f"{path} is empty (0 bytes): it is not a ledger, and does not say what was spent. "
+            "Restore its newest backup; delete it only if this shop never took part in a run"
+        )
+    return Ledger.read(path)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -137,6 +162,11 @@ def write_whole(path: Path, text: str) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {path}: {error}") from error
+
+
+def _inert(cell: object) -> object:
+    """Return a cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULAS) else cell
 
 
 def _row(entry: Entry) -> dict[str, Any]:

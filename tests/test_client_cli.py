@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from client.__main__ import app
-from client.inspection import write_whole
+from client.inspection import Place, export, write_whole
 from client.privacy.ledger import DP_SGD, HISTOGRAM, Event, Ledger
 from client.privacy.plan import planned_events
 from common.accounting import Spend, epsilon, plan_spends
@@ -249,6 +249,30 @@ def test_verify_names_the_first_wrong_entry_and_fails(
         assert "entry 3 of the ledger" in printed.err
         assert printed.out == ""
     assert call("statement", settings) == 1
+
+
+def test_an_empty_file_is_no_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = shop(tmp_path / "a")
+    (tmp_path / "a" / "ledger.sqlite").touch()
+    for words in (("ledger", "show"), ("ledger", "export"), ("statement",), ("plan",)):
+        more = ("--target-epsilon", "4") if words == ("plan",) else ()
+        assert call(*words, settings, *more) == 1
+        printed = capsys.readouterr()
+        assert "is empty (0 bytes): it is not a ledger" in printed.err
+        assert printed.out == ""
+
+
+def test_a_run_s_name_is_no_formula_in_a_spreadsheet(tmp_path: Path) -> None:
+    names = ['=HYPERLINK("http://x","y")', "+1", "-1", "@SUM(1)", "plain=1"]
+    with Ledger.open(tmp_path / "l") as ledger:
+        for name in names:
+            ledger.append(Event(DP_SGD, 2.5, 1.0, 1, "customer", run_id=name))
+    place = Place.of(tmp_path / "l")
+    rows = list(csv.DictReader(io.StringIO(export(place, "csv"))))
+    assert [row["run_id"] for row in rows] == [*(f"'{name}" for name in names[:4]), names[4]]
+    assert rows[0]["noise_multiplier"] == "2.5"
+    lines = [json.loads(line) for line in export(place, "jsonl").splitlines()]
+    assert [line["run_id"] for line in lines] == names
 
 
 def test_an_export_holds_every_entry_and_is_written_whole_or_not_at_all(
