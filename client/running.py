@@ -296,6 +296,8 @@ def _alone(folder: ShopFolder) -> Iterator[None]:
             raise ConfigError(
                 f"{folder.root} runs already: its state is in {folder.state / 'run.json'}"
             ) from error
+        # Of one that was killed outright.
+        (folder.state / "run.json").unlink(missing_ok=True)
         yield
 
 

@@ -205,6 +205,22 @@ def test_a_second_run_of_one_shop_is_refused(shop: Path) -> None:
             run_shop(shop)
 
 
+def test_the_state_of_a_run_that_was_killed_is_not_believed(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = ShopFolder.of(shop).state
+    state.mkdir()
+    (state / "run.json").write_text('{"connected": true}')
+
+    def stop(_: object) -> None:
+        assert not (state / "run.json").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("client.running._Watch.run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_shop(shop)
+
+
 def test_the_nodes_log_is_read_as_it_grows(tmp_path: Path) -> None:
     path = tmp_path / "supernode.log"
     path.write_text("INFO: SuperNode ID: 1\n")
