@@ -8,10 +8,12 @@ fetched, stored or read. A later message of the same run is looked at again, so 
 from the next message on, and so does its revocation.
 
 Flower has no hook for this. The guard therefore wraps a function inside Flower, and refuses to
-start with any version of Flower but the one whose inside it knows.
+start with any version of Flower but the one whose inside it knows. The function that sends replies
+is wrapped as well: errors leave without their text (:mod:`client.error_replies`).
 """
 
 import argparse
+import functools
 import inspect
 import json
 import logging
@@ -29,6 +31,7 @@ from flwr.supercore.version import package_version
 from flwr.supernode import start_client_internal as inside
 
 from client.approval import Approvals
+from client.error_replies import without_words
 from common.bundle import digest
 from common.errors import ConfigError, FedtailError, RunError
 
@@ -48,6 +51,8 @@ _ARGUMENTS = (
     "confirm_message_received",
     "trusted_entities",
 )
+_PUSH = "_push_messages"
+_PUSH_ARGUMENTS = ("state", "object_store", "send", "push_object")
 
 Intake = Callable[..., int | None]
 
@@ -76,6 +81,7 @@ class Guard:
     def around(self, intake: Intake) -> Intake:
         """Return ``intake`` with the guard before it."""
 
+        @functools.wraps(intake)  # It still looks like Flower's own when it is checked again.
         def guarded(**arguments: Any) -> int | None:  # noqa: ANN401 - Flower's own arguments
             state, store = arguments["state"], arguments["object_store"]
             if (received := arguments["receive"]()) is None:
@@ -143,10 +149,14 @@ def check_flower() -> None:
     Raises
     ------
     RunError
-        If the version or the function that is wrapped is another.
+        If the version or a function that is wrapped is another.
     """
-    found = tuple(inspect.signature(getattr(inside, _INTAKE, lambda: None)).parameters)
-    if package_version != KNOWN_FLOWER or found != _ARGUMENTS:
+    known = {_INTAKE: _ARGUMENTS, _PUSH: _PUSH_ARGUMENTS}
+    found = {
+        name: tuple(inspect.signature(getattr(inside, name, lambda: None)).parameters)
+        for name in known
+    }
+    if package_version != KNOWN_FLOWER or found != known:
         raise RunError(
             f"flwr {package_version} is installed, and how it takes in bundles is known for "
             f"{KNOWN_FLOWER} only: install requirements.lock. Nothing was started, for unapproved "
@@ -160,6 +170,12 @@ def guard_intake(approvals: Approvals, refusals: Path) -> None:
     setattr(inside, _INTAKE, Guard(approvals, refusals).around(getattr(inside, _INTAKE)))
 
 
+def guard_sending() -> None:
+    """Take the text out of every error that this process's SuperNode sends."""
+    check_flower()
+    setattr(inside, _PUSH, without_words(getattr(inside, _PUSH)))
+
+
 def main(arguments: list[str]) -> None:
     """Run the SuperNode; returns or exits as Flower's own command does."""
     from flwr.supernode.cli import flower_supernode
@@ -169,6 +185,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--refused", type=Path, required=True, help="Where refusals are noted.")
     ours, flowers = parser.parse_known_args(arguments)
     guard_intake(Approvals(ours.approved.absolute()), ours.refused.absolute())
+    guard_sending()
     sys.argv = ["flower-supernode", *flowers]
     flower_supernode()
 
