@@ -7,8 +7,6 @@ shop's own log and nowhere else.
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,8 +16,8 @@ from client.privacy.budget import check_fits
 from client.privacy.ledger import Ledger
 from client.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from client.privacy.plan import check_paid, check_plan, check_state, planned_events
+from client.records import held_catalogue, held_records
 from client.settings import ShopSettings, refuse_run_config, shop_settings
-from client.source import read_shop
 from common.code import code_digest
 from common.errors import (
     BudgetError,
@@ -29,7 +27,7 @@ from common.errors import (
     PrivacyError,
     ProtocolError,
 )
-from common.features import Catalogue, read_catalogue
+from common.features import Catalogue
 from common.model import check_may_travel, state_spec
 from common.protocol import (
     EVALUATE,
@@ -50,11 +48,8 @@ from common.protocol import (
     shop_key,
 )
 from common.rng import derive
-from common.schema import ShopEvents
 
 logger = logging.getLogger(__name__)
-
-Stamp = tuple[tuple[str, int, int], ...]
 
 
 class _WrongCatalogueError(ProtocolError):
@@ -218,7 +213,7 @@ def _evaluate(
         header,
         plan,
         received,
-        lambda: _records(settings, _stamp(settings.catalogue)),
+        lambda: held_records(settings),
         catalogue,
         settings,
         _noise(settings, "evaluation", header.server_round),
@@ -227,7 +222,7 @@ def _evaluate(
 
 def _agreed_catalogue(header: RoundHeader, settings: ShopSettings) -> Catalogue:
     """Return the shop's catalogue if it is the server's too."""
-    catalogue = _catalogue(settings.catalogue, _stamp(settings.catalogue))
+    catalogue = held_catalogue(settings)
     if catalogue.fingerprint != header.catalogue_fingerprint:
         raise _WrongCatalogueError("the server's catalogue is not the one this shop holds")
     return catalogue
@@ -247,7 +242,7 @@ def _take_part(
     # Everything that can fail is tried before the charge: what is charged can't be taken back.
     from client.training import release_popularity, train_round  # Slow: a JOIN does without.
 
-    events = _records(settings, _stamp(settings.catalogue))
+    events = held_records(settings)
     if plan.private:
         # An empty shop has no baskets to tell apart: it takes part, as it would with some.
         check_plan(plan, has_sessions=events.sessions is not None or not len(events))
@@ -343,45 +338,3 @@ def _stream(settings: ShopSettings, purpose: str, server_round: int) -> np.rando
         merchant_id=settings.merchant_id,
         server_round=server_round,
     )
-
-
-# A simulation's workers serve many shops, round after round: what they read is kept while the
-# files stay as they are.
-@lru_cache(maxsize=2)
-def _catalogue(folder: Path, stamp: Stamp) -> Catalogue:  # noqa: ARG001 - part of the key
-    return read_catalogue(folder)
-
-
-@lru_cache(maxsize=128)
-def _events(settings_json: str, data: Stamp, catalogue: Stamp) -> ShopEvents:  # noqa: ARG001
-    settings = ShopSettings.model_validate_json(settings_json)
-    return read_shop(settings, _catalogue(settings.catalogue, catalogue))
-
-
-def _records(settings: ShopSettings, catalogue: Stamp) -> ShopEvents:
-    """Return the shop's records as they are now.
-
-    A database is read again at every exchange. It has no stamp: a count and the newest time stay
-    the same when a row is corrected, or when a customer who asked to be forgotten is replaced by
-    another; and what was deleted must not train one round longer.
-    """
-    if settings.data is None:
-        return read_shop(settings, _catalogue(settings.catalogue, catalogue))
-    data, mapping = _stamp(settings.data), settings.catalogue_mapping
-    if mapping is not None and mapping.table is not None and mapping.table.is_file():
-        data += tuple(one for one in _stamp(mapping.table.parent) if one[0] == mapping.table.name)
-    return _events(settings.model_dump_json(), data, catalogue)
-
-
-def forget() -> None:
-    """Drop all that is kept of shops' records: for a process that goes on to other shops."""
-    _catalogue.cache_clear()
-    _events.cache_clear()
-
-
-def _stamp(folder: Path) -> Stamp:
-    """Return what tells whether the files in a folder changed."""
-    if not folder.is_dir():
-        raise ConfigError(f"there is no folder {folder}")
-    found = ((p.name, p.stat()) for p in folder.iterdir())
-    return tuple(sorted((name, s.st_mtime_ns, s.st_size) for name, s in found))

@@ -24,7 +24,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as client_app
-from client.participation import forget
+from client.records import forget
 from common.bundle import FEDERATION
 from common.config import ConfigValue
 from common.protocol import TrainingPlan

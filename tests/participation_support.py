@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from client import participation
+from client import records as shop_records
 from client.participation import Node, answer
 from client.privacy.ledger import Ledger
 from client.privacy.noise import NoiseSource
@@ -129,7 +129,6 @@ def make_world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     training = ModuleType("client.training")
     vars(training).update(release_popularity=release_popularity, train_round=train_round)
     monkeypatch.setitem(sys.modules, "client.training", training)
-    monkeypatch.setattr(participation, "read_shop", read_shop)
-    participation._events.cache_clear()
-    participation._catalogue.cache_clear()
+    monkeypatch.setattr(shop_records, "read_shop", read_shop)
+    shop_records.forget()
     return world

@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Message
 
 from client import participation
+from client import records as shop_records
 from client.app import app
 from client.privacy.ledger import Event, Ledger
 from client.settings import ShopSettings
@@ -104,7 +105,7 @@ def test_data_that_cannot_be_read_is_noticed_before_the_charge(
     def broken(settings: ShopSettings, catalogue: Catalogue) -> ShopEvents:
         raise DataError(SECRET)
 
-    monkeypatch.setattr(participation, "read_shop", broken)
+    monkeypatch.setattr(shop_records, "read_shop", broken)
     assert world.ask(RELEASE)[0].status == "data-error"
     assert world.spent() == 0
 
@@ -146,8 +147,8 @@ def test_baskets_need_sessions_and_an_empty_shop_needs_none(
             "m0", np.array(["u"], object), one, one, np.zeros(1, np.int64), np.ones(1, np.float32)
         )
 
-    monkeypatch.setattr(participation, "read_shop", without_sessions)
-    participation._events.cache_clear()
+    monkeypatch.setattr(shop_records, "read_shop", without_sessions)
+    shop_records.forget()
     assert world.ask(RELEASE, plan=plan)[0].status == "refused-config"
     assert world.spent() == 1
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from client import participation
+from client import records as shop_records
 from client.settings import ShopSettings, read_settings
 from client.source import FolderSource, open_source, read_shop
 from client.sql_source import CHUNK_ROWS, SqlSource
@@ -256,12 +256,12 @@ def test_a_deleted_customer_trains_no_longer(
     tmp_path: Path, shop: Shop, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = shop()
-    monkeypatch.setattr(participation, "_catalogue", lambda *_: catalogue)
-    read = participation._records
-    assert read(settings, ()).user_ids.tolist() == ["42", "7"]
+    monkeypatch.setattr(shop_records, "held_catalogue", lambda _: catalogue)
+    read = shop_records.held_records
+    assert read(settings).user_ids.tolist() == ["42", "7"]
     # Neither the count of rows nor the newest time tells.
     change(tmp_path, "UPDATE orders SET customer_no = 8 WHERE customer_no = 42")
-    assert read(settings, ()).user_ids.tolist() == ["7", "8"]
+    assert read(settings).user_ids.tolist() == ["7", "8"]
 
 
 def test_the_future_is_refused(shop: Shop) -> None:
