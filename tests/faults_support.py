@@ -34,11 +34,20 @@ def fragile(
     shops: Sequence[str] = SHOPS,
     plan: Mapping[str, ConfigValue] | None = None,
     *,
+    home: bool = False,
     start: bool = True,
     host: str = "127.0.0.1",
 ) -> Iterator[Deployed]:
-    """Yield a federation (:func:`deployed`) whose every process must end when it is told to."""
+    """Yield a federation (:func:`deployed`) whose every process must end when it is told to.
+
+    Parameters
+    ----------
+    home
+        Whether runs end with the exchange that brings the model home.
+    """
     with deployed(folder, shops, {**PLAN, **(plan or {})}, start=start, host=host) as federation:
+        with (federation.operator / "plan.toml").open("a", encoding="utf-8") as file:
+            file.write(f"send_home = {str(home).lower()}\n")
         yield federation
         federation.programs.end_all()
         federation.programs.wait_until(
@@ -73,4 +82,4 @@ def patience() -> float:
     started = time.monotonic()
     command = [sys.executable, "-c", "import client.training, flwr.clientapp"]
     subprocess.run(command, check=True, cwd=FEDERATION.folder)
-    return 30 + 8 * (time.monotonic() - started)
+    return 20 + 8 * (time.monotonic() - started)

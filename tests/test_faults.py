@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def test_a_shop_killed_before_a_run_is_done_without(tmp_path: Path) -> None:
-    with fragile(tmp_path) as federation:
+    with fragile(tmp_path, home=True) as federation:
         south = federation.shops["south"]
         # SuperLink still takes it for connected, and asks it.
         federation.kill(south)
@@ -56,7 +56,7 @@ def test_a_shop_killed_while_it_trains_and_started_again_at_once(tmp_path: Path)
 
 
 def test_superlink_killed_while_a_run_goes_on(tmp_path: Path) -> None:
-    with fragile(tmp_path, plan={"rounds": 2}) as federation:
+    with fragile(tmp_path, plan={"rounds": 2}, home=True) as federation:
         federation.train()
         federation.wait_for("release", 0)
         before = federation.kill_service("superlink")
@@ -69,8 +69,7 @@ def test_superlink_killed_while_a_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_shop_that_never_answers(tmp_path: Path) -> None:
-    plan = {"timeout_seconds": patience(), "send_home": False}
-    with fragile(tmp_path, plan=plan) as federation:
+    with fragile(tmp_path, plan={"timeout_seconds": patience()}) as federation:
         south = federation.shops["south"]
         federation.train()
         # Its node goes on to say that it is there; what was asked is never worked at.
@@ -84,7 +83,7 @@ def test_a_shop_that_never_answers(tmp_path: Path) -> None:
 
 
 def test_a_run_in_which_no_shop_answers_ends_with_a_clear_word(tmp_path: Path) -> None:
-    with fragile(tmp_path, plan={"timeout_seconds": 30.0}) as federation:
+    with fragile(tmp_path, plan={"timeout_seconds": 15.0}) as federation:
         for shop in federation.shops.values():
             federation.pause(federation.shop_pid(shop, "superexec"))
         federation.train()

@@ -82,9 +82,5 @@ def test_the_network_is_cut_while_a_run_goes_on(tmp_path: Path) -> None:
         assert "south: error" in said
         # What it may have trained and could not send is paid for all the same.
         assert charged(federation, south, first["run"])[0] == 0
-        # It comes back by itself, and trains again.
+        # It comes back by itself.
         federation.wait_until_online("south", SECONDS)
-        federation.train()
-        status, said = end_of(federation)
-        check_ended_well(federation, status, said, runs=2)
-        assert federation.events("round")[-1]["accepted"] == 2
