@@ -284,7 +284,7 @@ def _with_small_numbers(message: Message) -> None:
 
 def _parsed(kind: type[M], body: bytes) -> M:
     """Return a message that has no bytes beside its known fields."""
-    found = kind()
+    found: M = kind()
     found.ParseFromString(body)
     found.DiscardUnknownFields()
     assert found.SerializeToString(deterministic=True) == body, f"{kind.__name__}: unknown bytes"
