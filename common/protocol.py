@@ -9,6 +9,7 @@ a public constant of the plan, the released global state, or a planned private r
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -50,6 +51,8 @@ Arrays = dict[str, np.ndarray]
 #: A manifest names arrays and settings; more than this is no manifest.
 MAX_MANIFEST_CHARS = 2**20
 FINGERPRINT_CHARS = 64
+# Of an array that is checked, so that what is worked on stays near the processor.
+_PART = 1 << 15
 NO_FINGERPRINT = "0" * FINGERPRINT_CHARS
 _RUN_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{FINGERPRINT_CHARS - 1}}}")
 
@@ -298,8 +301,20 @@ def check_arrays(
             raise ProtocolError(f"array {name!r} is {array.dtype}, not float32")
         if array.shape != tuple(shape):
             raise ProtocolError(f"array {name!r} has shape {array.shape}, not {tuple(shape)}")
-        if not np.isfinite(array).all():
+        # In float64 no sum of squares of float32 overflows: it is finite if all values are.
+        own = _square(array)
+        if not math.isfinite(own):
             raise ProtocolError(f"array {name!r} holds values that are not finite")
-        square += float(np.square(array, dtype=np.float64).sum())
+        square += own
     if max_norm and square > max_norm**2:
         raise ProtocolError(f"the arrays' norm {square**0.5:.4g} is above {max_norm:.4g}")
+
+
+def _square(array: np.ndarray) -> float:
+    """Return the sum of squares in float64, a part at a time: a large array is read once."""
+    flat, total = array.reshape(-1), 0.0
+    with np.errstate(invalid="ignore"):
+        for start in range(0, flat.size, _PART):
+            part = flat[start : start + _PART].astype(np.float64)
+            total += float(part @ part)
+    return total

@@ -16,6 +16,7 @@ clipping norm, normaliser and noise are public constants of the plan: nothing is
 many units there are.
 """
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -31,6 +32,18 @@ from client.privacy.optimizer import UnitOptimizer
 from common.errors import PrivacyError
 
 Tensors = dict[str, torch.Tensor]
+
+
+class _Descent(torch.optim.SGD):
+    """torch's SGD, the functions below torch's wrappers around them.
+
+    The wrappers tell torch's compiler to keep away, and load it for that: a second of each process
+    of a shop, which serves one message.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
 
 
 @dataclass(frozen=True)
@@ -134,7 +147,7 @@ class ExactDPStep:
         self.accountant = engine.accountant
         self._hooks, self.optimizer = engine.make_private(
             layers=self._layers,
-            optimizer=torch.optim.SGD(groups, momentum=momentum),
+            optimizer=_Descent(groups, momentum=momentum),
             noise_multiplier=noise_multiplier,
             max_grad_norm=max_grad_norm,
             batch_normalizer=batch_normalizer,
