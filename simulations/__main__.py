@@ -271,35 +271,41 @@ def bench_round_command(
 
 @bench_app.command("deployment")
 def bench_deployment_command(
-    rounds: Annotated[int, typer.Option(min=2, help="Rounds of each run.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each run.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each app, in turns.")] = 2,
     shops: Annotated[int, typer.Option(min=1, help="Real nodes on this machine.")] = 3,
+    size: Annotated[list[str] | None, typer.Option(help="small, large; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Time deployed rounds beside a do-nothing app through the same gateway: 0.3 and 100 MB."""
-    from simulations.bench_deployment import bench_deployment
+    """Time deployed rounds beside do-nothing apps through the same gateway: 0.3 and 100 MB."""
+    from simulations.bench_deployment import SIZES, bench_deployment
     from simulations.report import to_json
 
+    if unknown := sorted(set(size or ()) - set(SIZES)):
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(SIZES)}")
     with _Bars() as bars:
-        result = bench_deployment(bars.stage, shops=shops, rounds=rounds)
+        result = bench_deployment(
+            bars.stage, shops=shops, rounds=rounds, repeats=repeats, sizes=tuple(size or SIZES)
+        )
     if as_json:
         sys.stdout.write(to_json(result) + "\n")
         return
-    for name, size in result["sizes"].items():
-        terminal().print(f"{name}: {size}")
+    for name, found in result["sizes"].items():
+        terminal().print(f"{name}: {found}")
 
 
-@bench_app.command("nodes")
-def bench_nodes_command(
+@bench_app.command("shops")
+def bench_shops_command(
     shops: Annotated[list[int] | None, typer.Option(help="How many; may be repeated.")] = None,
-    rounds: Annotated[int, typer.Option(min=2, help="Rounds of each run.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each run.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """Say what many shops on this machine take of it; 25 need about 20 GB."""
-    from simulations.bench_deployment import bench_nodes
+    """Say what 5, 10 and 25 deployed shops take of this machine: memory, and seconds a round."""
+    from simulations.bench_shops import COUNTS, bench_shops
     from simulations.report import to_json
 
     with _Bars() as bars:
-        result = bench_nodes(bars.stage, counts=tuple(shops or (5, 25)), rounds=rounds)
+        result = bench_shops(bars.stage, counts=tuple(shops or COUNTS), rounds=rounds)
     if as_json:
         sys.stdout.write(to_json(result) + "\n")
         return

@@ -68,20 +68,12 @@ def bench_round(
         (medians) of both and of training, ``megabytes`` sent to each shop, the seconds of the
         stages of both runs, and the machine.
     """
-    plan = _plan(rounds, dimension, private)
+    plan = bench_plan(rounds, dimension, private)
     shapes = state_spec(plan.model, catalogue_size)
     floor = run_floor(shapes, shops=shops, rounds=rounds, cpus=cpus)
     with tempfile.TemporaryDirectory(prefix="ft-bench-") as name:
         folder = Path(name)
-        items = [f"item-{i:07d}" for i in range(catalogue_size)]
-        catalogue = Catalogue.of(pd.DataFrame({"item_id": items, "category": "any"}))
-        write_catalogue(catalogue, folder / "catalogue")
-        for number in range(shops):
-            data = folder / "shops" / str(number) / "data"
-            data.mkdir(parents=True)
-            (data / "interactions.csv").write_text(_INTERACTIONS, encoding="utf-8")
-            settings = _SHOP.format(number=number)
-            (data.parent / "shop.toml").write_text(settings, encoding="utf-8")
+        catalogue = lay_out(folder, catalogue_size, shops)
         ours = run_federation(
             plan,
             shops_folder=folder / "shops",
@@ -106,7 +98,22 @@ def bench_round(
     }
 
 
-def _plan(rounds: int, dimension: int, private: bool) -> TrainingPlan:
+def lay_out(folder: Path, catalogue_size: int, shops: int) -> Catalogue:
+    """Write ``catalogue`` and ``shops/<i>`` without customers below ``folder``."""
+    items = [f"item-{i:07d}" for i in range(catalogue_size)]
+    catalogue = Catalogue.of(pd.DataFrame({"item_id": items, "category": "any"}))
+    write_catalogue(catalogue, folder / "catalogue")
+    for number in range(shops):
+        data = folder / "shops" / str(number) / "data"
+        data.mkdir(parents=True)
+        (data / "interactions.csv").write_text(_INTERACTIONS, encoding="utf-8")
+        settings = _SHOP.format(number=number)
+        (data.parent / "shop.toml").write_text(settings, encoding="utf-8")
+    return catalogue
+
+
+def bench_plan(rounds: int, dimension: int, private: bool = True) -> TrainingPlan:
+    """Return the default plan with so many rounds of this width, and noise where it is private."""
     model = ModelPlan(dimension=dimension)
     plan = TrainingPlan(rounds=rounds, private=private, model=model)
     if not private:

@@ -1,235 +1,342 @@
-"""What a deployed round costs beside Flower's own, and what many shops take of one machine.
+"""What a deployed round costs beside Flower's own: TLS, gateway, nodes, a process a message.
 
-Everything runs as it is deployed: TLS, the gateway, a node and an executor for each shop, a fresh
-process for each message. Both apps use the same services and shops, one after the other.
+Three apps take turns on the same services and shops: ours; a floor that sends back the arrays it
+was sent, in clients that load what ours load; and Flower alone, the same without any imports.
 """
 
 import json
 import math
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import psutil
+from flwr.app import Array
 
-from client.running import RUN_VARIABLE
+from client.privacy.ledger import Ledger
+from client.privacy.plan import planned_events
 from common.bundle import FEDERATION, stage
 from common.config import ConfigValue
 from common.errors import RunError
-from common.features import read_catalogue
-from common.model import state_spec
-from common.processes import carriers, terminated_as_exit
-from common.protocol import TrainingPlan
+from common.features import Catalogue, read_catalogue, write_catalogue
+from common.model import initial_state, state_spec, trained_spec
+from common.processes import terminated_as_exit
+from common.protocol import Arrays, RoundHeader, TrainingPlan, check_arrays
+from server.aggregation import Contribution, weighted_mean
 from server.catalogues import Catalogues
+from server.checkpoints import Checkpoint, write_checkpoint
 from server.federation import open_federation
 from server.operating import control
 from server.run_records import Runs
-from server.variables import UP_VARIABLE
-from simulations.bench import train_seconds
+from server.subspace import SubspaceOptimizer
+from simulations.bench import bench_plan, lay_out, train_seconds
 from simulations.flower import FLOOR
 from simulations.local_deployment import LocalDeployment
 from simulations.local_layout import lay_out_operator, lay_out_shop
 from simulations.local_programs import Programs
 from simulations.machine import machine_facts
 
-#: What a client of ours has loaded when it trains, beside torch.
-IMPORTS = "numpy pandas pandas.api.types pydantic scipy.sparse pyarrow safetensors.numpy"
 #: name -> products, width: 0.3 and 100 MB of arrays.
 SIZES: Mapping[str, tuple[int, int]] = {"small": (5_000, 16), "large": (250_000, 100)}
-_SECONDS = 600.0
-_SAMPLE_SECONDS = 2.0
+#: What of ours goes beyond the floor's exchange, and is no part of it: see :func:`parts`.
+LEARNING = ("training", "optimizer")
+_SECONDS = 1_200.0
+_REPEATS = 3
+_OURS = ("__main__", "client", "common", "server", "simulations")
+# A round of a client of ours, as its process goes through it; what it has loaded at the end.
+_ROUND = """
+import json, os, sys
+import client.app
+from client.participation import Node, answer
+from common.model import initial_state
+from common.protocol import parse_plan
+headers = json.load(sys.stdin)
+plan = parse_plan(headers[-1]["plan_json"])
+for kind, header in zip(("release", "update"), headers):
+    reply, _ = answer(kind, header, lambda: initial_state(plan.model, 3), Node({}, {}, os.environ))
+    if reply.status != "ok":
+        sys.exit(reply.status)
+json.dump(sorted(sys.modules), sys.stdout)
+"""
 
 Progress = Callable[[str], object]
+#: Rounds, seconds each, of every repetition.
+Times = list[list[float]]
 
 
 def bench_deployment(
-    progress: Progress, *, shops: int = 3, rounds: int = 4, sizes: tuple[str, ...] = tuple(SIZES)
+    progress: Progress,
+    *,
+    shops: int = 3,
+    rounds: int = 3,
+    repeats: int = 2,
+    sizes: tuple[str, ...] = tuple(SIZES),
 ) -> dict[str, Any]:
     """Time rounds of shops without customers, and of clients that only send the arrays back.
 
-    A shop without customers trains on nothing but still draws its noise; that is timed by itself
-    and taken off.
+    A shop without customers trains on nothing but still draws its noise, and the server still turns
+    the update into a model; both are timed by themselves and taken off.
 
     Returns
     -------
     dict
-        For each size ``ratio`` (seconds a round beyond training over the floor's),
-        ``seconds_per_round`` and ``megabytes``; and the machine.
+        ``sizes``, each a :func:`summary`; ``load``: of the machine, before and after; and what it
+        is.
     """
+    before = os.getloadavg()[0]
+    found = {
+        name: _compare(progress, name, *SIZES[name], shops=shops, rounds=rounds, repeats=repeats)
+        for name in sizes
+    }
     return {
-        "sizes": {
-            name: _compare(progress, name, *SIZES[name], shops=shops, rounds=rounds)
-            for name in sizes
-        },
+        "sizes": found,
         "shops": shops,
         "rounds": rounds,
+        "repeats": repeats,
+        "load": [round(before, 1), round(os.getloadavg()[0], 1)],
         "machine": machine_facts(),
     }
 
 
-def bench_nodes(
-    progress: Progress, *, counts: tuple[int, ...] = (5, 25), rounds: int = 5
+def summary(
+    times: Mapping[str, Times], costs: Mapping[str, float], shops: int, cpus: int
 ) -> dict[str, Any]:
-    """Train with so many shops on this machine, and say what they and the server take of it.
+    """Return what rounds of the three apps say.
+
+    Parameters
+    ----------
+    times
+        ``federation``, ``floor`` and ``flower``, measured in turns.
+    costs
+        Seconds of :func:`parts`, each once, on one thread.
+    cpus
+        Shops' processes that run at a time.
 
     Returns
     -------
     dict
-        For each count the seconds a round, and memory (MB, shared pages divided among those who
-        share them): of a shop that waits, of one that works, and of the server at its most.
+        ``ratio``: ours beyond training and the server's optimiser over the floor's, the median of
+        the repetitions; ``ratio_whole``: with them; ``ratio_to_flower``: beyond them, over Flower
+        without imports; ``seconds_per_round``, medians; ``beyond_the_floor``: seconds of
+        :func:`parts`.
     """
+    learning = costs["training"] * shops / cpus + costs["optimizer"]
+    means = {name: [statistics.fmean(one) for one in found] for name, found in times.items()}
+
+    def ratio(other: str, off: float) -> float:
+        pairs = zip(means["federation"], means[other], strict=True)
+        return statistics.median((ours - off) / theirs for ours, theirs in pairs)
+
     return {
-        "shops": {str(count): _crowd(progress, count, rounds) for count in counts},
-        "rounds": rounds,
-        "machine": machine_facts(),
+        "ratio": ratio("floor", learning),
+        "ratio_whole": ratio("floor", 0.0),
+        "ratio_to_flower": ratio("flower", learning),
+        "seconds_per_round": {
+            **{name: statistics.median(chain(*found)) for name, found in times.items()},
+            "learning": learning,
+        },
+        "beyond_the_floor": dict(costs),
     }
 
 
 def _compare(
-    progress: Progress, name: str, items: int, width: int, *, shops: int, rounds: int
+    progress: Progress,
+    name: str,
+    items: int,
+    width: int,
+    *,
+    shops: int,
+    rounds: int,
+    repeats: int,
 ) -> dict[str, Any]:
-    plan: dict[str, ConfigValue] = {"rounds": rounds, "dimension": width, "learned_items": 0}
-    with _running(progress, items, plan, shops) as here:
-        progress(f"{name}: {rounds} rounds of ours")
-        record, ours = _train(here)
+    plan: dict[str, ConfigValue] = {"rounds": rounds, "dimension": width}
+    times: dict[str, Times] = {"federation": [], "floor": [], "flower": []}
+    nobody = pd.DataFrame(
+        columns=["merchant_id", "user_id", "item_id", "timestamp", "behavior"], dtype=str
+    )
+    with running(progress, items, plan, {f"shop-{k}": nobody for k in range(shops)}) as here:
         catalogue = read_catalogue(Catalogues(here.operator / "catalogue").current())
-        shapes = state_spec(record.model, catalogue.size)
-        progress(f"{name}: {rounds} rounds of the floor")
-        floor = _floor(here, shapes, shops=shops, rounds=rounds)
-    progress(f"{name}: training alone")
-    training = train_seconds(record, catalogue) * math.ceil(shops / (psutil.cpu_count() or 1))
-    seconds = {"federation": ours, "training": training, "floor": floor}
+        modules = here.folder / "modules.txt"
+        modules.write_text("\n".join(modules_of_a_round()), encoding="utf-8")
+        for number in range(repeats):
+            progress(f"{name}: ours, {number + 1} of {repeats}")
+            record, seconds = train(here)
+            times["federation"].append(seconds)
+            shapes = state_spec(record.model, catalogue.size)
+            for app, imports in (("floor", f"@{modules}"), ("flower", "")):
+                progress(f"{name}: {app}, {number + 1} of {repeats}")
+                times[app].append(_echo(here, shapes, imports, rounds))
+    progress(f"{name}: the parts by themselves")
     return {
-        "ratio": (ours - training) / floor,
-        "seconds_per_round": seconds,
+        **summary(times, parts(record, catalogue, shops), shops, psutil.cpu_count() or 1),
+        "rounds_seconds": times,
         "megabytes": sum(math.prod(shape) for shape in shapes.values()) * 4 / 1e6,
     }
 
 
-def _crowd(progress: Progress, count: int, rounds: int) -> dict[str, Any]:
-    plan: dict[str, ConfigValue] = {"rounds": rounds, "dimension": 4, "learned_items": 0}
-    with _running(progress, 1_000, plan, count) as here:
-        waiting = statistics.median(_memory(RUN_VARIABLE, s.folder) for s in here.shops.values())
-        progress(f"{count} shops train")
-        with _Watch(here) as watch:
-            _, seconds = _train(here)
-    return {
-        "seconds_per_round": seconds,
-        "shop_waiting_mb": round(waiting, 1),
-        "shop_working_mb": round(watch.shop, 1),
-        "server_mb": round(watch.server, 1),
-    }
-
-
 @contextmanager
-def _running(
-    progress: Progress, items: int, plan: Mapping[str, ConfigValue], shops: int
+def running(
+    progress: Progress,
+    items: int,
+    plan: Mapping[str, ConfigValue],
+    sales: Mapping[str, pd.DataFrame],
 ) -> Iterator[LocalDeployment]:
-    """Yield a federation of shops without customers, all connected."""
-    nobody = pd.DataFrame(
-        columns=["merchant_id", "user_id", "item_id", "timestamp", "behavior"], dtype=str
-    )
+    """Yield a federation of shops with these sales, all connected; nothing of it is left."""
     products = pd.DataFrame({"item_id": [f"i{k:07d}" for k in range(items)], "category": "any"})
     with tempfile.TemporaryDirectory(prefix="ft-bench-") as name:
         folder = Path(name)
         with terminated_as_exit(), Programs(folder) as programs:
             here = LocalDeployment(folder, programs)
-            progress(f"laying out {shops} shops and {items} products")
-            common: dict[str, ConfigValue] = {"min_shops": shops, "groups": ""}
+            progress(f"laying out {len(sales)} shops and {items} products")
+            common: dict[str, ConfigValue] = {
+                "min_shops": len(sales),
+                "groups": "",
+                "learned_items": 0,
+            }
             lay_out_operator(here, {**common, **plan}, products)
-            for number in range(shops):
-                lay_out_shop(here, f"shop-{number:02}", nobody, apps=(FEDERATION, FLOOR))
-            progress(f"starting the services and {shops} shops")
+            for shop, own in sales.items():
+                lay_out_shop(here, shop, own, {"cap_epsilon": 100.0}, apps=(FEDERATION, FLOOR))
+            progress(f"starting the services and {len(sales)} shops")
             here.up()
-            for shop in here.shops.values():
-                here.open(shop)
-            for shop in here.shops.values():
-                here.wait_until_connected(shop, _SECONDS)
+            for opened in here.shops.values():
+                here.open(opened)
+            for opened in here.shops.values():
+                here.wait_until_connected(opened, _SECONDS)
             yield here
 
 
-def _train(here: LocalDeployment) -> tuple[TrainingPlan, float]:
-    """Train; return the plan, and the median seconds of the rounds but the first."""
+def train(here: LocalDeployment) -> tuple[TrainingPlan, list[float]]:
+    """Train; return the plan, and the seconds of each round."""
     here.server("train")
     runs = Runs(here.operator / "runs")
     record = runs.last()
     assert record is not None
-    return record.plan, per_round(runs.events(record.name), len(here.shops))
+    return record.plan, _seconds(runs.events(record.name), len(here.shops))
 
 
-def _floor(
-    here: LocalDeployment, shapes: Mapping[str, tuple[int, ...]], *, shops: int, rounds: int
-) -> float:
-    """Have the same shops send arrays back; return the median seconds of a round."""
-    path = here.folder / "floor.jsonl"
+def _echo(
+    here: LocalDeployment, shapes: Mapping[str, tuple[int, ...]], imports: str, rounds: int
+) -> list[float]:
+    """Have the same shops send arrays back; return the seconds of each round."""
     link = control(open_federation(here.operator))
     with tempfile.TemporaryDirectory(dir=here.folder) as name:
+        path = Path(name) / "rounds.jsonl"
         config: dict[str, ConfigValue] = {
             "rounds": rounds,
-            "min-shops": shops,
+            "min-shops": len(here.shops),
             "shapes": json.dumps(dict(shapes)),
             "events": str(path),
-            "imports": IMPORTS,
+            "imports": imports,
         }
         run = link.submit(stage(FLOOR, Path(name)), config)
-    deadline = time.monotonic() + _SECONDS * rounds
-    while not (status := link.run(run).status).startswith("finished"):
-        if time.monotonic() > deadline:
-            raise RunError("the floor's run took longer than it was given")
-        time.sleep(1.0)
-    if status != "finished:completed":
-        raise RunError(f"the floor's run ended as {status!r}\n{link.log(run)[-2000:]}")
-    return per_round([json.loads(line) for line in path.read_text().splitlines()], shops)
+        deadline = time.monotonic() + _SECONDS
+        while not (status := link.run(run).status).startswith("finished"):
+            if time.monotonic() > deadline:
+                raise RunError("the floor's run took longer than it was given")
+            time.sleep(1.0)
+        if status != "finished:completed":
+            raise RunError(f"the floor's run ended as {status!r}\n{link.log(run)[-2000:]}")
+        lines = path.read_text(encoding="utf-8").splitlines()
+    return _seconds([json.loads(line) for line in lines], len(here.shops))
 
 
-def per_round(events: list[dict[str, Any]], shops: int) -> float:
-    """Return the median seconds of the rounds but the first, which loads what the others have.
-
-    Raises
-    ------
-    RunError
-        If a shop is missing in a round.
-    """
+def _seconds(events: list[dict[str, Any]], shops: int) -> list[float]:
     rounds = [event for event in events if event["event"] == "round"]
     if any(event["accepted"] != shops for event in rounds):
         raise RunError(f"not every shop answered in every round: {rounds}")
-    return statistics.median(float(event["seconds"]) for event in rounds[1:])
+    return [float(event["seconds"]) for event in rounds]
 
 
-class _Watch:
-    """Samples memory while a training runs."""
+def modules_of_a_round() -> list[str]:
+    """Return the modules of others that a client of ours has loaded when a round is over."""
+    plan = bench_plan(1, 2)
+    with tempfile.TemporaryDirectory(prefix="ft-bench-") as name:
+        catalogue = lay_out(Path(name), 3, 1)
+        shop = Path(name) / "shops" / "0" / "shop.toml"
+        headers = [
+            RoundHeader(
+                run_id="bench",
+                server_round=number,
+                plan_json=plan.model_dump_json(),
+                catalogue_fingerprint=catalogue.fingerprint,
+            ).model_dump()
+            for number in (0, 1)
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", _ROUND],
+            input=json.dumps(headers),
+            env=os.environ | {"FEDTAIL_SHOP": str(shop), "OMP_NUM_THREADS": "1"},
+            cwd=FEDERATION.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        raise RunError(f"a round in a process of its own failed\n{done.stderr[-2000:]}")
+    modules: list[str] = json.loads(done.stdout)
+    return [module for module in modules if module.partition(".")[0] not in _OURS]
 
-    def __init__(self, here: LocalDeployment) -> None:
-        self._here, self._over = here, threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-        self.shop = self.server = 0.0
 
-    def __enter__(self) -> "_Watch":
-        self._thread.start()
-        return self
+def parts(plan: TrainingPlan, catalogue: Catalogue, shops: int) -> dict[str, float]:
+    """Return what ours does beyond the floor: name -> seconds, each by itself.
 
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
+    At a shop: read the catalogue and check its fingerprint, decode and check the state, charge the
+    ledger, train, encode. At the server: decode and check the replies, their mean, the optimiser,
+    the checkpoint.
+    """
+    state = initial_state(plan.model, catalogue.size)
+    spec = trained_spec(plan.model, catalogue.size)
+    arrays = {name: np.ones(shape, np.float32) for name, shape in spec.items()}
+    sent, answered = (
+        {name: Array(array) for name, array in one.items()} for one in (state, arrays)
+    )
+    optimizer = SubspaceOptimizer(plan, 1.0)
+    memory = optimizer.start(spec)
+    shapes = state_spec(plan.model, catalogue.size)
+    with tempfile.TemporaryDirectory(prefix="ft-bench-") as name:
+        folder = Path(name)
+        write_catalogue(catalogue, folder / "catalogue")
+        replies = [Contribution(f"{k}", 1.0, arrays) for k in range(shops)]
+        mean = weighted_mean(replies)
+        done = Checkpoint(1, "bench", plan, "{}", catalogue.fingerprint, "system", state, memory)
+        return {
+            "read_catalogue": _timed(lambda: read_catalogue(folder / "catalogue").fingerprint),
+            "check_state": _timed(lambda: check_arrays(_decoded(sent), shapes, max_norm=0.0)),
+            "ledger": _timed(lambda: _charge(plan, folder / "ledger.sqlite")),
+            "training": train_seconds(plan, catalogue),
+            "encode": _timed(lambda: [Array(array) for array in arrays.values()]),
+            "check_replies": _timed(lambda: check_arrays(_decoded(answered), spec, max_norm=0.0))
+            * shops,
+            "mean": _timed(lambda: weighted_mean(replies)),
+            "optimizer": _timed(lambda: optimizer.apply(state, mean, memory, shops, 1)),
+            "checkpoint": _timed(lambda: write_checkpoint(folder / "checkpoints", done)),
+        }
 
-    def _sample(self) -> None:
-        # One shop stands for all: to look at each would take longer than a round.
-        first = next(iter(self._here.shops.values()))
-        while not self._over.wait(_SAMPLE_SECONDS):
-            self.shop = max(self.shop, _memory(RUN_VARIABLE, first.folder))
-            self.server = max(self.server, _memory(UP_VARIABLE, self._here.operator))
+
+def _decoded(arrays: Mapping[str, Array]) -> Arrays:
+    return {name: array.numpy() for name, array in arrays.items()}
 
 
-def _memory(variable: str, folder: Path) -> float:
-    """Return the MB of all processes that carry a folder's token."""
-    total = 0
-    for process in carriers(variable, str(folder)):
-        with suppress(psutil.Error):
-            total += process.memory_full_info().pss
-    return total / 1e6
+def _charge(plan: TrainingPlan, path: Path) -> None:
+    event, *remaining = planned_events(plan, "bench", first_round=1, noise="system")
+    with Ledger.open(path) as ledger:
+        ledger.charge(event, cap_epsilon=1e6, delta=1e-5, remaining=remaining)
+
+
+def _timed(act: Callable[[], object]) -> float:
+    times = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        act()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
