@@ -25,11 +25,11 @@ PLANTED = (
 #: How a header's value looks; ``Flower`` has the shop's key, the time, and a signature of it.
 HEADERS = {
     "host": r"127\.0\.0\.1:\d+",
-    "accept": "application/x-protobuf",
+    "accept": "application/protobuf",
     "accept-encoding": r"[a-z, ]+",
     "connection": "keep-alive",
     "user-agent": r"python-httpx/[\d.]+",
-    "content-type": "application/x-protobuf",
+    "content-type": "application/protobuf",
     "content-length": r"\d+",
     "flwr-package-name": "flwr",
     "flwr-package-version": r"1\.41\.0",
