@@ -46,6 +46,11 @@ def test_a_text_is_found_however_it_is_written(hide: Callable[[bytes], bytes]) -
     assert occurrences(NOISE + hide(b"CUSTOMER-other") + NOISE, [SECRET]) == []
 
 
+def test_a_short_word_is_not_found_where_it_is_not() -> None:
+    assert occurrences(NOISE, [b"Errno", b"apps"]) == []
+    assert occurrences(NOISE + b"[Errno 28]", [b"Errno", b"apps"]) == [b"Errno"]
+
+
 def test_every_byte_of_a_connection_belongs_to_a_request() -> None:
     one = b"POST /v1/fleet/get-run HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
     found = requests(one + one)
