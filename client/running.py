@@ -323,7 +323,8 @@ def _log_file(folder: ShopFolder) -> Iterator[None]:
             place.removeHandler(handler)
             place.setLevel(logging.NOTSET)
             place.propagate = True
-        kept.close()
+        with suppress(OSError):  # What a full disk did not take is lost.
+            kept.close()
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):

@@ -1,6 +1,7 @@
 import datetime
 import fcntl
 import json
+import logging
 import socket
 import ssl
 import threading
@@ -203,6 +204,22 @@ def test_a_second_run_of_one_shop_is_refused(shop: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="runs already"):
             run_shop(shop)
+
+
+def test_a_log_that_a_full_disk_does_not_take_ends_nothing(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ShopFolder.of(shop)
+    (folder.logs / "run.log").symlink_to("/dev/full")
+
+    def stop(_: object) -> None:
+        logging.getLogger("client.running").warning("words")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("client.running._Watch.run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_shop(shop)
+    assert capsys.readouterr().err.endswith(" words\n")
 
 
 def test_the_state_of_a_run_that_was_killed_is_not_believed(
