@@ -71,9 +71,9 @@ def test_superlink_killed_while_a_run_goes_on(tmp_path: Path) -> None:
 def test_a_shop_that_never_answers(tmp_path: Path) -> None:
     with fragile(tmp_path, plan={"timeout_seconds": patience()}) as federation:
         south = federation.shops["south"]
+        # Its node goes on to say that it is there; what it is asked is never worked at.
+        federation.pause(federation.shop_pid(south, "superexec"))
         federation.train()
-        # Its node goes on to say that it is there; what was asked is never worked at.
-        federation.pause(federation.wait_for_app(south).pid)
         status, said = end_of(federation)
         check_ended_well(federation, status, said)
         assert federation.events("join")[0]["declined"] == {"late": 1}
