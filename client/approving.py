@@ -51,9 +51,7 @@ class Sight:
             before, after = (
                 printable(files.get(name, b"")).splitlines() for files in (self._own, self.files)
             )
-            parts += difflib.unified_diff(
-                before, after, f"own/{name}", f"new/{name}", lineterm=""
-            )
+            parts += difflib.unified_diff(before, after, f"own/{name}", f"new/{name}", lineterm="")
         return "\n".join(parts)
 
 
