@@ -182,7 +182,7 @@ def test_a_value_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
         assert ledger.events() == []
 
 
-@pytest.mark.slow  # It measures time: a processor that is slow for a moment must not fail the suite.
+@pytest.mark.slow  # It measures time: a slow moment of the machine must not fail the suite.
 def test_ten_thousand_entries_are_accounted_in_a_second(tmp_path: Path) -> None:
     path = tmp_path / "l"
     prices = [(20.0, 0.1), (30.0, 0.05), (25.0, 0.1), (40.0, 1.0), (35.0, 0.2)]
