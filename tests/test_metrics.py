@@ -171,6 +171,7 @@ def test_bootstrap_of_many_customers_keeps_its_interval(monkeypatch: pytest.Monk
     assert limit["high"] == pytest.approx(exact["high"], abs=0.1 * width)
 
 
+@pytest.mark.slow  # It measures time.
 def test_the_reference_size_is_ranked_and_measured_in_seconds() -> None:
     rng = np.random.default_rng(0)
     n, customers = 20_800, 2_300
