@@ -34,6 +34,7 @@ from client.ease import Ease
 from client.home_settings import HomeSettings
 from client.personalization import HomeModel
 from common.code import code_digest
+from common.disk import sha256, sync
 from common.errors import ArtifactError
 from common.features import Catalogue, ContentSpec
 from common.model import GlobalModel
@@ -126,21 +127,21 @@ def _write(folder: Path, home: HomeModel, facts: AdaptedFacts) -> AdaptedFacts:
             "part_scales": dict(home.part_scales),
             "ridges": {name: ease.ridge for name, ease in eases.items()},
             "own_plan": home.own_learned.plan if home.own_learned else None,
-            "state_digest": _sha256(draft / STATE),
+            "state_digest": sha256(draft / STATE),
         }
     )
     (draft / FACTS).write_text(facts.model_dump_json(indent=2), encoding="utf-8")
     for path in (draft / STATE, draft / FACTS):
         path.chmod(0o600)
-        _sync(path)
+        sync(path)
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
     draft.rename(folder / name)
     pointer = folder / f"{_DRAFT}{CURRENT}"
     pointer.write_text(name, encoding="utf-8")
     pointer.chmod(0o600)
-    _sync(pointer)
+    sync(pointer)
     pointer.replace(folder / CURRENT)
-    _sync(folder)
+    sync(folder)
     return facts
 
 
@@ -175,7 +176,7 @@ def read_state(folder: Path, facts: AdaptedFacts) -> Arrays:
     if facts.code_digest != code_digest():
         raise _unusable(folder, "it was fitted by another version of this code")
     try:
-        if _sha256(folder / STATE) != facts.state_digest:
+        if sha256(folder / STATE) != facts.state_digest:
             raise _unusable(folder / STATE, "it is damaged: its SHA-256 is not what was written")
         arrays: Arrays = load_file(folder / STATE)
     except (OSError, SafetensorError) as error:
@@ -228,7 +229,7 @@ def folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     try:
         for path in sorted(p for p in folder.iterdir() if p.is_file()):
-            digest.update(f"{path.name}:{_sha256(path)}\n".encode())
+            digest.update(f"{path.name}:{sha256(path)}\n".encode())
     except OSError as error:
         raise ArtifactError(f"{folder} cannot be read: {error.strerror}") from error
     return digest.hexdigest()
@@ -300,16 +301,3 @@ def _current(folder: Path) -> str | None:
 
 def _unusable(path: Path, why: str) -> ArtifactError:
     return ArtifactError(f"{path}: {why}; make it anew with python -m client adapt")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,9 +8,7 @@
     └── manifest.json         what it is, and the SHA-256 of the other two
 """
 
-import hashlib
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -25,6 +23,7 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from common.disk import sha256, sync
 from common.errors import ArtifactError
 from common.protocol import FINGERPRINT_CHARS, Arrays, Frozen
 
@@ -97,7 +96,7 @@ def save_model(
         contiguous = {k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()}
         save_file(contiguous, temporary / MODEL)
         (temporary / MODEL).chmod(0o644)  # the library keeps it from all but its owner
-        if model_digest is not None and _sha256(temporary / MODEL) != model_digest:
+        if model_digest is not None and sha256(temporary / MODEL) != model_digest:
             raise ArtifactError(
                 f"{folder}: the arrays are not those of the manifest (SHA-256 differs)"
             )
@@ -107,16 +106,16 @@ def save_model(
         manifest = manifest.model_copy(
             update={
                 "arrays": {name: tuple(array.shape) for name, array in arrays.items()},
-                "files": {name: _sha256(temporary / name) for name in (MODEL, ITEMS)},
+                "files": {name: sha256(temporary / name) for name in (MODEL, ITEMS)},
             }
         )
         text = manifest.model_dump_json(indent=2)
         (temporary / MANIFEST).write_text(text, encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            sync(path)
         temporary.chmod(0o755)
         temporary.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -151,7 +150,7 @@ def load_model(
         if name not in manifest.files:
             raise ArtifactError(f"{folder / MANIFEST} names no digest for {name}: write it anew")
         try:
-            actual = _sha256(folder / name)
+            actual = sha256(folder / name)
         except OSError as error:
             raise ArtifactError(f"{folder / name} cannot be read: {error.strerror}") from error
         if actual != manifest.files[name]:
@@ -211,16 +210,3 @@ def _check_finite(arrays: Mapping[str, np.ndarray], where: Path) -> None:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ArtifactError(f"{where}: array {name!r} holds values that are not finite")
-
-
-def _sha256(path: Path) -> Digest:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

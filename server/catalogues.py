@@ -25,6 +25,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from common.disk import sync
 from common.errors import ArtifactError, ConfigError
 from common.features import Catalogue, read_catalogue, write_catalogue
 from common.protocol import FINGERPRINT_CHARS, Frozen
@@ -178,9 +179,9 @@ class Catalogues:
                 write_catalogue(catalogue, folder)
                 (folder / RECORD).write_text(version.model_dump_json(indent=1), encoding="utf-8")
                 for path in (*folder.iterdir(), folder):
-                    _sync(path)
+                    sync(path)
                 folder.rename(self.root / folder.name)
-                _sync(self.root)
+                sync(self.root)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         except OSError as error:
@@ -201,11 +202,3 @@ class Catalogues:
         if version.n != n:
             raise ArtifactError(f"{path} is the record of version {version.n}")
         return version
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,7 +14,6 @@ neither a crash nor two publishers at once leave half a version or a mixed one. 
 are only ever added: the newest pin holds, and all of them are the log.
 """
 
-import hashlib
 import logging
 import re
 import secrets
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from common.artifact import ModelArtifact, load_model
+from common.disk import sha256
 from common.errors import ArtifactError, ConfigError, PrivacyError, RunError
 from server.records import FILES, FOLDER_NAME, Act, Pin, Record, Sealed, objections, seal, unseal
 from server.stores import open_store, without_secrets
@@ -74,7 +74,7 @@ class Registry:
             self._sweep()
             at = datetime.now(UTC)
             folder = f"{at.strftime(_STAMP)}-{secrets.token_hex(8)}"
-            files = {name: _sha256(model / name) for name in FILES}
+            files = {name: sha256(model / name) for name in FILES}
             try:
                 for name in FILES:
                     self._store.put(model / name, f"{_MODELS}/{folder}/{name}")
@@ -231,7 +231,7 @@ class Registry:
         try:
             with self._store.local(f"{_MODELS}/{folder}", FILES) as local:
                 for name in FILES:
-                    if _sha256(local / name) != files[name]:
+                    if sha256(local / name) != files[name]:
                         raise ArtifactError(
                             f"{where}/{name} is not as it was published (SHA-256 differs): serve "
                             "another version, or publish the model anew"
@@ -271,8 +271,3 @@ class Registry:
         except OSError as error:
             reason = error.strerror or f"{type(error).__name__}: {error}"
             raise ArtifactError(f"cannot {what} the registry {self.where}: {reason}") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

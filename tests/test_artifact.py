@@ -114,7 +114,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact, "_sync", full)
+    monkeypatch.setattr(artifact, "sync", full)
     with pytest.raises(OSError, match="No space"):
         save_model(saved.parent / "other", ARRAYS, IDS, manifest())
     assert [path.name for path in saved.parent.iterdir()] == ["federated"]
