@@ -269,5 +269,7 @@ max_update_norm = 0.0
 # Ask shops for noisy figures of the finished model; those with [evaluation] in their shop.toml give
 # them, at a price that they set themselves. `train --evaluate` asks once.
 evaluate = false
+# Send the finished model to every shop, in one last message that costs no budget.
+send_home = true
 seed = 0
 """
