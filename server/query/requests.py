@@ -24,6 +24,12 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 ItemId = Annotated[Text, Field(description="The product's number in the catalogue.")]
 
 
+#: As the document says: no text for a number, no number for a yes or no.
+Number = Annotated[float, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -32,7 +38,7 @@ class HistoryProduct(_Body):
     """One product that the customer dealt with."""
 
     item_id: ItemId
-    weight: float = Field(1.0, gt=0, le=1000, description="How much it says; a purchase is 1.")
+    weight: Number = Field(1.0, gt=0, le=1000, description="How much it says; a purchase is 1.")
 
 
 class FilterBody(_Body):
@@ -40,11 +46,11 @@ class FilterBody(_Body):
 
     category: Text | None = None
     brand: Text | None = None
-    price_from: float | None = Field(None, ge=0)
-    price_to: float | None = Field(None, ge=0)
+    price_from: Number | None = Field(None, ge=0)
+    price_to: Number | None = Field(None, ge=0)
     merchant_id: Text | None = Field(None, description="Only what this shop stocks.")
     exclude: tuple[ItemId, ...] = Field((), max_length=MAX_HISTORY)
-    minimum_score: float | None = None
+    minimum_score: Number | None = None
 
     @model_validator(mode="after")
     def _band_is_one(self) -> "FilterBody":
@@ -67,12 +73,12 @@ class RecommendRequest(_Body):
         max_length=32,
         description="What is known of the customer, such as age or gender.",
     )
-    k: int = Field(20, ge=1, le=MAX_K)
-    tail_dial: float = Field(
+    k: Whole = Field(20, ge=1, le=MAX_K)
+    tail_dial: Number = Field(
         0.0, ge=0, le=1, description="0: by score alone. 1: what is rarely shown comes first."
     )
     filters: FilterBody = FilterBody()
-    reasons: bool = Field(False, description="Say of each product what its score is the sum of.")
+    reasons: Flag = Field(False, description="Say of each product what its score is the sum of.")
 
     def query(self) -> Query:
         """Return it as the core takes it; a product named twice counts with both weights."""
@@ -92,7 +98,7 @@ class SimilarRequest(_Body):
     """What goes with one product."""
 
     item_id: ItemId
-    k: int = Field(20, ge=1, le=MAX_K)
+    k: Whole = Field(20, ge=1, le=MAX_K)
     filters: FilterBody = FilterBody()
 
 

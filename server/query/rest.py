@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -31,6 +31,9 @@ from server.query.requests import (
 
 #: Ten thousand products of history, each as long as an id may be, fit; ten megabytes do not.
 MAX_BODY = 4 * 2**20
+
+#: FastAPI's code for a body that it fails to parse.
+_UNREADABLE = 400
 
 Found = TypeVar("Found", bound=BaseModel)
 _Bearer = Annotated[
@@ -73,7 +76,25 @@ def rest_app(service: Service) -> FastAPI:
     _asking(app, service)
     _reading(app, service)
     app.add_middleware(BodyLimit, most=MAX_BODY)
+    if service.keys is None:
+        _without_keys(app)
     return app
+
+
+def _without_keys(app: FastAPI) -> None:
+    """Let the OpenAPI document ask for no key where the service asks for none."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = described()
+        document.get("components", {}).pop("securitySchemes", None)
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation.pop("security", None)
+                operation["responses"].pop(str(Status.NO_KEY.http), None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _work(
@@ -165,6 +186,9 @@ def _refusals(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == _UNREADABLE:
+            text = "the body cannot be read: send JSON in UTF-8, not too deeply nested"
+            return JSONResponse({"error": text}, Status.INVALID.http)
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
 
