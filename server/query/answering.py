@@ -188,30 +188,30 @@ class Service:
 
     def recommend(self, body: RecommendRequest) -> RecommendResponse:
         """Answer one customer."""
-        return requests.recommend(self._model(), body)
+        return requests.recommend(self.model(), body)
 
     def batch(self, body: BatchRequest) -> BatchResponse:
         """Answer several customers by one and the same version."""
-        model = self._model()
+        model = self.model()
         answers = tuple(requests.recommend(model, one) for one in body.requests)
         return BatchResponse(version=model.version, responses=answers)
 
     def similar(self, body: SimilarRequest) -> RecommendResponse:
         """Return what goes with one product."""
-        return requests.similar(self._model(), body)
+        return requests.similar(self.model(), body)
 
     def explain(self, body: ExplainRequest) -> Reasons:
         """Take one score apart."""
-        return requests.explain(self._model(), body)
+        return requests.explain(self.model(), body)
 
     def models(self) -> ModelList:
         """Return all versions, the newest first."""
-        served = _version(self.host)
-        return ModelList(models=tuple(_info(r, served) for r in self.host.records()))
+        served, pinned = _version(self.host), self.host.pinned()
+        return ModelList(models=tuple(_info(r, served, pinned) for r in self.host.records()))
 
     def privacy(self, version: int) -> dict[str, Any]:
         """Return a version's privacy statement with ``words`` for people; 0: the served one's."""
-        number = version or self._model().version
+        number = version or self.model().version
         for record in self.host.records():
             if record.version == number:
                 found = record.manifest.privacy or {"private": False}
@@ -223,7 +223,8 @@ class Service:
                 }
         raise RefusedError(Status.UNKNOWN, f"there is no version {number}")
 
-    def _model(self) -> ServedModel:
+    def model(self) -> ServedModel:
+        """Return the model that answers now; raises RefusedError if there is none."""
         if not self.host.ready:
             raise RefusedError(Status.NO_MODEL, "no model can be served yet")
         return self.host.current()
@@ -233,7 +234,7 @@ def _version(host: ModelHost) -> int:
     return host.current().version if host.ready else 0
 
 
-def _info(record: Record, served: int) -> ModelInfo:
+def _info(record: Record, served: int, pinned: int | None) -> ModelInfo:
     privacy = record.manifest.privacy or {}
     return ModelInfo(
         version=record.version,
@@ -243,6 +244,9 @@ def _info(record: Record, served: int) -> ModelInfo:
         epsilon=privacy.get("epsilon"),
         delta=privacy.get("delta"),
         unit=privacy.get("unit"),
+        trust=privacy.get("trust"),
+        server_round=record.manifest.server_round,
+        pinned=record.version == pinned,
         catalogue_fingerprint=record.manifest.catalogue_fingerprint,
         forced=record.forced,
     )

@@ -102,6 +102,15 @@ class ModelHost:
                 logger.warning("record=damaged version=%d reason=%s", version, error)
         return found
 
+    def pinned(self) -> int | None:
+        """Return the version that was chosen to be served; None: whichever is newest."""
+        try:
+            pins = self.registry.pins()
+            return self.registry.decision(pins[-1]).version if pins else None
+        except ArtifactError as error:
+            logger.warning("pin=damaged reason=%s", error)
+            return None
+
     def _load(self, version: int) -> ServedModel:
         record, artifact = self.registry.read(version)
         catalogue, stock = self.find_catalogue(record.manifest.catalogue_fingerprint)

@@ -166,6 +166,9 @@ class ModelInfo(_Body):
     epsilon: float | None
     delta: float | None
     unit: str | None
+    trust: str | None
+    server_round: int = Field(description="The last round that trained it.")
+    pinned: bool = Field(description="Served because it was chosen, not for being the newest.")
     catalogue_fingerprint: str
     forced: tuple[str, ...] = Field(description="Why it could not be published without force.")
 
@@ -265,7 +268,7 @@ def _response(
             item_id=item,
             score=score,
             tail=tail,
-            product=_columns(model.product(item)),
+            product=public_columns(model.product(item)),
             reasons=reason,
         )
         for rank, (item, score, tail, reason) in enumerate(
@@ -282,7 +285,8 @@ def _response(
     )
 
 
-def _columns(values: Mapping[str, Any]) -> dict[str, str | float | None]:
+def public_columns(values: Mapping[str, Any]) -> dict[str, str | float | None]:
+    """Return a product's columns as JSON values."""
     found: dict[str, str | float | None] = {}
     for name, value in values.items():
         if isinstance(value, int | float):

@@ -2,20 +2,20 @@
 
 import json
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.query.admitting import Bearer, work
 from server.query.answering import RefusedError, Service, Status
+from server.query.browsing import About, browse
 from server.query.requests import (
     BatchRequest,
     BatchResponse,
@@ -35,11 +35,6 @@ MAX_BODY = 4 * 2**20
 #: FastAPI's code for a body that it fails to parse.
 _UNREADABLE = 400
 
-Found = TypeVar("Found", bound=BaseModel)
-_Bearer = Annotated[
-    HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False, scheme_name="key"))
-]
-
 
 class PrivacyBody(BaseModel):
     """A version's privacy statement."""
@@ -50,8 +45,14 @@ class PrivacyBody(BaseModel):
     forced: list[str]
 
 
-def rest_app(service: Service) -> FastAPI:
-    """Return the web application over a service."""
+def rest_app(service: Service, about: About | None = None) -> FastAPI:
+    """Return the web application over a service.
+
+    Parameters
+    ----------
+    about
+        Whose service it is; default: a federation's, with no report to show.
+    """
     app = FastAPI(
         title="fedtail",
         version="1",
@@ -75,6 +76,7 @@ def rest_app(service: Service) -> FastAPI:
 
     _asking(app, service)
     _reading(app, service)
+    browse(app, service, about or About())
     app.add_middleware(BodyLimit, most=MAX_BODY)
     if service.keys is None:
         _without_keys(app)
@@ -97,61 +99,44 @@ def _without_keys(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _work(
-    service: Service,
-    method: str,
-    request: Request,
-    key: _Bearer,
-    call: Callable[[], Found],
-    cost: float = 1.0,
-) -> Found:
-    address = request.client.host if request.client else "unknown"
-
-    def admitted() -> Found:
-        service.admit(key.credentials if key else None, address, cost)
-        return call()
-
-    return service.run("rest", method, admitted)
-
-
 def _asking(app: FastAPI, service: Service) -> None:
-    work = partial(_work, service)
+    admitted = partial(work, service)
 
     @app.post("/v1/recommend")
-    def recommend(body: RecommendRequest, request: Request, key: _Bearer) -> RecommendResponse:
+    def recommend(body: RecommendRequest, request: Request, key: Bearer) -> RecommendResponse:
         """Return the best products for one customer."""
-        return work("recommend", request, key, lambda: service.recommend(body))
+        return admitted("recommend", request, key, lambda: service.recommend(body))
 
     @app.post("/v1/recommend/batch")
-    def batch(body: BatchRequest, request: Request, key: _Bearer) -> BatchResponse:
+    def batch(body: BatchRequest, request: Request, key: Bearer) -> BatchResponse:
         """Return a list for each of several customers, all by one version."""
-        return work(
+        return admitted(
             "batch", request, key, lambda: service.batch(body), cost=float(len(body.requests))
         )
 
     @app.post("/v1/similar")
-    def similar(body: SimilarRequest, request: Request, key: _Bearer) -> RecommendResponse:
+    def similar(body: SimilarRequest, request: Request, key: Bearer) -> RecommendResponse:
         """Return what goes with one product."""
-        return work("similar", request, key, lambda: service.similar(body))
+        return admitted("similar", request, key, lambda: service.similar(body))
 
     @app.post("/v1/explain")
-    def explain(body: ExplainRequest, request: Request, key: _Bearer) -> Reasons:
+    def explain(body: ExplainRequest, request: Request, key: Bearer) -> Reasons:
         """Return what one score is the sum of."""
-        return work("explain", request, key, lambda: service.explain(body))
+        return admitted("explain", request, key, lambda: service.explain(body))
 
 
 def _reading(app: FastAPI, service: Service) -> None:
-    work = partial(_work, service)
+    admitted = partial(work, service)
 
     @app.get("/v1/models")
-    def models(request: Request, key: _Bearer) -> ModelList:
+    def models(request: Request, key: Bearer) -> ModelList:
         """Return all versions, the newest first."""
-        return work("models", request, key, service.models)
+        return admitted("models", request, key, service.models)
 
     @app.get("/v1/models/{version}/privacy", responses={404: {"model": Problem}})
-    def privacy(version: int, request: Request, key: _Bearer) -> PrivacyBody:
+    def privacy(version: int, request: Request, key: Bearer) -> PrivacyBody:
         """Return the privacy statement of a version; 0: of the one that is served."""
-        return work(
+        return admitted(
             "privacy", request, key, lambda: PrivacyBody.model_validate(service.privacy(version))
         )
 

@@ -162,7 +162,7 @@ class ListModelsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("version", "served", "published_at", "private", "epsilon", "delta", "unit", "catalogue_fingerprint", "forced")
+    __slots__ = ("version", "served", "published_at", "private", "epsilon", "delta", "unit", "catalogue_fingerprint", "forced", "trust", "server_round", "pinned")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SERVED_FIELD_NUMBER: _ClassVar[int]
     PUBLISHED_AT_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +172,9 @@ class ModelInfo(_message.Message):
     UNIT_FIELD_NUMBER: _ClassVar[int]
     CATALOGUE_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     FORCED_FIELD_NUMBER: _ClassVar[int]
+    TRUST_FIELD_NUMBER: _ClassVar[int]
+    SERVER_ROUND_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
     version: int
     served: bool
     published_at: str
@@ -181,7 +184,10 @@ class ModelInfo(_message.Message):
     unit: str
     catalogue_fingerprint: str
     forced: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[int] = ..., served: _Optional[bool] = ..., published_at: _Optional[str] = ..., private: _Optional[bool] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., unit: _Optional[str] = ..., catalogue_fingerprint: _Optional[str] = ..., forced: _Optional[_Iterable[str]] = ...) -> None: ...
+    trust: str
+    server_round: int
+    pinned: bool
+    def __init__(self, version: _Optional[int] = ..., served: _Optional[bool] = ..., published_at: _Optional[str] = ..., private: _Optional[bool] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., unit: _Optional[str] = ..., catalogue_fingerprint: _Optional[str] = ..., forced: _Optional[_Iterable[str]] = ..., trust: _Optional[str] = ..., server_round: _Optional[int] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class ModelList(_message.Message):
     __slots__ = ("models",)

@@ -1,0 +1,259 @@
+"""What people look at beside recommendations: products, filters, released figures, a report.
+
+The page (:mod:`server.query.page`) is made of these answers and of the service's own. They hold
+public data and released figures only.
+"""
+
+import threading
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import FastAPI, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import ConfigError
+from server.query.admitting import Bearer, work
+from server.query.answering import Service
+from server.query.core import ServedModel
+from server.query.report import Report, read_report
+from server.query.requests import invalid_words, public_columns
+
+MAX_FOUND = 50
+#: Values of a column that are told: the most frequent ones, where there are more.
+_MOST_VALUES = 1000
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class FoundProduct(_Body):
+    """One product of the catalogue."""
+
+    item_id: str
+    tail: bool = Field(description="Not among the fifth of products that are bought most.")
+    product: dict[str, str | float | None] = Field(description="Its public columns.")
+
+
+class ProductList(_Body):
+    """Products that hold all words that were asked for, the most popular first."""
+
+    version: int
+    total: int = Field(description="How many there are in all.")
+    products: tuple[FoundProduct, ...]
+
+
+class Choice(_Body):
+    """A value to filter by."""
+
+    value: str
+    products: int
+
+
+class PriceBand(_Body):
+    """The lowest and the highest price of the catalogue."""
+
+    low: float
+    high: float
+
+
+class Choices(_Body):
+    """What there is to filter by; at most 1,000 values of a column, the most frequent ones."""
+
+    version: int
+    categories: tuple[Choice, ...]
+    brands: tuple[Choice, ...]
+    prices: PriceBand | None
+    shops: tuple[str, ...] = Field(description="Those whose stock is known.")
+    products: int
+    max_k: int = 1000
+
+
+class Figure(_Body):
+    """A mean that shops released together, and what the noise alone may have moved it by."""
+
+    mean: float
+    noise_error: float
+    error: float
+
+
+class Released(_Body):
+    """What shops released of a model's quality, all of them together."""
+
+    shops: int
+    customers: float
+    customers_error: float
+    figures: dict[str, Figure | None]
+
+
+class Evaluation(_Body):
+    """A version, and the figures that were released with it."""
+
+    version: int
+    released: Released | None
+
+
+class EvaluationList(_Body):
+    """Released figures by version, the newest first."""
+
+    evaluations: tuple[Evaluation, ...]
+
+
+class ReportAnswer(_Body):
+    """The simulation's report that the operator shows, if any."""
+
+    report: Report | None
+
+
+class About(_Body):
+    """Whose service this is, and what it can show.
+
+    Attributes
+    ----------
+    report
+        A simulation's report to show.
+    """
+
+    where: Literal["federation", "shop"] = Field(
+        "federation", description="Who runs this service and can see what is sent to it."
+    )
+    merchant_id: str | None = Field(None, description="The shop, where a shop runs it.")
+    report: Report | None = Field(None, exclude=True)
+
+
+class Search:
+    """Finds products by the words of their public columns; made anew for each version."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._version = 0
+        self._texts: list[str] = []
+        self._order = np.empty(0, dtype=np.int64)
+
+    def find(self, model: ServedModel, query: str, limit: int) -> ProductList:
+        """Return products that hold every word; none named: the most popular ones."""
+        texts, order = self._of(model)
+        words = query.casefold().split()
+        hits = [row for row in order if all(word in texts[row] for word in words)]
+        ids = model.model.catalogue.item_ids
+        products = tuple(
+            FoundProduct(
+                item_id=str(ids[row]),
+                tail=bool(model.tail[row]),
+                product=public_columns(model.product(str(ids[row]))),
+            )
+            for row in hits[:limit]
+        )
+        return ProductList(version=model.version, total=len(hits), products=products)
+
+    def _of(self, model: ServedModel) -> tuple[Sequence[str], np.ndarray]:
+        with self._lock:
+            if model.version != self._version:
+                ids = (str(item) for item in model.model.catalogue.item_ids)
+                columns = [
+                    ["" if value is None else str(value) for value in values]
+                    for values in model.columns.values()
+                ]
+                rows = zip(ids, *columns, strict=True)
+                self._texts = ["\n".join(row).casefold() for row in rows]
+                offered = np.flatnonzero(model.model.catalogue.offered)
+                popularity = model.model.popularity_bias[offered]
+                self._order = offered[np.argsort(-popularity, kind="stable")]
+                self._version = model.version
+            return self._texts, self._order
+
+
+def choices(model: ServedModel) -> Choices:
+    """Return what there is to filter by."""
+    prices = model.table.prices
+    known = None if prices is None else prices[np.isfinite(prices)]
+    return Choices(
+        version=model.version,
+        categories=_values(model, "category"),
+        brands=_values(model, "brand"),
+        prices=None
+        if known is None or not known.size
+        else PriceBand(low=float(known.min()), high=float(known.max())),
+        shops=tuple(sorted(model.table.stock)),
+        products=model.model.catalogue.size,
+    )
+
+
+def evaluations(service: Service) -> EvaluationList:
+    """Return what shops released of each version; a file of another form tells nothing here."""
+    found = []
+    for record in service.host.records():
+        released = None
+        if record.evaluation is not None:
+            try:
+                released = Released.model_validate(record.evaluation.get("together"))
+            except ValidationError:
+                released = None
+        found.append(Evaluation(version=record.version, released=released))
+    return EvaluationList(evaluations=tuple(found))
+
+
+def about_from(report: Path | None) -> About:
+    """Return what a federation's service shows, with a report read from its file.
+
+    Raises
+    ------
+    ConfigError
+        If it is no report.
+    """
+    if report is None:
+        return About()
+    try:
+        return About(report=read_report(report))
+    except ValidationError as error:
+        raise ConfigError(
+            f"{report} is no report of a simulation: {invalid_words(error.errors())}"
+        ) from error
+
+
+def browse(app: FastAPI, service: Service, about: About) -> None:
+    """Add the paths to an application over a service."""
+    admitted, search = partial(work, service), Search()
+
+    @app.get("/v1/about")
+    def about_(request: Request, key: Bearer) -> About:
+        """Return whose service this is."""
+        return admitted("about", request, key, lambda: about)
+
+    @app.get("/v1/products")
+    def products(
+        request: Request,
+        key: Bearer,
+        query: Annotated[
+            str, Query(max_length=200, description="Words; none: the most popular.")
+        ] = "",
+        limit: Annotated[int, Query(ge=1, le=MAX_FOUND)] = 20,
+    ) -> ProductList:
+        """Return products of the catalogue that hold all words in their public columns."""
+        return admitted(
+            "products", request, key, lambda: search.find(service.model(), query, limit)
+        )
+
+    @app.get("/v1/choices")
+    def choices_(request: Request, key: Bearer) -> Choices:
+        """Return what there is to filter by."""
+        return admitted("choices", request, key, lambda: choices(service.model()))
+
+    @app.get("/v1/evaluations")
+    def evaluations_(request: Request, key: Bearer) -> EvaluationList:
+        """Return the figures that shops released of each version, all shops together."""
+        return admitted("evaluations", request, key, lambda: evaluations(service))
+
+    @app.get("/v1/report")
+    def report(request: Request, key: Bearer) -> ReportAnswer:
+        """Return the simulation's report that the operator shows here, if there is one."""
+        return admitted("report", request, key, lambda: ReportAnswer(report=about.report))
+
+
+def _values(model: ServedModel, column: str) -> tuple[Choice, ...]:
+    rows = model.table.values.get(column, {})
+    most = sorted(rows, key=lambda value: -len(rows[value]))[:_MOST_VALUES]
+    return tuple(Choice(value=value, products=len(rows[value])) for value in sorted(most))
