@@ -11,7 +11,8 @@
     │   ├── BudgetError          the remaining plan does not fit under the shop's cap
     │   └── LedgerError          the ledger cannot be trusted or written
     ├── ProtocolError            a message is not what the protocol says
-    └── RunError                 a federation run failed or was interrupted
+    ├── RunError                 a federation run failed or was interrupted
+    └── UnavailableError         what an answer needs can't be reached now; later it may be
 """
 
 
@@ -57,3 +58,7 @@ class ProtocolError(FedtailError):
 
 class RunError(FedtailError):
     """A federation run failed or was interrupted."""
+
+
+class UnavailableError(FedtailError):
+    """What an answer needs can't be reached now; asking again later may help."""

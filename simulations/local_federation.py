@@ -14,12 +14,13 @@ from typing import Any, Protocol
 
 import psutil
 
+from common.asking import Query
 from common.errors import ConfigError, RunError
 from common.features import read_catalogue
 from common.processes import listens, terminated_as_exit
 from server.catalogues import Catalogues
 from server.gateway import find_nginx
-from server.query.core import Query, ServedModel
+from server.query.core import ServedModel
 from server.registry import Registry
 from simulations import local_shops
 from simulations.local_deployment import LocalDeployment, LocalShop, change

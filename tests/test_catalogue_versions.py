@@ -11,9 +11,9 @@ from common.blocks import learned_names
 from common.catalogue_versions import carry_over, with_popularity
 from common.errors import ArtifactError
 from common.features import Catalogue, ContentSpec
+from common.filters import Filters, Table
 from common.model import GlobalModel, initial_state, state_spec
 from common.protocol import ITEMS, POPULARITY, SPECTRUM, Arrays, ModelPlan
-from server.query.filters import Filters, Table
 
 SPEC = ContentSpec(features=("type", "brand", "type*brand"), content_width=256, hash_rows=16)
 PLANS = {

@@ -5,23 +5,23 @@ What a request holds is never logged, and no error shows more than our own words
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from pydantic import BaseModel, ValidationError
 
-from common.errors import FedtailError, InputError
+from common.artifact import Manifest
+from common.errors import FedtailError, InputError, UnavailableError
 from common.statement import render_statement
 from server.query import requests
-from server.query.core import ServedModel
-from server.query.host import ModelHost
 from server.query.requests import (
     BatchRequest,
     BatchResponse,
     ExplainRequest,
+    Model,
     ModelInfo,
     ModelList,
     Reasons,
@@ -31,7 +31,6 @@ from server.query.requests import (
     invalid_words,
 )
 from server.query.security import Keys, RateLimit
-from server.records import Record
 
 logger = logging.getLogger(__name__)
 Body = TypeVar("Body", bound=BaseModel)
@@ -64,6 +63,64 @@ class Status(Enum):
         return self.value[1]
 
 
+class Facts(Protocol):
+    """What is known of a version that could be served."""
+
+    @property
+    def version(self) -> int:
+        """Its number."""
+
+    @property
+    def published_at(self) -> str:
+        """When it was published, or came home; ISO 8601."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model's own manifest."""
+
+    @property
+    def evaluation(self) -> Mapping[str, Any] | None:
+        """Figures that were released with it."""
+
+    @property
+    def forced(self) -> tuple[str, ...]:
+        """Why it could not be published without force."""
+
+
+class Host(Protocol):
+    """Holds the model that answers now, and follows where newer ones come from.
+
+    A request takes the model once and keeps it to its end.
+    """
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a model to answer from."""
+
+    @property
+    def switches(self) -> int:
+        """How often another model was taken."""
+
+    @property
+    def refusals(self) -> int:
+        """How often one was refused."""
+
+    def current(self) -> Model:
+        """Return the model that answers now."""
+
+    def records(self) -> Sequence[Facts]:
+        """Return what is known of all versions, the newest first."""
+
+    def pinned(self) -> int | None:
+        """Return the version that was chosen to be served; None: whichever is newest."""
+
+    def watch(self, every_seconds: float) -> None:
+        """Look for another model again and again, until :meth:`close`."""
+
+    def close(self) -> None:
+        """Stop watching."""
+
+
 class RefusedError(Exception):
     """A request that gets no answer; the text may be shown to whoever asked."""
 
@@ -75,7 +132,7 @@ class RefusedError(Exception):
 class Metrics:
     """What Prometheus collects: how many, how long, which version; never who or what."""
 
-    def __init__(self, host: ModelHost) -> None:
+    def __init__(self, host: Host) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "fedtail_requests_total",
@@ -112,7 +169,7 @@ class Service:
         Who may ask; None: everybody.
     """
 
-    host: ModelHost
+    host: Host
     metrics: Metrics
     rate: RateLimit
     keys: Keys | None = None
@@ -166,6 +223,10 @@ class Service:
             raise RefusedError(status, invalid_words(error.errors())) from None
         except InputError as error:
             status = Status.INVALID
+            raise RefusedError(status, str(error)) from None
+        except UnavailableError as error:
+            status = Status.NO_MODEL
+            logger.error("request=unavailable method=%s", method)
             raise RefusedError(status, str(error)) from None
         except FedtailError:
             logger.exception("request=failed method=%s", method)
@@ -223,21 +284,22 @@ class Service:
                 }
         raise RefusedError(Status.UNKNOWN, f"there is no version {number}")
 
-    def model(self) -> ServedModel:
+    def model(self) -> Model:
         """Return the model that answers now; raises RefusedError if there is none."""
         if not self.host.ready:
             raise RefusedError(Status.NO_MODEL, "no model can be served yet")
         return self.host.current()
 
 
-def _version(host: ModelHost) -> int:
+def _version(host: Host) -> int:
     return host.current().version if host.ready else 0
 
 
-def _info(record: Record, served: int, pinned: int | None) -> ModelInfo:
+def _info(record: Facts, served: int, pinned: int | None) -> ModelInfo:
     privacy = record.manifest.privacy or {}
     return ModelInfo(
         version=record.version,
+        name=record.manifest.version,
         served=record.version == served,
         published_at=record.published_at,
         private=privacy.get("private") is True,

@@ -15,11 +15,11 @@ from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import ConfigError
+from common.schema import BEHAVIOR_WEIGHTS
 from server.query.admitting import Bearer, work
 from server.query.answering import Service
-from server.query.core import ServedModel
 from server.query.report import Report, read_report
-from server.query.requests import invalid_words, public_columns
+from server.query.requests import MAX_K, Model, invalid_words, public_columns
 
 MAX_FOUND = 50
 #: Values of a column that are told: the most frequent ones, where there are more.
@@ -68,8 +68,9 @@ class Choices(_Body):
     brands: tuple[Choice, ...]
     prices: PriceBand | None
     shops: tuple[str, ...] = Field(description="Those whose stock is known.")
+    behaviors: dict[str, float] = Field(description="What a customer does -> usual weight of it.")
     products: int
-    max_k: int = 1000
+    max_k: int
 
 
 class Figure(_Body):
@@ -133,7 +134,7 @@ class Search:
         self._texts: list[str] = []
         self._order = np.empty(0, dtype=np.int64)
 
-    def find(self, model: ServedModel, query: str, limit: int) -> ProductList:
+    def find(self, model: Model, query: str, limit: int) -> ProductList:
         """Return products that hold every word; none named: the most popular ones."""
         texts, order = self._of(model)
         words = query.casefold().split()
@@ -149,7 +150,7 @@ class Search:
         )
         return ProductList(version=model.version, total=len(hits), products=products)
 
-    def _of(self, model: ServedModel) -> tuple[Sequence[str], np.ndarray]:
+    def _of(self, model: Model) -> tuple[Sequence[str], np.ndarray]:
         with self._lock:
             if model.version != self._version:
                 ids = (str(item) for item in model.model.catalogue.item_ids)
@@ -166,7 +167,7 @@ class Search:
             return self._texts, self._order
 
 
-def choices(model: ServedModel) -> Choices:
+def choices(model: Model) -> Choices:
     """Return what there is to filter by."""
     prices = model.table.prices
     known = None if prices is None else prices[np.isfinite(prices)]
@@ -178,6 +179,8 @@ def choices(model: ServedModel) -> Choices:
         if known is None or not known.size
         else PriceBand(low=float(known.min()), high=float(known.max())),
         shops=tuple(sorted(model.table.stock)),
+        behaviors=dict(BEHAVIOR_WEIGHTS),
+        max_k=MAX_K,
         products=model.model.catalogue.size,
     )
 
@@ -253,7 +256,7 @@ def browse(app: FastAPI, service: Service, about: About) -> None:
         return admitted("report", request, key, lambda: ReportAnswer(report=about.report))
 
 
-def _values(model: ServedModel, column: str) -> tuple[Choice, ...]:
+def _values(model: Model, column: str) -> tuple[Choice, ...]:
     rows = model.table.values.get(column, {})
     most = sorted(rows, key=lambda value: -len(rows[value]))[:_MOST_VALUES]
     return tuple(Choice(value=value, products=len(rows[value])) for value in sorted(most))

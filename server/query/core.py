@@ -10,7 +10,7 @@ share one of them are visited. The learned part is one pass over the products' v
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,70 +18,18 @@ import numpy as np
 from scipy import sparse
 
 from common.artifact import ModelArtifact
+from common.asking import Answer, Query, Ranking, public_columns, tail_of
 from common.errors import ArtifactError, InputError
 from common.explanation import Explanation, explain
 from common.features import Catalogue
+from common.filters import Filters, Table
 from common.model import GlobalModel, attribute_matrix
 from common.protocol import TrainingPlan
 from common.reasons import sides_of
-from common.scoring import re_rank
-from server.query.filters import Filters, Table
 from server.query.index import ExactIndex, Index, best_rows
 
 #: With the tail dial the list is chosen among so many times k candidates.
 _DIAL_CANDIDATES = 10
-#: Share of the products, most popular first, that is not tail.
-_HEAD = 0.2
-
-
-@dataclass(frozen=True)
-class Query:
-    """Whom to recommend to, and what.
-
-    Attributes
-    ----------
-    history
-        item_id -> weight of what the customer did; products that the catalogue does not hold are
-        told back and do not count.
-    attributes
-        Name -> value of what is known of the customer.
-    k
-        Length of the list.
-    tail_dial
-        0: by score alone; 1: what is rarely shown first.
-    """
-
-    history: Mapping[str, float] = field(default_factory=dict)
-    attributes: Mapping[str, str] = field(default_factory=dict)
-    k: int = 20
-    tail_dial: float = 0.0
-    filters: Filters = field(default_factory=Filters)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A ranked list and what stands behind it.
-
-    Attributes
-    ----------
-    item_ids, scores
-        (m,) best first, m at most k.
-    tail_share, tail_share_undialled
-        Share of tail products in this list, and in the list by score alone.
-    score_kept
-        Sum of the scores above the lowest candidate's, relative to the list by score alone: what
-        the dial cost.
-    unknown
-        Products of the history that the catalogue does not hold.
-    """
-
-    item_ids: tuple[str, ...]
-    scores: tuple[float, ...]
-    tail: tuple[bool, ...]
-    tail_share: float
-    tail_share_undialled: float
-    score_kept: float
-    unknown: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -101,6 +49,8 @@ class ServedModel:
     artifact: ModelArtifact
     index: Index
     stock: Mapping[str, np.ndarray]
+    #: No shop's own.
+    adapted_at: None = None
 
     @classmethod
     def of(
@@ -154,10 +104,7 @@ class ServedModel:
     @cached_property
     def tail(self) -> np.ndarray:
         """(n,) bool: all but the fifth of the products with the largest released popularity."""
-        order = np.argsort(-self.model.popularity_bias, kind="stable")
-        tail: np.ndarray = np.ones(len(order), bool)
-        tail[order[: round(_HEAD * len(order))]] = False
-        return tail
+        return tail_of(self.model.popularity_bias)
 
     @cached_property
     def table(self) -> Table:
@@ -167,12 +114,7 @@ class ServedModel:
     @cached_property
     def columns(self) -> dict[str, list[Any]]:
         """Column -> (n,) Python values of the products, None where unknown."""
-        products = self.model.catalogue.products
-        return {
-            str(name): products[name].astype(object).where(products[name].notna(), None).tolist()
-            for name in products.columns
-            if name != "item_id"
-        }
+        return public_columns(self.model.catalogue.products)
 
     @cached_property
     def rows_of(self) -> dict[str, int]:
@@ -185,8 +127,9 @@ class ServedModel:
         Raises
         ------
         InputError
-            If a filter or the dial asks for what there is not.
+            If a filter or the dial asks for what there is not, or a customer is named.
         """
+        _refuse_customer(query.user_id)
         history, unknown = self._history(query.history)
         scores, learned, vector = self._scores(history, query.attributes)
         scores[history.indices] = -np.inf
@@ -196,7 +139,12 @@ class ServedModel:
         if self.index.refine:
             scores[rows] += self.index.exact(rows, vector) - learned[rows]
             rows = rows[best_rows(scores[rows], wanted)]
-        return self._answer(rows, scores[rows], query, unknown)
+        ranking = Ranking.of(rows, scores[rows], query, self.exposure, self.tail)
+        answer = ranking.answer(self.model.catalogue.item_ids, unknown)
+        if not query.reasons:
+            return answer
+        sides = (sides_of(self.model, history, int(row), query.attributes) for row in ranking.rows)
+        return replace(answer, reasons=tuple(explain(*pair) for pair in sides))
 
     def similar(self, item_id: str, k: int, filters: Filters | None = None) -> Answer:
         """Return what a customer with this product and nothing else is recommended.
@@ -210,15 +158,21 @@ class ServedModel:
         return self.recommend(Query({item_id: 1.0}, k=k, filters=filters or Filters()))
 
     def explain(
-        self, item_id: str, history: Mapping[str, float], attributes: Mapping[str, str]
+        self,
+        item_id: str,
+        history: Mapping[str, float],
+        attributes: Mapping[str, str],
+        user_id: str | None = None,
     ) -> Explanation:
         """Take one score apart; the parts add up to it.
 
         Raises
         ------
         InputError
-            If the catalogue does not hold the product, or the model's tower is not linear.
+            If the catalogue does not hold the product, the model's tower is not linear, or a
+            customer is named.
         """
+        _refuse_customer(user_id)
         row = self._row(item_id)
         return explain(*sides_of(self.model, self._history(history)[0], row, attributes))
 
@@ -258,28 +212,12 @@ class ServedModel:
             scores[content.indices] += content.data
         return scores, learned, vector
 
-    def _answer(
-        self, rows: np.ndarray, scores: np.ndarray, query: Query, unknown: tuple[str, ...]
-    ) -> Answer:
-        chosen, kept = rows[: query.k], scores[: query.k]
-        plain_tail, plain_sum = self.tail[chosen], float(scores[: query.k].sum(dtype=np.float64))
-        floor = float(scores[-1]) * len(chosen) if len(scores) else 0.0
-        if query.tail_dial:
-            dialled = re_rank(
-                rows[None, :], scores[None, :], query.k, query.tail_dial, self.exposure
-            )
-            chosen, kept = dialled[0][0], dialled[1][0]
-        above = plain_sum - floor
-        lost = (plain_sum - float(kept.sum(dtype=np.float64))) / above if above > 0 else 0.0
-        tail = self.tail[chosen]
-        return Answer(
-            item_ids=tuple(str(item) for item in self.model.catalogue.item_ids[chosen]),
-            scores=tuple(float(score) for score in kept),
-            tail=tuple(bool(flag) for flag in tail),
-            tail_share=float(tail.mean()) if len(tail) else 0.0,
-            tail_share_undialled=float(plain_tail.mean()) if len(plain_tail) else 0.0,
-            score_kept=1.0 - lost,
-            unknown=unknown,
+
+def _refuse_customer(user_id: str | None) -> None:
+    if user_id is not None:
+        raise InputError(
+            "user_id: this service knows no customers. Send what they did as history, or ask at "
+            "the shop, which knows its own: python -m client serve"
         )
 
 

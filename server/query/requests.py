@@ -6,13 +6,15 @@ a hostile request costs no more than reading it.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from common.asking import Answer, Query
 from common.explanation import Explanation
-from server.query.core import Answer, Query, ServedModel
-from server.query.filters import Filters
+from common.filters import Filters, Table
+from common.model import GlobalModel
 
 MAX_HISTORY = 10_000
 MAX_K = 1_000
@@ -22,12 +24,65 @@ _NAMED_PARTS = 8
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 ItemId = Annotated[Text, Field(description="The product's number in the catalogue.")]
+UserId = Annotated[
+    Text,
+    Field(
+        description="A customer of the shop, whose history the shop's own service reads from the "
+        "shop's data. Refused everywhere else."
+    ),
+]
 
 
 #: As the document says: no text for a number, no number for a yes or no.
 Number = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
+
+
+class Model(Protocol):
+    """What answers: a version of the registry, or a shop's own model."""
+
+    @property
+    def version(self) -> int:
+        """Its number."""
+
+    @property
+    def adapted_at(self) -> str | None:
+        """When a shop fitted it to itself; None where it is used as it came."""
+
+    @property
+    def model(self) -> GlobalModel:
+        """The global model behind it, on its catalogue."""
+
+    @property
+    def table(self) -> Table:
+        """What filters ask of the products."""
+
+    @property
+    def columns(self) -> Mapping[str, Sequence[Any]]:
+        """Column -> (n,) Python values of the products, None where unknown."""
+
+    @property
+    def tail(self) -> np.ndarray:
+        """(n,) bool."""
+
+    def recommend(self, query: Query) -> Answer:
+        """Return the best products for one customer."""
+
+    def similar(self, item_id: str, k: int, filters: Filters | None = None) -> Answer:
+        """Return what a customer with this product and nothing else is recommended."""
+
+    def explain(
+        self,
+        item_id: str,
+        history: Mapping[str, float],
+        attributes: Mapping[str, str],
+        user_id: str | None = None,
+    ) -> Explanation:
+        """Take one score apart."""
+
+    def product(self, item_id: str) -> Mapping[str, Any]:
+        """Return the public columns of a product of an answer."""
 
 
 class _Body(BaseModel):
@@ -79,13 +134,22 @@ class RecommendRequest(_Body):
     )
     filters: FilterBody = FilterBody()
     reasons: Flag = Field(False, description="Say of each product what its score is the sum of.")
+    user_id: UserId | None = None
 
     def query(self) -> Query:
         """Return it as the core takes it; a product named twice counts with both weights."""
         history: dict[str, float] = {}
         for product in self.history:
             history[product.item_id] = history.get(product.item_id, 0.0) + product.weight
-        return Query(history, self.attributes, self.k, self.tail_dial, self.filters.filters())
+        return Query(
+            history,
+            self.attributes,
+            self.k,
+            self.tail_dial,
+            self.filters.filters(),
+            self.user_id,
+            self.reasons,
+        )
 
 
 class BatchRequest(_Body):
@@ -108,6 +172,7 @@ class ExplainRequest(_Body):
     item_id: ItemId
     history: tuple[HistoryProduct, ...] = Field((), max_length=MAX_HISTORY)
     attributes: dict[Text, Text] = Field(default_factory=dict, max_length=32)
+    user_id: UserId | None = None
 
 
 class ReasonPart(_Body):
@@ -136,6 +201,9 @@ class Listed(_Body):
     tail: bool = Field(description="Not among the fifth of products that are bought most.")
     product: dict[str, str | float | None] = Field(description="Its public columns.")
     reasons: Reasons | None = None
+    own_item_ids: tuple[str, ...] = Field(
+        (), description="The shop's own numbers of it, where a shop's differ from the catalogue's."
+    )
 
 
 class RecommendResponse(_Body):
@@ -147,6 +215,13 @@ class RecommendResponse(_Body):
     tail_share_undialled: float = Field(description="The same, by score alone.")
     score_kept: float = Field(description="What is left of the list's score with the dial.")
     unknown_items: tuple[str, ...] = Field(description="Of the history: not in the catalogue.")
+    adapted_at: str | None = Field(
+        None, description="At a shop: when it fitted the model to itself."
+    )
+    known_customer: bool | None = Field(
+        None, description="Whether the shop has records of the user_id that was sent."
+    )
+    notes: tuple[str, ...] = Field((), description="What you should know of this answer.")
 
 
 class BatchResponse(_Body):
@@ -157,9 +232,10 @@ class BatchResponse(_Body):
 
 
 class ModelInfo(_Body):
-    """A version of the registry."""
+    """A version of the registry; at a shop, a model that came home."""
 
     version: int
+    name: str = Field(description="Of the run that made it.")
     served: bool
     published_at: str
     private: bool
@@ -195,7 +271,7 @@ def invalid_words(errors: Any) -> str:  # noqa: ANN401 - pydantic's list of deta
     return "; ".join(found)
 
 
-def recommend(model: ServedModel, request: RecommendRequest) -> RecommendResponse:
+def recommend(model: Model, request: RecommendRequest) -> RecommendResponse:
     """Answer one request from one model.
 
     Raises
@@ -203,27 +279,20 @@ def recommend(model: ServedModel, request: RecommendRequest) -> RecommendRespons
     InputError
         If it asks for what there is not.
     """
-    query = request.query()
-    answer = model.recommend(query)
-    reasons: list[Reasons | None] = [None] * len(answer.item_ids)
-    if request.reasons:
-        reasons = [
-            reasons_of(item, model.explain(item, query.history, query.attributes))
-            for item in answer.item_ids
-        ]
-    return _response(model, answer, reasons)
+    return _response(model, model.recommend(request.query()))
 
 
-def similar(model: ServedModel, request: SimilarRequest) -> RecommendResponse:
+def similar(model: Model, request: SimilarRequest) -> RecommendResponse:
     """Return what goes with one product; raises as :func:`recommend`."""
     answer = model.similar(request.item_id, request.k, request.filters.filters())
-    return _response(model, answer, [None] * len(answer.item_ids))
+    return _response(model, answer)
 
 
-def explain(model: ServedModel, request: ExplainRequest) -> Reasons:
+def explain(model: Model, request: ExplainRequest) -> Reasons:
     """Return what one score is the sum of; raises as :func:`recommend`."""
     history = RecommendRequest(history=request.history).query().history
-    return reasons_of(request.item_id, model.explain(request.item_id, history, request.attributes))
+    found = model.explain(request.item_id, history, request.attributes, request.user_id)
+    return reasons_of(request.item_id, found)
 
 
 def reasons_of(item_id: str, found: Explanation) -> Reasons:
@@ -247,6 +316,7 @@ def reasons_of(item_id: str, found: Explanation) -> Reasons:
 def _words(parts: Sequence[ReasonPart], score: float) -> str:
     phrases = {
         "history": "because of {label}",
+        "neighbours": "bought with {label}",
         "popularity": "how popular it is {label}",
         "expected": "what anyone's basket holds",
         "attribute": "{label}",
@@ -259,9 +329,10 @@ def _words(parts: Sequence[ReasonPart], score: float) -> str:
     return f"{score:.3g}: {', '.join(said)}" if said else f"{score:.3g}"
 
 
-def _response(
-    model: ServedModel, answer: Answer, reasons: Sequence[Reasons | None]
-) -> RecommendResponse:
+def _response(model: Model, answer: Answer) -> RecommendResponse:
+    none = [None] * len(answer.item_ids)
+    pairs = zip(answer.item_ids, answer.reasons, strict=True)
+    reasons = [reasons_of(item, found) for item, found in pairs] if answer.reasons else none
     items = tuple(
         Listed(
             rank=rank,
@@ -270,9 +341,18 @@ def _response(
             tail=tail,
             product=public_columns(model.product(item)),
             reasons=reason,
+            own_item_ids=own,
         )
-        for rank, (item, score, tail, reason) in enumerate(
-            zip(answer.item_ids, answer.scores, answer.tail, reasons, strict=True), start=1
+        for rank, (item, score, tail, reason, own) in enumerate(
+            zip(
+                answer.item_ids,
+                answer.scores,
+                answer.tail,
+                reasons,
+                answer.own_item_ids or [()] * len(answer.item_ids),
+                strict=True,
+            ),
+            start=1,
         )
     )
     return RecommendResponse(
@@ -282,6 +362,9 @@ def _response(
         tail_share_undialled=answer.tail_share_undialled,
         score_kept=answer.score_kept,
         unknown_items=answer.unknown,
+        adapted_at=model.adapted_at,
+        known_customer=answer.known_customer,
+        notes=answer.notes,
     )
 
 

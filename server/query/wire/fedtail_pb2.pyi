@@ -33,7 +33,7 @@ class Filters(_message.Message):
     def __init__(self, category: _Optional[str] = ..., brand: _Optional[str] = ..., price_from: _Optional[float] = ..., price_to: _Optional[float] = ..., merchant_id: _Optional[str] = ..., exclude: _Optional[_Iterable[str]] = ..., minimum_score: _Optional[float] = ...) -> None: ...
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("history", "attributes", "k", "tail_dial", "filters", "reasons")
+    __slots__ = ("history", "attributes", "k", "tail_dial", "filters", "reasons", "user_id")
     class AttributesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -47,13 +47,15 @@ class RecommendRequest(_message.Message):
     TAIL_DIAL_FIELD_NUMBER: _ClassVar[int]
     FILTERS_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
     history: _containers.RepeatedCompositeFieldContainer[HistoryProduct]
     attributes: _containers.ScalarMap[str, str]
     k: int
     tail_dial: float
     filters: Filters
     reasons: bool
-    def __init__(self, history: _Optional[_Iterable[_Union[HistoryProduct, _Mapping]]] = ..., attributes: _Optional[_Mapping[str, str]] = ..., k: _Optional[int] = ..., tail_dial: _Optional[float] = ..., filters: _Optional[_Union[Filters, _Mapping]] = ..., reasons: _Optional[bool] = ...) -> None: ...
+    user_id: str
+    def __init__(self, history: _Optional[_Iterable[_Union[HistoryProduct, _Mapping]]] = ..., attributes: _Optional[_Mapping[str, str]] = ..., k: _Optional[int] = ..., tail_dial: _Optional[float] = ..., filters: _Optional[_Union[Filters, _Mapping]] = ..., reasons: _Optional[bool] = ..., user_id: _Optional[str] = ...) -> None: ...
 
 class BatchRequest(_message.Message):
     __slots__ = ("requests",)
@@ -72,7 +74,7 @@ class SimilarRequest(_message.Message):
     def __init__(self, item_id: _Optional[str] = ..., k: _Optional[int] = ..., filters: _Optional[_Union[Filters, _Mapping]] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("item_id", "history", "attributes")
+    __slots__ = ("item_id", "history", "attributes", "user_id")
     class AttributesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -83,10 +85,12 @@ class ExplainRequest(_message.Message):
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
     item_id: str
     history: _containers.RepeatedCompositeFieldContainer[HistoryProduct]
     attributes: _containers.ScalarMap[str, str]
-    def __init__(self, item_id: _Optional[str] = ..., history: _Optional[_Iterable[_Union[HistoryProduct, _Mapping]]] = ..., attributes: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    user_id: str
+    def __init__(self, item_id: _Optional[str] = ..., history: _Optional[_Iterable[_Union[HistoryProduct, _Mapping]]] = ..., attributes: _Optional[_Mapping[str, str]] = ..., user_id: _Optional[str] = ...) -> None: ...
 
 class ReasonPart(_message.Message):
     __slots__ = ("kind", "label", "value")
@@ -111,7 +115,7 @@ class Reasons(_message.Message):
     def __init__(self, item_id: _Optional[str] = ..., score: _Optional[float] = ..., parts: _Optional[_Iterable[_Union[ReasonPart, _Mapping]]] = ..., words: _Optional[str] = ...) -> None: ...
 
 class Listed(_message.Message):
-    __slots__ = ("rank", "item_id", "score", "tail", "product", "reasons")
+    __slots__ = ("rank", "item_id", "score", "tail", "product", "reasons", "own_item_ids")
     class ProductEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -125,29 +129,37 @@ class Listed(_message.Message):
     TAIL_FIELD_NUMBER: _ClassVar[int]
     PRODUCT_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
+    OWN_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     rank: int
     item_id: str
     score: float
     tail: bool
     product: _containers.ScalarMap[str, str]
     reasons: Reasons
-    def __init__(self, rank: _Optional[int] = ..., item_id: _Optional[str] = ..., score: _Optional[float] = ..., tail: _Optional[bool] = ..., product: _Optional[_Mapping[str, str]] = ..., reasons: _Optional[_Union[Reasons, _Mapping]] = ...) -> None: ...
+    own_item_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, rank: _Optional[int] = ..., item_id: _Optional[str] = ..., score: _Optional[float] = ..., tail: _Optional[bool] = ..., product: _Optional[_Mapping[str, str]] = ..., reasons: _Optional[_Union[Reasons, _Mapping]] = ..., own_item_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RecommendResponse(_message.Message):
-    __slots__ = ("version", "items", "tail_share", "tail_share_undialled", "score_kept", "unknown_items")
+    __slots__ = ("version", "items", "tail_share", "tail_share_undialled", "score_kept", "unknown_items", "adapted_at", "known_customer", "notes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     TAIL_SHARE_FIELD_NUMBER: _ClassVar[int]
     TAIL_SHARE_UNDIALLED_FIELD_NUMBER: _ClassVar[int]
     SCORE_KEPT_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTED_AT_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_CUSTOMER_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     version: int
     items: _containers.RepeatedCompositeFieldContainer[Listed]
     tail_share: float
     tail_share_undialled: float
     score_kept: float
     unknown_items: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[int] = ..., items: _Optional[_Iterable[_Union[Listed, _Mapping]]] = ..., tail_share: _Optional[float] = ..., tail_share_undialled: _Optional[float] = ..., score_kept: _Optional[float] = ..., unknown_items: _Optional[_Iterable[str]] = ...) -> None: ...
+    adapted_at: str
+    known_customer: bool
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[int] = ..., items: _Optional[_Iterable[_Union[Listed, _Mapping]]] = ..., tail_share: _Optional[float] = ..., tail_share_undialled: _Optional[float] = ..., score_kept: _Optional[float] = ..., unknown_items: _Optional[_Iterable[str]] = ..., adapted_at: _Optional[str] = ..., known_customer: _Optional[bool] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BatchResponse(_message.Message):
     __slots__ = ("version", "responses")
@@ -162,7 +174,7 @@ class ListModelsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("version", "served", "published_at", "private", "epsilon", "delta", "unit", "catalogue_fingerprint", "forced", "trust", "server_round", "pinned")
+    __slots__ = ("version", "served", "published_at", "private", "epsilon", "delta", "unit", "catalogue_fingerprint", "forced", "trust", "server_round", "pinned", "name")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SERVED_FIELD_NUMBER: _ClassVar[int]
     PUBLISHED_AT_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +187,7 @@ class ModelInfo(_message.Message):
     TRUST_FIELD_NUMBER: _ClassVar[int]
     SERVER_ROUND_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     version: int
     served: bool
     published_at: str
@@ -187,7 +200,8 @@ class ModelInfo(_message.Message):
     trust: str
     server_round: int
     pinned: bool
-    def __init__(self, version: _Optional[int] = ..., served: _Optional[bool] = ..., published_at: _Optional[str] = ..., private: _Optional[bool] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., unit: _Optional[str] = ..., catalogue_fingerprint: _Optional[str] = ..., forced: _Optional[_Iterable[str]] = ..., trust: _Optional[str] = ..., server_round: _Optional[int] = ..., pinned: _Optional[bool] = ...) -> None: ...
+    name: str
+    def __init__(self, version: _Optional[int] = ..., served: _Optional[bool] = ..., published_at: _Optional[str] = ..., private: _Optional[bool] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., unit: _Optional[str] = ..., catalogue_fingerprint: _Optional[str] = ..., forced: _Optional[_Iterable[str]] = ..., trust: _Optional[str] = ..., server_round: _Optional[int] = ..., pinned: _Optional[bool] = ..., name: _Optional[str] = ...) -> None: ...
 
 class ModelList(_message.Message):
     __slots__ = ("models",)

@@ -1,0 +1,170 @@
+"""What a model is asked and what it answers, at the federation's service and at a shop's own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.explanation import Explanation
+from common.filters import Filters
+from common.scoring import re_rank
+
+#: Share of the products, most popular first, that is not tail.
+_HEAD = 0.2
+
+
+@dataclass(frozen=True)
+class Query:
+    """Whom to recommend to, and what.
+
+    Attributes
+    ----------
+    history
+        item_id -> weight of what the customer did; products that the catalogue does not hold are
+        told back and do not count.
+    attributes
+        Name -> value of what is known of the customer.
+    k
+        Length of the list.
+    tail_dial
+        0: by score alone; 1: what is rarely shown first.
+    user_id
+        A customer of the shop, whose history the shop itself knows; only a shop's own service
+        takes one. What ``history`` names counts as well.
+    reasons
+        Whether to take every score apart.
+    """
+
+    history: Mapping[str, float] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    k: int = 20
+    tail_dial: float = 0.0
+    filters: Filters = field(default_factory=Filters)
+    user_id: str | None = None
+    reasons: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A ranked list and what stands behind it.
+
+    Attributes
+    ----------
+    item_ids, scores
+        (m,) best first, m at most k.
+    tail_share, tail_share_undialled
+        Share of tail products in this list, and in the list by score alone.
+    score_kept
+        Sum of the scores above the lowest candidate's, relative to the list by score alone: what
+        the dial cost.
+    unknown
+        Products of the history that the catalogue does not hold.
+    reasons
+        (m,) what each score is the sum of; empty where nobody asked.
+    own_item_ids
+        (m,) the shop's own numbers of each product; empty where they are the catalogue's.
+    known_customer
+        Whether the shop has records of the customer; None where none was named.
+    notes
+        What whoever asked should know.
+    """
+
+    item_ids: tuple[str, ...]
+    scores: tuple[float, ...]
+    tail: tuple[bool, ...]
+    tail_share: float
+    tail_share_undialled: float
+    score_kept: float
+    unknown: tuple[str, ...]
+    reasons: tuple[Explanation, ...] = ()
+    own_item_ids: tuple[tuple[str, ...], ...] = ()
+    known_customer: bool | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The list that is shown, out of its candidates.
+
+    Attributes
+    ----------
+    rows, scores
+        (m,) best first.
+    tail
+        (m,) bool.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    tail: np.ndarray
+    tail_share: float
+    tail_share_undialled: float
+    score_kept: float
+
+    @classmethod
+    def of(
+        cls,
+        rows: np.ndarray,
+        scores: np.ndarray,
+        query: Query,
+        exposure: np.ndarray,
+        tail: np.ndarray,
+    ) -> "Ranking":
+        """Choose from (c,) candidates, best first, as the tail dial says.
+
+        Parameters
+        ----------
+        exposure
+            (n,) how often each product is shown; not negative.
+        tail
+            (n,) bool.
+        """
+        chosen, kept = rows[: query.k], scores[: query.k]
+        plain_tail, plain_sum = tail[chosen], float(kept.sum(dtype=np.float64))
+        floor = float(scores[-1]) * len(chosen) if len(scores) else 0.0
+        if query.tail_dial:
+            dialled = re_rank(rows[None, :], scores[None, :], query.k, query.tail_dial, exposure)
+            chosen, kept = dialled[0][0], dialled[1][0]
+        above = plain_sum - floor
+        lost = (plain_sum - float(kept.sum(dtype=np.float64))) / above if above > 0 else 0.0
+        shown = tail[chosen]
+        return cls(
+            rows=chosen,
+            scores=kept,
+            tail=shown,
+            tail_share=float(shown.mean()) if len(shown) else 0.0,
+            tail_share_undialled=float(plain_tail.mean()) if len(plain_tail) else 0.0,
+            score_kept=1.0 - lost,
+        )
+
+    def answer(self, item_ids: np.ndarray, unknown: tuple[str, ...], **more: Any) -> Answer:  # noqa: ANN401 - fields of an Answer
+        """Return it as an answer, with the (n,) names of all products."""
+        return Answer(
+            item_ids=tuple(str(item) for item in item_ids[self.rows]),
+            scores=tuple(float(score) for score in self.scores),
+            tail=tuple(bool(flag) for flag in self.tail),
+            tail_share=self.tail_share,
+            tail_share_undialled=self.tail_share_undialled,
+            score_kept=self.score_kept,
+            unknown=unknown,
+            **more,
+        )
+
+
+def tail_of(popularity: np.ndarray) -> np.ndarray:
+    """Return (n,) bool: all but the fifth of the products with the largest popularity."""
+    order = np.argsort(-popularity, kind="stable")
+    tail: np.ndarray = np.ones(len(order), bool)
+    tail[order[: round(_HEAD * len(order))]] = False
+    return tail
+
+
+def public_columns(products: pd.DataFrame) -> dict[str, list[Any]]:
+    """Return column -> (n,) Python values of a catalogue's products, None where unknown."""
+    return {
+        str(name): products[name].astype(object).where(products[name].notna(), None).tolist()
+        for name in products.columns
+        if name != "item_id"
+    }
