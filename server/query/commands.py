@@ -33,10 +33,13 @@ def serve(
     rate: Annotated[float, typer.Option(min=0.001, help="Requests a second a caller.")] = 200.0,
     burst: Annotated[float, typer.Option(min=1, help="Requests at once a caller.")] = 400.0,
     precision: Annotated[str, typer.Option(help="float32, or int8: less memory.")] = "float32",
+    patience: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that a request may take to arrive.")
+    ] = 60.0,
 ) -> None:
     """Answer from the served version of a registry over gRPC and REST, until Ctrl-C."""
     from common.cli import stages
-    from server.query.serving import ServeSettings, make_service
+    from server.query.registry_service import ServeSettings, make_service
     from server.query.serving import serve as serve_all
 
     settings = ServeSettings(
@@ -52,6 +55,7 @@ def serve(
         rate=rate,
         burst=burst,
         precision=precision,
+        patience_seconds=patience,
     )
     for name in ("server", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.INFO)

@@ -1,8 +1,10 @@
 """gRPC: the same methods, the same checks; deadlines, health and reflection."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -13,37 +15,40 @@ from grpc_reflection.v1alpha import reflection
 from pydantic import BaseModel
 
 from server.query.answering import RefusedError, Service, Status
+from server.query.grpc_reading import Reading, abort
 from server.query.requests import BatchRequest, ExplainRequest, RecommendRequest, SimilarRequest
 from server.query.rest import MAX_BODY
 from server.query.wire import fedtail_pb2 as wire
 from server.query.wire import fedtail_pb2_grpc as wire_grpc
 
 Reply = TypeVar("Reply", bound=Message)
+#: Calls under way at a time, those that wait for their request included.
+_MAX_CALLS = 1000
 _NAME = wire.DESCRIPTOR.services_by_name["Recommender"].full_name
 
 
 class Recommender(wire_grpc.RecommenderServicer):
     """The service's methods on the wire's messages."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, pool: ThreadPoolExecutor) -> None:
+        self._service, self._pool = service, pool
 
-    def Recommend(  # noqa: N802 - the name in the contract
-        self, request: wire.RecommendRequest, context: grpc.ServicerContext
+    async def Recommend(  # noqa: N802 - the name in the contract
+        self, request: wire.RecommendRequest, context: grpc.aio.ServicerContext
     ) -> wire.RecommendResponse:
         """Return the best products for one customer."""
-        return self._answer(
+        return await self._answer(
             "recommend",
             context,
             lambda: self._service.recommend(RecommendRequest(**_fields(request))),
             wire.RecommendResponse(),
         )
 
-    def RecommendBatch(  # noqa: N802
-        self, request: wire.BatchRequest, context: grpc.ServicerContext
+    async def RecommendBatch(  # noqa: N802
+        self, request: wire.BatchRequest, context: grpc.aio.ServicerContext
     ) -> wire.BatchResponse:
         """Return a list for each of several customers."""
-        return self._answer(
+        return await self._answer(
             "batch",
             context,
             lambda: self._service.batch(BatchRequest(**_fields(request))),
@@ -51,37 +56,37 @@ class Recommender(wire_grpc.RecommenderServicer):
             cost=max(1.0, float(len(request.requests))),
         )
 
-    def Similar(  # noqa: N802
-        self, request: wire.SimilarRequest, context: grpc.ServicerContext
+    async def Similar(  # noqa: N802
+        self, request: wire.SimilarRequest, context: grpc.aio.ServicerContext
     ) -> wire.RecommendResponse:
         """Return what goes with one product."""
-        return self._answer(
+        return await self._answer(
             "similar",
             context,
             lambda: self._service.similar(SimilarRequest(**_fields(request))),
             wire.RecommendResponse(),
         )
 
-    def Explain(  # noqa: N802
-        self, request: wire.ExplainRequest, context: grpc.ServicerContext
+    async def Explain(  # noqa: N802
+        self, request: wire.ExplainRequest, context: grpc.aio.ServicerContext
     ) -> wire.Reasons:
         """Return what one score is the sum of."""
-        return self._answer(
+        return await self._answer(
             "explain",
             context,
             lambda: self._service.explain(ExplainRequest(**_fields(request))),
             wire.Reasons(),
         )
 
-    def ListModels(  # noqa: N802
-        self, request: wire.ListModelsRequest, context: grpc.ServicerContext
+    async def ListModels(  # noqa: N802
+        self, request: wire.ListModelsRequest, context: grpc.aio.ServicerContext
     ) -> wire.ModelList:
         """Return all versions, the newest first."""
         del request  # It has no fields.
-        return self._answer("models", context, self._service.models, wire.ModelList())
+        return await self._answer("models", context, self._service.models, wire.ModelList())
 
-    def Privacy(  # noqa: N802
-        self, request: wire.PrivacyRequest, context: grpc.ServicerContext
+    async def Privacy(  # noqa: N802
+        self, request: wire.PrivacyRequest, context: grpc.aio.ServicerContext
     ) -> wire.PrivacyResponse:
         """Return the privacy statement of a version."""
 
@@ -93,12 +98,12 @@ class Recommender(wire_grpc.RecommenderServicer):
                 "statement_json": json.dumps(found["statement"]),
             }
 
-        return self._answer("privacy", context, call, wire.PrivacyResponse())
+        return await self._answer("privacy", context, call, wire.PrivacyResponse())
 
-    def _answer(
+    async def _answer(
         self,
         method: str,
-        context: grpc.ServicerContext,
+        context: grpc.aio.ServicerContext,
         call: Callable[[], BaseModel | dict[str, Any]],
         reply: Reply,
         cost: float = 1.0,
@@ -115,19 +120,25 @@ class Recommender(wire_grpc.RecommenderServicer):
             filled: Reply = ParseDict(_wire(found), reply)
             return filled
 
+        run: Callable[[], Reply] = partial(self._service.run, "grpc", method, work)
         try:
-            return self._service.run("grpc", method, work)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, run)
         except RefusedError as error:
-            if error.retry_after:
-                context.set_trailing_metadata((("retry-after", f"{error.retry_after:.1f}"),))
-            context.abort(grpc.StatusCode[error.status.grpc], str(error))
+            await abort(context, error)
             raise AssertionError("abort returns") from error
 
 
-def grpc_server(
-    service: Service, *, workers: int = 4, credentials: grpc.ServerCredentials | None, address: str
-) -> tuple[grpc.Server, int]:
+async def grpc_server(
+    service: Service,
+    pool: ThreadPoolExecutor,
+    *,
+    credentials: grpc.ServerCredentials | None,
+    address: str,
+) -> tuple[grpc.aio.Server, int]:
     """Return a server that listens on ``address``, not started yet, and its port.
+
+    It is one for the running event loop: there a call that has sent only its head, or a stream that
+    says nothing, costs no thread. The answers are computed in the threads of ``pool``.
 
     Raises
     ------
@@ -139,14 +150,15 @@ def grpc_server(
         # Two servers on one port would each get half of the requests.
         ("grpc.so_reuseport", 0),
     ]
-    server = grpc.server(ThreadPoolExecutor(workers, "grpc"), options=options)
-    wire_grpc.add_RecommenderServicer_to_server(  # type: ignore[no-untyped-call]
-        Recommender(service), server
+    server = grpc.aio.server(
+        interceptors=[Reading(service)], options=options, maximum_concurrent_rpcs=_MAX_CALLS
     )
-    status = health.HealthServicer()
+    wire_grpc.add_RecommenderServicer_to_server(  # type: ignore[no-untyped-call]
+        Recommender(service, pool), server
+    )
+    status = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
-    for name in ("", _NAME):
-        status.set(name, health_pb2.HealthCheckResponse.SERVING)
+    await status.set(_NAME, health_pb2.HealthCheckResponse.SERVING)
     reflection.enable_server_reflection(
         (_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
@@ -175,13 +187,13 @@ def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _key(context: grpc.ServicerContext) -> str | None:
+def _key(context: grpc.aio.ServicerContext) -> str | None:
     for name, value in context.invocation_metadata():
         if name == "authorization" and isinstance(value, str) and value.startswith("Bearer "):
             return value.removeprefix("Bearer ")
     return None
 
 
-def _address(context: grpc.ServicerContext) -> str:
+def _address(context: grpc.aio.ServicerContext) -> str:
     """Return the caller's address without its port: ``ipv4:127.0.0.1:5000``."""
     return str(context.peer()).rsplit(":", 1)[0]

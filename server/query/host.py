@@ -1,7 +1,6 @@
 """Which model is served now: it follows the registry, and a damaged version changes nothing."""
 
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from common.errors import ArtifactError, ConfigError, FedtailError
 from common.features import Catalogue
+from common.watching import Watch
 from server.query.core import ServedModel
 from server.query.index import Index
 from server.records import Record
@@ -39,8 +39,7 @@ class ModelHost:
     refusals: int = 0
     _current: ServedModel | None = None
     _refused: dict[int, str] = field(default_factory=dict)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
+    _watch: Watch | None = None
 
     def current(self) -> ServedModel:
         """Return the model served now.
@@ -78,19 +77,13 @@ class ModelHost:
 
     def watch(self, every_seconds: float) -> None:
         """Look again and again, in a thread of its own, until :meth:`close`."""
-
-        def look() -> None:
-            while not self._stop.wait(every_seconds):
-                self.refresh()
-
-        self._thread = threading.Thread(target=look, name="model-host", daemon=True)
-        self._thread.start()
+        self._watch = Watch(self.refresh, "model-host")
+        self._watch.start(every_seconds)
 
     def close(self) -> None:
         """Stop watching."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self._watch is not None:
+            self._watch.close()
 
     def records(self) -> list[Record]:
         """Return the records of all versions that can be read, the newest first."""

@@ -1,69 +1,72 @@
-"""Starts both interfaces over one registry, and ends them without dropping a request."""
+"""Starts both interfaces over one service, and ends them without dropping a request."""
 
 import asyncio
-import json
 import logging
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-import numpy as np
 import uvicorn
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from common.errors import ConfigError, RunError
-from common.features import Catalogue, read_catalogue
-from server.catalogues import Catalogues
-from server.query.answering import Metrics, Service
+from server.query.answering import Host, Metrics, Service
+from server.query.arriving import protocol
+from server.query.browsing import About
 from server.query.grpc_service import grpc_server
-from server.query.host import FindCatalogue, ModelHost
-from server.query.index import ExactIndex, Index, Int8Index
 from server.query.rest import rest_app
 from server.query.security import Keys, RateLimit
-from server.registry import Registry
 
 logger = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class ServeSettings:
-    """Where to serve what, and to whom.
+@dataclass(frozen=True, kw_only=True)
+class ListenSettings:
+    """Where to serve, and whom.
 
     Attributes
     ----------
-    catalogue
-        A published catalogue, or a folder of its versions.
-    stock
-        JSON: merchant_id -> item_ids that the shop stocks; optional.
     keys
         File of API keys; None serves everybody.
     rate, burst
         Requests a second for each caller, and at once.
-    precision
-        ``float32`` exact, or ``int8``.
+    workers
+        Threads that compute the answers of gRPC.
+    look_every_seconds
+        How often to look for another model.
+    patience_seconds
+        How long a request over HTTP may take to arrive.
+    host_names
+        Names of the service that an HTTP request may call it by; empty: any. A page from elsewhere
+        that has its own name point to this machine is then not answered.
     """
 
-    registry: str
-    catalogue: Path
     host: str = "127.0.0.1"
     port: int = 8080
     grpc_port: int = 50051
-    stock: Path | None = None
     keys: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
     rate: float = 200.0
     burst: float = 400.0
     workers: int = 4
-    precision: str = "float32"
     look_every_seconds: float = 2.0
+    patience_seconds: float = 60.0
+    host_names: tuple[str, ...] = ()
 
 
-def serve(settings: ServeSettings, service: Service, started: Callable[[int, int], object]) -> None:
+def serve(
+    settings: ListenSettings,
+    service: Service,
+    started: Callable[[int, int], object],
+    about: About | None = None,
+) -> None:
     """Serve until SIGTERM or Ctrl-C; ``started`` is told the ports of REST and gRPC.
 
     Raises
@@ -71,42 +74,39 @@ def serve(settings: ServeSettings, service: Service, started: Callable[[int, int
     ConfigError
         If settings do not fit together, or a port is taken.
     """
-    credentials = _credentials(settings)
-    try:
-        grpc_, grpc_port = grpc_server(
-            service,
-            workers=settings.workers,
-            credentials=credentials,
-            address=f"{settings.host}:{settings.grpc_port}",
-        )
-    except RuntimeError as error:
-        raise ConfigError(
-            f"cannot listen on {settings.host}:{settings.grpc_port} for gRPC: is it taken? "
-            "Choose another with --grpc-port"
-        ) from error
-    service.host.watch(settings.look_every_seconds)
-    grpc_.start()
-    try:
-        asyncio.run(_rest(settings, service, lambda port: started(port, grpc_port)))
-    finally:
-        grpc_.stop(_GRACE_SECONDS).wait()
-        service.host.close()
+    asyncio.run(_serve(settings, service, about or About(), started))
 
 
-def make_service(settings: ServeSettings) -> Service:
-    """Return the service over the registry, with its model loaded if there is one."""
-    makers: dict[str, Callable[[np.ndarray], Index]] = {
-        "float32": ExactIndex,
-        "int8": Int8Index.of,
-    }
-    if settings.precision not in makers:
-        raise ConfigError(f"precision {settings.precision!r}: choose float32 or int8")
-    host = ModelHost(
-        Registry(settings.registry),
-        find_catalogue(settings.catalogue, settings.stock),
-        makers[settings.precision],
-    )
-    host.refresh()
+async def _serve(
+    settings: ListenSettings,
+    service: Service,
+    about: About,
+    started: Callable[[int, int], object],
+) -> None:
+    with ThreadPoolExecutor(settings.workers, "grpc") as pool:
+        try:
+            grpc_, grpc_port = await grpc_server(
+                service,
+                pool,
+                credentials=_credentials(settings),
+                address=f"{settings.host}:{settings.grpc_port}",
+            )
+        except RuntimeError as error:
+            raise ConfigError(
+                f"cannot listen on {settings.host}:{settings.grpc_port} for gRPC: is it taken? "
+                "Choose another with --grpc-port"
+            ) from error
+        service.host.watch(settings.look_every_seconds)
+        await grpc_.start()
+        try:
+            await _rest(settings, service, about, lambda port: started(port, grpc_port))
+        finally:
+            await grpc_.stop(_GRACE_SECONDS)
+            service.host.close()
+
+
+def service_of(host: Host, settings: ListenSettings) -> Service:
+    """Return the service over whatever holds the model."""
     return Service(
         host=host,
         metrics=Metrics(host),
@@ -115,31 +115,7 @@ def make_service(settings: ServeSettings) -> Service:
     )
 
 
-def find_catalogue(folder: Path, stock: Path | None) -> FindCatalogue:
-    """Return what finds a catalogue by fingerprint: the one in ``folder``, or a version in it."""
-
-    def find(fingerprint: str) -> tuple[Catalogue, dict[str, np.ndarray]]:
-        if (folder / "catalogue.json").exists():
-            catalogue = read_catalogue(folder)
-        else:
-            catalogue = Catalogues(folder).read(fingerprint)
-        return catalogue, {} if stock is None else _stock(stock, catalogue)
-
-    return find
-
-
-def _stock(path: Path, catalogue: Catalogue) -> dict[str, np.ndarray]:
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-        found = {
-            str(m): catalogue.rows([str(item) for item in items]) for m, items in listed.items()
-        }
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{path} is not JSON of merchant_id -> item_ids: {error}") from error
-    return {merchant: rows[rows >= 0].astype(np.int64) for merchant, rows in found.items()}
-
-
-def _credentials(settings: ServeSettings) -> grpc.ServerCredentials | None:
+def _credentials(settings: ListenSettings) -> grpc.ServerCredentials | None:
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConfigError("--tls-cert and --tls-key belong together: give both or none")
     if settings.tls_cert is None or settings.tls_key is None:
@@ -152,12 +128,17 @@ def _credentials(settings: ServeSettings) -> grpc.ServerCredentials | None:
 
 
 async def _rest(
-    settings: ServeSettings, service: Service, started: Callable[[int], object]
+    settings: ListenSettings, service: Service, about: About, started: Callable[[int], object]
 ) -> None:
+    app = rest_app(service, about)
+    if settings.host_names:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.host_names))
     config = uvicorn.Config(
-        rest_app(service),
+        app,
         host=settings.host,
         port=settings.port,
+        http=protocol(settings.patience_seconds),
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -186,7 +167,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _until_ended(server: uvicorn.Server, settings: ServeSettings) -> None:
+async def _until_ended(server: uvicorn.Server, settings: ListenSettings) -> None:
     try:
         await server.serve()
     except SystemExit as error:

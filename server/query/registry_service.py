@@ -1,0 +1,78 @@
+"""The service over a registry: which model it answers from, and with which catalogue and stock."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import ConfigError
+from common.features import Catalogue, read_catalogue
+from server.catalogues import Catalogues
+from server.query.answering import Service
+from server.query.host import FindCatalogue, ModelHost
+from server.query.index import ExactIndex, Index, Int8Index
+from server.query.serving import ListenSettings, service_of
+from server.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings(ListenSettings):
+    """Where to serve what, and to whom.
+
+    Attributes
+    ----------
+    catalogue
+        A published catalogue, or a folder of its versions.
+    stock
+        JSON: merchant_id -> item_ids that the shop stocks; optional.
+    precision
+        ``float32`` exact, or ``int8``.
+    """
+
+    registry: str
+    catalogue: Path
+    stock: Path | None = None
+    precision: str = "float32"
+
+
+def make_service(settings: ServeSettings) -> Service:
+    """Return the service over the registry, with its model loaded if there is one."""
+    makers: dict[str, Callable[[np.ndarray], Index]] = {
+        "float32": ExactIndex,
+        "int8": Int8Index.of,
+    }
+    if settings.precision not in makers:
+        raise ConfigError(f"precision {settings.precision!r}: choose float32 or int8")
+    host = ModelHost(
+        Registry(settings.registry),
+        find_catalogue(settings.catalogue, settings.stock),
+        makers[settings.precision],
+    )
+    host.refresh()
+    return service_of(host, settings)
+
+
+def find_catalogue(folder: Path, stock: Path | None) -> FindCatalogue:
+    """Return what finds a catalogue by fingerprint: the one in ``folder``, or a version in it."""
+
+    def find(fingerprint: str) -> tuple[Catalogue, dict[str, np.ndarray]]:
+        if (folder / "catalogue.json").exists():
+            catalogue = read_catalogue(folder)
+        else:
+            catalogue = Catalogues(folder).read(fingerprint)
+        return catalogue, {} if stock is None else _stock(stock, catalogue)
+
+    return find
+
+
+def _stock(path: Path, catalogue: Catalogue) -> dict[str, np.ndarray]:
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        found = {
+            str(m): catalogue.rows([str(item) for item in items]) for m, items in listed.items()
+        }
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{path} is not JSON of merchant_id -> item_ids: {error}") from error
+    return {merchant: rows[rows >= 0].astype(np.int64) for merchant, rows in found.items()}
