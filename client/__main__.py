@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from client.serve_command import serve
 from common.cli import print_document, print_json, run, stages
 from common.errors import ConfigError, LedgerError
 
@@ -253,6 +254,9 @@ def recommend(
     request = Request(user, items, count, tail_dial, why, plain)
     document = recommend_to(settings, read_settings(settings), request)
     print_document(document, recommendations_table, as_json=as_json)
+
+
+app.command()(serve)
 
 
 @key_app.command("new")

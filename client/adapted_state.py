@@ -165,6 +165,12 @@ def read_facts(folder: Path) -> tuple[Path, AdaptedFacts] | None:
         raise _unusable(path, "it is missing or damaged, or of another version") from error
 
 
+def newest_files(folder: Path) -> list[Path]:
+    """Return the files that the newest adaptation is made of; there may be none of them."""
+    name = _current(folder)
+    return [folder / CURRENT, *(folder / name / part for part in (STATE, FACTS) if name)]
+
+
 def read_state(folder: Path, facts: AdaptedFacts) -> Arrays:
     """Return the arrays of an adaptation, checked against its facts.
 

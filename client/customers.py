@@ -1,7 +1,7 @@
 """One customer, or a guest, as the shop's data know them at this moment."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,6 @@ from client.mapping import ItemMapping
 from client.periods import histories, stocked
 from client.settings import ShopSettings
 from client.source import encode_source, open_source, shop_mapping
-from common.errors import InputError
 from common.features import Catalogue
 from common.schema import ShopEvents
 
@@ -27,10 +26,12 @@ class Customer:
         Whether the shop has records of them.
     events
         Their records on the catalogue's rows; a guest has none.
-    guest
-        (1, n) what a guest is interested in.
+    named
+        (1, n) what was named: a guest's interests, or a basket that is not paid for yet.
     outside
         How many of their products the catalogue does not hold.
+    unknown
+        What was named and the catalogue does not hold.
     stock
         (n,) bool of what the shop may list; None: everything.
     mapping
@@ -39,37 +40,52 @@ class Customer:
 
     known: bool
     events: ShopEvents | None
-    guest: sparse.csr_matrix
+    named: sparse.csr_matrix
     outside: int
+    unknown: tuple[str, ...]
     stock: np.ndarray | None
     mapping: ItemMapping | None
     notes: tuple[str, ...]
 
     def history(self, half_life_days: float) -> sparse.csr_matrix:
-        """Return the (1, n) float32 weights of what they did, as old as it is now."""
+        """Return the (1, n) float32 weights of what they did, as old as it is now.
+
+        A product that is also named counts with the larger weight.
+        """
         if self.events is None or not len(self.events):
-            return self.guest
+            return self.named
         now = int(time.time())
-        return histories(self.events, self.guest.shape[1], half_life_days, now)
+        known = histories(self.events, self.named.shape[1], half_life_days, now)
+        if not self.named.nnz:
+            return known
+        return sparse.csr_matrix(known.maximum(self.named))
 
 
 def read_customer(
-    settings: ShopSettings, catalogue: Catalogue, user_id: str, items: Sequence[str] = ()
+    settings: ShopSettings,
+    catalogue: Catalogue,
+    user_id: str = "",
+    items: Mapping[str, float] | None = None,
 ) -> Customer:
-    """Read one customer's records; with an empty ``user_id`` a guest with these ``items``.
+    """Read one customer's records; with an empty ``user_id`` a guest's, who has none.
+
+    Parameters
+    ----------
+    items
+        What was named beside: the shop's own number -> weight.
 
     Raises
     ------
     InputError
-        If the catalogue holds none of a guest's products, or the data can't be read.
+        If the data can't be read.
     """
-    nothing = sparse.csr_matrix((1, catalogue.size), dtype=np.float32)
     # Rows that break the contract are left out: an answer is better than none.
     tables = open_source(settings, "set-aside", user_id=user_id).tables()
     stock = stocked(catalogue, tables.stock_of(settings.merchant_id))
     mapping = shop_mapping(settings)
+    named, unknown = _named(catalogue, items or {}, mapping)
     if not user_id:
-        return _guest(catalogue, items, stock, mapping)
+        return Customer(False, None, named, len(unknown), unknown, stock, mapping, ())
     frame = tables.interactions
     own = (frame["user_id"] == user_id) & (frame["merchant_id"] == settings.merchant_id)
     frame = frame[own.to_numpy()]
@@ -78,35 +94,36 @@ def read_customer(
     products = np.asarray(frame["item_id"].unique(), dtype=object)
     outside = int((catalogue.rows(products) < 0).sum())
     notes = []
+    instead = "this is from what was named" if named.nnz else "this is what sells"
     if frame.empty:
-        notes.append(f"the shop has no records of a customer {user_id!r}: this is what sells")
+        notes.append(f"the shop has no records of a customer {user_id!r}: {instead}")
     elif not len(events):
         notes.append(
-            "none of the customer's records is of a product in the catalogue with a weight: this "
-            "is what sells"
+            "none of the customer's records is of a product in the catalogue with a weight: "
+            f"{instead}"
         )
     if tables.set_aside:
         notes.append(f"{sum(tables.set_aside.values())} bad rows were left out")
-    return Customer(bool(len(frame)), events, nothing, outside, stock, mapping, tuple(notes))
+    known = bool(len(frame))
+    return Customer(known, events, named, outside, unknown, stock, mapping, tuple(notes))
 
 
-def _guest(
-    catalogue: Catalogue,
-    items: Sequence[str],
-    stock: np.ndarray | None,
-    mapping: ItemMapping | None,
-) -> Customer:
+def rows_of(catalogue: Catalogue, items: Sequence[str], mapping: ItemMapping | None) -> np.ndarray:
+    """Return catalogue rows of the shop's own numbers; -1 where there is no such product."""
     named = np.asarray(items, dtype=object)
-    rows = catalogue.rows(named if mapping is None else mapping.names(named))
-    missing = [item for item, row in zip(items, rows, strict=True) if row < 0]
-    if len(missing) == len(items):
-        example = catalogue.item_ids[0] if mapping is None else next(iter(mapping.own), "none")
-        raise InputError(
-            f"the catalogue holds none of the products {', '.join(map(repr, missing[:5]))}: give "
-            f"the shop's numbers, such as {example}"
-        )
-    inside = np.unique(rows[rows >= 0])
-    entries = (np.ones(len(inside), np.float32), (np.zeros(len(inside), np.int64), inside))
-    history = sparse.csr_matrix(entries, shape=(1, catalogue.size))
-    notes = [f"the catalogue does not hold {', '.join(map(repr, missing[:5]))}"] if missing else []
-    return Customer(False, None, history, len(missing), stock, mapping, tuple(notes))
+    return catalogue.rows(named if mapping is None else mapping.names(named))
+
+
+def _named(
+    catalogue: Catalogue, items: Mapping[str, float], mapping: ItemMapping | None
+) -> tuple[sparse.csr_matrix, tuple[str, ...]]:
+    """Return (1, n) float32 weights, and which products the catalogue does not hold."""
+    weights = np.zeros(catalogue.size, np.float32)
+    if not items:
+        return sparse.csr_matrix((1, catalogue.size), dtype=np.float32), ()
+    rows = rows_of(catalogue, list(items), mapping)
+    given = np.array(list(items.values()), dtype=np.float32)
+    inside = rows >= 0
+    np.maximum.at(weights, rows[inside], given[inside])
+    unknown = tuple(item for item, row in zip(items, rows, strict=True) if row < 0)
+    return sparse.csr_matrix(weights[None, :]), unknown

@@ -4,7 +4,7 @@ The customer's records are read at this moment, so that the last click counts. A
 not known, or a guest, is answered from the history that is given, or by popularity.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from client.adapted_state import (
     read_facts,
     read_state,
 )
-from client.customers import read_customer
+from client.customers import Customer, read_customer
 from client.home import CameHome, Progress, load_home_model, manifest_digest
 from client.home_reasons import explain_home
 from client.mapping import ItemMapping
@@ -28,8 +28,8 @@ from client.models import current_model
 from client.personalization import HomeModel, mix
 from client.settings import ShopSettings
 from client.shop_folder import ShopFolder
-from common.errors import ArtifactError, ConfigError
-from common.explanation import Part, explain
+from common.errors import ArtifactError, ConfigError, InputError
+from common.explanation import Explanation, Part, explain
 from common.features import Catalogue, read_catalogue
 from common.reasons import sides_of
 from common.schema import BEHAVIOR_WEIGHTS
@@ -95,19 +95,58 @@ class Ready:
     fitted_at: str | None
     notes: tuple[str, ...]
 
-    def scores(self, history: sparse.csr_matrix) -> np.ndarray:
-        """Return (1, n) float32 scores."""
+    def scores(
+        self, history: sparse.csr_matrix, attributes: sparse.csr_matrix | None = None
+    ) -> np.ndarray:
+        """Return (1, n) float32 scores; the shop's own adaptation knows no attributes."""
         if self.home is None:
-            return self.came.model.scores(history)
+            return self.came.model.scores(history, attributes)
         weights, scales = self._mixture(history)
         return mix(self.home.parts(history, weights), weights, scales, history.shape)
 
-    def reasons(self, history: sparse.csr_matrix, item: int) -> list[dict[str, Any]]:
-        """Return what a product's score is the sum of, the weightiest first."""
+    def candidates(
+        self,
+        customer: Customer,
+        count: int,
+        tail_dial: float,
+        *,
+        attributes: sparse.csr_matrix | None = None,
+        hide: Callable[[np.ndarray], object] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (c,) rows and scores, best first, that a list of ``count`` is chosen from.
+
+        Parameters
+        ----------
+        hide
+            Writes ``-inf`` over the (n,) scores of what may not be listed.
+        """
+        history = self.history(customer)
+        scores = self.scores(history, attributes)
+        if hide is not None:
+            hide(scores[0])
+        depth = max(_DEEPER * count, _LEAST_DEPTH) if tail_dial else count
+        rows, found = top_k(scores, depth, exclude=history, allowed=customer.stock)
+        real = rows[0] >= 0
+        return rows[0][real], found[0][real]
+
+    def history(self, customer: Customer) -> sparse.csr_matrix:
+        """Return (1, n) what a customer did, as the model's training weighed it."""
+        return customer.history(self.came.plan.half_life_days)
+
+    def explained(
+        self,
+        history: sparse.csr_matrix,
+        item: int,
+        attributes: Mapping[str, str] | None = None,
+    ) -> Explanation:
+        """Return what a product's score is the sum of; attributes as in :meth:`scores`."""
         if self.home is None:
-            found = explain(*sides_of(self.came.model, history, item))
-        else:
-            found = explain_home(self.home, *self._mixture(history), history, item)
+            return explain(*sides_of(self.came.model, history, item, attributes))
+        return explain_home(self.home, *self._mixture(history), history, item)
+
+    def reasons(self, history: sparse.csr_matrix, item: int) -> list[dict[str, Any]]:
+        """Return the same for a document, the weightiest first."""
+        found = self.explained(history, item)
         names = {str(self.catalogue.item_ids[row]): int(row) for row in history.indices}
         parts = sorted(found.parts, key=lambda part: -abs(part.value))
         return [
@@ -164,16 +203,18 @@ def recommend(
     ready = get_ready(path, settings, plain=request.plain)
     notes = list(ready.notes)
     progress("reading the customer's records")
-    customer = read_customer(settings, ready.catalogue, request.user_id, request.history)
-    notes += customer.notes
-    history = customer.history(ready.came.plan.half_life_days)
+    named = dict.fromkeys(request.history, 1.0)
+    customer = read_customer(settings, ready.catalogue, request.user_id, named)
+    notes += customer.notes + _unknown(ready.catalogue, customer)
+    history = ready.history(customer)
     progress("ranking")
-    scores = ready.scores(history)
-    depth = max(_DEEPER * request.count, _LEAST_DEPTH) if request.tail_dial else request.count
-    rows, found = top_k(scores, depth, exclude=history, allowed=customer.stock)
+    rows, found = ready.candidates(customer, request.count, request.tail_dial)
     if request.tail_dial:
-        rows, found = re_rank(rows, found, request.count, request.tail_dial, ready.exposure)
-    listed = [(int(row), float(s)) for row, s in zip(rows[0], found[0], strict=True) if row >= 0]
+        dialled = re_rank(
+            rows[None, :], found[None, :], request.count, request.tail_dial, ready.exposure
+        )
+        rows, found = dialled[0][0], dialled[1][0]
+    listed = [(int(row), float(score)) for row, score in zip(rows, found, strict=True)]
     if len(listed) < request.count:
         notes.append(f"the shop stocks no more than {len(listed)} products that are new to them")
     return {
@@ -244,6 +285,26 @@ def get_ready(path: Path, settings: ShopSettings, *, plain: bool = False) -> Rea
         notes.append(f"another model has come home since the shop adapted to this one: {again}")
     home = home_of(arrays, facts, came.model)
     return Ready(catalogue, came, home, facts.fitted_at, tuple(notes))
+
+
+def _unknown(catalogue: Catalogue, customer: Customer) -> tuple[str, ...]:
+    """Return a note of what a guest named in vain.
+
+    Raises
+    ------
+    InputError
+        If it was all in vain.
+    """
+    if not customer.unknown:
+        return ()
+    missing, mapping = ", ".join(map(repr, customer.unknown[:5])), customer.mapping
+    if not customer.named.nnz:
+        example = catalogue.item_ids[0] if mapping is None else next(iter(mapping.own), "none")
+        raise InputError(
+            f"the catalogue holds none of the products {missing}: give the shop's numbers, such "
+            f"as {example}"
+        )
+    return (f"the catalogue does not hold {missing}",)
 
 
 def _described(catalogue: Catalogue, row: int, mapping: ItemMapping | None) -> dict[str, Any]:

@@ -1,13 +1,19 @@
 """Looking at something again and again while a program does its work."""
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class Watch:
-    """Calls a function every few seconds, in a thread of its own, until it is closed."""
+    """Calls a function every few seconds, in a thread of its own, until it is closed.
+
+    A look that fails is no end of it.
+    """
 
     look: Callable[[], object]
     name: str
@@ -19,7 +25,10 @@ class Watch:
 
         def looking() -> None:
             while not self._stop.wait(every_seconds):
-                self.look()
+                try:
+                    self.look()
+                except Exception as error:  # noqa: BLE001 - the next look may find it mended
+                    logger.error("look=failed at=%s error=%s", self.name, type(error).__name__)
 
         self._thread = threading.Thread(target=looking, name=self.name, daemon=True)
         self._thread.start()

@@ -1,0 +1,199 @@
+"""What a shop's own service answers: the adapted model, and each customer as they are now.
+
+Nothing is kept from one request to the next but the model: a purchase that the shop's data hold
+counts in the answer to the next request.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from client.customers import Customer, read_customer, rows_of
+from client.recommending import Ready
+from client.settings import ShopSettings
+from common.asking import Answer, Query, Ranking, public_columns, tail_of
+from common.errors import InputError, UnavailableError
+from common.explanation import Explanation
+from common.filters import Filters, Table
+from common.model import GlobalModel, attribute_matrix
+
+_IGNORED = "the shop's own adaptation knows customers by what they do: attributes do not count"
+
+
+@dataclass(frozen=True)
+class HomeAnswers:
+    """A shop's model with all that its answers need.
+
+    Products go by the shop's own numbers in requests and by the catalogue's in answers.
+
+    Attributes
+    ----------
+    version
+        Number of the global model among those that came home.
+    """
+
+    version: int
+    ready: Ready
+    settings: ShopSettings
+
+    @classmethod
+    def of(cls, version: int, ready: Ready, settings: ShopSettings) -> "HomeAnswers":
+        """Make a model ready to answer; what all requests share is computed here."""
+        made = cls(version, ready, settings)
+        for name in ("table", "columns", "tail", "exposure", "rows_by_id"):
+            getattr(made, name)
+        # Scored once, so that the model, too, has computed what it keeps.
+        first = sparse.csr_matrix(([np.float32(1)], ([0], [0])), shape=(1, ready.catalogue.size))
+        ready.scores(first)
+        return made
+
+    @property
+    def model(self) -> GlobalModel:
+        """The global model that came home."""
+        return self.ready.came.model
+
+    @property
+    def adapted_at(self) -> str | None:
+        """When the shop fitted it to itself; None where it is used as it came."""
+        return self.ready.fitted_at
+
+    @cached_property
+    def table(self) -> Table:
+        """What filters ask of the products; what the shop stocks is looked up for each answer."""
+        everything = np.arange(self.ready.catalogue.size)
+        return Table.of(self.ready.catalogue.products, {self.settings.merchant_id: everything})
+
+    @cached_property
+    def columns(self) -> dict[str, list[Any]]:
+        """Column -> (n,) Python values of the products, None where unknown."""
+        return public_columns(self.ready.catalogue.products)
+
+    @cached_property
+    def tail(self) -> np.ndarray:
+        """(n,) bool: all but the fifth of the products with the largest released popularity."""
+        return tail_of(self.model.popularity_bias)
+
+    @cached_property
+    def exposure(self) -> np.ndarray:
+        """(n,) how much each product is bought, here and everywhere."""
+        return self.ready.exposure
+
+    @cached_property
+    def rows_by_id(self) -> dict[str, int]:
+        """The catalogue's item_id -> row."""
+        return {str(item): row for row, item in enumerate(self.ready.catalogue.item_ids)}
+
+    def recommend(self, query: Query) -> Answer:
+        """Return the best products that the shop stocks for one customer, or for a guest.
+
+        Raises
+        ------
+        InputError
+            If a filter or the dial asks for what there is not.
+        UnavailableError
+            If the shop's data can't be read now.
+        """
+        customer = self._customer(query.user_id, query.history)
+        return self._recommend(customer, query)
+
+    def similar(self, item_id: str, k: int, filters: Filters | None = None) -> Answer:
+        """Return what a customer with this product and nothing else is recommended.
+
+        Raises
+        ------
+        InputError
+            If the catalogue does not hold it.
+        UnavailableError
+            If the shop's data can't be read now.
+        """
+        customer = self._customer(None, {item_id: 1.0})
+        if customer.unknown:
+            raise _no_product(item_id)
+        return self._recommend(customer, Query(k=k, filters=filters or Filters()))
+
+    def explain(
+        self,
+        item_id: str,
+        history: Mapping[str, float],
+        attributes: Mapping[str, str],
+        user_id: str | None = None,
+    ) -> Explanation:
+        """Take one score apart; the parts add up to it.
+
+        Raises
+        ------
+        InputError
+            If the catalogue does not hold the product, or a tower is not linear.
+        UnavailableError
+            If the shop's data can't be read now.
+        """
+        customer = self._customer(user_id, history)
+        row = int(rows_of(self.ready.catalogue, [item_id], customer.mapping)[0])
+        if row < 0:
+            raise _no_product(item_id)
+        return self.ready.explained(self.ready.history(customer), row, attributes)
+
+    def product(self, item_id: str) -> dict[str, Any]:
+        """Return the public columns of a product by its number in the catalogue."""
+        row = self.rows_by_id[item_id]
+        return {name: values[row] for name, values in self.columns.items()}
+
+    def _customer(self, user_id: str | None, history: Mapping[str, float]) -> Customer:
+        try:
+            return read_customer(self.settings, self.ready.catalogue, user_id or "", history)
+        except InputError as error:
+            # What exactly is wrong may hold what is in the data.
+            raise UnavailableError(
+                "the shop's data can't be read now; python -m client check says why"
+            ) from error
+
+    def _recommend(self, customer: Customer, query: Query) -> Answer:
+        ready, known, notes = self.ready, None, []
+        if query.attributes and ready.home is None:
+            known = self._attributes(query.attributes)
+        elif query.attributes:
+            notes.append(_IGNORED)
+        hidden = dict.fromkeys(query.filters.exclude)
+        filters = replace(query.filters, exclude=frozenset())
+
+        def hide(scores: np.ndarray) -> None:
+            if hidden:
+                rows = rows_of(ready.catalogue, list(hidden), customer.mapping)
+                scores[rows[rows >= 0]] = -np.inf
+            self.table.hide(scores, filters, self.rows_by_id)
+
+        rows, scores = ready.candidates(
+            customer, query.k, query.tail_dial, attributes=known, hide=hide
+        )
+        ranking = Ranking.of(rows, scores, query, self.exposure, self.tail)
+        names = ready.catalogue.item_ids
+        own: tuple[tuple[str, ...], ...] = ()
+        if (mapping := customer.mapping) is not None:
+            own = tuple(tuple(mapping.own_of(str(names[row]))) for row in ranking.rows)
+        reasons: tuple[Explanation, ...] = ()
+        if query.reasons:
+            history = ready.history(customer)
+            reasons = tuple(
+                ready.explained(history, int(row), query.attributes) for row in ranking.rows
+            )
+        return ranking.answer(
+            names,
+            customer.unknown,
+            reasons=reasons,
+            own_item_ids=own,
+            known_customer=customer.known if query.user_id else None,
+            notes=(*ready.notes, *customer.notes, *notes),
+        )
+
+    def _attributes(self, attributes: Mapping[str, str]) -> sparse.csr_matrix | None:
+        rows = self.model.plan.customer_rows
+        columns = {name: np.array([value], dtype=object) for name, value in attributes.items()}
+        return attribute_matrix(columns, 1, rows) if rows else None
+
+
+def _no_product(item_id: str) -> InputError:
+    return InputError(f"no product of the catalogue is called {item_id!r} at this shop")
