@@ -28,6 +28,7 @@ from server.query.requests import (
     SimilarRequest,
     invalid_words,
 )
+from server.query.viewing import view
 
 #: Ten thousand products of history, each as long as an id may be, fit; ten megabytes do not.
 MAX_BODY = 4 * 2**20
@@ -77,6 +78,7 @@ def rest_app(service: Service, about: About | None = None) -> FastAPI:
     _asking(app, service)
     _reading(app, service)
     browse(app, service, about or About())
+    view(app, service)
     app.add_middleware(BodyLimit, most=MAX_BODY)
     if service.keys is None:
         _without_keys(app)
