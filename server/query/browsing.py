@@ -4,6 +4,7 @@ The page (:mod:`server.query.page`) is made of these answers and of the service'
 public data and released figures only.
 """
 
+import re
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -137,7 +138,8 @@ class Search:
     def find(self, model: Model, query: str, limit: int) -> ProductList:
         """Return products that hold every word; none named: the most popular ones."""
         texts, order = self._of(model)
-        words = query.casefold().split()
+        # A word is found where one begins; scripts without spaces have no such places.
+        words = [f" {w}" if w.isascii() else w for w in _spaced(query).split()]
         hits = [row for row in order if all(word in texts[row] for word in words)]
         ids = model.model.catalogue.item_ids
         products = tuple(
@@ -159,7 +161,7 @@ class Search:
                     for values in model.columns.values()
                 ]
                 rows = zip(ids, *columns, strict=True)
-                self._texts = ["\n".join(row).casefold() for row in rows]
+                self._texts = [f" {_spaced(' '.join(row))}" for row in rows]
                 offered = np.flatnonzero(model.model.catalogue.offered)
                 popularity = model.model.popularity_bias[offered]
                 self._order = offered[np.argsort(-popularity, kind="stable")]
@@ -254,6 +256,11 @@ def browse(app: FastAPI, service: Service, about: About) -> None:
     def report(request: Request, key: Bearer) -> ReportAnswer:
         """Return the simulation's report that the operator shows here, if there is one."""
         return admitted("report", request, key, lambda: ReportAnswer(report=about.report))
+
+
+def _spaced(text: str) -> str:
+    """Return a text's letters and digits, all else as spaces."""
+    return re.sub(r"\W+", " ", text.casefold())
 
 
 def _values(model: Model, column: str) -> tuple[Choice, ...]:

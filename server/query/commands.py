@@ -36,9 +36,13 @@ def serve(
     patience: Annotated[
         float, typer.Option(min=0.1, help="Seconds that a request may take to arrive.")
     ] = 60.0,
+    report: Annotated[
+        Path | None, typer.Option(help="A simulation's report.json, which the page shows.")
+    ] = None,
 ) -> None:
-    """Answer from the served version of a registry over gRPC and REST, until Ctrl-C."""
+    """Answer from the served version of a registry over gRPC, REST and a page, until Ctrl-C."""
     from common.cli import stages
+    from server.query.browsing import about_from
     from server.query.registry_service import ServeSettings, make_service
     from server.query.serving import serve as serve_all
 
@@ -66,10 +70,11 @@ def serve(
             f"serving {scheme}://{host}:{rest_port}  gRPC {host}:{grpc_at}  (Ctrl-C ends it)\n"
         )
 
+    about = about_from(report)
     with stages() as stage:
         stage("reading the registry and its served model")
         service = make_service(settings)
-    serve_all(settings, service, started)
+    serve_all(settings, service, started, about)
 
 
 def query(

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.query.admitting import Bearer, work
 from server.query.answering import RefusedError, Service, Status
 from server.query.browsing import About, browse
+from server.query.page import add_page
 from server.query.requests import (
     BatchRequest,
     BatchResponse,
@@ -78,6 +79,7 @@ def rest_app(service: Service, about: About | None = None) -> FastAPI:
     _asking(app, service)
     _reading(app, service)
     browse(app, service, about or About())
+    add_page(app)
     view(app, service)
     app.add_middleware(BodyLimit, most=MAX_BODY)
     if service.keys is None:
@@ -217,7 +219,11 @@ class BodyLimit:
 
     async def _refuse(self, send: Send) -> None:
         text = json.dumps({"error": f"the body is larger than {self._most} bytes"}).encode()
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(text)).encode()),
+            (b"connection", b"close"),
+        ]
         await send(
             {"type": "http.response.start", "status": Status.TOO_LARGE.http, "headers": headers}
         )

@@ -1,0 +1,54 @@
+// Asks the REST interface of the service that the page came from, and nobody else.
+
+import Alpine from "./vendor/alpine-csp-3.17.4.min.js";
+import { t } from "./text.js";
+
+// The key lives in this variable alone: closing the page forgets it.
+let key = "";
+
+export function setKey(text) {
+  key = text.trim();
+}
+
+export class Refused extends Error {
+  constructor(status, text) {
+    super(text);
+    this.status = status;
+  }
+}
+
+/** Returns the answer to GET, or to POST where there is a body. */
+export async function ask(path, body = undefined) {
+  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  const request = { headers, cache: "no-store", credentials: "omit", referrerPolicy: "no-referrer" };
+  if (body !== undefined) {
+    request.method = "POST";
+    request.body = JSON.stringify(body);
+    headers["Content-Type"] = "application/json";
+  }
+  let answer;
+  try {
+    answer = await fetch(path, request);
+  } catch {
+    throw new Refused(0, t("problem.away"));
+  }
+  const found = await answer.json().catch(() => ({}));
+  if (answer.ok) return found;
+  const words = { 429: t("problem.many"), 503: t("problem.no_model") }[answer.status];
+  throw new Refused(answer.status, words ?? t("problem.refused", { words: found.error ?? answer.status }));
+}
+
+/** Runs some work that asks; what goes wrong is told at the top of the page. */
+export async function told(work) {
+  const ui = Alpine.store("ui");
+  try {
+    const found = await work();
+    ui.problem = "";
+    return found;
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    if (error.status === 401) ui.keyNeeded = true;
+    else ui.problem = error.message;
+    return undefined;
+  }
+}

@@ -1,0 +1,51 @@
+// The registry's versions and what each promises.
+
+import Alpine from "./vendor/alpine-csp-3.17.4.min.js";
+import { ask, told } from "./api.js";
+import { known, short, t } from "./text.js";
+
+export const epsilon = (model) => (model.private ? short(model.epsilon) : t("models.not_private"));
+export const delta = (value) => (value === null || value === undefined ? t("none") : value.toExponential().replace("e", "·10^").replace("^-", "⁻").replace(/⁻(\d+)/, (_, power) => `⁻${[...power].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`).replace(/^1·/, ""));
+
+export function models() {
+  return {
+    epsilon,
+    delta,
+    models: [],
+    statement: null,
+    init() {
+      Alpine.effect(() => {
+        if (this.$store.ui.ready && this.$store.ui.view === "models") queueMicrotask(() => this.load());
+      });
+    },
+    async load() {
+      this.models = (await told(() => ask("v1/models")))?.models ?? this.models;
+    },
+    async read(model) {
+      if (this.statement?.version === model.version) {
+        this.statement = null;
+        return;
+      }
+      this.statement = (await told(() => ask(`v1/models/${model.version}/privacy`))) ?? null;
+      if (!this.statement) return;
+      await this.$nextTick();
+      document.getElementById("statement").focus();
+      document.getElementById("statement").scrollIntoView({ block: "nearest" });
+    },
+    /** The statement's main points in the page's language; its own words stand below. */
+    lines() {
+      const found = this.statement?.statement;
+      if (!found) return [];
+      if (!found.private) return [t("statement.none")];
+      const promise = found.epsilon === null ? t("statement.no_bound") : t("statement.promise", { epsilon: short(found.epsilon), delta: delta(found.delta), unit: known("unit_means", found.unit) });
+      return [
+        promise,
+        known("trust_means", found.trust),
+        known("noise_means", found.noise),
+        t("statement.rounds", { n: found.rounds }),
+        t("statement.several_shops"),
+        t("statement.not_covered"),
+      ];
+    },
+  };
+}

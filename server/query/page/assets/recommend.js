@@ -1,0 +1,190 @@
+// The basket, what is recommended for it, and why.
+
+import Alpine from "./vendor/alpine-csp-3.17.4.min.js";
+import { ask, told } from "./api.js";
+import { decimals, has, label, name, number, percent, t } from "./text.js";
+
+const NO_FILTERS = { category: "", brand: "", price_from: "", price_to: "", merchant_id: "" };
+const NUMBERS = ["price_from", "price_to"];
+const DIAL_WAIT = 120;
+
+export function recommend() {
+  return {
+    query: "",
+    found: [],
+    total: 0,
+    choices: null,
+    filters: { ...NO_FILTERS },
+    k: 20,
+    dial: 0,
+    answer: null,
+    reasons: {},
+    similar: null,
+    busy: false,
+    asked: 0,
+    searched: 0,
+    timer: 0,
+
+    init() {
+      Alpine.effect(() => {
+        if (this.$store.ui.ready) queueMicrotask(() => this.load());
+      });
+      Alpine.effect(() => {
+        // Read here: the list follows the basket, wherever it was changed.
+        const history = JSON.stringify(this.history());
+        if (this.$store.ui.ready && history) queueMicrotask(() => this.ask());
+      });
+    },
+    async load() {
+      this.choices = (await told(() => ask("v1/choices"))) ?? this.choices;
+      await this.search();
+    },
+
+    async search() {
+      const number = ++this.searched;
+      const query = encodeURIComponent(this.query);
+      const answer = await told(() => ask(`v1/products?limit=30&query=${query}`));
+      if (!answer || number !== this.searched) return;
+      this.found = answer.products;
+      this.total = answer.total;
+    },
+    foundWords() {
+      const key = this.query.trim() ? "search.found" : "search.popular";
+      return this.found.length || this.total ? t(key, { n: this.found.length, total: this.total.toLocaleString() }) : t("search.none");
+    },
+
+    where() {
+      return this.$store.ui.about?.where ?? "federation";
+    },
+    behaviors() {
+      return this.choices ? Object.keys(this.choices.behaviors).filter((behavior) => behavior !== "rating") : ["purchase"];
+    },
+    holds(entry) {
+      return this.$store.basket.holds(entry.item_id);
+    },
+    add(entry) {
+      this.$store.basket.add(entry);
+      this.$store.ui.said = t("basket.added", { name: label(entry) });
+    },
+    behave(item, behavior) {
+      item.behavior = behavior;
+    },
+    remove(item) {
+      const basket = this.$store.basket;
+      basket.items = basket.items.filter((other) => other.item_id !== item.item_id);
+      this.$store.ui.said = t("basket.removed", { name: label(item) });
+      // The button that was pressed is gone: go on at the basket.
+      document.getElementById("query").focus();
+    },
+    clear() {
+      this.$store.basket.items = [];
+      document.getElementById("query").focus();
+    },
+    reset() {
+      this.filters = { ...NO_FILTERS };
+      this.k = 20;
+      this.ask();
+    },
+
+    history() {
+      const weights = this.choices?.behaviors ?? {};
+      return this.$store.basket.items.map((item) => ({ item_id: item.item_id, weight: weights[item.behavior] ?? 1 }));
+    },
+    turn() {
+      clearTimeout(this.timer);
+      this.timer = setTimeout(() => this.ask(), DIAL_WAIT);
+    },
+    async ask() {
+      const number = ++this.asked;
+      const filters = Object.fromEntries(Object.entries(this.filters)
+        .filter(([, value]) => value !== "" && value !== null)
+        .map(([name, value]) => [name, NUMBERS.includes(name) ? Number(value) : value]));
+      const k = Math.min(100, Math.max(1, Math.round(Number(this.k)) || 20));
+      const body = { history: this.history(), k, tail_dial: Number(this.dial), filters };
+      this.busy = true;
+      const answer = await told(() => ask("v1/recommend", body));
+      if (number !== this.asked) return;
+      this.busy = false;
+      if (!answer) return;
+      this.answer = answer;
+      this.$store.basket.recommended = answer.items.map(({ item_id: id, product }) => ({ item_id: id, product }));
+      this.$store.ui.said = `${this.resultsTitle()}. ${this.effect()}`;
+      // Reasons that are open follow the basket.
+      await Promise.all(Object.keys(this.reasons).map((id) => this.explain(id)));
+    },
+    resultsTitle() {
+      if (!this.answer) return t("results.waiting");
+      const key = this.$store.basket.items.length ? "results.title" : "results.anyone";
+      return t(key, { n: this.answer.items.length, version: this.answer.version });
+    },
+    dialWords() {
+      return t("dial.value", { value: percent(this.dial) });
+    },
+    effect() {
+      if (!this.answer) return "";
+      return t("dial.effect", {
+        now: percent(this.answer.tail_share),
+        plain: percent(this.answer.tail_share_undialled),
+        kept: percent(this.answer.score_kept),
+      });
+    },
+    score(value) {
+      return number(value, decimals(this.answer.items.map((item) => item.score)));
+    },
+
+    async why(item) {
+      if (this.reasons[item.item_id]) {
+        delete this.reasons[item.item_id];
+        return;
+      }
+      await this.explain(item.item_id);
+    },
+    async explain(itemId) {
+      const found = await told(() => ask("v1/explain", { item_id: itemId, history: this.history() }));
+      if (found) this.reasons[itemId] = found;
+    },
+    /** What a part of a score stands for; products of the basket by their names. */
+    partWords(part) {
+      const item = this.$store.basket.items.find((other) => other.item_id === part.label);
+      const words = item ? label(item) : part.label;
+      const where = part.kind === "popularity" ? `part.popularity.${part.label}` : "";
+      if (where && has(where)) return t(where);
+      return has(`part.${part.kind}`) ? t(`part.${part.kind}`, { label: words, n: parseInt(part.label, 10) }) : words;
+    },
+    whyWords(item) {
+      const found = this.reasons[item.item_id];
+      if (!found) return "";
+      const gravest = found.parts.filter((part) => part.kind !== "rest").slice(0, 3)
+        .map((part) => `${this.partWords(part)} (${this.signed(item, part.value)})`);
+      return t("why.words", { name: name(item), score: this.value(item, found.score), parts: gravest.join(t("why.comma")) });
+    },
+    places(item) {
+      const found = this.reasons[item.item_id];
+      return decimals([found.score, ...found.parts.map((part) => part.value)]);
+    },
+    value(item, value) {
+      return number(value, this.places(item));
+    },
+    signed(item, value) {
+      return `${value < 0 ? "−" : "+"}${number(Math.abs(value), this.places(item))}`;
+    },
+    scale(item) {
+      return Math.max(...this.reasons[item.item_id].parts.map((part) => Math.abs(part.value)), 1e-12);
+    },
+    barWidth(item, part) {
+      return this.reasons[item.item_id] ? (50 * Math.abs(part.value)) / this.scale(item) : 0;
+    },
+    barStart(item, part) {
+      return part.value < 0 ? 50 - this.barWidth(item, part) : 50;
+    },
+
+    async alike(item) {
+      const found = await told(() => ask("v1/similar", { item_id: item.item_id, k: 10 }));
+      if (!found) return;
+      this.similar = { of: item, items: found.items };
+      await this.$nextTick();
+      document.getElementById("similar").focus();
+      document.getElementById("similar").scrollIntoView({ block: "nearest" });
+    },
+  };
+}

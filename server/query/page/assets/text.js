@@ -1,0 +1,69 @@
+// Words, numbers and dates in the language that was chosen.
+
+import Alpine from "./vendor/alpine-csp-3.17.4.min.js";
+
+const LANGUAGES = ["en", "zh"];
+const LOCALES = { en: "en", zh: "zh-CN" };
+const tables = {};
+
+export async function loadTables() {
+  await Promise.all(LANGUAGES.map(async (lang) => {
+    tables[lang] = await (await fetch(`page/strings/${lang}.json`)).json();
+  }));
+}
+
+export function preferred() {
+  const wanted = navigator.languages.map((tag) => tag.slice(0, 2).toLowerCase());
+  return wanted.find((tag) => LANGUAGES.includes(tag)) ?? "en";
+}
+
+const lang = () => Alpine.store("ui").lang;
+const locale = () => LOCALES[lang()];
+
+/** Whether there are words for a key. */
+export const has = (key) => key in tables[lang()];
+
+/** The words for a key, {names} in them replaced; an unknown key is shown, so that it is found. */
+export function t(key, values = {}) {
+  const words = tables[lang()][key] ?? key;
+  return words.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? values[name] : whole));
+}
+
+/** What the page has words for in them, and anything else as it is. */
+export const known = (kind, value) => {
+  if (value === null || value === undefined || value === "") return t("none");
+  return has(`${kind}.${value}`) ? t(`${kind}.${value}`) : String(value);
+};
+
+export const number = (value, digits = 4) => (typeof value === "number" && Number.isFinite(value)
+  ? value.toLocaleString(locale(), { minimumFractionDigits: digits, maximumFractionDigits: digits })
+  : t("none"));
+export const whole = (value) => number(value, 0);
+export const short = (value) => (typeof value === "number"
+  ? value.toLocaleString(locale(), { maximumSignificantDigits: 3 }) : t("none"));
+export const percent = (value, digits = 0) => (value === null || value === undefined ? t("none")
+  : Number(value).toLocaleString(locale(), { style: "percent", minimumFractionDigits: digits, maximumFractionDigits: digits }));
+export const when = (text) => new Date(text).toLocaleString(locale(), { dateStyle: "medium", timeStyle: "short" });
+
+/** How many decimals show four places of the largest of some values. */
+export function decimals(values) {
+  const largest = Math.max(...values.map(Math.abs), 1e-12);
+  return Math.min(8, Math.max(1, 3 - Math.floor(Math.log10(largest))));
+}
+
+/** What a product is called: the first column that names it, or its number. */
+export function name(entry) {
+  const product = entry.product ?? {};
+  return String(product.title ?? product.name ?? product.type ?? product.category ?? entry.item_id);
+}
+
+/** Its name with its number, where names repeat. */
+export const label = (entry) => (name(entry) === entry.item_id ? name(entry) : `${name(entry)} (${entry.item_id})`);
+
+/** Its other columns on one line. */
+export function detail(entry) {
+  const product = entry.product ?? {};
+  const parts = [entry.item_id, product.category, product.brand, product.package_size].filter((text) => text && text !== name(entry));
+  if (typeof product.price === "number") parts.push(number(product.price, 2));
+  return parts.join(" · ");
+}
