@@ -104,9 +104,9 @@ class _Protocol(HttpToolsProtocol):
             self._late = None
 
     def _refuse(self, status: int) -> None:
-        self._arrived()
         if self._refused or self.transport.is_closing():
             return
+        self._arrived()
         self._refused = True
         line, words = _WORDS[status]
         body = json.dumps({"error": words}).encode()

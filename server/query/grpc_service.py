@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -16,7 +16,14 @@ from pydantic import BaseModel
 
 from server.query.answering import RefusedError, Service, Status
 from server.query.grpc_reading import Reading, abort
-from server.query.requests import BatchRequest, ExplainRequest, RecommendRequest, SimilarRequest
+from server.query.requests import (
+    MAX_BATCH,
+    MAX_HISTORY,
+    BatchRequest,
+    ExplainRequest,
+    RecommendRequest,
+    SimilarRequest,
+)
 from server.query.rest import MAX_BODY
 from server.query.wire import fedtail_pb2 as wire
 from server.query.wire import fedtail_pb2_grpc as wire_grpc
@@ -170,9 +177,29 @@ async def grpc_server(
 
 
 def _fields(request: Message) -> dict[str, Any]:
-    """Return what was set, by the names of the contract."""
+    """Return what was set, by the names of the contract.
+
+    Raises
+    ------
+    RefusedError
+        If a list is longer than any may be: a million products would take seconds to be read.
+    """
+    _check_lengths(request)
     fields: dict[str, Any] = MessageToDict(request, preserving_proto_field_name=True)
     return fields
+
+
+def _check_lengths(request: Message) -> None:
+    for field, value in request.ListFields():
+        if isinstance(value, Message):
+            _check_lengths(value)
+        elif isinstance(value, Collection) and not isinstance(value, str):
+            most = MAX_BATCH if field.name == "requests" else MAX_HISTORY
+            if len(value) > most:
+                raise RefusedError(Status.INVALID, f"{field.name}: more than {most}")
+            if field.name == "requests":
+                for one in value:
+                    _check_lengths(one)
 
 
 def _wire(found: dict[str, Any]) -> dict[str, Any]:

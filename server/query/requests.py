@@ -9,7 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from common.asking import Answer, Query
 from common.explanation import Explanation
@@ -19,6 +27,7 @@ from common.model import GlobalModel
 MAX_HISTORY = 10_000
 MAX_K = 1_000
 MAX_BATCH = 100
+MAX_BATCH_HISTORY = 100_000
 #: Parts of a reason that are named one by one; the rest is one part, so they still add up.
 _NAMED_PARTS = 8
 
@@ -85,8 +94,28 @@ class Model(Protocol):
         """Return the public columns of a product of an answer."""
 
 
+#: No body has as many fields; a million unknown ones would each be an error to report.
+_MAX_FIELDS = 64
+
+
+def _few(value: object) -> object:
+    if isinstance(value, dict) and len(value) > _MAX_FIELDS:
+        raise ValueError(f"has more than {_MAX_FIELDS} fields")
+    return value
+
+
+# The first wrong product ends the check: a million errors take ten seconds to collect.
+_Fast = FailFast()
+Attributes = Annotated[dict[Text, Text], BeforeValidator(_few)]
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: object) -> object:
+        return _few(value)
 
 
 class HistoryProduct(_Body):
@@ -104,7 +133,7 @@ class FilterBody(_Body):
     price_from: Number | None = Field(None, ge=0)
     price_to: Number | None = Field(None, ge=0)
     merchant_id: Text | None = Field(None, description="Only what this shop stocks.")
-    exclude: tuple[ItemId, ...] = Field((), max_length=MAX_HISTORY)
+    exclude: Annotated[tuple[ItemId, ...], _Fast] = Field((), max_length=MAX_HISTORY)
     minimum_score: Number | None = None
 
     @model_validator(mode="after")
@@ -122,8 +151,8 @@ class FilterBody(_Body):
 class RecommendRequest(_Body):
     """Whom to recommend to: a history, a basket, attributes, any of them or none."""
 
-    history: tuple[HistoryProduct, ...] = Field((), max_length=MAX_HISTORY)
-    attributes: dict[Text, Text] = Field(
+    history: Annotated[tuple[HistoryProduct, ...], _Fast] = Field((), max_length=MAX_HISTORY)
+    attributes: Attributes = Field(
         default_factory=dict,
         max_length=32,
         description="What is known of the customer, such as age or gender.",
@@ -155,7 +184,15 @@ class RecommendRequest(_Body):
 class BatchRequest(_Body):
     """Several customers at once."""
 
-    requests: tuple[RecommendRequest, ...] = Field(min_length=1, max_length=MAX_BATCH)
+    requests: Annotated[tuple[RecommendRequest, ...], _Fast] = Field(
+        min_length=1, max_length=MAX_BATCH
+    )
+
+    @model_validator(mode="after")
+    def _all_in_all(self) -> "BatchRequest":
+        if sum(len(request.history) for request in self.requests) > MAX_BATCH_HISTORY:
+            raise ValueError(f"the histories hold more than {MAX_BATCH_HISTORY} products in all")
+        return self
 
 
 class SimilarRequest(_Body):
@@ -170,8 +207,8 @@ class ExplainRequest(_Body):
     """Why a product has the score that it has."""
 
     item_id: ItemId
-    history: tuple[HistoryProduct, ...] = Field((), max_length=MAX_HISTORY)
-    attributes: dict[Text, Text] = Field(default_factory=dict, max_length=32)
+    history: Annotated[tuple[HistoryProduct, ...], _Fast] = Field((), max_length=MAX_HISTORY)
+    attributes: Attributes = Field(default_factory=dict, max_length=32)
     user_id: UserId | None = None
 
 
