@@ -5,6 +5,7 @@ counts in the answer to the next request.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -46,9 +47,9 @@ class HomeAnswers:
         made = cls(version, ready, settings)
         for name in ("table", "columns", "tail", "exposure", "rows_by_id"):
             getattr(made, name)
-        # Scored once, so that the model, too, has computed what it keeps.
-        first = sparse.csr_matrix(([np.float32(1)], ([0], [0])), shape=(1, ready.catalogue.size))
-        ready.scores(first)
+        # One answer, so that the model has computed what it keeps, and code is loaded.
+        with suppress(UnavailableError):
+            made.recommend(Query({str(ready.catalogue.item_ids[0]): 1.0}, k=1, reasons=True))
         return made
 
     @property

@@ -22,7 +22,7 @@ from common.watching import Watch
 
 logger = logging.getLogger(__name__)
 
-_Stamp = tuple[tuple[str, int, int, int], ...]
+_Stamp = frozenset[tuple[str, int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class HomeHost:
     switches: int = 0
     refusals: int = 0
     _current: HomeAnswers | None = None
-    _seen: _Stamp = ()
+    _seen: _Stamp = frozenset()
     _refused: str = ""
     _watch: Watch | None = field(default=None, repr=False)
 
@@ -94,8 +94,7 @@ class HomeHost:
         try:
             settings = read_settings(self.path)
             # Before anything is read: what changes meanwhile is seen at the next look.
-            used = None if self._current is None else self._current.ready.came.folder
-            seen = _stamp(self.path, settings, used)
+            seen = _stamp(self.path, settings, self._used())
             if seen == self._seen:
                 return
             self._seen = seen
@@ -129,21 +128,26 @@ class HomeHost:
 
     def records(self) -> list[HomeRecord]:
         """Return what is known of the models that came home, the last one first."""
-        answers = self.current()
-        return _came_home(answers.settings, answers.ready.came.folder)[::-1]
+        settings, used = read_settings(self.path), self._used()
+        return _came_home(settings, used)[::-1]
 
     def pinned(self) -> None:
         """Return None: a shop uses what came last, or what it adapted to."""
+
+    def _used(self) -> Path | None:
+        return None if self._current is None else self._current.ready.came.folder
 
     def _name(self) -> str:
         return "none" if self._current is None else self._current.ready.came.manifest.version
 
 
-def _came_home(settings: ShopSettings, used: Path) -> list[HomeRecord]:
+def _came_home(settings: ShopSettings, used: Path | None) -> list[HomeRecord]:
     """Return the models that can be read, in the order of arrival; ``used`` is one of them."""
-    folders = {path.parent for path in settings.models.glob(f"*/{MANIFEST}")} | {used}
+    folders = {path.parent.resolve() for path in settings.models.glob(f"*/{MANIFEST}")}
+    if used is not None:
+        folders.add(used)
     arrived = []
-    for folder in sorted(path for path in folders if path.name != CURRENT):
+    for folder in sorted(folders):
         manifest = folder / MANIFEST
         try:
             moment = manifest.stat().st_mtime_ns
@@ -171,14 +175,14 @@ def _stamp(path: Path, settings: ShopSettings, used: Path | None) -> _Stamp:
         *([] if used is None else _files(used)),
         *newest_files(ShopFolder.of(path).adapted),
     ]
-    found = []
+    found = set()
     for file in watched:
         try:
             status = file.stat()
         except OSError:
             continue
-        found.append((str(file.resolve()), status.st_mtime_ns, status.st_size, status.st_ino))
-    return tuple(found)
+        found.add((str(file.resolve()), status.st_mtime_ns, status.st_size, status.st_ino))
+    return frozenset(found)
 
 
 def _files(folder: Path) -> list[Path]:

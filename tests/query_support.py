@@ -100,9 +100,16 @@ class Running:
 def running(place: Place, *arguments: str) -> Iterator[Running]:
     """Start ``python -m server serve`` on free ports; end it on leaving."""
     command = [sys.executable, "-m", "server", "serve", str(place.root / "registry")]
-    command += ["--catalogue", str(place.root / "catalogue"), "--port", "0", "--grpc-port", "0"]
+    command += ["--catalogue", str(place.root / "catalogue"), *arguments]
+    with started(command) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def started(command: list[str]) -> Iterator[Running]:
+    """Start a command that serves, on free ports, and wait until it does."""
     process = subprocess.Popen(
-        [*command, *arguments],
+        [*command, "--port", "0", "--grpc-port", "0"],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

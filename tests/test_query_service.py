@@ -109,6 +109,8 @@ def test_models_and_their_promise_can_be_read(rest: httpx.Client, stub: Any) -> 
         ("/v1/recommend", {"filters": {"category": "nothing"}}, "category"),
         ("/v1/recommend", {"filters": {"price_from": 3, "price_to": 2}}, "price_from"),
         ("/v1/recommend", {"histroy": []}, "histroy"),
+        ("/v1/recommend", {"user_id": "u1"}, "ask at the shop"),
+        ("/v1/explain", {"item_id": "p0001", "user_id": "u1"}, "ask at the shop"),
         ("/v1/similar", {"item_id": "nothing"}, "no product"),
         ("/v1/similar", {}, "item_id"),
         ("/v1/recommend/batch", {"requests": []}, "requests"),
