@@ -1,6 +1,7 @@
 """What is served is the model's own score; filters, the dial and reasons hold to it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -138,6 +139,42 @@ def test_the_dial_turns_lists_to_the_tail_and_says_what_it_cost(model: ServedMod
     assert kept == sorted(kept, reverse=True)
     assert 0.0 <= kept[-1] < kept[0] == 1.0
     assert {answer.tail_share_undialled for answer in answers} == {shares[0]}
+
+
+def test_the_dial_reaches_the_tail_where_popularity_decides(model: ServedModel) -> None:
+    popularity = {"popularity": model.artifact.arrays["popularity"] * 0 + 1e-9}
+    head = np.flatnonzero(~model.tail)
+    popularity["popularity"][head] = 1.0 / len(head)
+    loud = replace(model.artifact, arrays={**model.artifact.arrays, **popularity})
+    quiet = {name: a if name == "popularity" else a * 1e-3 for name, a in loud.arrays.items()}
+    loud = replace(loud, arrays=quiet)
+    found = ServedModel.of(1, loud, model.model.catalogue)
+    k = len(head) // 20
+    assert found.recommend(Query(HISTORY, k=k)).tail_share == 0.0
+    assert found.recommend(Query(HISTORY, k=k, tail_dial=1.0)).tail_share == 1.0
+
+
+def test_similar_products_owe_nothing_to_popularity(model: ServedModel) -> None:
+    other = model.artifact.arrays["popularity"][::-1].copy()
+    turned = replace(model.artifact, arrays={**model.artifact.arrays, "popularity": other})
+    turned_model = ServedModel.of(1, turned, model.model.catalogue)
+    assert turned_model.recommend(Query({"p0007": 1.0})).item_ids != (
+        model.recommend(Query({"p0007": 1.0})).item_ids
+    )
+    parts = {
+        item: model.explain(item, {"p0007": 1.0}, {}) for item in model.model.catalogue.item_ids
+    }
+    common = {
+        item: found.total("history-content")
+        + found.total("history-learned")
+        + found.total("expected-learned")
+        for item, found in parts.items()
+        if item != "p0007"
+    }
+    best = sorted(common, key=lambda item: -common[item])[:5]
+    answer = model.similar("p0007", 5)
+    assert list(answer.item_ids) == best
+    assert answer.scores == pytest.approx([common[item] for item in best], rel=1e-4)
 
 
 def test_similar_products_leave_out_the_product_itself(model: ServedModel) -> None:

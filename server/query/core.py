@@ -134,12 +134,11 @@ class ServedModel:
         scores, learned, vector = self._scores(history, query.attributes)
         scores[history.indices] = -np.inf
         self.table.hide(scores, query.filters, self.rows_of)
-        wanted = query.k * (_DIAL_CANDIDATES if query.tail_dial else 1)
-        rows = best_rows(scores, max(wanted * self.index.refine, wanted))
-        if self.index.refine:
-            scores[rows] += self.index.exact(rows, vector) - learned[rows]
-            rows = rows[best_rows(scores[rows], wanted)]
-        ranking = Ranking.of(rows, scores[rows], query, self.exposure, self.tail)
+        if query.tail_dial:
+            rows, found = self._for_dial(scores, learned, vector, query.k * _DIAL_CANDIDATES)
+        else:
+            rows, found = self._best(scores, learned, vector, query.k)
+        ranking = Ranking.of(rows, found, query, self.exposure, self.tail)
         answer = ranking.answer(self.model.catalogue.item_ids, unknown)
         if not query.reasons:
             return answer
@@ -147,7 +146,11 @@ class ServedModel:
         return replace(answer, reasons=tuple(explain(*pair) for pair in sides))
 
     def similar(self, item_id: str, k: int, filters: Filters | None = None) -> Answer:
-        """Return what a customer with this product and nothing else is recommended.
+        """Return what has most in common with one product.
+
+        The score is that of a customer with this product and nothing else, without what every
+        customer's has: popularity, and the expected basket's content. They would list the same
+        products for any.
 
         Raises
         ------
@@ -155,7 +158,14 @@ class ServedModel:
             If the catalogue does not hold it.
         """
         self._row(item_id)
-        return self.recommend(Query({item_id: 1.0}, k=k, filters=filters or Filters()))
+        query = Query({item_id: 1.0}, k=k, filters=filters or Filters())
+        history, unknown = self._history(query.history)
+        scores, learned, vector = self._scores(history, {}, own=True)
+        scores[history.indices] = -np.inf
+        self.table.hide(scores, query.filters, self.rows_of)
+        rows, found = self._best(scores, learned, vector, k)
+        ranking = Ranking.of(rows, found, query, self.exposure, self.tail)
+        return ranking.answer(self.model.catalogue.item_ids, unknown)
 
     def explain(
         self,
@@ -181,6 +191,33 @@ class ServedModel:
         row = self._row(item_id)
         return {name: values[row] for name, values in self.columns.items()}
 
+    def _best(
+        self, scores: np.ndarray, learned: np.ndarray, vector: np.ndarray, wanted: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of the best (n,) scores, best first, and their scores made exact."""
+        rows = best_rows(scores, max(wanted * self.index.refine, wanted))
+        found = scores[rows]
+        if self.index.refine:
+            found = found + self.index.exact(rows, vector) - learned[rows]
+            best = best_rows(found, wanted)
+            rows, found = rows[best], found[best]
+        return rows, found
+
+    def _for_dial(
+        self, scores: np.ndarray, learned: np.ndarray, vector: np.ndarray, wanted: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best of all products and the best of the tail together, as :meth:`_best`.
+
+        Where popularity decides, the best hold none of the tail: no dial could bring it up.
+        """
+        rows, found = self._best(scores, learned, vector, wanted)
+        of_tail = np.where(self.tail, scores, -np.inf)
+        more, scored = self._best(of_tail, learned, vector, wanted)
+        new = ~np.isin(more, rows)
+        rows, found = np.append(rows, more[new]), np.append(found, scored[new])
+        order = np.argsort(-found, kind="stable")
+        return rows[order], found[order]
+
     def _row(self, item_id: str) -> int:
         if (row := self.rows_of.get(item_id)) is None:
             raise InputError(f"no product of the catalogue is called {item_id!r}")
@@ -196,18 +233,26 @@ class ServedModel:
         return matrix, tuple(item for item in history if item not in self.rows_of)
 
     def _scores(
-        self, history: sparse.csr_matrix, attributes: Mapping[str, str]
+        self, history: sparse.csr_matrix, attributes: Mapping[str, str], *, own: bool = False
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (n,) scores, the learned part of them as the index gave it, and (d,) ``u``."""
+        """Return (n,) scores, the learned part of them as the index gave it, and (d,) ``u``.
+
+        Parameters
+        ----------
+        own
+            Without popularity, and without what the expected basket's content takes off.
+        """
         model = self.model
         rows = model.plan.customer_rows
         columns = {name: np.array([value], dtype=object) for name, value in attributes.items()}
         known = attribute_matrix(columns, 1, rows) if rows and columns else None
         vector = model.customer_vectors(history, known)[0]
         learned = self.index.scores(vector)
-        scores = learned + model.popularity_bias
-        if history.nnz:
+        scores = learned.copy()
+        if not own:
+            scores += model.popularity_bias
             scores -= np.float32(history.sum()) * self.expected
+        if history.nnz:
             content = (history @ model.catalogue.content) @ self.by_place
             scores[content.indices] += content.data
         return scores, learned, vector
