@@ -167,6 +167,33 @@ def audit(
     terminal().print(f"The page to look at: {out / 'audit.html'}")
 
 
+@app.command("cold-start")
+def cold_start(
+    experiment: Annotated[Path, typer.Argument(help="An experiment file (TOML).")],
+    out: Out,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure customers, products and shops that the federation does not know, by popularity."""
+    from simulations.cold_start import run_cold_start
+    from simulations.cold_start_page import cold_start_tables
+    from simulations.experiment import read_experiment
+    from simulations.report import to_json
+
+    with _Bars() as bars:
+        try:
+            document = run_cold_start(read_experiment(experiment, change or []), out, bars)
+        except KeyboardInterrupt:
+            raise RunError("interrupted: the same command goes on where it stopped") from None
+    if as_json:
+        sys.stdout.write(to_json(document) + "\n")
+        return
+    terminal().print(cold_start_tables(document))
+    terminal().print(f"The page to look at: {out / 'cold-start.html'}")
+
+
 @app.command()
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders that runs wrote.")],

@@ -54,7 +54,7 @@ def run_experiment(experiment: Experiment, out: Path, watcher: Watcher) -> dict[
     RunError
         If a federation failed.
     """
-    with _draft(experiment, out) as folder:
+    with draft_folder(experiment, out) as folder:
         watcher.stage("reading data")
         world = build_world(experiment, watcher.step)
         _check_caps(experiment, world)
@@ -66,7 +66,7 @@ def run_experiment(experiment: Experiment, out: Path, watcher: Watcher) -> dict[
 
 
 @contextmanager
-def _draft(experiment: Experiment, out: Path) -> Iterator[Path]:
+def draft_folder(experiment: Experiment, out: Path) -> Iterator[Path]:
     """Give the draft folder of ``out``, ours alone; rename it when the run is whole."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is in use: give a folder that is new or empty, or move it away")

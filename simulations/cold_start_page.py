@@ -1,0 +1,88 @@
+"""Cold start to look at: sentences, the terminal's tables, and a page that opens offline."""
+
+import json
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from common.metrics import CUTOFF
+from simulations.answer import interval, number
+from simulations.page import facts, render
+
+Document = dict[str, Any]
+
+MAIN = f"ndcg@{CUTOFF}"
+METRICS = (MAIN, f"recall@{CUTOFF}", f"tail_ndcg@{CUTOFF}")
+
+
+def verdict(arm: Document, against: str) -> str:
+    """Return ``better``, ``worse`` or ``level``: by the interval of ndcg@20's difference."""
+    difference = arm["vs"].get(against, {}).get(MAIN, {})
+    low, high = difference.get("low"), difference.get("high")
+    if low is None or high is None:
+        return "unknown"
+    return "better" if low > 0 else "worse" if high < 0 else "level"
+
+
+def sentences(document: Document) -> list[str]:
+    """Return what was found: of every way to answer, against each kind of popularity."""
+    found = []
+    for case in document["cases"]:
+        for against in case["references"]:
+            by_verdict: dict[str, list[str]] = {}
+            for name, arm in case["arms"].items():
+                if against in arm["vs"]:
+                    by_verdict.setdefault(verdict(arm, against), []).append(name)
+            parts = [
+                f"{kind}: {', '.join(by_verdict[kind])}"
+                for kind in ("better", "level", "worse")
+                if kind in by_verdict
+            ]
+            level = number(case["arms"].get(against, {}).get("metrics", {}).get(MAIN))
+            found.append(f"{case['case']}, against {against} ({MAIN} {level}): {'; '.join(parts)}.")
+    return found
+
+
+def cells(case: Document, name: str) -> list[str]:
+    """Return an arm's metrics, then its gain over each reference with its interval."""
+    arm = case["arms"][name]
+    own = [number(arm["metrics"][metric]) for metric in METRICS]
+    return own + [interval(arm["vs"].get(against, {}).get(MAIN)) for against in case["references"]]
+
+
+def headings(case: Document) -> list[str]:
+    """Return the headings of :func:`cells`."""
+    return [*METRICS, *(f"over {name}" for name in case["references"])]
+
+
+def cold_start_tables(document: Document) -> Group:
+    """Return the terminal's view: a table a case."""
+    tables = []
+    for case in document["cases"]:
+        title = f"{case['question']}  ({case['customers']} customers)"
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table.add_column("", no_wrap=True)
+        for heading in headings(case):
+            table.add_column(heading, justify="right", overflow="fold")
+        for name in case["arms"]:
+            table.add_row(escape(name), *cells(case, name))
+        tables.append(table)
+    return Group(*tables)
+
+
+def render_cold_start(document: Document) -> str:
+    """Return the page."""
+    return render(
+        "cold_start.html.j2",
+        document=document,
+        sentences=sentences(document),
+        cases=[
+            (case, headings(case), {name: cells(case, name) for name in case["arms"]})
+            for case in document["cases"]
+        ],
+        data=facts(document["data"]),
+        machine=facts(document["machine"]),
+        experiment=json.dumps(document["experiment"], indent=2, ensure_ascii=False),
+    )

@@ -1,0 +1,166 @@
+"""Cold start on planted tastes: what is hidden is hidden, and what is known of it pays."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.errors import ConfigError
+from experiment_support import SMALL
+from simulations.cold_customers import FOLDS, described, hidden_customers
+from simulations.cold_customers import records_of as records_of_customers
+from simulations.cold_measure import without
+from simulations.cold_products import group_popularity, new_products
+from simulations.cold_products import records_of as records_of_products
+from simulations.cold_shops import new_shops
+from simulations.cold_start import run_cold_start
+from simulations.cold_start_page import sentences, verdict
+from simulations.experiment import Experiment, read_experiment
+from simulations.world import World, build_world
+
+PLANTED = """
+[data]
+source = "marketplace"
+[data.marketplace]
+shops = 6
+customers_per_shop = 60
+products = 400
+groups = 20
+categories = 20
+brands = 30
+taste_strength = 2.0
+taste_dimension = 2
+content_fidelity = 0.9
+weeks = 26
+train_weeks = 20
+[run]
+engine = "in-process"
+arms = ["federated"]
+"""
+
+
+class Quiet:
+    def stage(self, text: str, total: int | None = None) -> None:
+        pass
+
+    def step(self, text: str = "") -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    file = tmp_path_factory.mktemp("cold") / "planted.toml"
+    file.write_text(PLANTED + SMALL, encoding="utf-8")
+    return read_experiment(file)
+
+
+@pytest.fixture(scope="module")
+def world(experiment: Experiment) -> World:
+    return build_world(experiment)
+
+
+@pytest.fixture(scope="module")
+def cases(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("cold-out") / "found"
+    document = run_cold_start(experiment, out, Quiet())
+    assert json.loads((out / "cold-start.json").read_text(encoding="utf-8")) == document
+    page = (out / "cold-start.html").read_text(encoding="utf-8")
+    assert "http://" not in page.split("<body>")[1]
+    assert all(sentence[:20] in page for sentence in sentences(document))
+    assert sorted(entry.name for entry in out.iterdir()) == [
+        "cold-start.html",
+        "cold-start.json",
+        "experiment.json",
+    ]
+    return {case["case"]: case for case in document["cases"]}
+
+
+def test_a_hidden_customer_leaves_no_record_in_training(
+    experiment: Experiment, world: World
+) -> None:
+    everyone = [hidden_customers(world, fold, 0) for fold in range(FOLDS)]
+    for shop in world.shops:
+        halves = [hidden[shop.merchant_id] for hidden in everyone]
+        known = np.flatnonzero(described(shop))
+        np.testing.assert_array_equal(np.sort(np.concatenate(halves)), known)
+    seen = without(world, experiment, records_of_customers(world, everyone[0]))
+    for shop, left in zip(world.shops, seen.shops, strict=True):
+        hidden = set(shop.user_ids[everyone[0][shop.merchant_id]])
+        assert hidden
+        assert set(left.user_ids) == set(shop.user_ids) - hidden
+
+
+def test_a_new_product_was_never_bought_in_training(experiment: Experiment, world: World) -> None:
+    new = new_products(world, 0)
+    assert new.sum() == 40
+    seen = without(world, experiment, records_of_products(world, new))
+    assert seen.catalogue.fingerprint == world.catalogue.fingerprint
+    for shop, left in zip(world.shops, seen.shops, strict=True):
+        until = world.split.train_until
+        assert not new[left.before(until).items].any()
+        assert (~new[shop.before(until).items]).sum() == len(left.before(until))
+        assert new[left.since(until).items].any()
+
+
+def test_a_new_shop_is_not_there_at_all(experiment: Experiment, world: World) -> None:
+    names = new_shops(world)
+    assert len(names) == 1
+    merchants = world.dataset.tables.interactions["merchant_id"].astype(str)
+    seen = without(world, experiment, merchants.isin(names).to_numpy())
+    assert {shop.merchant_id for shop in seen.shops} == {
+        shop.merchant_id for shop in world.shops
+    } - set(names)
+
+
+def test_a_new_product_is_taken_to_sell_as_its_like(world: World) -> None:
+    catalogue = world.catalogue
+    kind = catalogue.products["type"].to_numpy()
+    chosen = kind == kind[0]
+    values, known = np.where(chosen, 5.0, 1.0), np.ones(catalogue.size, dtype=bool)
+    known[0], values[0] = False, 0.0
+    found = group_popularity(values, catalogue, known)
+    assert found[0] > found[~chosen].max()
+    nobody = group_popularity(values, catalogue, np.zeros_like(known))
+    assert not nobody.any()
+
+
+@pytest.mark.slow
+def test_a_customer_is_served_by_the_taste_of_their_age(cases: dict[str, Any]) -> None:
+    case = cases["customer"]
+    assert case["attributes"] == ["age"]
+    assert case["customers"] > 200
+    taste = case["arms"]["segment-taste:federated"]
+    assert verdict(taste, "popularity") == verdict(taste, "everywhere") == "better"
+    assert verdict(case["arms"]["segment-purchases"], "everywhere") == "better"
+
+
+@pytest.mark.slow
+def test_a_product_is_found_by_its_content(cases: dict[str, Any]) -> None:
+    case = cases["product"]
+    assert case["products"] == 40
+    chance = case["arms"]["chance"]["metrics"]["ndcg@20"]
+    for against in case["references"]:
+        assert case["arms"][against]["metrics"]["ndcg@20"] > chance
+        for name in ("content", "federated-global", "federated", "local"):
+            assert verdict(case["arms"][name], against) == "better"
+
+
+@pytest.mark.slow
+def test_a_shop_is_served_from_its_first_day(cases: dict[str, Any]) -> None:
+    first = cases["shop-0"]
+    # Without any history the global model is what it released of popularity.
+    released, model = (first["arms"][name] for name in ("everywhere", "federated-global"))
+    assert model["metrics"] == released["metrics"]
+    for name in ("shop-7", "shop-28", "shop-all"):
+        case = cases[name]
+        for arm in ("federated-global", "federated", "federated-served"):
+            for against in ("popularity", "everywhere"):
+                assert verdict(case["arms"][arm], against) == "better"
+
+
+def test_what_trains_nothing_is_refused(experiment: Experiment, tmp_path: Path) -> None:
+    arms = experiment.run.model_copy(update={"arms": ("popularity", "local")})
+    with pytest.raises(ConfigError, match="names no model to train"):
+        run_cold_start(experiment.model_copy(update={"run": arms}), tmp_path / "out", Quiet())
