@@ -49,10 +49,11 @@ def status_of(answer: bytes) -> int:
     return int(answer[9:12])
 
 
-def healthy(service: Running) -> dict[str, Any]:
+def healthy(service: Running, key: str) -> dict[str, Any]:
     """Return a good request's answer."""
+    headers = {"authorization": f"Bearer {key}"}
     found: dict[str, Any] = (
-        httpx.post(f"{service.rest}/v1/recommend", json=HEALTHY, timeout=20)
+        httpx.post(f"{service.rest}/v1/recommend", json=HEALTHY, headers=headers, timeout=20)
         .raise_for_status()
         .json()
     )
@@ -60,15 +61,15 @@ def healthy(service: Running) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def unharmed(service: Running) -> Iterator[None]:
+def unharmed(service: Running, key: str = "none") -> Iterator[None]:
     """Hold the service to its promises around whatever is done to it.
 
     It lives, answers a good request as before, and has written neither a stack trace nor anything
     of what was sent.
     """
-    before, written = healthy(service), len(service.log)
+    before, written = healthy(service, key), len(service.log)
     yield
-    assert healthy(service) == before
+    assert healthy(service, key) == before
     assert service.process.poll() is None
     time.sleep(0.05)
     # The good request's own line shows that the log is really being read.

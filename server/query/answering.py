@@ -251,11 +251,14 @@ class Service:
         """Answer one customer."""
         return requests.recommend(self.model(), body)
 
-    def batch(self, body: BatchRequest) -> BatchResponse:
-        """Answer several customers by one and the same version."""
-        model = self.model()
-        answers = tuple(requests.recommend(model, one) for one in body.requests)
-        return BatchResponse(version=model.version, responses=answers)
+    def batch(self, body: BatchRequest, wanted: Callable[[], bool] = lambda: True) -> BatchResponse:
+        """Answer several customers by one and the same version, while the caller waits for it."""
+        model, answers = self.model(), []
+        for one in body.requests:
+            if not wanted():
+                raise RefusedError(Status.TOO_LATE, "the deadline has passed")
+            answers.append(requests.recommend(model, one))
+        return BatchResponse(version=model.version, responses=tuple(answers))
 
     def similar(self, body: SimilarRequest) -> RecommendResponse:
         """Return what goes with one product."""

@@ -58,7 +58,9 @@ class Recommender(wire_grpc.RecommenderServicer):
         return await self._answer(
             "batch",
             context,
-            lambda: self._service.batch(BatchRequest(**_fields(request))),
+            lambda: self._service.batch(
+                BatchRequest(**_fields(request)), lambda: not _is_late(context)
+            ),
             wire.BatchResponse(),
             cost=max(1.0, float(len(request.requests))),
         )
@@ -118,8 +120,7 @@ class Recommender(wire_grpc.RecommenderServicer):
         def work() -> Reply:
             self._service.admit(_key(context), _address(context), cost)
             # One that waited in the queue until its caller gave up is not worth computing.
-            left = context.time_remaining()
-            if left is not None and left <= 0:
+            if _is_late(context):
                 raise RefusedError(Status.TOO_LATE, "the deadline has passed")
             found = call()
             if isinstance(found, BaseModel):
@@ -212,6 +213,11 @@ def _wire(found: dict[str, Any]) -> dict[str, Any]:
 
 def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _is_late(context: grpc.aio.ServicerContext) -> bool:
+    left = context.time_remaining()
+    return left is not None and left <= 0
 
 
 def _key(context: grpc.aio.ServicerContext) -> str | None:

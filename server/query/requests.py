@@ -28,6 +28,8 @@ MAX_HISTORY = 10_000
 MAX_K = 1_000
 MAX_BATCH = 100
 MAX_BATCH_HISTORY = 100_000
+#: Products whose scores are taken apart for one call: each costs about as much as a list.
+MAX_REASONS = 1_000
 #: Parts of a reason that are named one by one; the rest is one part, so they still add up.
 _NAMED_PARTS = 8
 
@@ -192,6 +194,8 @@ class BatchRequest(_Body):
     def _all_in_all(self) -> "BatchRequest":
         if sum(len(request.history) for request in self.requests) > MAX_BATCH_HISTORY:
             raise ValueError(f"the histories hold more than {MAX_BATCH_HISTORY} products in all")
+        if sum(request.k for request in self.requests if request.reasons) > MAX_REASONS:
+            raise ValueError(f"reasons are asked for more than {MAX_REASONS} products in all")
         return self
 
 
