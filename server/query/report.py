@@ -18,6 +18,7 @@ class Answered(_Part):
     """Whether the shops should federate, in the report's own words."""
 
     verdict: str
+    arm: str | None = None
     headline: str
     details: tuple[str, ...] = ()
 

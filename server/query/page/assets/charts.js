@@ -40,7 +40,7 @@ export async function draw(element, traces, layout = {}, config = {}) {
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: colour("ink"), family: getComputedStyle(document.body).fontFamily, size: 13 },
     margin: { l: 48, r: 12, t: 8, b: 40 },
-    legend: { orientation: "h", y: -0.2, yanchor: "top" },
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
     hoverlabel: { bgcolor: colour("paper"), bordercolor: colour("line"), font: { color: colour("ink") } },
     ...layout,
     xaxis: { ...axis(), ...layout.xaxis },

@@ -64,7 +64,9 @@ export function federation() {
       return has(`arm.${arm}`) ? t(`arm.${arm}`) : "";
     },
     metric(arm, metric) {
-      return number(arm.metrics[metric], metric.includes("ndcg") ? 4 : 3);
+      const value = arm.metrics[metric];
+      if (metric === "gini@20") return number(value, 3);
+      return metric.includes("ndcg") ? number(value) : percent(value, 1);
     },
     armEpsilon(arm) {
       return arm.privacy ? short(arm.privacy.epsilon) : t("none");
@@ -78,8 +80,8 @@ export function federation() {
       if (!this.report) return "";
       const { verdict } = this.report.answer;
       const arm = this.report.answer.arm ? this.report.arms[this.report.answer.arm] : null;
-      const promise = arm?.privacy ? t("verdict.with", { epsilon: short(arm.privacy.epsilon), unit: known("unit", arm.privacy.unit) }) : t("verdict.without");
-      return `${t(`verdict.${verdict}`)} ${verdict === "unknown" ? "" : promise}`;
+      const promise = arm?.privacy ? t("verdict.with", { epsilon: short(arm.privacy.epsilon), unit: known("unit_means", arm.privacy.unit) }) : t("verdict.without");
+      return t(`verdict.${verdict}`, { promise });
     },
 
     /** What is drawn: title, words, and the same as a table. */
@@ -121,7 +123,7 @@ export function federation() {
           ...line(arm, points.map((point) => point.round), points.map((point) => point[metric]), { dash: metric === "ndcg@20" ? "solid" : "dot" }),
           name: `${arm} ${metric}`,
         })));
-      return [traces, { xaxis: { title: { text: t("round") }, dtick: 2 }, yaxis: { rangemode: "tozero" } }];
+      return [traces, { xaxis: { title: { text: t("round") }, tickformat: "d" }, yaxis: { rangemode: "tozero" } }];
     },
     spent() {
       const traces = Object.entries(this.report.rounds).filter(([, points]) => points.some((point) => point.epsilon !== null))
@@ -129,7 +131,7 @@ export function federation() {
       return [traces, { showlegend: true, xaxis: { title: { text: t("round") }, dtick: 1 }, yaxis: { title: { text: "ε" }, rangemode: "tozero" } }];
     },
     fifths() {
-      const traces = this.arms().map((arm) => line(arm.name, FIFTHS.map((fifth) => t(`fifth.${fifth}`)), arm.quintiles["ndcg@20"] ?? []));
+      const traces = this.arms().map((arm) => line(arm.name, FIFTHS.map((fifth) => t(`fifth.${fifth}`)), (arm.quintiles["ndcg@20"] ?? []).map((value) => value || null)));
       return [traces, { yaxis: { type: "log", dtick: 1, exponentformat: "none", title: { text: "ndcg@20" } } }];
     },
     exposure() {
@@ -139,7 +141,7 @@ export function federation() {
         y: arms.map((arm) => arm.name), x: arms.map((arm) => arm.metrics[metric]),
         marker: { color: place ? colour("more") : colour("less") },
       }));
-      return [traces, { barmode: "group", xaxis: { tickformat: ".0%" }, legend: { orientation: "h", y: -0.15, yanchor: "top", traceorder: "reversed" } }];
+      return [traces, { barmode: "group", xaxis: { tickformat: ".0%" }, legend: { orientation: "h", y: 1.02, yanchor: "bottom", traceorder: "reversed" } }];
     },
   };
 }

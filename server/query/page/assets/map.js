@@ -96,11 +96,13 @@ export function productMap() {
         marker: { symbol: "star", size: 18, color: colour("less"), line: { width: 1.5, color: colour("paper") } },
       }));
       const element = document.getElementById("product-map");
-      const bare = { showgrid: false, zeroline: false, showticklabels: false };
+      const bare = { showgrid: false, zeroline: false, showline: false, showticklabels: false };
       const narrow = element.clientWidth < 700;
       this.plotly = await draw(element, traces, {
-        xaxis: bare, yaxis: { ...bare, scaleanchor: "x" }, margin: { l: 4, r: 4, t: 4, b: 4 }, dragmode: "pan", hovermode: "closest",
+        xaxis: bare, yaxis: { ...bare, scaleanchor: "x" }, margin: { l: 4, r: 4, t: 4, b: 4 }, hovermode: "closest",
         legend: narrow ? { orientation: "h", y: -0.02, yanchor: "top", font: { size: 11 } } : { orientation: "v", x: 1.01, y: 1 },
+        // A finger scrolls the page; the buttons move the map.
+        dragmode: matchMedia("(pointer: coarse)").matches ? false : "pan",
         uirevision: "map",
       }, { scrollZoom: true });
       if (!element.dataset.listens) {
@@ -118,12 +120,21 @@ export function productMap() {
         await this.plotly.relayout(element, { "xaxis.autorange": true, "yaxis.autorange": true });
         return;
       }
+      await this.show((low, high) => [(low + high) / 2, ((high - low) / 2) * factor]);
+    },
+    /** Shows what lies a third of the picture to the right and above. */
+    async move(right, up) {
+      await this.show((low, high, axis) => [(low + high) / 2 + ((high - low) / 3) * (axis === "xaxis" ? right : up), (high - low) / 2]);
+    },
+    /** Changes both axes to what `part` makes of their ends: a middle, and half a length. */
+    async show(part) {
+      const element = document.getElementById("product-map");
+      if (!this.plotly || !element.layout) return;
       const change = {};
       for (const axis of ["xaxis", "yaxis"]) {
-        const [low, high] = element.layout[axis].range;
-        const half = ((high - low) / 2) * factor;
-        change[`${axis}.range[0]`] = (low + high) / 2 - half;
-        change[`${axis}.range[1]`] = (low + high) / 2 + half;
+        const [middle, half] = part(...element.layout[axis].range, axis);
+        change[`${axis}.range[0]`] = middle - half;
+        change[`${axis}.range[1]`] = middle + half;
       }
       await this.plotly.relayout(element, change);
     },

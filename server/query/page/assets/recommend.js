@@ -7,6 +7,8 @@ import { decimals, has, label, name, number, percent, t } from "./text.js";
 const NO_FILTERS = { category: "", brand: "", price_from: "", price_to: "", merchant_id: "" };
 const NUMBERS = ["price_from", "price_to"];
 const DIAL_WAIT = 120;
+/** A part that is smaller, beside the largest, is not worth a word. */
+const WEIGHTY = 0.005;
 
 export function recommend() {
   return {
@@ -19,7 +21,9 @@ export function recommend() {
     dial: 0,
     answer: null,
     reasons: {},
-    similar: null,
+    similar: {},
+    customer: "",
+    roomy: matchMedia("(min-width: 56rem)").matches,
     busy: false,
     asked: 0,
     searched: 0,
@@ -86,6 +90,14 @@ export function recommend() {
       this.ask();
     },
 
+    /** What a question says of the customer; only a shop's own service knows them by number. */
+    whom() {
+      const customer = this.where() === "shop" ? this.customer.trim() : "";
+      return { history: this.history(), ...(customer ? { user_id: customer } : {}) };
+    },
+    notes() {
+      return this.answer?.notes ?? [];
+    },
     history() {
       const weights = this.choices?.behaviors ?? {};
       return this.$store.basket.items.map((item) => ({ item_id: item.item_id, weight: weights[item.behavior] ?? 1 }));
@@ -100,7 +112,7 @@ export function recommend() {
         .filter(([, value]) => value !== "" && value !== null)
         .map(([name, value]) => [name, NUMBERS.includes(name) ? Number(value) : value]));
       const k = Math.min(100, Math.max(1, Math.round(Number(this.k)) || 20));
-      const body = { history: this.history(), k, tail_dial: Number(this.dial), filters };
+      const body = { ...this.whom(), k, tail_dial: Number(this.dial), filters };
       this.busy = true;
       const answer = await told(() => ask("v1/recommend", body));
       if (number !== this.asked) return;
@@ -109,7 +121,12 @@ export function recommend() {
       this.answer = answer;
       this.$store.basket.recommended = answer.items.map(({ item_id: id, product }) => ({ item_id: id, product }));
       this.$store.ui.said = `${this.resultsTitle()}. ${this.effect()}`;
+      if (this.choices && this.choices.version !== answer.version) this.load();
       // Reasons that are open follow the basket.
+      const listed = new Set(answer.items.map((item) => item.item_id));
+      for (const open of [this.reasons, this.similar]) {
+        Object.keys(open).filter((id) => !listed.has(id)).forEach((id) => delete open[id]);
+      }
       await Promise.all(Object.keys(this.reasons).map((id) => this.explain(id)));
     },
     resultsTitle() {
@@ -140,7 +157,7 @@ export function recommend() {
       await this.explain(item.item_id);
     },
     async explain(itemId) {
-      const found = await told(() => ask("v1/explain", { item_id: itemId, history: this.history() }));
+      const found = await told(() => ask("v1/explain", { item_id: itemId, ...this.whom() }));
       if (found) this.reasons[itemId] = found;
     },
     /** What a part of a score stands for; products of the basket by their names. */
@@ -154,16 +171,18 @@ export function recommend() {
     whyWords(item) {
       const found = this.reasons[item.item_id];
       if (!found) return "";
-      const gravest = found.parts.filter((part) => part.kind !== "rest").slice(0, 3)
+      const weighty = (part) => part.kind !== "rest" && Math.abs(part.value) > WEIGHTY * this.scale(item);
+      const gravest = found.parts.filter(weighty).slice(0, 3)
         .map((part) => `${this.partWords(part)} (${this.signed(item, part.value)})`);
       return t("why.words", { name: name(item), score: this.value(item, found.score), parts: gravest.join(t("why.comma")) });
     },
     places(item) {
       const found = this.reasons[item.item_id];
-      return decimals([found.score, ...found.parts.map((part) => part.value)]);
+      // Small parts, too, show where they go.
+      return Math.max(4, decimals([found.score, ...found.parts.map((part) => part.value)]));
     },
     value(item, value) {
-      return number(value, this.places(item));
+      return number(value, this.places(item)).replace("-", "−");
     },
     signed(item, value) {
       return `${value < 0 ? "−" : "+"}${number(Math.abs(value), this.places(item))}`;
@@ -179,12 +198,12 @@ export function recommend() {
     },
 
     async alike(item) {
+      if (this.similar[item.item_id]) {
+        delete this.similar[item.item_id];
+        return;
+      }
       const found = await told(() => ask("v1/similar", { item_id: item.item_id, k: 10 }));
-      if (!found) return;
-      this.similar = { of: item, items: found.items };
-      await this.$nextTick();
-      document.getElementById("similar").focus();
-      document.getElementById("similar").scrollIntoView({ block: "nearest" });
+      if (found) this.similar[item.item_id] = found.items;
     },
   };
 }
