@@ -28,11 +28,11 @@ from client.personalization import HomeModel, choose_weights
 from client.settings import ShopSettings
 from client.shop_folder import ShopFolder
 from common.code import code_digest
+from common.contract import BEHAVIOR_WEIGHTS
 from common.errors import DataError
 from common.features import read_catalogue
 from common.model import GlobalModel
 from common.rng import derive
-from common.schema import BEHAVIOR_WEIGHTS
 
 _DAY = 86_400
 

@@ -14,11 +14,12 @@ from client.forecast import PlanFlags, forecast
 from client.mapping import ItemMapping
 from client.settings import ShopSettings
 from client.source import open_own_source, shop_mapping
+from common.contract import BEHAVIOR_WEIGHTS, BEHAVIORS
 from common.errors import ArtifactError, DataError, InputError
 from common.features import Catalogue, read_catalogue
 from common.folders import Progress
 from common.protocol import TrainingPlan
-from common.schema import BEHAVIOR_WEIGHTS, BEHAVIORS, Tables
+from common.schema import Tables
 
 #: Customers with fewer records say little of their taste.
 LITTLE_HISTORY = 5

@@ -10,7 +10,6 @@ from typing import Protocol
 
 import numpy as np
 from scipy import sparse
-from scipy.linalg import lapack
 
 # Customers whose row of K⁻¹X is in memory at a time, while diag(Q) is summed.
 _BLOCK = 512
@@ -130,6 +129,8 @@ def inverse_of(matrix: np.ndarray) -> np.ndarray:
     """Return the inverse of a symmetric positive definite float64 matrix, by Cholesky."""
     if not len(matrix):
         return matrix
+    from scipy.linalg import lapack  # Only to fit: asking does without.
+
     factor, failed = lapack.dpotrf(matrix, lower=1)
     assert not failed, "a ridge makes every Gram matrix positive definite"
     inverse, failed = lapack.dpotri(factor, lower=1)

@@ -2,7 +2,6 @@
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse.linalg import LinearOperator, svds
 
 from common.blocks import LearnedBlock
 from common.features import Catalogue
@@ -19,6 +18,8 @@ def own_low_rank(catalogue: Catalogue, histories: sparse.csr_matrix, dimension: 
     Its item vectors are the ``dimension`` leading right singular vectors of the shop's centred
     training rows, where subspace iteration over all shops' rows ends (Halko et al. 2011).
     """
+    from scipy.sparse.linalg import LinearOperator, svds  # Only to fit: asking does without.
+
     plan = ModelPlan(
         dimension=dimension,
         popularity_exponent=_POPULARITY_EXPONENT,

@@ -240,7 +240,11 @@ def _take_part(
     if kind == JOIN:
         return _join(header, plan, settings), {}
     # Everything that can fail is tried before the charge: what is charged can't be taken back.
-    from client.training import release_popularity, train_round  # Slow: a JOIN does without.
+    # Here, since they are slow to load: a JOIN needs neither, and only training needs torch.
+    if kind == RELEASE:
+        from client.popularity_release import release_popularity
+    else:
+        from client.training import train_round
 
     events = held_records(settings)
     if plan.private:

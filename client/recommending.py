@@ -28,11 +28,11 @@ from client.models import current_model
 from client.personalization import HomeModel, mix
 from client.settings import ShopSettings
 from client.shop_folder import ShopFolder
+from common.contract import BEHAVIOR_WEIGHTS
 from common.errors import ArtifactError, ConfigError, InputError
 from common.explanation import Explanation, Part, explain
 from common.features import Catalogue, read_catalogue
 from common.reasons import sides_of
-from common.schema import BEHAVIOR_WEIGHTS
 from common.scoring import re_rank, top_k
 
 #: Products that the tail dial may choose from, for each that is shown.

@@ -14,6 +14,7 @@ from client.mapping import ItemMapping, read_mapping, texts_of
 from client.mapping_settings import CatalogueMapping
 from client.settings import ShopSettings
 from common.checks import Checker
+from common.contract import BEHAVIOR_WEIGHTS, BadRows
 from common.errors import ConfigError, DataError
 from common.features import Catalogue
 from common.folders import (
@@ -25,7 +26,7 @@ from common.folders import (
     read_small,
     require_table,
 )
-from common.schema import BEHAVIOR_WEIGHTS, BadRows, ShopEvents, Tables, encode_shop
+from common.schema import ShopEvents, Tables, encode_shop
 from common.validation import check_customers, check_stock
 
 logger = logging.getLogger(__name__)

@@ -27,10 +27,11 @@ from client.database import OPTIONAL, Database, TableSource
 from client.sql_customer import as_relation, of_customer
 from common.checks import Checker
 from common.config import nearest
+from common.contract import REQUIRED, BadRows
 from common.errors import ConfigError, DataError
 from common.folders import NO_VALUE, Progress
 from common.interactions import InteractionsBuilder
-from common.schema import REQUIRED, BadRows, Tables
+from common.schema import Tables
 from common.validation import check_customers, check_stock
 
 #: Rows held as Python objects at a time, and rows of a table that is read whole.

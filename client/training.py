@@ -1,7 +1,7 @@
-"""One exchange of local training: arrays in, arrays out, no Flower types.
+"""One round of local training: arrays in, arrays out, no Flower types.
 
-Both functions read the released global state, public constants of the plan and one unit's own
-records at a time; what one unit adds does not depend on any other unit's records.
+It reads the released global state, public constants of the plan and one unit's own records at a
+time; what one unit adds does not depend on any other unit's records.
 """
 
 import math
@@ -12,10 +12,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from client.privacy.grid import delta_step, on_grid, popularity_step
+from client.privacy.grid import delta_step, on_grid
 from client.privacy.noise import NoiseSource
 from client.privacy.step import ExactDPStep, Tensors, UnitBatch
-from client.units import Units, event_weights, uniforms, unit_histories, unit_rows
+from client.units import planned_units, uniforms
 from common.blocks import block_of
 from common.features import Catalogue
 from common.losses import LOSSES, UnitVectors
@@ -34,26 +34,6 @@ from common.schema import ShopEvents
 TABLES = frozenset((ITEMS, FEATURES, CUSTOMERS))
 # Floats of rows and copies held at a time: a physical batch, smaller than the logical one.
 _BATCH_FLOATS = 16_000_000
-
-
-def release_popularity(
-    plan: TrainingPlan, events: ShopEvents, n_items: int, noise: NoiseSource
-) -> Arrays:
-    """Return the shop's private popularity histogram.
-
-    Every unit's row is scaled to norm 1, so adding or removing a unit moves the sum by at most 1.
-
-    Returns
-    -------
-    dict
-        ``popularity`` (n,) float32: the sum over units, plus noise of standard deviation
-        ``popularity_noise_multiplier``, on the plan's grid.
-    """
-    units = _units(plan, events, n_items)
-    counts = np.asarray(unit_rows(units.history).sum(axis=0), dtype=np.float64).ravel()
-    if plan.private:
-        counts = counts + noise.normal(n_items, plan.popularity_noise_multiplier)
-    return {POPULARITY: on_grid(counts, popularity_step(plan))}
 
 
 def train_round(
@@ -91,7 +71,7 @@ def train_round(
     if server_round <= plan.tuning_round:
         among &= events.timestamps < plan.validation_from
     forward = _Forward(plan, catalogue, state[POPULARITY])
-    units = _units(plan, events, catalogue.size, among)
+    units = planned_units(plan, events, catalogue.size, among)
     rows = forward.block.training_rows(units.history, plan.model.row_exponent)
     people = None
     if plan.model.customer_rows and plan.unit == "customer":
@@ -255,13 +235,6 @@ def _padded(matrix: sparse.csr_matrix, members: np.ndarray) -> tuple[np.ndarray,
 
 def _width(length: int) -> int:
     return 1 << max(length - 1, 0).bit_length()
-
-
-def _units(
-    plan: TrainingPlan, events: ShopEvents, n_items: int, among: np.ndarray | None = None
-) -> Units:
-    weights = event_weights(events, plan.half_life_days, plan.reference_time)
-    return unit_histories(events, plan.unit, n_items, weights, among)
 
 
 def _physical_batches(

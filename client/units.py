@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from common.protocol import Unit
+from common.protocol import TrainingPlan, Unit
 from common.schema import ShopEvents
 
 _DAY = 86_400.0
@@ -87,6 +87,14 @@ def unit_histories(
     shape = (len(owners), n_items)
     entries = (values[kept].astype(np.float32), (codes[kept], events.items[kept]))
     return Units(sparse.csr_matrix(entries, shape=shape), owners)
+
+
+def planned_units(
+    plan: TrainingPlan, events: ShopEvents, n_items: int, among: np.ndarray | None = None
+) -> Units:
+    """Return the units that a plan protects, weighted as it says; see :func:`unit_histories`."""
+    weights = event_weights(events, plan.half_life_days, plan.reference_time)
+    return unit_histories(events, plan.unit, n_items, weights, among)
 
 
 def unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
+from common.contract import BadRows
 from common.errors import DataError
-from common.schema import BadRows
 
 EMPTY = "empty"
 NEGATIVE = "negative"

@@ -10,12 +10,13 @@ from pathlib import Path
 import pandas as pd
 
 from common.complete_journey import TRAIN_UNTIL, Merchants, complete_journey_frames
+from common.contract import BadRows
 from common.errors import ConfigError
 from common.folders import Progress, read_folder
 from common.marketplace import MarketplaceConfig, write_marketplace
 from common.movielens import movielens_frames
 from common.partitioning import Partitioner, partition
-from common.schema import BadRows, Tables
+from common.schema import Tables
 from common.validation import validate_tables
 
 NAMES = ("complete-journey", "movielens", "marketplace")

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 
 from common.checks import Checker
 from common.columns import as_text
+from common.contract import BadRows
 from common.errors import DataError
 from common.interactions import IDS, InteractionsBuilder
-from common.schema import BadRows, Tables
+from common.schema import Tables
 from common.validation import check_customers, check_products, check_stock
 
 #: Arrow reads up to 32 blocks ahead, so these are small, and several are checked together.

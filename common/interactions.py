@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from common import checks
 from common.checks import Checker, filled, number
 from common.columns import as_text, cast, times_as_numbers
+from common.contract import BEHAVIORS, OPTIONAL_INTERACTIONS, REQUIRED
 from common.errors import DataError
-from common.schema import BEHAVIORS, OPTIONAL_INTERACTIONS, REQUIRED
 
 IDS = ("merchant_id", "user_id", "item_id")
 #: The behaviours whose records must have a value, where the column is there at all.

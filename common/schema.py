@@ -7,36 +7,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from common.contract import BEHAVIOR_WEIGHTS, BEHAVIORS
 from common.errors import ConfigError, DataError
-
-#: What becomes of rows that break the contract.
-BadRows = Literal["refuse", "set-aside"]
-
-BEHAVIORS = ("view", "favourite", "cart", "purchase", "rating")
-
-REQUIRED: Mapping[str, tuple[str, ...]] = {
-    "interactions": ("merchant_id", "user_id", "item_id", "timestamp", "behavior"),
-    "products": ("item_id",),
-    "customers": ("user_id",),
-    "stock": ("merchant_id", "item_id"),
-}
-#: Columns of interactions that may be there; any other is left unread.
-OPTIONAL_INTERACTIONS = ("rating", "quantity", "price", "session_id")
-
-#: How much one record of a behaviour says, where a configuration names none.
-BEHAVIOR_WEIGHTS: Mapping[str, float] = {
-    "view": 0.1,
-    "favourite": 0.5,
-    "cart": 0.5,
-    "purchase": 1.0,
-    "rating": 1.0,
-}
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import pyarrow as arrow
 from common import checks
 from common.checks import Checker
 from common.columns import as_text, to_arrow
+from common.contract import REQUIRED, BadRows
 from common.errors import DataError
 from common.interactions import InteractionsBuilder
-from common.schema import REQUIRED, BadRows, Tables
+from common.schema import Tables
 
 BLOCK_ROWS = 262_144
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from scipy import optimize, sparse
 
+from client.popularity_release import release_popularity
 from client.privacy.noise import SeededNoise
-from client.training import release_popularity, train_round
+from client.training import train_round
 from common.blocks import GroupBlock, block_of
 from common.features import Catalogue
 from common.model import initial_state

@@ -1,9 +1,9 @@
 """Train one model of an audit, and show an attack what left the shops on the way.
 
-The shops' side is ``release_popularity`` and ``train_round`` of :mod:`client.training` as they are
-deployed, the server's its own aggregation and optimiser; what lies between them in a deployment
-(messages, ledgers, checkpoints) moves arrays and changes none, and is left out: an audit trains
-dozens of models.
+The shops' side is ``release_popularity`` of :mod:`client.popularity_release` and ``train_round``
+of :mod:`client.training` as they are deployed, the server's its own aggregation and optimiser; what
+lies between them in a deployment (messages, ledgers, checkpoints) moves arrays and changes none,
+and is left out: an audit trains dozens of models.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from client.popularity_release import release_popularity
 from client.privacy.noise import SeededNoise
-from client.training import release_popularity, train_round
+from client.training import train_round
 from common.features import Catalogue
 from common.model import initial_state, state_spec, trained_names
 from common.protocol import POPULARITY, Arrays, TrainingPlan

@@ -8,13 +8,13 @@ from pydantic import ConfigDict, Field
 
 from client.home_settings import HomeSettings
 from common.config import nearest, parse, read_toml, with_overrides
+from common.contract import BEHAVIOR_WEIGHTS, BadRows
 from common.errors import ConfigError
 from common.features import ContentSpec
 from common.marketplace import MarketplaceConfig
 from common.partitioning import Partitioner, by_column, dirichlet, uniform
 from common.planning import with_noise
 from common.protocol import Frozen, ModelPlan, TrainingPlan, Trust, Unit
-from common.schema import BEHAVIOR_WEIGHTS, BadRows
 from simulations.audit_settings import AuditSection
 
 ARMS = (

@@ -126,9 +126,13 @@ def make_world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         delta = {n: noise.normal(state[n].shape, 1.0).astype(np.float32) for n in names}
         return delta | world.extra
 
-    training = ModuleType("client.training")
-    vars(training).update(release_popularity=release_popularity, train_round=train_round)
-    monkeypatch.setitem(sys.modules, "client.training", training)
+    for name, function in (
+        ("client.popularity_release", release_popularity),
+        ("client.training", train_round),
+    ):
+        module = ModuleType(name)
+        setattr(module, function.__name__, function)
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(shop_records, "read_shop", read_shop)
     shop_records.forget()
     return world

@@ -3,8 +3,9 @@ import pytest
 from scipy import sparse
 
 from audit_support import plan_of, shops, trial, world
+from client.popularity_release import release_popularity
 from client.privacy.noise import SeededNoise
-from client.training import release_popularity, train_round
+from client.training import train_round
 from common.model import initial_state
 from common.protocol import ITEMS, POPULARITY, Arrays, TrainingPlan
 from common.rng import derive

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from client.training import release_popularity, train_round
+from client.popularity_release import release_popularity
+from client.training import train_round
 from common.features import Catalogue
 from common.protocol import ITEMS, POPULARITY, plan_digest
 from test_training import DAY, N, NoNoise, plan_of, shop, state_of, trained

@@ -11,17 +11,16 @@ import torch
 from scipy import sparse
 
 import client.training
+from client.popularity_release import release_popularity
 from client.privacy.noise import NoiseSource, SeededNoise
 from client.privacy.step import ExactDPStep, Tensors
 from client.training import (
     TABLES,
     _Forward,
     _physical_batches,
-    _units,
-    release_popularity,
     train_round,
 )
-from client.units import uniforms
+from client.units import planned_units, uniforms
 from common.blocks import GroupBlock, block_of
 from common.features import Catalogue, ContentSpec
 from common.model import (
@@ -257,7 +256,7 @@ def contributions(
     """Return each unit's clipped contribution to a step, and its norm before clipping."""
     state = state_of(plan)
     forward = _Forward(plan, catalogue, state[POPULARITY])
-    units = _units(plan, events, catalogue.size)
+    units = planned_units(plan, events, catalogue.size)
     rows = forward.block.training_rows(units.history, plan.model.row_exponent)
     people: sparse.csr_matrix | None = None
     if plan.model.customer_rows and plan.unit == "customer":
@@ -528,7 +527,7 @@ def test_physical_batches_change_nothing_but_memory(
 
 def batches_of(plan: TrainingPlan, events: ShopEvents, catalogue: Catalogue) -> list[np.ndarray]:
     forward = _Forward(plan, catalogue, state_of(plan)[POPULARITY])
-    rows = forward.block.project(_units(plan, events, N).history)
+    rows = forward.block.project(planned_units(plan, events, N).history)
     return list(
         _physical_batches(
             rows, np.arange(rows.shape[0]), forward.floats_per_product, forward.floats_per_unit
@@ -540,7 +539,7 @@ def test_every_unit_with_records_is_in_one_batch_with_its_like(catalogue: Catalo
     plan, events = plan_of("linear"), shop(60)
     found = batches_of(plan, replace(events, user_ids=np.arange(61).astype(str)), catalogue)
     assert sorted(np.concatenate(found)) == list(range(60))
-    lengths = np.diff(_units(plan, events, N).history.indptr)
+    lengths = np.diff(planned_units(plan, events, N).history.indptr)
     for members in found:
         assert len({int(np.ceil(np.log2(max(lengths[m], 1)))) for m in members}) == 1
 

@@ -1,0 +1,33 @@
+"""The first exchange of a run: how often each product is bought, by so many units, with noise.
+
+Arrays in, arrays out, as in :mod:`client.training`; without its libraries, which take seconds to
+load.
+"""
+
+import numpy as np
+
+from client.privacy.grid import on_grid, popularity_step
+from client.privacy.noise import NoiseSource
+from client.units import planned_units, unit_rows
+from common.protocol import POPULARITY, Arrays, TrainingPlan
+from common.schema import ShopEvents
+
+
+def release_popularity(
+    plan: TrainingPlan, events: ShopEvents, n_items: int, noise: NoiseSource
+) -> Arrays:
+    """Return the shop's private popularity histogram.
+
+    Every unit's row is scaled to norm 1, so adding or removing a unit moves the sum by at most 1.
+
+    Returns
+    -------
+    dict
+        ``popularity`` (n,) float32: the sum over units, plus noise of standard deviation
+        ``popularity_noise_multiplier``, on the plan's grid.
+    """
+    units = planned_units(plan, events, n_items)
+    counts = np.asarray(unit_rows(units.history).sum(axis=0), dtype=np.float64).ravel()
+    if plan.private:
+        counts = counts + noise.normal(n_items, plan.popularity_noise_multiplier)
+    return {POPULARITY: on_grid(counts, popularity_step(plan))}

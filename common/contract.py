@@ -1,0 +1,27 @@
+"""The words of the contract: tables, columns, behaviours; none of them needs pandas."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+#: What becomes of rows that break the contract.
+BadRows = Literal["refuse", "set-aside"]
+
+BEHAVIORS = ("view", "favourite", "cart", "purchase", "rating")
+
+REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "interactions": ("merchant_id", "user_id", "item_id", "timestamp", "behavior"),
+    "products": ("item_id",),
+    "customers": ("user_id",),
+    "stock": ("merchant_id", "item_id"),
+}
+#: Columns of interactions that may be there; any other is left unread.
+OPTIONAL_INTERACTIONS = ("rating", "quantity", "price", "session_id")
+
+#: How much one record of a behaviour says, where a configuration names none.
+BEHAVIOR_WEIGHTS: Mapping[str, float] = {
+    "view": 0.1,
+    "favourite": 0.5,
+    "cart": 0.5,
+    "purchase": 1.0,
+    "rating": 1.0,
+}
