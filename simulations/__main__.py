@@ -361,6 +361,46 @@ def bench_step_command(
         terminal().print(cell)
 
 
+@bench_app.command("serving")
+def bench_serving_command(
+    products: Annotated[int, typer.Option(min=1000, help="Of the searches in memory.")] = 1_000_000,
+    graph_products: Annotated[
+        int, typer.Option(min=1000, help="Of the graphs: a million take minutes to build.")
+    ] = 1_000_000,
+    latency_products: Annotated[int, typer.Option(min=1000, help="Of the server.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of what is compared.")] = 30,
+    seconds: Annotated[float, typer.Option(min=1, help="Of requests to the server.")] = 60.0,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a run: state the recall on its model, too.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of vectors, customers and arrivals.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Time answers on one core beside numpy.sum, faiss and usearch, and a server's latency."""
+    from simulations.bench_serving import ServingSizes, bench_serving, targets_missed
+    from simulations.report import to_json
+
+    sizes = ServingSizes(
+        products=products,
+        graph_products=graph_products,
+        latency_products=latency_products,
+        rounds=rounds,
+        seconds=seconds,
+        seed=seed,
+    )
+    with _Bars() as bars:
+        result = bench_serving(sizes, model=model, progress=bars.stage)
+    if result["missing"]:
+        sys.stderr.write(f"not installed, so not measured: {', '.join(result['missing'])}\n")
+    for line in targets_missed(result["cells"]):
+        sys.stderr.write(f"missed: {line}\n")
+    if as_json:
+        sys.stdout.write(to_json(result) + "\n")
+        return
+    for cell in result["cells"]:
+        terminal().print(cell)
+
+
 def main(command: Callable[[], object] = app) -> None:
     """Run the command line: errors are one line, and 2 is the status of bad input."""
     run_command_line(command)
