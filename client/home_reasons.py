@@ -1,4 +1,8 @@
-"""A shop's mixed score taken apart exactly: every part is linear in the history."""
+"""A shop's mixed score taken apart exactly: every part is linear in the history.
+
+So a product's part is what the score loses without it, while any history is left: who has none is
+answered by another mixture, what sells.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,8 +16,6 @@ from common.errors import ConfigError
 from common.explanation import Explanation, Part, explain, explain_neighbours
 from common.model import GlobalModel
 from common.reasons import sides_of
-
-_LEARNED = ("history-learned", "expected-learned")
 
 
 def explain_home(
@@ -69,17 +71,13 @@ def _part(home: HomeModel, name: str, history: sparse.csr_matrix, item: int) -> 
 def _content(home: HomeModel, history: sparse.csr_matrix, item: int) -> tuple[Part, ...]:
     catalogue = home.model.catalogue
     own = catalogue.content[[item]]
-    weights = history.data.astype(np.float64)
-    alike = weights * (catalogue.content[history.indices] @ own.T).toarray().ravel()
-    expected = float(weights.sum() * (own @ home.expected_content)[0])
+    alike = (catalogue.content[history.indices] @ own.T).toarray().ravel()
+    more = history.data.astype(np.float64) * (alike - float((own @ home.expected_content)[0]))
     labels = [str(catalogue.item_ids[row]) for row in history.indices]
-    named = zip(labels, alike, strict=True)
-    return (
-        *(Part("history-content", label, float(value)) for label, value in named),
-        Part("expected-content", "expected basket", -expected),
-    )
+    named = zip(labels, more, strict=True)
+    return tuple(Part("history-content", label, float(value)) for label, value in named)
 
 
 def _learned(model: GlobalModel, history: sparse.csr_matrix, item: int) -> tuple[Part, ...]:
     found = explain(*sides_of(model, history, item))
-    return tuple(part for part in found.parts if part.kind in _LEARNED)
+    return tuple(part for part in found.parts if part.kind == "history-learned")

@@ -13,7 +13,6 @@ Document = dict[str, Any]
 _REASONS = 4
 _SHOWN = ("ndcg@20", "recall@20", "tail_ndcg@20", "coverage@20")
 _HISTORY = ("history-content", "history-learned", "neighbours")
-_EXPECTED = ("expected-content", "expected-learned")
 
 
 def adapted_table(document: Document) -> Group:
@@ -113,8 +112,6 @@ def _because(reasons: list[Document]) -> str:
 def _reason(part: Document) -> str:
     if part["kind"] in _HISTORY:
         return f"{part['label']} {part.get('name') or ''}".rstrip()
-    if part["kind"] in _EXPECTED:
-        return "less what anyone takes"
     return f"popular {part['label']}" if part["kind"] == "popularity" else part["label"]
 
 

@@ -1,10 +1,13 @@
 """A score taken apart exactly: its parts add up to it.
 
 The model's score is ``a <c_u, c_i> + <u, v_i> + b_i`` with customer vectors that are sums over
-the history, minus an expected basket, plus attribute rows. Both products are bilinear, so the
-score splits without remainder in either direction: by what speaks *for the customer* (this
-product in your history, what everyone buys, your age group) or by what speaks *for the product*
-(its brand, its category, itself). What a shop mixes at home is linear too and splits alike.
+the history, each product less an expected basket, plus attribute rows. Both products are bilinear,
+so the score splits without remainder in either direction: by what speaks *for the customer* (this
+product in your history, your age group) or by what speaks *for the product* (its brand, its
+category, itself). What a shop mixes at home is linear too and splits alike.
+
+What a history product adds is what it says beyond any product of an expected basket. So its part is
+exactly what the score loses when the product is taken out of the history.
 """
 
 import math
@@ -19,8 +22,6 @@ from common.errors import InputError
 Kind = Literal[
     "history-content",
     "history-learned",
-    "expected-content",
-    "expected-learned",
     "attribute",
     "feature-content",
     "feature-learned",
@@ -71,10 +72,7 @@ class CustomerSide:
     weights
         ``(H,)`` public weight of each (behaviour, age, pooling scale).
     content, vectors
-        ``(H, W)`` and ``(H, d)`` of the products in the history.
-    expected_content, expected_vector
-        ``(W,)`` and ``(d,)``: the expected basket, which is subtracted, in the scale that it is
-        subtracted at.
+        ``(H, W)`` and ``(H, d)`` of the products in the history, each less the expected basket.
     attributes
         Name -> ``(d,)`` rows that are added to the learned customer vector.
     """
@@ -83,15 +81,13 @@ class CustomerSide:
     weights: np.ndarray
     content: np.ndarray
     vectors: np.ndarray
-    expected_content: np.ndarray
-    expected_vector: np.ndarray
     attributes: Mapping[str, np.ndarray]
 
     def sums(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the customer's ``c_u (W,)`` and ``u (d,)`` in float64."""
         weights = _f64(self.weights)
-        content = weights @ _f64(self.content) - _f64(self.expected_content)
-        learned = weights @ _f64(self.vectors) - _f64(self.expected_vector)
+        content = weights @ _f64(self.content)
+        learned = weights @ _f64(self.vectors)
         for row in self.attributes.values():
             learned = learned + _f64(row)
         return content, learned
@@ -132,8 +128,8 @@ def explain(
     Parameters
     ----------
     by
-        ``customer``: a content and a learned part for each product in the history, the expected
-        basket, each attribute. ``product``: a part for each feature of the product. Both give
+        ``customer``: a content and a learned part for each product in the history, and one
+        for each attribute. ``product``: a part for each feature of the product. Both give
         popularity its own parts.
 
     Raises
@@ -164,8 +160,6 @@ def explain(
     parts = [
         *_parts("history-content", customer.labels, in_content),
         *_parts("history-learned", customer.labels, in_learned),
-        Part("expected-content", "expected basket", -float(_f64(customer.expected_content) @ c_i)),
-        Part("expected-learned", "expected basket", -float(_f64(customer.expected_vector) @ v_i)),
         *(
             Part("attribute", label, float(_f64(row) @ v_i))
             for label, row in customer.attributes.items()
@@ -216,7 +210,7 @@ def _f64(array: np.ndarray) -> np.ndarray:
 
 def _check(customer: CustomerSide, product: ProductSide) -> None:
     n = len(customer.labels)
-    width, dimension = customer.expected_content.shape, customer.expected_vector.shape
+    width, dimension = customer.content.shape[1:], customer.vectors.shape[1:]
     shapes = {
         "history weights": (customer.weights.shape, (n,)),
         "history content": (customer.content.shape, (n, *width)),

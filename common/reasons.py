@@ -21,8 +21,9 @@ def sides_of(
 ) -> tuple[CustomerSide, ProductSide]:
     """Return what one score is made of; ``explain(*sides_of(...))`` takes it apart.
 
-    Gains and the spectrum are multiplied into the vectors, and content is narrowed to the places
-    where this product has any: neither changes the score.
+    Gains and the spectrum are multiplied into the vectors, the expected basket is taken off each
+    product of the history, and content is narrowed to the places where this product has any: none
+    of it changes the score.
 
     Parameters
     ----------
@@ -46,15 +47,12 @@ def sides_of(
     content = model.catalogue.content
     own = content[[item]]
     places = own.indices
-    vectors, learned_weight = _learned_history(model, history.indices, weights)
-    spectrum = model.spectrum
+    expected = model.expected_content[places].astype(np.float64)
     customer = CustomerSide(
         labels=[str(model.catalogue.item_ids[row]) for row in history.indices],
         weights=weights,
-        content=content[history.indices][:, places].toarray(),
-        vectors=vectors * spectrum,
-        expected_content=weights.sum() * model.expected_content[places],
-        expected_vector=learned_weight * model.expected_learned * spectrum,
+        content=content[history.indices][:, places].toarray() - expected,
+        vectors=_learned_history(model, history.indices) * model.spectrum,
         attributes=_attributes(model, attributes or {}),
     )
     product = ProductSide(
@@ -66,17 +64,16 @@ def sides_of(
     return customer, product
 
 
-def _learned_history(
-    model: GlobalModel, rows: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """Return ``(H, d)`` vectors ``v_j / g_j``, 0 outside the block, and the weight inside."""
+def _learned_history(model: GlobalModel, rows: np.ndarray) -> np.ndarray:
+    """Return ``(H, d)`` vectors ``v_j / g_j`` less the expected basket's; 0 outside the block."""
     alone = sparse.csr_matrix(
         (np.ones(len(rows), np.float32), (np.arange(len(rows)), rows)),
         shape=(len(rows), model.catalogue.size),
     )
     projected = model.block.project(alone)
     inside = np.asarray(projected @ model.block.gain, dtype=np.float64)
-    return np.asarray(projected @ model.item_vectors, dtype=np.float64), float(weights @ inside)
+    vectors: np.ndarray = np.asarray(projected @ model.item_vectors, dtype=np.float64)
+    return vectors - np.outer(inside, model.expected_learned)
 
 
 def _learned_product(model: GlobalModel, item: int) -> dict[str, np.ndarray]:

@@ -30,8 +30,6 @@ def sides(seed: int, history: int = 4, scale: float = 1.0) -> tuple[CustomerSide
         weights=rng.random(history).astype(np.float32),
         content=draw(history, 32),
         vectors=draw(history, 8),
-        expected_content=draw(32),
-        expected_vector=draw(8),
         attributes={"age 25-34": draw(8), "gender F": draw(8)},
     )
     product = ProductSide(
@@ -44,11 +42,14 @@ def sides(seed: int, history: int = 4, scale: float = 1.0) -> tuple[CustomerSide
 
 
 def direct(customer: CustomerSide, product: ProductSide) -> float:
-    c_u = sum(w * c.astype(float) for w, c in zip(customer.weights, customer.content, strict=True))
-    u = sum(w * v.astype(float) for w, v in zip(customer.weights, customer.vectors, strict=True))
-    c_u = c_u - customer.expected_content
-    u = u - customer.expected_vector + sum(customer.attributes.values())
-    c_i, v_i = sum(product.content.values()), sum(product.vectors.values())
+    c_u, u = np.zeros(32), np.zeros(8)
+    for weight, content, vector in zip(
+        customer.weights, customer.content, customer.vectors, strict=True
+    ):
+        c_u, u = c_u + weight * content.astype(float), u + weight * vector.astype(float)
+    u = u + sum(vector.astype(float) for vector in customer.attributes.values())
+    c_i = sum(content.astype(float) for content in product.content.values())
+    v_i = sum(vector.astype(float) for vector in product.vectors.values())
     return float(0.7 * (c_u @ c_i) + u @ v_i + sum(product.popularity.values()))
 
 
@@ -75,8 +76,6 @@ def test_each_part_is_what_its_label_says() -> None:
         weights=customer.weights[1:],
         content=customer.content[1:],
         vectors=customer.vectors[1:],
-        expected_content=customer.expected_content,
-        expected_vector=customer.expected_vector,
         attributes={"gender F": customer.attributes["gender F"]},
     )
     gone = {part.kind: part.value for part in found.parts if part.label in {"p0", "age 25-34"}}

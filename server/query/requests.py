@@ -359,7 +359,6 @@ def _words(parts: Sequence[ReasonPart], score: float) -> str:
         "history": "because of {label}",
         "neighbours": "bought with {label}",
         "popularity": "how popular it is {label}",
-        "expected": "what anyone's basket holds",
         "attribute": "{label}",
         "rest": "{label}",
     }
