@@ -401,6 +401,31 @@ def bench_serving_command(
         terminal().print(cell)
 
 
+@bench_app.command("soak")
+def bench_soak_command(
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 10.0,
+    every: Annotated[
+        float, typer.Option(min=1, help="Seconds between two events at the registry.")
+    ] = 30.0,
+    products: Annotated[int, typer.Option(min=1000, help="Of the catalogue.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Of models, questions and callers.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Ask a server for minutes, while models are published, damaged and rolled back."""
+    from simulations.report import to_json
+    from simulations.soak import SoakSettings, soak
+
+    settings = SoakSettings(seconds=60 * minutes, every=every, products=products, seed=seed)
+    with _Bars() as bars:
+        result = soak(settings, progress=bars.stage)
+    if as_json:
+        sys.stdout.write(to_json(result) + "\n")
+    else:
+        terminal().print(result)
+    if result["failed"] or result["wrong"] or result["not_followed"]:
+        raise RunError("requests failed, were answered wrongly, or a version was not taken")
+
+
 def main(command: Callable[[], object] = app) -> None:
     """Run the command line: errors are one line, and 2 is the status of bad input."""
     run_command_line(command)

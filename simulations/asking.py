@@ -1,17 +1,30 @@
-"""Customers of a served model: at a steady rate over gRPC, whatever the server does."""
+"""Customers of a served model over gRPC: one after the other, or at a steady rate."""
 
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
 
 import grpc
 import numpy as np
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message import Message
+from pydantic import BaseModel
 
+from server.query.requests import (
+    BatchResponse,
+    ExplainRequest,
+    Reasons,
+    RecommendRequest,
+    RecommendResponse,
+    SimilarRequest,
+)
 from server.query.wire import fedtail_pb2 as wire
 from server.query.wire import fedtail_pb2_grpc as wire_grpc
 
-_DEADLINE_SECONDS = 30.0
+_DEADLINE = 30.0
+Filled = TypeVar("Filled", bound=Message)
 
 
 @dataclass
@@ -62,13 +75,13 @@ async def _ask(
     found = Latencies()
     async with grpc.aio.insecure_channel(address) as channel:
         stub = wire_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
-        await stub.Recommend(requests[0], timeout=_DEADLINE_SECONDS)
+        await stub.Recommend(requests[0], timeout=_DEADLINE)
         started = time.perf_counter()
 
         async def ask(number: int, moment: float) -> None:
             found.late.append(time.perf_counter() - started - moment)
             try:
-                await stub.Recommend(requests[number % len(requests)], timeout=_DEADLINE_SECONDS)
+                await stub.Recommend(requests[number % len(requests)], timeout=_DEADLINE)
             except grpc.aio.AioRpcError:
                 found.failed += 1
             else:
@@ -80,4 +93,60 @@ async def _ask(
                 if wait > 0:
                     await asyncio.sleep(wait)
                 tasks.create_task(ask(number, float(moment)))
+    return found
+
+
+class GrpcClient:
+    """Asks over gRPC, with the requests and answers of the client library.
+
+    Use it as a context manager.
+    """
+
+    Error = grpc.RpcError
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address)
+        self._stub = wire_grpc.RecommenderStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Self:
+        """Return the client."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def recommend(self, body: RecommendRequest) -> RecommendResponse:
+        """Return one list."""
+        answer = self._stub.Recommend(_message(body, wire.RecommendRequest()), timeout=_DEADLINE)
+        return RecommendResponse.model_validate(_fields(answer))
+
+    def batch(self, bodies: Sequence[RecommendRequest]) -> BatchResponse:
+        """Return a list for each."""
+        request = wire.BatchRequest(
+            requests=[_message(body, wire.RecommendRequest()) for body in bodies]
+        )
+        answer = self._stub.RecommendBatch(request, timeout=_DEADLINE)
+        return BatchResponse.model_validate(_fields(answer))
+
+    def similar(self, body: SimilarRequest) -> RecommendResponse:
+        """Return what goes with a product."""
+        answer = self._stub.Similar(_message(body, wire.SimilarRequest()), timeout=_DEADLINE)
+        return RecommendResponse.model_validate(_fields(answer))
+
+    def explain(self, body: ExplainRequest) -> Reasons:
+        """Return what a score is the sum of."""
+        answer = self._stub.Explain(_message(body, wire.ExplainRequest()), timeout=_DEADLINE)
+        return Reasons.model_validate(_fields(answer))
+
+
+def _message(body: BaseModel, message: Filled) -> Filled:
+    filled: Filled = ParseDict(body.model_dump(mode="json", exclude_none=True), message)
+    return filled
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    found: dict[str, Any] = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
     return found

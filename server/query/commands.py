@@ -33,6 +33,9 @@ def serve(
     rate: Annotated[float, typer.Option(min=0.001, help="Requests a second a caller.")] = 200.0,
     burst: Annotated[float, typer.Option(min=1, help="Requests at once a caller.")] = 400.0,
     precision: Annotated[str, typer.Option(help="float32, or int8: less memory.")] = "float32",
+    look_every: Annotated[
+        float, typer.Option(min=0.1, help="Seconds between two looks at the registry.")
+    ] = 2.0,
     patience: Annotated[
         float, typer.Option(min=0.1, help="Seconds that a request may take to arrive.")
     ] = 60.0,
@@ -59,6 +62,7 @@ def serve(
         rate=rate,
         burst=burst,
         precision=precision,
+        look_every_seconds=look_every,
         patience_seconds=patience,
     )
     for name in ("server", "uvicorn.error"):
