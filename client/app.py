@@ -6,6 +6,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from client.participation import Node, answer
+from client.settings import RUN_VARIABLE
+from common.processes import give_way
 from common.protocol import (
     EVALUATE,
     HEADER,
@@ -19,6 +21,10 @@ from common.protocol import (
     UPDATE,
     WEIGHT,
 )
+
+if RUN_VARIABLE in os.environ:
+    # A process a message, on a machine that has a shop to serve, and a node to keep connected.
+    give_way()
 
 app = ClientApp()
 

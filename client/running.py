@@ -25,7 +25,7 @@ from client.approval import Approvals
 from client.keys import check_private_key, public_path, read_own
 from client.node_log import NodeLog, Sign
 from client.reaching import check_authority, obstacle
-from client.settings import SHOP_KEY, FederationSettings, read_settings
+from client.settings import RUN_VARIABLE, SHOP_KEY, FederationSettings, read_settings
 from client.shop_folder import ShopFolder
 from client.starting import EXAMPLE_ADDRESS
 from common.bundle import FEDERATION
@@ -35,8 +35,6 @@ from common.supervisor import Program, Supervisor
 
 logger = logging.getLogger(__name__)
 
-#: Environment of all that ``run`` starts: the shop's folder.
-RUN_VARIABLE = "FEDTAIL_RUN"
 NODE, EXECUTOR = "supernode", "superexec"
 _CLIENT = "flwr-clientapp"
 # How `client.node` ends for a reason of its own; Flower's log has lines of another form.

@@ -26,6 +26,8 @@ SHOPS_VARIABLE = "FEDTAIL_SHOPS"
 SHOP_VARIABLE = "FEDTAIL_SHOP"
 SHOP_KEY = "shop"
 PARTITION_KEY = "partition-id"
+#: Environment of all that `client run` starts: the shop's folder.
+RUN_VARIABLE = "FEDTAIL_RUN"
 
 # A name, an IPv4 address, or an IPv6 address in brackets.
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")

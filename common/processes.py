@@ -27,6 +27,11 @@ _LOOPBACK = "127.0.0.1"
 _END_SECONDS = 10.0
 #: A child must not take over what its starter was told about an outer run.
 _FOREIGN = ("FLWR_", "FEDTAIL_", "RAY_")
+# How much nicer work that can wait is than what people or peers wait for.
+_NICER = 10
+# Linux, on desktops and many servers: niceness counts between the processes of one session alone,
+# and this is the session's own.
+_SESSION_NICENESS = Path("/proc/self/autogroup")
 #: What every Flower program of ours is told: send nothing, and one thread for each process, since
 #: more threads than processors only get in each other's way.
 _QUIET = {
@@ -71,6 +76,14 @@ def tool(name: str) -> str:
     if found is None:
         raise RunError(f"the command {name!r} is not installed beside {sys.executable}")
     return found
+
+
+def give_way() -> None:
+    """Let all others of this machine have the processor before this process, from now on."""
+    niceness = os.nice(_NICER)
+    # Not every kernel has sessions of this kind, and none lets us ask twice within a moment.
+    with suppress(OSError):
+        _SESSION_NICENESS.write_text(str(niceness), encoding="ascii")
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from client.running import RUN_VARIABLE
+from client.settings import RUN_VARIABLE
 from common.config import ConfigValue
 from simulations.bench_deployment import Progress, running, train
 from simulations.local_deployment import LocalDeployment

@@ -18,8 +18,7 @@ import pandas as pd
 import psutil
 
 from client.privacy.ledger import Ledger
-from client.running import RUN_VARIABLE
-from client.settings import read_settings
+from client.settings import RUN_VARIABLE, read_settings
 from common.config import ConfigValue
 from common.processes import carriers
 from common.protocol import shop_key

@@ -1,0 +1,40 @@
+"""What processes do to others of the same machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from client.settings import RUN_VARIABLE
+
+_NICENESS = "import os; import client.app; print(os.nice(0))"
+_GROUP = Path("/proc/self/autogroup")
+
+
+def _app(code: str, run: str | None) -> str:
+    env = {key: value for key, value in os.environ.items() if key != RUN_VARIABLE}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=env if run is None else {**env, RUN_VARIABLE: run},
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+        start_new_session=True,
+    )
+    return done.stdout.strip()
+
+
+def test_a_shops_training_gives_way_and_a_simulation_does_not(tmp_path: Path) -> None:
+    here = os.nice(0)
+    assert int(_app(_NICENESS, str(tmp_path))) == min(here + 10, 19)
+    # Simulated clients have nobody to give way to.
+    assert int(_app(_NICENESS, None)) == here
+
+
+@pytest.mark.skipif(not _GROUP.exists(), reason="this kernel has no niceness of sessions")
+def test_it_gives_way_to_other_sessions_too(tmp_path: Path) -> None:
+    code = f"import client.app; print(open('{_GROUP}').read())"
+    assert _app(code, str(tmp_path)).endswith(f"nice {min(os.nice(0) + 10, 19)}")
