@@ -16,7 +16,7 @@ from scipy import sparse
 from client.customers import Customer, read_customer, rows_of
 from client.recommending import Ready
 from client.settings import ShopSettings
-from common.asking import Answer, Query, Ranking, public_columns, tail_of
+from common.asking import Answer, Query, Ranking, public_columns
 from common.errors import InputError, UnavailableError
 from common.explanation import Explanation
 from common.filters import Filters, Table
@@ -73,10 +73,10 @@ class HomeAnswers:
         """Column -> (n,) Python values of the products, None where unknown."""
         return public_columns(self.ready.catalogue.products)
 
-    @cached_property
+    @property
     def tail(self) -> np.ndarray:
         """(n,) bool: all but the fifth of the products with the largest released popularity."""
-        return tail_of(self.model.popularity_bias)
+        return self.ready.tail
 
     @cached_property
     def exposure(self) -> np.ndarray:
@@ -98,11 +98,20 @@ class HomeAnswers:
         UnavailableError
             If the shop's data can't be read now.
         """
+        ready, known = self.ready, None
+        notes: tuple[str, ...] = ()
         customer = self._customer(query.user_id, query.history)
-        return self._recommend(customer, query)
+        if query.attributes and ready.home is None:
+            known = self._attributes(query.attributes)
+        elif query.attributes:
+            notes = (_IGNORED,)
+        return self._answer(customer, query, ready.scores(ready.history(customer), known), notes)
 
     def similar(self, item_id: str, k: int, filters: Filters | None = None) -> Answer:
-        """Return what a customer with this product and nothing else is recommended.
+        """Return what has most in common with one product.
+
+        The score is that of a customer with this product and nothing else, less what every
+        customer's has; see :meth:`client.recommending.Ready.alike`.
 
         Raises
         ------
@@ -114,7 +123,8 @@ class HomeAnswers:
         customer = self._customer(None, {item_id: 1.0})
         if customer.unknown:
             raise _no_product(item_id)
-        return self._recommend(customer, Query(k=k, filters=filters or Filters()))
+        query = Query(k=k, filters=filters or Filters())
+        return self._answer(customer, query, self.ready.alike(self.ready.history(customer)))
 
     def explain(
         self,
@@ -152,25 +162,21 @@ class HomeAnswers:
                 "the shop's data can't be read now; python -m client check says why"
             ) from error
 
-    def _recommend(self, customer: Customer, query: Query) -> Answer:
-        ready, known, notes = self.ready, None, []
-        if query.attributes and ready.home is None:
-            known = self._attributes(query.attributes)
-        elif query.attributes:
-            notes.append(_IGNORED)
-        hidden = dict.fromkeys(query.filters.exclude)
-        filters = replace(query.filters, exclude=frozenset())
-
-        def hide(scores: np.ndarray) -> None:
-            if hidden:
-                rows = rows_of(ready.catalogue, list(hidden), customer.mapping)
-                scores[rows[rows >= 0]] = -np.inf
-            self.table.hide(scores, filters, self.rows_by_id)
-
-        rows, scores = ready.candidates(
-            customer, query.k, query.tail_dial, attributes=known, hide=hide
-        )
-        ranking = Ranking.of(rows, scores, query, self.exposure, self.tail)
+    def _answer(
+        self,
+        customer: Customer,
+        query: Query,
+        scores: np.ndarray,
+        notes: tuple[str, ...] = (),
+    ) -> Answer:
+        """Return the best of (1, n) scores."""
+        ready = self.ready
+        if query.filters.exclude:
+            excluded = rows_of(ready.catalogue, list(query.filters.exclude), customer.mapping)
+            scores[0, excluded[excluded >= 0]] = -np.inf
+        self.table.hide(scores[0], replace(query.filters, exclude=frozenset()), self.rows_by_id)
+        rows, scored = ready.candidates(customer, scores, query.k, query.tail_dial)
+        ranking = Ranking.of(rows, scored, query, self.exposure, self.tail)
         names = ready.catalogue.item_ids
         own: tuple[tuple[str, ...], ...] = ()
         if (mapping := customer.mapping) is not None:

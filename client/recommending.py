@@ -4,8 +4,9 @@ The customer's records are read at this moment, so that the last click counts. A
 not known, or a guest, is answered from the history that is given, or by popularity.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from client.models import current_model
 from client.personalization import HomeModel, mix
 from client.settings import ShopSettings
 from client.shop_folder import ShopFolder
+from common.asking import tail_of
 from common.contract import BEHAVIOR_WEIGHTS
 from common.errors import ArtifactError, ConfigError, InputError
 from common.explanation import Explanation, Part, explain
@@ -104,30 +106,48 @@ class Ready:
         weights, scales = self._mixture(history)
         return mix(self.home.parts(history, weights), weights, scales, history.shape)
 
+    def alike(self, history: sparse.csr_matrix) -> np.ndarray:
+        """Return the same less what every history's scores have: what sells, here or anywhere."""
+        model, nothing = self.came.model, np.zeros_like(self.came.model.expected_content)
+        if self.home is None:
+            scale = np.float32(model.plan.content_scale)
+            own: np.ndarray = model.learned_part(history)
+            own += scale * model.content_part(history, nothing)
+            return own
+        weights, scales = self._mixture(history)
+        weights = {name: w for name, w in weights.items() if name not in _NO_HISTORY}
+        bare = replace(self.home, expected_content=nothing)
+        return mix(bare.parts(history, weights), weights, scales, history.shape)
+
+    @cached_property
+    def tail(self) -> np.ndarray:
+        """(n,) bool: all but the fifth of the products with the largest released popularity."""
+        return tail_of(self.came.model.popularity_bias)
+
     def candidates(
-        self,
-        customer: Customer,
-        count: int,
-        tail_dial: float,
-        *,
-        attributes: sparse.csr_matrix | None = None,
-        hide: Callable[[np.ndarray], object] | None = None,
+        self, customer: Customer, scores: np.ndarray, count: int, tail_dial: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return (c,) rows and scores, best first, that a list of ``count`` is chosen from.
 
+        Where popularity decides, the best hold none of the tail: with the dial, the best of the
+        tail are among the candidates as well.
+
         Parameters
         ----------
-        hide
-            Writes ``-inf`` over the (n,) scores of what may not be listed.
+        scores
+            (1, n), ``-inf`` where a product may not be listed.
         """
-        history = self.history(customer)
-        scores = self.scores(history, attributes)
-        if hide is not None:
-            hide(scores[0])
+        history, stock = self.history(customer), customer.stock
         depth = max(_DEEPER * count, _LEAST_DEPTH) if tail_dial else count
-        rows, found = top_k(scores, depth, exclude=history, allowed=customer.stock)
-        real = rows[0] >= 0
-        return rows[0][real], found[0][real]
+        rows, found = _listed(scores, depth, history, stock)
+        if not tail_dial:
+            return rows, found
+        allowed = self.tail if stock is None else self.tail & stock
+        more, scored = _listed(scores, depth, history, allowed)
+        new = ~np.isin(more, rows)
+        rows, found = np.append(rows, more[new]), np.append(found, scored[new])
+        order = np.argsort(-found, kind="stable")
+        return rows[order], found[order]
 
     def history(self, customer: Customer) -> sparse.csr_matrix:
         """Return (1, n) what a customer did, as the model's training weighed it."""
@@ -208,7 +228,8 @@ def recommend(
     notes += customer.notes + _unknown(ready.catalogue, customer)
     history = ready.history(customer)
     progress("ranking")
-    rows, found = ready.candidates(customer, request.count, request.tail_dial)
+    scores = ready.scores(history)
+    rows, found = ready.candidates(customer, scores, request.count, request.tail_dial)
     if request.tail_dial:
         dialled = re_rank(
             rows[None, :], found[None, :], request.count, request.tail_dial, ready.exposure
@@ -285,6 +306,15 @@ def get_ready(path: Path, settings: ShopSettings, *, plain: bool = False) -> Rea
         notes.append(f"another model has come home since the shop adapted to this one: {again}")
     home = home_of(arrays, facts, came.model)
     return Ready(catalogue, came, home, facts.fitted_at, tuple(notes))
+
+
+def _listed(
+    scores: np.ndarray, depth: int, history: sparse.csr_matrix, allowed: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (m,) rows and scores of the best, m at most ``depth``."""
+    rows, found = top_k(scores, depth, exclude=history, allowed=allowed)
+    real = rows[0] >= 0
+    return rows[0][real], found[0][real]
 
 
 def _unknown(catalogue: Catalogue, customer: Customer) -> tuple[str, ...]:

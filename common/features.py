@@ -151,9 +151,13 @@ class Catalogue:
 
     def rows(self, item_ids: Sequence[str] | np.ndarray) -> np.ndarray:
         """Return (len,) int32 rows of products; -1 for one that the catalogue does not hold."""
-        index = pd.Index(self.item_ids)
-        found: np.ndarray = index.get_indexer(pd.Index(item_ids)).astype(np.int32)
+        found: np.ndarray = self._index.get_indexer(pd.Index(item_ids)).astype(np.int32)
         return found
+
+    @cached_property
+    def _index(self) -> pd.Index:
+        index: pd.Index = pd.Index(self.item_ids)
+        return index
 
     @cached_property
     def features(self) -> tuple[Feature, ...]:
