@@ -4,12 +4,12 @@
 refined with the exact rows, so what it lists carries exact scores.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Protocol
 
 import numpy as np
+
+from server.query.dots import int8_dots
 
 #: Scores are searched in blocks of so many: the best of all are among the blocks with a large best.
 _BLOCK = 512
@@ -78,7 +78,7 @@ class Int8Index:
         safe = np.where(scales > 0, scales, np.float32(1))
         codes = np.zeros((size, -(-width // _LANES) * _LANES), np.int8)
         codes[:, :width] = np.rint(vectors / safe[:, None])
-        _dots(codes.shape[1])  # Compiled here, not at the first request.
+        int8_dots(codes.shape[1])  # Compiled here, not at the first request.
         return cls(codes, scales.astype(np.float32), vectors)
 
     def scores(self, vector: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ class Int8Index:
         bound = min(32767, (2**31 - 1) // (127 * self.codes.shape[1]))
         query = np.zeros(self.codes.shape[1], np.int16)
         query[: len(vector)] = np.rint(vector * (bound / largest))
-        dots = _dots(self.codes.shape[1])
+        dots = int8_dots(self.codes.shape[1])
         dots(self.codes, self.scales, query, np.float32(largest / bound), found)
         return found
 
@@ -100,31 +100,6 @@ class Int8Index:
         """Return exact inner products of some rows."""
         found: np.ndarray = self.vectors[rows] @ vector.astype(np.float32)
         return found
-
-
-@cache
-def _dots(width: int) -> Callable[..., None]:
-    """Return the loop for rows of one width: only a constant one is turned into vector code."""
-    import numba  # Slow: 32 bits do without.
-
-    @numba.njit(
-        "void(int8[:,::1], float32[::1], int16[::1], float32, float32[::1])",
-        fastmath=True,
-        nogil=True,
-    )
-    def dots(
-        codes: np.ndarray, scales: np.ndarray, query: np.ndarray, scale: float, found: np.ndarray
-    ) -> None:
-        for row in range(codes.shape[0]):
-            total = np.int32(0)
-            for lane in range(width):
-                # Kept at 32 bits at each step: numba's sums of 64 take half as long again.
-                part = np.int32(np.int32(codes[row, lane]) * np.int32(query[lane]))
-                total = np.int32(total + part)
-            found[row] = scale * scales[row] * np.float32(total)
-
-    loop: Callable[..., None] = dots
-    return loop
 
 
 def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
