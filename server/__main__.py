@@ -9,7 +9,9 @@ from common.cli import print_document, run
 from common.errors import ConfigError
 from server.catalogue_commands import catalogue_app
 from server.federation_commands import operator_app
-from server.query.commands import keys_app, query, serve
+from server.query.commands import keys_app, serve
+from server.query.query_command import query
+from server.query.tree_command import explain_model
 from server.training_commands import training_app
 
 app = typer.Typer(
@@ -28,6 +30,7 @@ app.add_typer(training_app)
 app.add_typer(keys_app, name="keys")
 app.command()(serve)
 app.command()(query)
+app.command("explain-model")(explain_model)
 
 _NEWEST = "newest"
 

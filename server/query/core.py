@@ -76,7 +76,7 @@ class ServedModel:
                 f"not to {catalogue.fingerprint[:12]}...: serve it with the catalogue it was "
                 "trained on"
             )
-        plan = _plan(version, artifact)
+        plan = plan_of(version, artifact)
         model = GlobalModel(plan.model, catalogue, artifact.arrays)
         vectors = np.ascontiguousarray(model.lifted_vectors, np.float32)
         made = cls(version, model, artifact, make_index(vectors), stock or {})
@@ -266,7 +266,14 @@ def _refuse_customer(user_id: str | None) -> None:
         )
 
 
-def _plan(version: int, artifact: ModelArtifact) -> TrainingPlan:
+def plan_of(version: int, artifact: ModelArtifact) -> TrainingPlan:
+    """Return the plan that a version was trained by.
+
+    Raises
+    ------
+    ArtifactError
+        If its manifest names none.
+    """
     try:
         return TrainingPlan.model_validate(artifact.manifest.config["plan"])
     except (KeyError, ValueError) as error:

@@ -1,13 +1,13 @@
-"""What is told of a model as a whole: the map of its products.
+"""What is told of a model as a whole: the map of its products, and a small tree of its rules.
 
-It is computed when it is first asked for and kept for a few versions; who asks in the meantime
+Each is computed when it is first asked for and kept for a few versions; who asks in the meantime
 waits, but only so many: the others are told to come back.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Annotated, Generic, TypeVar
 
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from common.model import GlobalModel
 from server.query.admitting import Bearer, work
 from server.query.answering import RefusedError, Service, Status
+from server.query.model_tree import ModelTree, fit_tree
 from server.query.product_map import ProductMap, map_products
 from server.query.requests import ItemId, Model, Problem
 
@@ -68,6 +69,40 @@ class MapBody(_Body):
     popularity: tuple[float, ...] = Field(description="As released; 1: an average product.")
 
 
+class TreeNode(_Body):
+    """A question of the tree, or an answer."""
+
+    feature: str = Field(description='What is asked; "": this is an answer.')
+    threshold: float = Field(description="Is it more than this?")
+    yes: int = Field(description="Number of the node that follows; -1: none.")
+    no: int
+    best_share: float = Field(description="Where products come in lists; 0.01: the best 1%.")
+    share: float = Field(description="Of the products looked at that come here.")
+
+
+class TreeFidelity(_Body):
+    """How well the tree tells what the model does, on made-up customers it has not seen."""
+
+    profiles: int
+    r2: float = Field(description="Of the logarithm of a product's place in the list.")
+    r2_by_popularity: float = Field(description="The same by released popularity alone.")
+    rank_correlation: float
+    top_20_overlap: float = Field(description="Share of the model's 20 best among the tree's.")
+    top_20_by_popularity: float = Field(description="The same of the 20 most popular products.")
+
+
+class TreeBody(_Body):
+    """A model in a few rules, and how far to trust them.
+
+    Fitted on public products and customers that are made up from them: nobody's records.
+    """
+
+    version: int
+    nodes: tuple[TreeNode, ...] = Field(description="The first is where to begin.")
+    rules: tuple[str, ...]
+    fidelity: TreeFidelity
+
+
 @dataclass
 class Views(Generic[View]):
     """Views of models by version, each made once.
@@ -112,7 +147,8 @@ class Views(Generic[View]):
 
 def view(app: FastAPI, service: Service) -> None:
     """Add the paths to an application over a service."""
-    admitted, maps = partial(work, service), Views[ProductMap](map_products)
+    admitted = partial(work, service)
+    maps, trees = Views[ProductMap](map_products), Views[ModelTree](fit_tree)
 
     @app.get("/v1/models/{version}/map", responses={404: {"model": Problem}})
     def product_map(
@@ -132,6 +168,16 @@ def view(app: FastAPI, service: Service) -> None:
             return map_body(model, maps.of(model.version, model.model), most, include or ())
 
         return admitted("map", request, key, found)
+
+    @app.get("/v1/models/{version}/tree", responses={404: {"model": Problem}})
+    def model_tree(version: int, request: Request, key: Bearer) -> TreeBody:
+        """Return the served version in a few rules; version 0 stands for it."""
+
+        def found() -> TreeBody:
+            model = served(service, version)
+            return tree_body(model.version, trees.of(model.version, model.model))
+
+        return admitted("tree", request, key, found)
 
 
 def served(service: Service, version: int) -> Model:
@@ -168,6 +214,16 @@ def map_body(model: Model, found: ProductMap, most: int, include: Sequence[str])
         group=tuple(found.group[chosen].tolist()),
         tail=tuple(model.tail[rows].tolist()),
         popularity=tuple(np.round(model.model.popularity_bias[rows], 4).tolist()),
+    )
+
+
+def tree_body(version: int, tree: ModelTree) -> TreeBody:
+    """Return the tree as it is answered."""
+    return TreeBody(
+        version=version,
+        nodes=tuple(TreeNode(**asdict(node)) for node in tree.nodes),
+        rules=tree.rules,
+        fidelity=TreeFidelity(**asdict(tree.fidelity)),
     )
 
 
