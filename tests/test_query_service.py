@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from common.errors import InputError, RunError
+from common.errors import InputError, UnavailableError
 from query_support import Place, Running, make_place, running
 from server.query.client import Client
 from server.query.requests import RecommendRequest
@@ -268,7 +268,7 @@ def test_the_client_library_and_the_command_line_ask_alike(service: Running, pla
             client.similar("nothing")
         with pytest.raises(InputError, match="k: "):
             client.recommend(k=-1)
-    with Client("http://127.0.0.1:9", timeout=1) as client, pytest.raises(RunError):
+    with Client("http://127.0.0.1:9", timeout=1) as client, pytest.raises(UnavailableError):
         client.models()
     table = subprocess.run(
         [*command, "--url", service.rest, "--why"],

@@ -1,26 +1,25 @@
-"""A typed client of the REST interface: the requests and answers are the service's own types.
+"""A typed client of the service, over REST or gRPC: requests and answers are the service's types.
 
 >>> with Client("http://127.0.0.1:8080", key=os.environ["FEDTAIL_KEY"]) as client:
-...     for item in client.recommend({"p0003": 1.0}, k=5).items:
+...     for item in client.recommend({"1029743": 1.0}, k=5).items:
 ...         print(item.rank, item.item_id, item.score)
 """
 
 import os
-import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import httpx
 from pydantic import BaseModel, ValidationError
 
-from common.errors import ConfigError, InputError, RunError
+from common.errors import InputError, RunError
 from server.query.requests import (
     BatchRequest,
     BatchResponse,
     ExplainRequest,
     FilterBody,
     HistoryProduct,
+    ModelInfo,
     ModelList,
     Reasons,
     RecommendRequest,
@@ -28,18 +27,28 @@ from server.query.requests import (
     SimilarRequest,
     invalid_words,
 )
+from server.query.transports import transport
 
 Answer = TypeVar("Answer", bound=BaseModel)
-_BAD_INPUT = range(400, 429)
+
+
+class PrivacyStatement(BaseModel):
+    """What a version promises: as a document, and in words."""
+
+    version: int
+    statement: dict[str, Any]
+    words: str
 
 
 class Client:
     """Asks one service; use it as a context manager, from any number of threads.
 
+    It asks once and never again by itself: whether a second try is worth it is the caller's to say.
+
     Parameters
     ----------
     url
-        Such as ``https://recommender.example``.
+        ``http://`` or ``https://`` for REST, ``grpc://`` or ``grpcs://`` (with TLS) for gRPC.
     key
         One of the service's API keys, where it wants one.
     ca
@@ -50,23 +59,21 @@ class Client:
 
     Raises
     ------
+    ConfigError
+        If the address or the certificate authority is of no use.
     InputError
         By every method, if the service refuses what was asked; the text is the service's.
+    UnavailableError
+        By every method, if the service can't be reached or can't answer now; later it may.
     RunError
-        By every method, if the service can't be reached or failed.
+        By every method, if the service failed, or is no such service.
     """
 
     def __init__(
         self, url: str, *, key: str | None = None, ca: Path | None = None, timeout: float = 10.0
     ) -> None:
-        verify: ssl.SSLContext | bool = True
-        if ca is not None:
-            try:
-                verify = ssl.create_default_context(cafile=str(ca))
-            except OSError as error:
-                raise ConfigError(f"cannot read the certificate authority {ca}: {error}") from error
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout, verify=verify)
+        self._url = url
+        self._transport = transport(url, key, ca, timeout)
 
     def __enter__(self) -> Self:
         """Return the client."""
@@ -74,81 +81,100 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         """Close the connections."""
-        self._client.close()
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
 
     def recommend(
         self,
         history: Mapping[str, float] | None = None,
         *,
+        user_id: str | None = None,
         attributes: Mapping[str, str] | None = None,
         k: int = 20,
         tail_dial: float = 0.0,
         filters: FilterBody | None = None,
         reasons: bool = False,
     ) -> RecommendResponse:
-        """Return the best products for one customer; ``history`` is item_id -> weight."""
-        body = _checked(
+        """Return the best products for one customer.
+
+        Parameters
+        ----------
+        history
+            item_id -> weight; a purchase is 1.
+        user_id
+            A customer of the shop; only a shop's own service knows any.
+        """
+        body = checked(
             RecommendRequest,
             history=_products(history),
+            user_id=user_id,
             attributes=dict(attributes or {}),
             k=k,
             tail_dial=tail_dial,
             filters=filters or FilterBody(),
             reasons=reasons,
         )
-        return self._post("/v1/recommend", body, RecommendResponse)
+        return self._ask("recommend", body, RecommendResponse)
 
     def recommend_batch(self, requests: Sequence[RecommendRequest]) -> BatchResponse:
         """Return one list for each request, all by one version."""
-        body = _checked(BatchRequest, requests=tuple(requests))
-        return self._post("/v1/recommend/batch", body, BatchResponse)
+        return self._ask("batch", checked(BatchRequest, requests=tuple(requests)), BatchResponse)
 
     def similar(
         self, item_id: str, *, k: int = 20, filters: FilterBody | None = None
     ) -> RecommendResponse:
         """Return what goes with one product."""
-        body = _checked(SimilarRequest, item_id=item_id, k=k, filters=filters or FilterBody())
-        return self._post("/v1/similar", body, RecommendResponse)
+        body = checked(SimilarRequest, item_id=item_id, k=k, filters=filters or FilterBody())
+        return self._ask("similar", body, RecommendResponse)
 
     def explain(
         self,
         item_id: str,
         history: Mapping[str, float] | None = None,
         *,
+        user_id: str | None = None,
         attributes: Mapping[str, str] | None = None,
     ) -> Reasons:
-        """Return what the score of one product is the sum of."""
-        body = _checked(
+        """Return what the score of one product is the sum of; see :meth:`recommend`."""
+        body = checked(
             ExplainRequest,
             item_id=item_id,
             history=_products(history),
+            user_id=user_id,
             attributes=dict(attributes or {}),
         )
-        return self._post("/v1/explain", body, Reasons)
+        return self._ask("explain", body, Reasons)
 
     def models(self) -> ModelList:
-        """Return all versions of the registry, the newest first."""
-        return self._ask("GET", "/v1/models", None, ModelList)
-
-    def _post(self, path: str, body: BaseModel, kind: type[Answer]) -> Answer:
-        return self._ask("POST", path, body.model_dump_json(exclude_none=True), kind)
-
-    def _ask(self, method: str, path: str, body: str | None, kind: type[Answer]) -> Answer:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+        """Return all versions that could be served, the newest first."""
+        found = self._transport.ask("models", None)
+        none = dict.fromkeys(ModelInfo.model_fields)
         try:
-            answer = self._client.request(method, path, content=body, headers=headers)
-            if answer.is_success:
-                return kind.model_validate_json(answer.content)
-        except httpx.HTTPError as error:
-            raise RunError(f"{self._client.base_url}: {error or type(error).__name__}") from error
+            # gRPC leaves out what is not known.
+            listed = [none | one for one in found["models"]]
+        except (KeyError, TypeError) as error:
+            raise self._other() from error
+        return self._read({"models": listed}, ModelList)
+
+    def privacy(self, version: int = 0) -> PrivacyStatement:
+        """Return a version's privacy statement; 0: the served one's."""
+        found = self._transport.ask("privacy", None, version=version)
+        return self._read(found, PrivacyStatement)
+
+    def _ask(self, method: str, body: BaseModel, kind: type[Answer]) -> Answer:
+        return self._read(self._transport.ask(method, body), kind)
+
+    def _read(self, found: dict[str, Any], kind: type[Answer]) -> Answer:
+        try:
+            return kind.model_validate(found)
         except ValidationError as error:
-            raise RunError(
-                f"{self._client.base_url} is no fedtail service of this version"
-            ) from error
-        text = _error(answer)
-        if answer.status_code in _BAD_INPUT:
-            raise InputError(text)
-        raise RunError(text)
+            raise self._other() from error
+
+    def _other(self) -> RunError:
+        return RunError(f"{self._url} is no fedtail service of this version")
 
 
 def key_from(variable: str) -> str | None:
@@ -170,8 +196,14 @@ def as_weight(item_id: str, text: str) -> float:
         raise InputError(f"the weight of {item_id!r} is {text!r}, which is no number") from error
 
 
-def _checked(kind: type[Answer], **fields: Any) -> Answer:  # noqa: ANN401
-    """Return a request that the service will not refuse for its form."""
+def checked(kind: type[Answer], **fields: Any) -> Answer:  # noqa: ANN401
+    """Return a request that the service will not refuse for its form.
+
+    Raises
+    ------
+    InputError
+        Naming what is wrong.
+    """
     try:
         return kind(**fields)
     except ValidationError as error:
@@ -183,10 +215,3 @@ def _products(history: Mapping[str, float] | None) -> tuple[HistoryProduct, ...]
         return tuple(HistoryProduct(item_id=i, weight=w) for i, w in (history or {}).items())
     except ValidationError as error:
         raise InputError(f"history: {invalid_words(error.errors())}") from error
-
-
-def _error(answer: httpx.Response) -> str:
-    try:
-        return str(answer.json()["error"])
-    except (ValueError, KeyError, TypeError):
-        return f"the service answered with status {answer.status_code}"

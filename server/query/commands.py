@@ -81,45 +81,6 @@ def serve(
     serve_all(settings, service, started, about)
 
 
-def query(
-    history: Annotated[
-        list[str] | None, typer.Argument(help="Products of the history: ITEM or ITEM=WEIGHT.")
-    ] = None,
-    url: Annotated[str, typer.Option(help="The service.")] = "http://127.0.0.1:8080",
-    k: Annotated[int, typer.Option("-k", "--k", help="Length of the list.")] = 20,
-    tail_dial: Annotated[float, typer.Option(help="0: by score alone; 1: the rare first.")] = 0.0,
-    category: Annotated[str | None, typer.Option(help="Only products of it.")] = None,
-    brand: Annotated[str | None, typer.Option(help="Only products of it.")] = None,
-    shop: Annotated[str | None, typer.Option(help="Only what this merchant_id stocks.")] = None,
-    attribute: Annotated[
-        list[str] | None, typer.Option(help="What is known of the customer: NAME=VALUE.")
-    ] = None,
-    why: Annotated[bool, typer.Option("--why", help="Say what each score is the sum of.")] = False,
-    ca: Annotated[Path | None, typer.Option(help="Certificate authority of the service.")] = None,
-    key_env: Annotated[
-        str, typer.Option(help="Environment variable that holds the API key.")
-    ] = "FEDTAIL_KEY",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
-) -> None:
-    """Ask a running service for recommendations."""
-    from common.cli import print_document
-    from server.query.client import Client, as_weight, key_from, pairs
-    from server.query.query_table import recommendations_table
-    from server.query.requests import FilterBody
-
-    weights = {item: as_weight(item, text) for item, text in pairs(history or [], "1")}
-    with Client(url, key=key_from(key_env), ca=ca) as client:
-        answer = client.recommend(
-            weights,
-            attributes=dict(pairs(attribute or [], "")),
-            k=k,
-            tail_dial=tail_dial,
-            filters=FilterBody(category=category, brand=brand, merchant_id=shop),
-            reasons=why,
-        )
-    print_document(answer.model_dump(mode="json"), recommendations_table, as_json=as_json)
-
-
 @keys_app.command()
 def add(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],

@@ -29,9 +29,19 @@ def recommendations_table(document: dict[str, Any]) -> Group:
             f"{document['score_kept']:.0%} of the score kept"
         )
     ]
+    lines += [f"note: {note}" for note in document["notes"]]
     if document["unknown_items"]:
         lines.append(f"not in the catalogue: {', '.join(document['unknown_items'][:10])}")
     return Group(table, *(Text(line) for line in lines))
+
+
+def reasons_table(document: dict[str, Any]) -> Group:
+    """Return what one score is the sum of."""
+    table = Table("part", "", "adds", box=None)
+    for part in document["parts"]:
+        table.add_row(part["kind"], Text(part["label"]), f"{part['value']:+.4g}")
+    table.add_row("score", Text(document["item_id"]), f"{document['score']:.4g}")
+    return Group(table)
 
 
 def _text(value: Any) -> Text:  # noqa: ANN401 - a JSON value
