@@ -15,13 +15,14 @@ INSTALLED := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve federation test statistical slow check format bench proto clean
+.PHONY: help setup demo serve tour federation test statistical slow check format bench proto clean
 
 help:
 	@echo 'make demo         should the 20 local markets federate? all arms, into $(OUT)'
 	@echo '                    OUT=runs/other  another folder'
 	@echo '                    ARGS="--set privacy.target_epsilon=2"  other settings'
-	@echo 'make serve        ask the model of the demo over REST (port 8080) and gRPC (port 50051)'
+	@echo 'make serve        ask the model of the demo: the page and REST on port 8080, gRPC on 50051'
+	@echo 'make tour         take the pictures of the page in docs/pictures anew, with Chromium'
 	@echo 'make federation   a whole federation of real processes on this machine, into runs/federation'
 	@echo '                    needs nginx and PostgreSQL; installs them where it is root on Debian'
 	@echo 'make test         all tests but the slow and the statistical ones'
@@ -53,11 +54,18 @@ demo: $(INSTALLED)
 	fi
 
 # Ports and more: ARGS="--port 9000 --grpc-port 9001"
-serve: $(INSTALLED)
+serve: $(OUT)/registry
+	$(BIN)/python -m server serve '$(OUT)/registry' --catalogue '$(OUT)/catalogue' \
+	  --report '$(OUT)/report.json' $(ARGS)
+
+$(OUT)/registry: $(INSTALLED)
 	@[ -e '$(OUT)/report.json' ] || $(MAKE) demo ARGS=
-	@[ -e '$(OUT)/registry' ] || $(BIN)/python -m server registry publish \
-	  '$(OUT)/models/federated-dp' --to '$(OUT)/registry' --force
-	$(BIN)/python -m server serve '$(OUT)/registry' --catalogue '$(OUT)/catalogue' $(ARGS)
+	@[ -e '$@' ] || $(BIN)/python -m server registry publish \
+	  '$(OUT)/models/federated-dp' --to '$@' --force
+
+# The README's pictures, taken anew.
+tour: $(OUT)/registry
+	FEDTAIL_TOUR='$(OUT)' $(PYTEST) tests/test_page_tour.py $(ARGS)
 
 # Debian keeps nginx and PostgreSQL's server out of an ordinary user's PATH.
 federation: OUT = runs/federation

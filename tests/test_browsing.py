@@ -1,0 +1,138 @@
+"""What the page asks beside recommendations, over a real service's application."""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from common.errors import ConfigError
+from query_support import Place, make_place, write_model
+from report_support import whole_run
+from server.query.browsing import About, about_from
+from server.query.registry_service import ServeSettings, make_service
+from server.query.rest import rest_app
+from simulations.report import build_report, to_json
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    made = make_place(tmp_path_factory.mktemp("browsed"))
+    model = write_model(made.root / "model-2", made.catalogue, 2)
+    figures = {"shops": 2, "customers": 9.5, "customers_error": 1.0, "figures": {"ndcg@20": None}}
+    made.registry.publish(model, evaluation={"together": figures, "shops": {"north": figures}})
+    other = write_model(made.root / "model-3", made.catalogue, 3)
+    made.registry.publish(other, evaluation={"anything": 1})
+    (made.root / "stock.json").write_text(json.dumps({"corner": ["p0001"], "market": ["p0002"]}))
+    (made.root / "report.json").write_text(to_json(build_report(whole_run())), encoding="utf-8")
+    return made
+
+
+def settings(place: Place) -> ServeSettings:
+    root = place.root
+    return ServeSettings(
+        registry=str(root / "registry"), catalogue=root / "catalogue", stock=root / "stock.json"
+    )
+
+
+@dataclass(frozen=True)
+class Local:
+    """Asks an application without a network."""
+
+    app: FastAPI
+
+    def get(self, path: str, **more: Any) -> httpx.Response:
+        return asyncio.run(self._ask("GET", path, **more))
+
+    def post(self, path: str, **more: Any) -> httpx.Response:
+        return asyncio.run(self._ask("POST", path, **more))
+
+    async def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
+        transport = httpx.ASGITransport(app=self.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://local") as client:
+            return await client.request(method, path, **more)
+
+
+@pytest.fixture(scope="module")
+def client(place: Place) -> Local:
+    about = about_from(place.root / "report.json")
+    return Local(rest_app(make_service(settings(place)), about))
+
+
+def test_products_hold_every_word_and_the_popular_come_first(client: Local, place: Place) -> None:
+    teas = place.catalogue.products.query("category == 'tea' and brand == 'A'")
+    found = client.get("/v1/products", params={"query": "TEA a", "limit": 50}).json()
+    assert found["total"] == len(teas)
+    assert {one["item_id"] for one in found["products"]} <= set(teas["item_id"])
+    listed = client.post("/v1/recommend", json={"k": 50}).json()["items"]
+    popular = client.get("/v1/products", params={"limit": 50}).json()
+    # Without a history popularity is all that counts in a linear model without demographics.
+    assert popular["total"] == place.catalogue.size
+    ids = [one["item_id"] for one in popular["products"]]
+    assert set(ids) & {one["item_id"] for one in listed}
+    assert not popular["products"][0]["tail"]
+    assert client.get("/v1/products", params={"query": "ea"}).json()["total"] == 0
+    assert client.get("/v1/products", params={"query": "."}).json()["total"] == 400
+    assert client.get("/v1/products", params={"limit": 51}).status_code == 422
+    assert client.get("/v1/products", params={"query": "x" * 201}).status_code == 422
+
+
+def test_choices_are_what_filters_take(client: Local, place: Place) -> None:
+    found = client.get("/v1/choices").json()
+    products = place.catalogue.products
+    counts = products["category"].value_counts()
+    assert found["categories"] == [
+        {"value": value, "products": int(counts[value])} for value in sorted(counts.index)
+    ]
+    assert [one["value"] for one in found["brands"]] == ["A", "B"]
+    assert found["prices"] == {"low": products["price"].min(), "high": products["price"].max()}
+    assert found["shops"] == ["corner", "market"]
+    assert found["behaviors"]["view"] < found["behaviors"]["purchase"] == 1.0
+
+
+def test_released_figures_are_of_all_shops_together(client: Local) -> None:
+    found = client.get("/v1/evaluations").json()["evaluations"]
+    assert [one["version"] for one in found] == [3, 2, 1]
+    assert [one["released"] is None for one in found] == [True, False, True]
+    assert found[1]["released"]["shops"] == 2
+    assert "north" not in json.dumps(found)
+
+
+def test_a_report_is_told_without_its_shops(client: Local, place: Place) -> None:
+    written = json.loads((place.root / "report.json").read_text(encoding="utf-8"))
+    told = client.get("/v1/report").json()["report"]
+    assert told["arms"]["federated-dp"]["metrics"] == written["arms"]["federated-dp"]["metrics"]
+    assert told["arms"]["local"]["quintiles"] == written["arms"]["local"]["quintiles"]
+    assert told["rounds"]["federated"][1]["ndcg@20"] == pytest.approx(0.12)
+    assert set(told["arms"]["local"]) == {
+        "metrics", "quintiles", "vs_local", "level_share", "privacy",
+    }  # fmt: skip
+    assert client.get("/v1/about").json() == {"where": "federation", "merchant_id": None}
+
+
+def test_a_shop_says_that_it_is_one(place: Place) -> None:
+    about = About(where="shop", merchant_id="corner")
+    client = Local(rest_app(make_service(settings(place)), about))
+    assert client.get("/v1/about").json() == {"where": "shop", "merchant_id": "corner"}
+    assert client.get("/v1/report").json() == {"report": None}
+    assert "page/app.js" in client.get("/").text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "cannot read"),
+        ("{}", "is no report of a simulation: seed"),
+        ("[", "is no report of a simulation"),
+    ],
+)
+def test_what_is_no_report_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
+    path = tmp_path / "report.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        about_from(path)
