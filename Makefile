@@ -30,7 +30,8 @@ help:
 	@echo 'make check        ruff, mypy --strict, and who may import whom'
 	@echo 'make format       let ruff format and mend'
 	@echo 'make bench        what a round and a private step cost beside their floors: a JSON a line'
-	@echo '                    BENCH=deployment  only one of round, dp-step; or deployment, shops: real processes'
+	@echo '                    BENCH=deployment  only one of round, dp-step; or deployment, shops: real processes;'
+	@echo '                    BENCH=serving: answers beside numpy, faiss, usearch; BENCH=soak: 10 minutes of load'
 	@echo 'make setup        only install requirements.lock into $(VENV)'
 	@echo 'make clean        remove caches and $(VENV); runs/ stays'
 	@echo
