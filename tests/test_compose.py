@@ -12,7 +12,7 @@ from deploy.gateway import FILE
 
 COMPOSE = read_compose()
 SERVICES = COMPOSE.services
-RUNNING = [name for name in COMPOSE.of("operator", "shop") if name != "roster"]
+RUNNING = [name for name in COMPOSE.of("operator", "shop", "query") if name != "roster"]
 TOOLS = [*COMPOSE.of("operator-tools", "shop-tools"), "roster"]
 PINNED = re.compile(r"[a-z0-9./-]+:\d+\.\d+\.\d+[a-z0-9.-]*(@sha256:[0-9a-f]{64})?")
 
@@ -39,6 +39,7 @@ def test_every_service_is_on_one_side_and_both_sides_are_there() -> None:
     assert sorted(RUNNING + TOOLS) == sorted(SERVICES)
     assert COMPOSE.of("operator") == ["gateway", "superlink", "roster", "superexec"]
     assert COMPOSE.of("shop") == ["supernode", "shop-superexec"]
+    assert COMPOSE.of("query") == ["query"]
     assert {"roster", "train", "registry", "server", "client"} == set(TOOLS)
 
 
@@ -92,9 +93,28 @@ def test_a_command_ends_and_is_not_restarted(name: str) -> None:
     assert SERVICES[name]["restart"] == "no"
 
 
-def test_only_the_gateway_is_published() -> None:
-    assert [name for name, given in SERVICES.items() if given.get("ports")] == ["gateway"]
-    assert SERVICES["gateway"]["ports"] == ["0.0.0.0:8443:8443"]
+def test_only_the_gateway_is_published_to_others() -> None:
+    published = {name: given["ports"] for name, given in SERVICES.items() if given.get("ports")}
+    assert published == {
+        "gateway": ["0.0.0.0:8443:8443"],
+        "query": ["127.0.0.1:8080:8080", "127.0.0.1:50051:50051"],
+    }
+
+
+def test_what_answers_developers_sees_public_files_and_nobody_else() -> None:
+    given = SERVICES["query"]
+    assert given["networks"] == ["questions"]
+    assert [name for name, s in SERVICES.items() if "questions" in s.get("networks", [])] == [
+        "query"
+    ]
+    assert not given.get("secrets")
+    seen = mounts(given)
+    assert all(mount.read_only for mount in seen)
+    assert {(m.source.name, m.target) for m in seen} == {
+        ("registry", "/registry"),
+        ("catalogue", "/catalogue"),
+    }
+    assert given["healthcheck"]["test"][-1] == "http://127.0.0.1:8080/healthz"
 
 
 def test_flowers_interfaces_are_on_networks_that_lead_nowhere() -> None:
@@ -175,9 +195,13 @@ def test_variables_move_folders_port_user_and_limits() -> None:
             "FEDTAIL_CPUS": "16",
             "FEDTAIL_MEMORY": "64g",
             "FEDTAIL_GATEWAY": "shops.example:443",
+            "FEDTAIL_QUERY_ADDRESS": "192.0.2.2",
+            "FEDTAIL_QUERY_PORT": "80",
+            "FEDTAIL_QUERY_GRPC_PORT": "50",
         }
     )
     services = moved.services
+    assert services["query"]["ports"] == ["192.0.2.2:80:8080", "192.0.2.2:50:50051"]
     assert services["gateway"]["ports"] == ["192.0.2.1:443:8443"]
     assert {given["user"] for given in services.values()} == {"1000:1001"}
     limits = services["shop-superexec"]["deploy"]["resources"]["limits"]

@@ -149,6 +149,7 @@ def test_nginx_takes_the_gateways_configuration(tmp_path: Path) -> None:
     [
         ("registry", server_app, [], "registry list"),
         ("registry", server_app, ["--json"], "registry list"),
+        ("query", server_app, [], "serve"),
         ("roster", server_app, [], "shops"),
         ("train", server_app, ["--rounds", "2"], "train"),
         ("server", server_app, ["enrol", "corner", "corner.pub"], "enrol"),

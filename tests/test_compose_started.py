@@ -13,6 +13,7 @@ from client.starting import start_shop
 from common.processes import end_carriers, environment, free_port
 from compose_support import ROOT, Compose, read_compose, words
 from deploy.gateway import FILE
+from query_support import make_place
 from server import gateway
 from server.federation import make_federation
 from server.shops import Shops
@@ -142,6 +143,29 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
         yield stage
     finally:
         stage.end()
+
+
+def test_the_query_service_is_healthy_answers_and_writes_nothing(stage: Stage) -> None:
+    place = make_place(stage.root / "published")
+    rest, grpc = free_port(), free_port()
+    stage.places |= {
+        "/registry": str(stage.root / "published/registry"),
+        "/catalogue": str(stage.root / "published/catalogue"),
+        "--port=8080": f"--port={rest}",
+        "--grpc-port=50051": f"--grpc-port={grpc}",
+        "127.0.0.1:8080": f"127.0.0.1:{rest}",
+    }
+    before = sorted(place.root.rglob("*"))
+    stage.start("query")
+    stage.wait_until_healthy("query")
+    asked = [sys.executable, "-m", "server", "query", "p0003", "-k", "3", "--json"]
+    for url in (f"http://127.0.0.1:{rest}", f"grpc://127.0.0.1:{grpc}"):
+        done = stage.run([*asked, "--url", url], "query")
+        assert done.returncode == 0, done.stderr
+        assert len(json.loads(done.stdout)["items"]) == 3
+    assert sorted(place.root.rglob("*")) == before
+    stage.end()
+    assert stage.run(stage.check("query"), "query").returncode != 0
 
 
 def test_both_sides_come_up_are_healthy_and_find_each_other(stage: Stage) -> None:
