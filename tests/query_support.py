@@ -77,9 +77,9 @@ class Place:
         return self.registry.publish(model).version
 
 
-def make_place(root: Path, size: int = SIZE) -> Place:
+def make_place(root: Path, size: int = SIZE, frame: pd.DataFrame | None = None) -> Place:
     spec = ContentSpec(features=("category", "brand"))
-    catalogue = Catalogue.of(products(size), spec)
+    catalogue = Catalogue.of(products(size) if frame is None else frame, spec)
     write_catalogue(catalogue, root / "catalogue")
     place = Place(root, catalogue)
     place.publish(1)
