@@ -31,6 +31,12 @@ def picture(page: Page, name: str) -> None:
     assert path.stat().st_size < LARGEST
 
 
+def scroll_to(page: Page, selector: str) -> None:
+    page.locator(selector).first.evaluate(
+        "element => scrollTo(0, element.getBoundingClientRect().top + scrollY - 12)"
+    )
+
+
 def shop_for_coffee(visitor: Visit) -> None:
     page = visitor.open().page
     for words, place in (("coffee ground", 0), ("coffee filters", 0), ("cream fluid", 1)):
@@ -48,19 +54,23 @@ def test_take_the_pictures() -> None:
     with started(command) as found, chromium() as browser:
         with visit(browser, found.rest) as visitor:
             page = visitor.page
-            page.set_viewport_size({"width": 1180, "height": 860})
+            page.set_viewport_size({"width": 1024, "height": 760})
             shop_for_coffee(visitor)
-            first = page.locator("ol.list > li").filter(has_text="Tail").first
+            badge = page.locator(".badge").filter(visible=True)
+            first = page.locator("ol.list > li").filter(has=badge).first
             first.locator(".acts button").first.click()
             first.locator("tfoot").wait_for()
-            page.locator(".notice").first.scroll_into_view_if_needed()
+            scroll_to(page, ".columns")
             picture(page, "recommend")
             visitor.open("federation")
             page.wait_for_function("() => document.querySelector('[data-chart=exposure]')?.data")
             page.wait_for_timeout(500)
+            scroll_to(page, ".plots")
             picture(page, "federation")
             visitor.open("map")
-            page.wait_for_function("() => document.getElementById('product-map').data?.length > 3")
+            page.wait_for_function(
+                "() => document.getElementById('product-map').data?.length > 3", timeout=240_000
+            )
             page.wait_for_timeout(500)
             picture(page, "map")
         with visit(browser, found.rest, lang="zh", width=360, scheme="dark") as visitor:
@@ -68,6 +78,5 @@ def test_take_the_pictures() -> None:
             page.set_viewport_size({"width": 360, "height": 740})
             shop_for_coffee(visitor)
             expect(page.locator("#dial-effect")).to_contain_text("长尾")
-            page.locator(".dial").scroll_into_view_if_needed()
-            page.evaluate("() => scrollTo(0, document.querySelector('.dial').offsetTop - 12)")
+            scroll_to(page, ".dial")
             picture(page, "phone-chinese-dark")

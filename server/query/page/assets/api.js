@@ -38,6 +38,18 @@ export async function ask(path, body = undefined) {
   throw new Refused(answer.status, words ?? t("problem.refused", { words: found.error ?? answer.status }));
 }
 
+/** Asks again after some seconds as long as the service says that it is busy with this very thing. */
+export async function patiently(path, seconds = 5, tries = 24) {
+  for (let left = tries; ; left -= 1) {
+    try {
+      return await ask(path);
+    } catch (error) {
+      if (error.status !== 429 || left <= 1) throw error;
+      await new Promise((done) => setTimeout(done, seconds * 1000));
+    }
+  }
+}
+
 /** Runs some work that asks; what goes wrong is told at the top of the page. */
 export async function told(work) {
   const ui = Alpine.store("ui");

@@ -1,7 +1,7 @@
 // The product map: what lies together goes together; the basket stands out.
 
 import Alpine from "./vendor/alpine-csp-3.17.4.min.js";
-import { ask, told } from "./api.js";
+import { patiently, told } from "./api.js";
 import { colour, dark, draw } from "./charts.js";
 import { detail, label, t } from "./text.js";
 
@@ -16,6 +16,7 @@ const PALETTE = [
 export function productMap() {
   return {
     map: null,
+    asked: 0,
     group: "",
     chosen: null,
     plotly: null,
@@ -37,7 +38,9 @@ export function productMap() {
     },
     async load() {
       const wanted = this.marked().map((id) => `&include=${encodeURIComponent(id)}`).join("");
-      this.map = (await told(() => ask(`v1/models/0/map?most=${MOST}${wanted}`))) ?? this.map;
+      const number = ++this.asked;
+      const found = await told(() => patiently(`v1/models/0/map?most=${MOST}${wanted}`));
+      if (found && number === this.asked) this.map = found;
     },
     groups() {
       return this.map?.groups ?? [];
