@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -225,20 +225,22 @@ def _load(
         thread.start()
     events: list[str] = []
     late: list[str] = []
-    for name, act in operator.events():
-        due = started + settings.every * (len(events) + 1)
-        if due > started + settings.seconds - settings.every / 2:
-            break
-        time.sleep(max(0.0, due - time.monotonic()))
-        progress(name)
-        act()
-        events.append(name)
-        if not _follows(service, operator):
-            late.append(name)
-    time.sleep(max(0.0, started + settings.seconds - time.monotonic()))
-    ended.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for name, act in operator.events():
+            due = started + settings.every * (len(events) + 1)
+            if due > started + settings.seconds - settings.every / 2:
+                break
+            time.sleep(max(0.0, due - time.monotonic()))
+            progress(name)
+            act()
+            events.append(name)
+            if not _follows(service, operator):
+                late.append(name)
+        time.sleep(max(0.0, started + settings.seconds - time.monotonic()))
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
     milliseconds = np.array(seen.seconds) * 1e3
     return {
         "asked": dict(sorted(seen.asked.items())),
@@ -311,8 +313,10 @@ def _follows(service: Served, operator: _Operator) -> bool:
     """Return whether the server comes to serve what it should."""
     until = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < until:
-        if int(_metric(service, "fedtail_model_version")) in operator.served:
-            return True
+        # One that is too busy to say so is late, and will be asked again.
+        with suppress(httpx.HTTPError):
+            if int(_metric(service, "fedtail_model_version")) in operator.served:
+                return True
         time.sleep(0.1)
     return False
 
