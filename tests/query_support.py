@@ -127,7 +127,7 @@ def started(command: list[str]) -> Iterator[Running]:
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        while not (line := lines.get(timeout=60)).startswith("serving"):
+        while not (line := lines.get(timeout=180)).startswith("serving"):
             assert line, "".join(log)
         words = line.split()
         yield Running(process, words[1], words[3], log)

@@ -58,6 +58,8 @@ def catalogue_of_the_document() -> pd.DataFrame:
         {"tea": "FLUID MILK PRODUCTS", "coffee": "TROPICAL FRUIT", "bread": "BREAD"}
     )
     frame["brand"] = frame["brand"].map({"A": "Private", "B": "National"})
+    frame.loc[::2, "price"] = 12345.67
+    frame["package_size"] = ["1 GA", None] * (len(frame) // 2)
     for row, (item, (category, brand)) in enumerate(NAMED.items()):
         frame.loc[row, ["item_id", "category", "brand"]] = [item, category, brand]
     return frame
@@ -169,6 +171,13 @@ def test_curl_and_grpcurl_are_answered_alike(addresses: dict[str, str]) -> None:
     over_grpc = json.loads(run(one("-max-time 5"), addresses))
     assert ids(over_rest) == ids(over_grpc)
     assert len(ids(over_rest)) == 5
+    columns = [item["product"] for item in over_rest["items"]]
+    assert None in [one["package_size"] for one in columns]
+    assert 12345.67 in [one["price"] for one in columns]
+    for shown, item in zip(columns, over_grpc["items"], strict=True):
+        known = {name: value for name, value in shown.items() if value is not None}
+        assert item["product"].keys() == known.keys()
+        assert float(item["product"]["price"]) == known["price"]
     for item in over_rest["items"]:
         parts = [part["value"] for part in item["reasons"]["parts"]]
         assert sum(parts) == pytest.approx(item["reasons"]["score"], abs=1e-9)

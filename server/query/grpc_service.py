@@ -207,12 +207,14 @@ def _wire(found: dict[str, Any]) -> dict[str, Any]:
     """Bring public columns to text: protobuf's maps hold one kind of value."""
     for answer in (found, *found.get("responses", ())):
         for item in answer.get("items", ()):
-            item["product"] = {name: _text(value) for name, value in item["product"].items()}
+            known = {n: value for n, value in item["product"].items() if value is not None}
+            item["product"] = {name: _text(value) for name, value in known.items()}
     return found
 
 
 def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    # All digits of a price, and no ".0" behind a whole number.
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def _is_late(context: grpc.aio.ServicerContext) -> bool:
