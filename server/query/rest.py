@@ -1,7 +1,5 @@
 """REST: wiring of the service's methods to paths, and what every answer carries."""
 
-import json
-import math
 from functools import partial
 from typing import Any
 
@@ -11,10 +9,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.query.admitting import Bearer, work
 from server.query.answering import RefusedError, Service, Status
+from server.query.before_body import BodyLimit, KeyFirst, refusal
 from server.query.browsing import About, browse
 from server.query.page import add_page
 from server.query.requests import (
@@ -82,6 +80,7 @@ def rest_app(service: Service, about: About | None = None) -> FastAPI:
     add_page(app)
     view(app, service)
     app.add_middleware(BodyLimit, most=MAX_BODY)
+    app.add_middleware(KeyFirst, service=service)
     if service.keys is None:
         _without_keys(app)
     return app
@@ -162,12 +161,7 @@ def _refusals(app: FastAPI) -> None:
 
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> JSONResponse:
-        headers = {}
-        if error.status is Status.TOO_MANY:
-            headers["Retry-After"] = str(math.ceil(error.retry_after))
-        if error.status is Status.NO_KEY:
-            headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse({"error": str(error)}, error.status.http, headers)
+        return refusal(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -179,52 +173,3 @@ def _refusals(app: FastAPI) -> None:
             text = "the body cannot be read: send JSON in UTF-8, not too deeply nested"
             return JSONResponse({"error": text}, Status.INVALID.http)
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
-
-
-class BodyLimit:
-    """Refuses a body that is larger than ``most`` bytes, as soon as that is known."""
-
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self._app, self._most = app, most
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, counting what comes in."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        stated = dict(scope["headers"]).get(b"content-length", b"0")
-        if not stated.isdigit() or int(stated) > self._most:
-            await self._refuse(send)
-            return
-        taken = 0
-        body: list[Message] = []
-        # The body is read here, whole: one that turns out too large never reaches a method.
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return
-            taken += len(message.get("body", b""))
-            if taken > self._most:
-                await self._refuse(send)
-                return
-            body.append(message)
-            if not message.get("more_body", False):
-                break
-        waiting = iter(body)
-
-        async def again() -> Message:
-            return next(waiting, None) or await receive()
-
-        await self._app(scope, again, send)
-
-    async def _refuse(self, send: Send) -> None:
-        text = json.dumps({"error": f"the body is larger than {self._most} bytes"}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(text)).encode()),
-            (b"connection", b"close"),
-        ]
-        await send(
-            {"type": "http.response.start", "status": Status.TOO_LARGE.http, "headers": headers}
-        )
-        await send({"type": "http.response.body", "body": text})
