@@ -1,0 +1,95 @@
+"""What is looked at before a request's body is: the key, where one is needed, and its size."""
+
+import json
+import math
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.query.answering import RefusedError, Service, Status
+
+_ANSWERS = "/v1/"
+
+
+def refusal(error: RefusedError) -> JSONResponse:
+    """Return a refusal as all of them look."""
+    headers = {}
+    if error.status is Status.TOO_MANY:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if error.status is Status.NO_KEY:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse({"error": str(error)}, error.status.http, headers)
+
+
+class KeyFirst:
+    """Refuses who has no key of ours before their body is read: reading costs, too."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on who has a key; the request is counted against its rate later."""
+        keys = self._service.keys
+        if keys is None or scope["type"] != "http" or not scope["path"].startswith(_ANSWERS):
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        kind, _, key = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and keys.name_of(key.strip()) is not None:
+            await self._app(scope, receive, send)
+            return
+        address = request.client.host if request.client else "unknown"
+        try:
+            self._service.run("rest", "unknown", lambda: self._service.admit(None, address))
+        except RefusedError as error:
+            await refusal(error)(scope, receive, send)
+
+
+class BodyLimit:
+    """Refuses a body that is larger than ``most`` bytes, as soon as that is known."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app, self._most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, counting what comes in."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        stated = dict(scope["headers"]).get(b"content-length", b"0")
+        if not stated.isdigit() or int(stated) > self._most:
+            await self._refuse(send)
+            return
+        taken = 0
+        body: list[Message] = []
+        # The body is read here, whole: one that turns out too large never reaches a method.
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return
+            taken += len(message.get("body", b""))
+            if taken > self._most:
+                await self._refuse(send)
+                return
+            body.append(message)
+            if not message.get("more_body", False):
+                break
+        waiting = iter(body)
+
+        async def again() -> Message:
+            return next(waiting, None) or await receive()
+
+        await self._app(scope, again, send)
+
+    async def _refuse(self, send: Send) -> None:
+        text = json.dumps({"error": f"the body is larger than {self._most} bytes"}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(text)).encode()),
+            (b"connection", b"close"),
+        ]
+        await send(
+            {"type": "http.response.start", "status": Status.TOO_LARGE.http, "headers": headers}
+        )
+        await send({"type": "http.response.body", "body": text})
