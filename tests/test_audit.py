@@ -9,13 +9,13 @@ from typer.testing import CliRunner
 
 from common.errors import ConfigError
 from experiment_support import SMALL, write_folder
+from report_support import whole_run
 from simulations.__main__ import app
 from simulations.audit import add_to_report, run_audit
 from simulations.audit_plots import SOUND, audit_section, audit_words, verdict
 from simulations.experiment import Experiment, read_experiment
 from simulations.page import render_report
 from simulations.report import build_report, write_report
-from test_report import whole_run
 
 CHEAP = (
     "audit.canaries=400",

@@ -215,6 +215,11 @@ def test_models_tell_what_they_cost(visitor: Visit, api: httpx.Client) -> None:
     expect(page.locator("#statement pre")).to_contain_text("Not covered:")
     page.get_by_role("button", name="Close").click()
     expect(page.locator("#statement")).to_be_hidden()
+    page.get_by_text("The served model in a few rules").click()
+    tree = api.get("/v1/models/0/tree").json()
+    expect(page.locator("details ol.lines > li")).to_have_text(tree["rules"])
+    overlap = f"{tree['fidelity']['top_20_overlap']:.0%} of the model's 20 best"
+    expect(page.locator("details [role=status]")).to_contain_text(overlap)
 
 
 def drawn(page: Page, selector: str) -> list[dict[str, Any]]:

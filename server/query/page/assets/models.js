@@ -1,8 +1,8 @@
 // The registry's versions and what each promises.
 
 import Alpine from "./vendor/alpine-csp-3.17.4.min.js";
-import { ask, told } from "./api.js";
-import { known, short, t } from "./text.js";
+import { ask, patiently, told } from "./api.js";
+import { known, percent, short, t } from "./text.js";
 
 export const epsilon = (model) => (model.private ? short(model.epsilon) : t("models.not_private"));
 export const delta = (value) => (value === null || value === undefined ? t("none") : value.toExponential().replace("e", "·10^").replace("^-", "⁻").replace(/⁻(\d+)/, (_, power) => `⁻${[...power].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`).replace(/^1·/, ""));
@@ -13,6 +13,7 @@ export function models() {
     delta,
     models: [],
     statement: null,
+    tree: null,
     init() {
       Alpine.effect(() => {
         if (this.$store.ui.ready && this.$store.ui.view === "models") queueMicrotask(() => this.load());
@@ -20,6 +21,15 @@ export function models() {
     },
     async load() {
       this.models = (await told(() => ask("v1/models")))?.models ?? this.models;
+    },
+    /** Asks for the served model's rules when they are first looked at. */
+    async grow(open) {
+      if (open) this.tree = (await told(() => patiently("v1/models/0/tree"))) ?? this.tree;
+    },
+    fidelity() {
+      if (!this.tree) return t("tree.waiting");
+      const { top_20_overlap: overlap, top_20_by_popularity: popularity, profiles } = this.tree.fidelity;
+      return t("tree.fidelity", { overlap: percent(overlap), popularity: percent(popularity), n: profiles });
     },
     async read(model) {
       if (this.statement?.version === model.version) {
