@@ -15,7 +15,7 @@ from client.personalization import HomeModel
 from common.errors import ConfigError
 from common.explanation import Explanation, Part, explain, explain_neighbours
 from common.model import GlobalModel
-from common.reasons import sides_of
+from common.reasons import popularity_of, sides_of
 
 
 def explain_home(
@@ -54,7 +54,8 @@ def _part(home: HomeModel, name: str, history: sparse.csr_matrix, item: int) -> 
     if name == "content":
         return _content(home, history, item)
     if name == "popularity":
-        return (Part("popularity", "everywhere", float(home.model.popularity_bias[item])),)
+        ((where, value),) = popularity_of(home.model, item).items()
+        return (Part("popularity", where, value),)
     if name == "own_popularity":
         return (Part("popularity", "at this shop", float(home.own_popularity[0, item])),)
     if name == "learned":

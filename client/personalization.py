@@ -21,6 +21,7 @@ from common.config import nearest
 from common.errors import ConfigError
 from common.metrics import evaluate
 from common.model import GLOBAL_PARTS, GlobalModel
+from common.popularity import of_like
 from common.protocol import Arrays
 from common.scoring import top_k
 
@@ -95,6 +96,10 @@ class HomeModel:
         binary.data = np.ones_like(binary.data)
         counts = np.asarray(binary.sum(axis=0), dtype=np.float32).reshape(1, -1)
         popularity = counts * (counts.shape[1] / max(float(counts.sum()), 1.0))
+        # Of a product that was added since the model was trained, its like tell.
+        new = (model.popularity_of_like > 0) & (counts.ravel() == 0)
+        if new.any():
+            popularity[0, new] = of_like(popularity[0], ~new, model.catalogue.features)[new]
         own = np.asarray(model.catalogue.content.T @ popularity.ravel()) / popularity.size
         share = settings.own_expectation if counts.sum() else 0.0
         expected = share * own + (1.0 - share) * model.expected_content
@@ -123,7 +128,7 @@ class HomeModel:
         if name == "learned":
             return self.model.learned_part(history)
         if name == "popularity":
-            return self.model.popularity_bias[None, :]
+            return self.model.popularity_part[None, :]
         if name == "own_popularity":
             return self.own_popularity
         if name == "own_learned" and self.own_learned is not None:

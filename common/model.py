@@ -9,6 +9,9 @@ the released popularity rates ``p``::
     v_i = E_id[i] + Σ_f E_f[f(i)]
     b_i = p_i n                                  popularity: 1 is an average product
 
+Where nothing was released of a product (``p_i = 0``: it was added since, or nobody has bought it),
+``b_i`` is what products of the same content have in the mean.
+
 ``g_i = (p_i n + ε)^β`` is a product's gain: a popular product says less of a taste and is wanted
 more. ``S`` is the spectrum (one energy a dimension, relative to the largest), ``f`` the tower.
 With the linear tower every part is linear in ``x``, so a score comes apart exactly. The learned
@@ -25,6 +28,7 @@ from scipy import sparse
 from common.blocks import Block, block_of, learned_count
 from common.errors import ArtifactError, ProtocolError
 from common.features import Catalogue, hashed_rows
+from common.popularity import of_like
 from common.protocol import (
     ITEMS,
     POPULARITY,
@@ -161,6 +165,21 @@ class GlobalModel:
         return (self.state[POPULARITY] * self.catalogue.size).astype(np.float32)
 
     @cached_property
+    def popularity_of_like(self) -> np.ndarray:
+        """(n,) float32 what a product without any released popularity is taken to have; else 0."""
+        known = self.state[POPULARITY] > 0
+        if known.all() or not known.any():
+            return np.zeros(self.catalogue.size, np.float32)
+        like = of_like(self.popularity_bias, known, self.catalogue.features)
+        return np.where(known, 0.0, like).astype(np.float32)
+
+    @cached_property
+    def popularity_part(self) -> np.ndarray:
+        """(n,) float32 the part of every score: released, or that of the product's like."""
+        part: np.ndarray = self.popularity_bias + self.popularity_of_like
+        return part
+
+    @cached_property
     def expected_content(self) -> np.ndarray:
         """(W,) float32 content of the expected basket of one product."""
         rates = self.state[POPULARITY]
@@ -229,7 +248,7 @@ class GlobalModel:
         return {
             "content": self.content_part(history),
             "learned": self.learned_part(history, attributes),
-            "popularity": self.popularity_bias[None, :],
+            "popularity": self.popularity_part[None, :],
         }
 
     def scores(

@@ -10,6 +10,8 @@ import numpy as np
 from common.features import Feature
 
 _FLOOR = 0.02
+#: A group's mean counts as much as that of the coarser groups when it is of so many products.
+_LIKE_PRIOR = 3.0
 
 
 def rates(counts: np.ndarray, noise: float, features: Sequence[Feature]) -> np.ndarray:
@@ -36,6 +38,33 @@ def rates(counts: np.ndarray, noise: float, features: Sequence[Feature]) -> np.n
     kept = np.maximum(counts, 0.0)
     shares: np.ndarray = (kept / (kept.sum() or 1.0)).astype(np.float32)
     return shares
+
+
+def of_like(values: np.ndarray, known: np.ndarray, features: Sequence[Feature]) -> np.ndarray:
+    """Return (n,) what products of the same content are like, in the mean over the known ones.
+
+    From the coarsest feature to the finest, each group's mean is shrunk to that of the coarser
+    groups before it, which counts as much as a few products.
+
+    Parameters
+    ----------
+    values
+        (n,) popularity.
+    known
+        (n,) bool: products of which it is known.
+    features
+        Kinds of features; those with one value a product are used.
+    """
+    estimate = np.full(len(values), float(values[known].mean()) if known.any() else 0.0)
+    single = [f for f in features if len(f.rows) and len(np.unique(f.rows)) == len(f.rows)]
+    for feature in sorted(single, key=lambda f: len(f.values)):
+        inside = known[feature.rows]
+        rows, codes = feature.rows[inside], feature.codes[inside]
+        count = np.bincount(codes, minlength=len(feature.values))[feature.codes]
+        total = np.bincount(codes, values[rows], len(feature.values))[feature.codes]
+        prior = _LIKE_PRIOR * estimate[feature.rows]
+        estimate[feature.rows] = (total + prior) / (count + _LIKE_PRIOR)
+    return estimate
 
 
 def _shrunk(counts: np.ndarray, noise: float, features: Sequence[Feature]) -> np.ndarray:

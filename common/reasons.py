@@ -59,9 +59,16 @@ def sides_of(
         content_scale=model.plan.content_scale,
         content={"content": own.data},
         vectors=_learned_product(model, item),
-        popularity={"everywhere": float(model.popularity_bias[item])},
+        popularity=popularity_of(model, item),
     )
     return customer, product
+
+
+def popularity_of(model: GlobalModel, item: int) -> dict[str, float]:
+    """Return where a product's popularity is from -> how much of it."""
+    if like := float(model.popularity_of_like[item]):
+        return {"everywhere, as its like": like}
+    return {"everywhere": float(model.popularity_bias[item])}
 
 
 def _learned_history(model: GlobalModel, rows: np.ndarray) -> np.ndarray:

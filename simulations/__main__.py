@@ -174,17 +174,21 @@ def cold_start(
     change: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
     ] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(help="customer, product, shop; default: all.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure customers, products and shops that the federation does not know, by popularity."""
-    from simulations.cold_start import run_cold_start
+    from simulations.cold_start import CASES, run_cold_start
     from simulations.cold_start_page import cold_start_tables
     from simulations.experiment import read_experiment
     from simulations.report import to_json
 
     with _Bars() as bars:
         try:
-            document = run_cold_start(read_experiment(experiment, change or []), out, bars)
+            asked = read_experiment(experiment, change or [])
+            document = run_cold_start(asked, out, bars, case or CASES)
         except KeyboardInterrupt:
             raise RunError("interrupted: the same command goes on where it stopped") from None
     if as_json:

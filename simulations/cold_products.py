@@ -1,7 +1,7 @@
 """A product that nobody has bought: only its content can say who will like it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
@@ -10,9 +10,13 @@ from client.home import untrained
 from client.home_settings import HomeSettings
 from client.periods import ShopPeriod, customer_counts
 from client.personalization import HomeModel, choose_weights
-from common.features import Catalogue
+from common.catalogue_versions import with_popularity
+from common.metrics import MetricSums
 from common.model import GlobalModel
+from common.popularity import of_like
+from common.protocol import POPULARITY
 from common.rng import derive
+from common.schema import ShopEvents
 from simulations.cold_measure import Case, Models, asked_only, everyone, measure
 from simulations.experiment import Experiment
 from simulations.world import World
@@ -20,8 +24,6 @@ from simulations.world import World
 #: Share of the products that nobody is made to have bought.
 SHARE = 0.1
 QUESTION = "Of products that nobody has bought before, which does a customer buy next?"
-#: A group's mean counts as much as so many of its products.
-_SHRINK = 3.0
 
 Scores = Callable[[sparse.csr_matrix], np.ndarray]
 
@@ -44,33 +46,6 @@ def records_of(world: World, new: np.ndarray) -> np.ndarray:
     return found
 
 
-def group_popularity(values: np.ndarray, catalogue: Catalogue, known: np.ndarray) -> np.ndarray:
-    """Return (n,) what products of the same content are like: means over the known ones.
-
-    From the coarsest kind of content to the finest, each group's mean is shrunk to that of the
-    coarser groups before it.
-
-    Parameters
-    ----------
-    values
-        (n,) popularity.
-    known
-        (n,) bool: products that could be bought.
-    """
-    estimate = np.full(len(values), float(values[known].mean()) if known.any() else 0.0)
-    single = [f for f in catalogue.features if len(np.unique(f.rows)) == len(f.rows)]
-    for feature in sorted(single, key=lambda f: len(f.values)):
-        inside = known[feature.rows]
-        rows, codes = feature.rows[inside], feature.codes[inside]
-        count = np.bincount(codes, minlength=len(feature.values))
-        total = np.bincount(codes, values[rows], len(feature.values))
-        prior = estimate[feature.rows]
-        estimate[feature.rows] = (total[feature.codes] + _SHRINK * prior) / (
-            count[feature.codes] + _SHRINK
-        )
-    return estimate
-
-
 def cold_products(
     experiment: Experiment,
     world: World,
@@ -87,82 +62,92 @@ def cold_products(
     new
         (n,) bool.
     """
-    references = ("group-here", "group-everywhere")
-    case = Case("product", QUESTION, references, facts={"products": int(new.sum())})
+    case = Case("product", QUESTION, ("group-here", "group-everywhere"))
+    case.facts = {"products": int(new.sum())}
     stream = derive(experiment.run.seed, purpose="cold-products-chance")
     chance = stream.random(world.catalogue.size)
     for shop in world.measured_shops:
-        merchant_id = shop.merchant_id
-        stock = before.stock.get(merchant_id)
-        allowed = new if stock is None else new & stock
+        asked = _Asked.of(world, before, shop, new)
+
+        def add(name: str, words: str, score: Scores | np.ndarray, asked: _Asked = asked) -> None:
+            case.add(name, words, asked.measured(score, new))
+
+        add("chance", "in an order drawn once", chance)
+        add("group-here", "what sells of the same content at this shop", asked.here)
+        local = _home(before, shop.merchant_id, experiment.home.local, None)
+        add("local", "the shop alone: the customer's content profile", local.scores)
+        words = "the same, and what sells of the same content here"
+        add("local-backed-off", words, _filled(local, asked.here, new))
+        for number, (name, models) in enumerate(trained.items()):
+            model = _added(models.final, new)
+            if not number:
+                words = "what sells of the same content at all shops, as released"
+                add("group-everywhere", words, model.popularity_of_like)
+                add("content", "the customer's content profile alone", model.content_part)
+            add(f"{name}-taste", "the global model without popularity", _by_taste(model))
+            words = "the global model as served: what sells of the same content is in it"
+            add(f"{name}-global", words, model.scores)
+            how = experiment.home.federated_dp if models.private else experiment.home.federated
+            home = _home(before, shop.merchant_id, how, replace(models, final=model))
+            add(name, "the same adapted at home, as served", home.scores)
+    return case
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A shop's customers with a history who bought any of the new products.
+
+    Attributes
+    ----------
+    history, targets
+        (U, n).
+    here
+        (n,) what sells of a product's content at this shop.
+    allowed
+        (n,) bool: new products that the shop stocks.
+    """
+
+    history: sparse.csr_matrix
+    targets: sparse.csr_matrix
+    here: np.ndarray
+    allowed: np.ndarray
+
+    @classmethod
+    def of(cls, world: World, before: World, shop: ShopEvents, new: np.ndarray) -> "_Asked":
+        stock = before.stock.get(shop.merchant_id)
         later = shop.since(world.split.train_until).matrix(world.catalogue.size)
         targets = sparse.csr_matrix(later @ sparse.diags_array(new.astype(np.float32)))
         targets.eliminate_zeros()
         history = _aligned(before, shop.merchant_id, shop.user_ids)
-        asked = np.intersect1d(asked_only(targets), world.measured[merchant_id])
+        asked = np.intersect1d(asked_only(targets), world.measured[shop.merchant_id])
         # Whoever has no history is another case.
         asked = asked[np.diff(history.indptr)[asked] > 0]
-        known, wanted = history[asked], targets[asked]
         counts = customer_counts(history).astype(np.float64)
-        here = group_popularity(
-            counts * (len(counts) / max(counts.sum(), 1.0)), world.catalogue, ~new
+        popularity = counts * (len(counts) / max(counts.sum(), 1.0))
+        here = of_like(popularity, ~new, world.catalogue.features)
+        allowed = new if stock is None else new & stock
+        return cls(history[asked], targets[asked], here, allowed)
+
+    def measured(self, score: Scores | np.ndarray, new: np.ndarray) -> MetricSums:
+        """Return the figures of scores of histories, or of one order for everybody."""
+        rows = (
+            everyone(score)
+            if isinstance(score, np.ndarray)
+            else lambda customers: score(self.history[customers])
         )
-
-        def add(name: str, words: str, score: Scores) -> None:
-            case.add(
-                name,
-                words,
-                measure(lambda rows: score(known[rows]), known, wanted, new, allowed),  # noqa: B023
-            )
-
-        case.add(
-            "chance",
-            "in an order drawn once",
-            measure(everyone(chance), known, wanted, new, allowed),
-        )
-        words = "what sells of the same content at this shop"
-        case.add("group-here", words, measure(everyone(here), known, wanted, new, allowed))
-        local = _home(before, merchant_id, experiment.home.local, None)
-        add("local", "the shop alone: the customer's content profile", local.scores)
-        add(
-            "local-backed-off",
-            "the same, and what sells of the same content here",
-            _filled(local, here, new),
-        )
-        first = True
-        for name, models in trained.items():
-            model = models.final
-            everywhere = group_popularity(model.popularity_bias, world.catalogue, ~new)
-            if first:
-                words = "what sells of the same content at all shops, as released"
-                case.add(
-                    "group-everywhere",
-                    words,
-                    measure(everyone(everywhere), known, wanted, new, allowed),
-                )
-                add("content", "the customer's content profile alone", model.content_part)
-                first = False
-            add(f"{name}-global", "the global model as served", model.scores)
-            add(
-                f"{name}-global-backed-off",
-                "the same, and what sells of the same content everywhere",
-                _raised(model, everywhere, new),
-            )
-            how = experiment.home.federated_dp if models.private else experiment.home.federated
-            home = _home(before, merchant_id, how, models)
-            add(name, "the global model adapted at home", home.scores)
-            add(
-                f"{name}-backed-off",
-                "the same, and what sells of the same content here",
-                _filled(home, here, new),
-            )
-    return case
+        return measure(rows, self.history, self.targets, new, self.allowed)
 
 
-def _raised(model: GlobalModel, everywhere: np.ndarray, new: np.ndarray) -> Scores:
-    """Return the global model's scores where a new product is as popular as its like are."""
-    more = np.where(new, everywhere - model.popularity_bias, 0.0).astype(np.float32)
-    return lambda history: model.scores(history) + more
+def _added(model: GlobalModel, new: np.ndarray) -> GlobalModel:
+    """Return the model as it serves products that are added after its training."""
+    popularity = np.where(new, np.float32(0), model.state[POPULARITY])
+    state = with_popularity(dict(model.state), popularity, model.catalogue, model.plan)
+    return replace(model, state=state)
+
+
+def _by_taste(model: GlobalModel) -> Scores:
+    """Return what a model says of a customer's taste, without popularity."""
+    return lambda history: model.scores(history) - model.popularity_part
 
 
 def _filled(home: HomeModel, here: np.ndarray, new: np.ndarray) -> Scores:

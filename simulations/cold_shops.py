@@ -119,6 +119,7 @@ def _add_shop(
         alone = untrained(world.catalogue)
         home = adapt(alone, alone, experiment.home.local)
         add("local", "the best that it can do alone", _rows(home, known))
+    share = experiment.split.validation_share
     first = True
     for name, models in trained.items():
         model = models.final
@@ -135,11 +136,42 @@ def _add_shop(
             how = experiment.home.federated_dp if models.private else experiment.home.federated
             home = adapt(model, models.tuning, how)
             add(f"{name}", "the same, adapted at home on these days", _rows(home, known))
+            served = _served(home, known)
+            words = "the same; a customer without a history gets what sells here and everywhere"
+            add(f"{name}-served", words, served)
+            better = _adapting_pays(window, models.tuning, how, home, tail, stock, share)
             add(
-                f"{name}-served",
-                "the same; a customer without a history gets what sells here and everywhere",
-                _served(home, known),
+                f"{name}-chosen",
+                "served so only once that does better than the global model on its last days",
+                served if better else _rows(model, known),
             )
+            case.facts.setdefault("adapted", {}).setdefault(name, []).append(better)
+
+
+def _adapting_pays(
+    window: _Window,
+    tuning: GlobalModel,
+    how: HomeSettings,
+    home: HomeModel,
+    tail: np.ndarray,
+    stock: np.ndarray | None,
+    share: float,
+) -> bool:
+    """Whether a mixture fitted before the window's last days serves these better.
+
+    Ordinary customers are asked, so that what decides is ndcg@20; both see the same history.
+    """
+    period = window.tuning(share)
+    asked = asked_only(period.targets)
+    if not len(asked):
+        return False
+    before = replace(HomeModel.fit(tuning, period.history, how), mixing_weights=home.mixing_weights)
+    history, targets = period.history[asked], sparse.csr_matrix(period.targets[asked])
+    adapted, plain = (
+        measure(_rows(model, history), history, targets, tail, stock).summary()["ndcg@20"]
+        for model in (before, tuning)
+    )
+    return adapted > plain
 
 
 def _rows(home: HomeModel | GlobalModel, history: sparse.csr_matrix) -> ScoreFunction:

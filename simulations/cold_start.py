@@ -7,12 +7,13 @@ asks for what was hidden. Popularity is what each must be better than.
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from common.config import nearest
 from common.errors import ConfigError
 from simulations.cold_customers import FOLDS, cold_customers, hidden_customers
 from simulations.cold_customers import records_of as records_of_customers
@@ -36,10 +37,17 @@ CASES = ("customer", "product", "shop")
 _TRAINING = "training"
 
 
-def run_cold_start(experiment: Experiment, out: Path, watcher: Watcher) -> Document:
+def run_cold_start(
+    experiment: Experiment, out: Path, watcher: Watcher, cases: Sequence[str] = CASES
+) -> Document:
     """Measure every case into the new folder ``out`` and return ``cold-start.json``'s document.
 
     An interrupted run goes on from its draft: finished cases and trainings are kept.
+
+    Parameters
+    ----------
+    cases
+        Which of :data:`CASES`.
 
     Raises
     ------
@@ -49,6 +57,8 @@ def run_cold_start(experiment: Experiment, out: Path, watcher: Watcher) -> Docum
     RunError
         If a federation failed.
     """
+    if unknown := sorted(set(cases) - set(CASES)):
+        raise ConfigError(f"no case is called {unknown[0]!r}; {nearest(unknown[0], CASES)}")
     arms = tuple(name for name in TRAINED if name in experiment.run.arms)
     if not arms:
         raise ConfigError(f"run.arms names no model to train: add {' or '.join(TRAINED)}")
@@ -57,7 +67,7 @@ def run_cold_start(experiment: Experiment, out: Path, watcher: Watcher) -> Docum
         world = build_world(experiment, watcher.step)
         if len(world.shops) < 2:
             raise ConfigError("a shop that joins needs another one that was there: give two shops")
-        found = _ColdStart(experiment, world, folder, watcher, arms).run()
+        found = _ColdStart(experiment, world, folder, watcher, arms).run(cases)
         document: Document = plain(found)
         write_text(folder / "cold-start.json", to_json(document))
         write_text(folder / "cold-start.html", render_cold_start(document))
@@ -79,8 +89,8 @@ class _ColdStart:
         self._experiment, self._world = experiment, world
         self._folder, self._watcher, self._arms = folder / _TRAINING, watcher, arms
 
-    def run(self) -> Document:
-        """Return the document of all cases."""
+    def run(self, names: Sequence[str]) -> Document:
+        """Return the document of some kinds of cases."""
         parts: dict[str, Callable[[], Iterator[Case]]] = {
             "customer": self._customers,
             "product": self._products,
@@ -88,7 +98,7 @@ class _ColdStart:
         }
         cases: list[Document] = []
         seconds = 0.0
-        for name in CASES:
+        for name in (name for name in CASES if name in names):
             done = self._part(name, parts[name])
             cases += done["cases"]
             seconds += done["seconds"]

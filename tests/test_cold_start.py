@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from common.errors import ConfigError
+from common.popularity import of_like
 from experiment_support import SMALL
 from simulations.cold_customers import FOLDS, described, hidden_customers
 from simulations.cold_customers import records_of as records_of_customers
 from simulations.cold_measure import without
-from simulations.cold_products import group_popularity, new_products
+from simulations.cold_products import new_products
 from simulations.cold_products import records_of as records_of_products
 from simulations.cold_shops import new_shops
 from simulations.cold_start import run_cold_start
@@ -120,9 +121,9 @@ def test_a_new_product_is_taken_to_sell_as_its_like(world: World) -> None:
     chosen = kind == kind[0]
     values, known = np.where(chosen, 5.0, 1.0), np.ones(catalogue.size, dtype=bool)
     known[0], values[0] = False, 0.0
-    found = group_popularity(values, catalogue, known)
+    found = of_like(values, known, catalogue.features)
     assert found[0] > found[~chosen].max()
-    nobody = group_popularity(values, catalogue, np.zeros_like(known))
+    nobody = of_like(values, np.zeros_like(known), catalogue.features)
     assert not nobody.any()
 
 
@@ -143,7 +144,7 @@ def test_a_product_is_found_by_its_content(cases: dict[str, Any]) -> None:
     chance = case["arms"]["chance"]["metrics"]["ndcg@20"]
     for against in case["references"]:
         assert case["arms"][against]["metrics"]["ndcg@20"] > chance
-        for name in ("content", "federated-global", "federated", "local"):
+        for name in ("content", "federated-taste", "federated-global", "federated", "local"):
             assert verdict(case["arms"][name], against) == "better"
 
 

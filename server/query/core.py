@@ -250,7 +250,7 @@ class ServedModel:
         learned = self.index.scores(vector)
         scores = learned.copy()
         if not own:
-            scores += model.popularity_bias
+            scores += model.popularity_part
             scores -= np.float32(history.sum()) * self.expected
         if history.nnz:
             content = (history @ model.catalogue.content) @ self.by_place
