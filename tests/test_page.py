@@ -418,6 +418,7 @@ def test_the_keyboard_alone_is_enough(browser: Browser, service: Running) -> Non
         press_until(page, "nav a[href='#models']", key="Shift+Tab")
         page.keyboard.press("Enter")
         expect(page.locator("main")).to_be_focused()
+        expect(page.locator("tbody button")).to_have_count(3)
         press_until(page, "tbody button")
         page.keyboard.press("Enter")
         expect(page.locator("#statement")).to_be_focused()

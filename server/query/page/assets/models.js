@@ -38,7 +38,8 @@ export function models() {
       }
       this.statement = (await told(() => ask(`v1/models/${model.version}/privacy`))) ?? null;
       if (!this.statement) return;
-      await this.$nextTick();
+      // What was hidden is shown with the next frame, and takes the focus only then.
+      await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
       document.getElementById("statement").focus();
       document.getElementById("statement").scrollIntoView({ block: "nearest" });
     },
