@@ -170,8 +170,8 @@ def _compare(
         modules.write_text("\n".join(modules_of_a_round()), encoding="utf-8")
         for number in range(repeats):
             progress(f"{name}: ours, {number + 1} of {repeats}")
-            record, seconds = train(here)
-            times["federation"].append(seconds)
+            record, events = train(here)
+            times["federation"].append(_seconds(events, shops))
             shapes = state_spec(record.model, catalogue.size)
             for app, imports in (("floor", f"@{modules}"), ("flower", "")):
                 progress(f"{name}: {app}, {number + 1} of {repeats}")
@@ -215,13 +215,13 @@ def running(
             yield here
 
 
-def train(here: LocalDeployment) -> tuple[TrainingPlan, list[float]]:
-    """Train; return the plan, and the seconds of each round."""
+def train(here: LocalDeployment) -> tuple[TrainingPlan, list[dict[str, Any]]]:
+    """Train; return the plan, and what the server told of the run."""
     here.server("train")
     runs = Runs(here.operator / "runs")
     record = runs.last()
     assert record is not None
-    return record.plan, _seconds(runs.events(record.name), len(here.shops))
+    return record.plan, runs.events(record.name)
 
 
 def _echo(

@@ -51,7 +51,8 @@ def bench_shops(
     Returns
     -------
     dict
-        For each count what :func:`figures` says, ``seconds_per_round`` and the machine's ``load``;
+        For each count what :func:`figures` says, ``seconds_per_round``, how many answers were
+        ``missed`` (a machine that is too busy loses one now and then) and the machine's ``load``;
         and the machine.
     """
     return {
@@ -118,9 +119,11 @@ def _crowd(progress: Progress, count: int, rounds: int) -> dict[str, Any]:
     with running(progress, _ITEMS, plan, sales) as here:
         progress(f"{count} shops train")
         with _Watch(here) as watch:
-            _, seconds = train(here)
+            _, events = train(here)
+    told = [event for event in events if event["event"] == "round"]
     return {
-        "seconds_per_round": statistics.median(seconds),
+        "seconds_per_round": statistics.median(event["seconds"] for event in told),
+        "missed": sum(count - event["accepted"] for event in told),
         **figures(watch.peaks),
         "all_mb": round(watch.most, 1),
         "machine_mb": round((before - watch.least_available) / 1e6, 1),
