@@ -79,6 +79,9 @@ class Counting:
         self.drawn += values.size
         return np.asarray(values)
 
+    def fill(self, values: np.ndarray) -> None:
+        values[...] = self.normal(values.shape, 1.0)
+
     def poisson_sample(self, n: int, rate: float) -> np.ndarray:
         return np.ones(n, dtype=bool)
 

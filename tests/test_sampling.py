@@ -26,6 +26,9 @@ class Watched:
     def normal(self, shape: int | Sequence[int], std: float) -> np.ndarray:
         return np.zeros(shape)
 
+    def fill(self, values: np.ndarray) -> None:
+        values[...] = 0.0
+
     def poisson_sample(self, n: int, rate: float) -> np.ndarray:
         self.asked.append((n, rate))
         return np.ones(n, dtype=bool) if self._sample is None else self._sample

@@ -371,6 +371,9 @@ class NoNoise:
     def normal(self, shape: Any, std: float) -> np.ndarray:
         return np.zeros(shape)
 
+    def fill(self, values: np.ndarray) -> None:
+        values[...] = 0.0
+
     def poisson_sample(self, n: int, rate: float) -> np.ndarray:
         return np.ones(n, dtype=bool)
 

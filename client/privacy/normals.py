@@ -1,11 +1,13 @@
 """From random words to normal values, fast and to the last tail: the table method.
 
-The bell curve is covered with rectangles whose masses are multiples of ``2^-15`` (Marsaglia,
-MacLaren & Bray 1964, "A fast procedure for generating normal random variables"). The low 15 bits of
-a 64-bit word choose a rectangle through a table, the other 49 the place in it. One word in seventy
-falls on what rectangles leave out: the wedges under the curve and the tails. Such a value is drawn
-by rejection from just that remainder, the tails by inversion, so that the distribution is the
-normal one to float64's precision; no root, logarithm or sine is computed for all the others.
+The bell curve is covered with rectangles of equal width, each a whole number of 2^15 cells of one
+mass (Marsaglia, MacLaren & Bray 1964, "A fast procedure for generating normal random variables").
+The low 15 bits of a 64-bit word choose a cell, and so a rectangle, through a table; the other 49
+the place in it. One value in seventy-five belongs to what rectangles leave out: the wedges under
+the curve and the tails. Which ones is drawn by itself, as the gaps between them (geometric; Devroye
+1986, chapter X.2). They are drawn by rejection from just that remainder, the tails by inversion, so
+that the distribution is the normal one to float64's precision; no root, logarithm or sine is
+computed for all the others.
 """
 
 from collections.abc import Callable
@@ -20,12 +22,13 @@ _WIDTH = 2.0**-6
 # The upper 49 bits of a word, read as a mantissa under this exponent: offset + place · width.
 _OFFSET = _WIDTH * 2.0 ** (_BITS - 12)
 _EXPONENT = np.float64(_OFFSET).view(np.uint64)
-_CHUNK = 1 << 15
+_CHUNK = 1 << 14
 # Candidates for the remainder: 12 bits choose a bin, the next is the sign.
 _BIN_BITS = 12
 _BINS = 1 << _BIN_BITS
 _SIGN = np.uint64(1 << _BIN_BITS)
-_CANDIDATES = 1 << 12
+_CANDIDATES = 1 << 13
+_GAPS = 1 << 12
 
 Words = Callable[[int], np.ndarray]
 
@@ -40,8 +43,8 @@ class _Tables:
 
     Attributes
     ----------
-    covered
-        How many of the 2^15 cells hold a rectangle.
+    left_out
+        Mass of what the rectangles leave out: 1 less that of the 2^15 cells.
     lows
         (2^15,) left edge of each cell's rectangle, less the offset.
     tail_bin
@@ -58,15 +61,18 @@ class _Tables:
     def __init__(self) -> None:
         edges = np.arange(0.0, 8.0, _WIDTH)
         # The curve falls to the right: what fits below it is decided at the right edge.
-        counts = np.floor(_density(edges + _WIDTH) * _WIDTH * _CELLS).astype(np.int64)
+        room = _density(edges + _WIDTH) * _WIDTH
+        # The largest mass of a cell of which 2^14 fit under each half; less, for rounding.
+        per_cell = room[:, None] / np.arange(1, _CELLS // 64)
+        cell = np.sort(per_cell, axis=None)[-_CELLS // 2] * (1 - 1e-13)
+        counts = np.floor(room / cell).astype(np.int64)
+        self.left_out = 1 - _CELLS * cell
         self.tail_bin = int((counts > 0).sum())
         edges, counts = edges[: self.tail_bin], counts[: self.tail_bin]
         lows = np.concatenate([np.repeat(edges, counts), np.repeat(-edges - _WIDTH, counts)])
-        self.covered = len(lows)
-        self.lows = np.zeros(_CELLS)
-        self.lows[: self.covered] = lows - _OFFSET
+        self.lows = lows - _OFFSET
         end = self.tail_bin * _WIDTH
-        floors = counts / (_WIDTH * _CELLS)
+        floors = counts * cell / _WIDTH
         self.tail = float(ndtr(-end))
         masses = np.append((_density(edges) - floors) * _WIDTH, self.tail)
         share = (_BINS - len(masses)) / masses.sum()
@@ -98,6 +104,8 @@ class Normals:
         self._tables = _tables()
         self._cells = np.empty(_CHUNK, np.uint64)
         self._rest = np.empty(0)
+        # Places of the remainder's values, ascending, and where the next value stands among them.
+        self._marks, self._place = np.full(1, -1), 0
 
     def fill(self, values: np.ndarray) -> None:
         """Fill ``values`` (n,) float64."""
@@ -108,22 +116,36 @@ class Normals:
         words = self._words(len(values))
         cells = np.bitwise_and(words, np.uint64(_CELLS - 1), out=self._cells[: len(values)])
         # "clip" only to write into ``out`` unbuffered: no cell is out of range.
-        np.take(self._tables.lows, cells.view(np.int64), out=values, mode="clip")
+        self._tables.lows.take(cells.view(np.int64), out=values, mode="clip")
         np.right_shift(words, np.uint64(_BITS), out=words)
         np.bitwise_or(words, _EXPONENT, out=words)
         values += words.view(np.float64)
-        left_out = np.flatnonzero(cells >= self._tables.covered)
+        left_out = self._left_out(len(values))
         while len(self._rest) < len(left_out):
             self._rest = np.concatenate([self._rest, self._remainder()])
         values[left_out] = self._rest[: len(left_out)]
         self._rest = self._rest[len(left_out) :]
+
+    def _left_out(self, n: int) -> np.ndarray:
+        """Return which of the next ``n`` values are the remainder's: each with its chance."""
+        end = self._place + n
+        while self._marks[-1] < end:
+            gaps = np.log(_uniforms(self._words(_GAPS)))
+            gaps /= np.log1p(-self._tables.left_out)
+            marks = np.cumsum(gaps.astype(np.int64) + 1)
+            marks += self._marks[-1]
+            self._marks = np.concatenate([self._marks[self._marks >= self._place], marks])
+        first, last = self._marks.searchsorted((self._place, end))
+        found: np.ndarray = self._marks[first:last] - self._place
+        self._place = end
+        return found
 
     def _remainder(self) -> np.ndarray:
         """Return some values of the curve less the rectangles, by rejection (von Neumann 1951)."""
         tables, words = self._tables, self._words(2 * _CANDIDATES)
         first, second = words[:_CANDIDATES], words[_CANDIDATES:]
         bins = np.take(tables.bins, (first & np.uint64(_BINS - 1)).view(np.int64))
-        place = (first >> np.uint64(_BITS)) * 2.0 ** (_BITS - 64)
+        place = (first >> np.uint64(_BITS)).view(np.int64) * 2.0 ** (_BITS - 64)
         values = place * _WIDTH
         values += np.take(tables.edges, bins)
         height = _density(values)
@@ -138,5 +160,14 @@ class Normals:
             out=values.view(np.uint64),
         )
         height *= np.take(tables.scales, bins)
-        accepted: np.ndarray = values[(second >> np.uint64(11)) * 2.0**-53 < height]
+        accepted: np.ndarray = values[_uniforms(second) <= height]
         return accepted
+
+
+def _uniforms(words: np.ndarray) -> np.ndarray:
+    """Return each word as a float64 from 2^-53 to 1; the words are overwritten."""
+    whole = np.right_shift(words, np.uint64(11), out=words).view(np.int64)
+    # numpy is slow at making float64 of unsigned numbers.
+    found: np.ndarray = whole * 2.0**-53
+    found += 2.0**-53
+    return found
