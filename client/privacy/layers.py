@@ -14,8 +14,8 @@ from opacus.grad_sample import register_grad_sampler
 from torch import nn
 from torch.nn.functional import embedding_bag
 
-# Rows whose float64 copies are in memory at a time.
-_NORM_CHUNK = 1 << 11
+# Values whose float64 copies are in memory at a time.
+_NORM_CHUNK = 1 << 14
 
 
 class OpacusParameter(nn.Parameter):
@@ -107,14 +107,12 @@ class RowGradients:
         would let a unit through above the bound. What is summed in which order depends on a unit's
         own reads alone.
         """
-        squares = np.zeros(len(self.values))
-        for start in range(0, len(squares), _NORM_CHUNK):
-            part = self.values[start : start + _NORM_CHUNK]
-            squares[start : start + _NORM_CHUNK] = _squares(part)
-        once = np.zeros(len(squares), dtype=bool)
-        once[self.reads.places.numpy()] = True
-        once[self.reads.repeats.numpy()] = False
-        squares[~once] = 0.0
+        squares = _squares(self.values)
+        if len(self.reads.places) < len(squares):
+            read = np.zeros(len(squares), dtype=bool)
+            read[self.reads.places.numpy()] = True
+            squares[~read] = 0.0
+        squares[self.reads.repeats.numpy()] = 0.0
         total = squares.reshape(size, self.reads.length).sum(axis=1)
         if len(self.reads.repeats):
             first = self.reads.repeats[self.reads.groups]
@@ -142,7 +140,9 @@ class RowGradients:
         that cancel would swallow the float32 sum of the other units.
         """
         reads = self.reads
-        weights = factors.to(self.values.dtype)[reads.units(reads.places)]
+        by_unit = factors.to(self.values.dtype)
+        # numpy looks up a few values several times as fast as torch.
+        weights = torch.from_numpy(by_unit.numpy().take(reads.units(reads.places).numpy()))
         if len(reads.repeats):
             weights[reads.apart] = 0.0
         total = embedding_bag(
@@ -152,7 +152,7 @@ class RowGradients:
             first = reads.repeats[reads.groups]
             begin = reads.apart[reads.groups].int()
             entries = torch.searchsorted(reads.starts, begin, right=True) - 1
-            own = factors.to(self.values.dtype)[reads.units(first)].unsqueeze(1)
+            own = by_unit[reads.units(first)].unsqueeze(1)
             total.index_add_(0, entries, self.repeated() * own)
         return total
 
@@ -260,9 +260,15 @@ def _parameter_gradients(
 
 
 def _squares(values: torch.Tensor) -> np.ndarray:
-    """Return the squared norm of each row, float64."""
-    norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
-    squares: np.ndarray = norms.square_().numpy()
+    """Return the squared norm of each row (P, D), float64; of a row whatever the others are."""
+    found, squares = values.numpy(), np.empty(len(values))
+    count = max(1, _NORM_CHUNK // max(values.shape[1], 1))
+    copy = np.empty((min(count, len(values)), values.shape[1]))
+    for start in range(0, len(values), count):
+        part = found[start : start + count]
+        exact = copy[: len(part)]
+        exact[...] = part
+        np.vecdot(exact, exact, out=squares[start : start + count])
     return squares
 
 
