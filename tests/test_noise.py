@@ -24,6 +24,13 @@ def test_normals_are_normal(source: NoiseSource) -> None:
     assert stats.kstest(values.ravel()[:100_000] / 3.0, "norm").pvalue > 1e-6
 
 
+def test_an_array_is_filled_with_standard_normals(source: NoiseSource) -> None:
+    values = np.full((400, 250), np.nan)
+    source.fill(values)
+    assert abs(values.std() - 1) < 6 / (2 * values.size) ** 0.5
+    assert stats.kstest(values.ravel(), "norm").pvalue > 1e-6
+
+
 def test_normals_are_independent_of_their_neighbours(source: NoiseSource) -> None:
     values = source.normal(200_000, 1.0)
     for lag in (1, 2, 100_000):

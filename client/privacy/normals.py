@@ -102,19 +102,19 @@ class Normals:
     def __init__(self, words: Words) -> None:
         self._words = words
         self._tables = _tables()
-        self._cells = np.empty(_CHUNK, np.uint64)
         self._rest = np.empty(0)
         # Places of the remainder's values, ascending, and where the next value stands among them.
         self._marks, self._place = np.full(1, -1), 0
 
     def fill(self, values: np.ndarray) -> None:
         """Fill ``values`` (n,) float64."""
+        room = np.empty(min(len(values), _CHUNK), np.uint64)
         for start in range(0, len(values), _CHUNK):
-            self._fill(values[start : start + _CHUNK])
+            self._fill(values[start : start + _CHUNK], room)
 
-    def _fill(self, values: np.ndarray) -> None:
+    def _fill(self, values: np.ndarray, room: np.ndarray) -> None:
         words = self._words(len(values))
-        cells = np.bitwise_and(words, np.uint64(_CELLS - 1), out=self._cells[: len(values)])
+        cells = np.bitwise_and(words, np.uint64(_CELLS - 1), out=room[: len(values)])
         # "clip" only to write into ``out`` unbuffered: no cell is out of range.
         self._tables.lows.take(cells.view(np.int64), out=values, mode="clip")
         np.right_shift(words, np.uint64(_BITS), out=words)
