@@ -99,6 +99,33 @@ def test_each_row_is_paid_all_of_its_steps_in_as_few_draws_as_it_is_read() -> No
     assert noise.drawn == paid * WIDTH + STEPS * 3
 
 
+@pytest.mark.parametrize("width", [1, 3])
+def test_large_tables_are_paid_and_moved_part_by_part(width: int) -> None:
+    """More rows than there is room for at a time, of a table that was not contiguous."""
+    rows = 70_000
+    step = ExactDPStep(
+        {"item": torch.zeros(width, rows).T},
+        {"item"},
+        max_grad_norm=1e6,
+        noise_multiplier=1e-6,
+        batch_normalizer=1.0,
+        learning_rate=1.0,
+        noise=Counting(),
+    )
+    ids = torch.arange(0, rows, 2).reshape(1, -1)
+    gradient = torch.arange(rows // 2 * width, dtype=torch.float32).reshape(1, -1, width) / rows
+    for _ in range(2):
+        step.accumulate(
+            lambda found, _, batch: (found["item"] * batch.data["gradient"]).sum((1, 2)),
+            UnitBatch(1, {"item": ids}, {"gradient": gradient}),
+        )
+        step.step()
+    state = step.state()["item"]
+    # The first read owes nothing, the second one step, the end the other; what is not read, two.
+    torch.testing.assert_close(state[::2], 2.0 - 2 * gradient[0])
+    torch.testing.assert_close(state[1::2], torch.full((rows // 2, width), 2**0.5))
+
+
 def test_a_second_state_pays_nothing_twice() -> None:
     step = new(Counting())
     step.step()

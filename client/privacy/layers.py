@@ -200,7 +200,9 @@ class UnitEmbedding(nn.Module):
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
-        self.weight = cast(OpacusParameter, nn.Parameter(weight.detach().clone()))
+        # Rows are moved as one item each: they must be contiguous.
+        own = weight.detach().clone(memory_format=torch.contiguous_format)
+        self.weight = cast(OpacusParameter, nn.Parameter(own))
         self.before_read: Callable[[torch.Tensor], None] | None = None
         self.reads: Reads | None = None
         self.gradients: RowGradients | None = None
