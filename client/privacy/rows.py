@@ -59,7 +59,8 @@ class RowSum:
         count = max(1, _MOVE_CHUNK // width)
         present = np.empty((count, width), np.float32)
         for rows, values in self._parts:
-            for some, part in zip(rows.split(count), values.split(count), strict=True):
+            parts = zip(torch.split(rows, count), torch.split(values, count), strict=True)
+            for some, part in parts:
                 places, found = some.numpy(), present[: len(some)]
                 array.take(places, axis=0, out=found, mode="clip")
                 torch.from_numpy(found).add_(part, alpha=scale)
