@@ -11,6 +11,7 @@
     │   ├── BudgetError          the remaining plan does not fit under the shop's cap
     │   └── LedgerError          the ledger cannot be trusted or written
     ├── ProtocolError            a message is not what the protocol says
+    │   └── SecureSumError       a secure sum cannot go on, or must not
     ├── RunError                 a federation run failed or was interrupted
     └── UnavailableError         what an answer needs can't be reached now; later it may be
 """
@@ -54,6 +55,10 @@ class LedgerError(PrivacyError):
 
 class ProtocolError(FedtailError):
     """A message is not what the protocol says."""
+
+
+class SecureSumError(ProtocolError):
+    """A secure sum cannot go on, or must not."""
 
 
 class RunError(FedtailError):

@@ -1,0 +1,288 @@
+"""One shop in one session of a secure sum: from what it is asked to what it says.
+
+Pure steps, each from one state to the next (Bonawitz et al. 2017, figure 4). Nothing of a step may
+leave the shop before its state is on disk: :mod:`client.secure_sum.sessions` sees to it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import Field
+
+from common.errors import SecureSumError
+from common.secure_sum.members import Roster
+from common.secure_sum.messages import (
+    ADVERTISEMENT,
+    CONSISTENCY,
+    KEYS,
+    MASKED,
+    SHARES,
+    UNMASK,
+    VIEW,
+    Advertisement,
+    MaskedRequest,
+    Said,
+    Session,
+    SharesAnswer,
+    SharesRequest,
+    UnmaskAnswer,
+    UnmaskRequest,
+    ViewAnswer,
+    ViewRequest,
+    commitment,
+    own_mask_key,
+    pair_label,
+    view,
+)
+from common.secure_sum.primitives import (
+    SECRET_BYTES,
+    add_keystream,
+    agree,
+    derive,
+    fresh,
+    is_signed,
+    public_key,
+    seal,
+    sign,
+    unseal,
+)
+from common.secure_sum.sharing import split
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a shop is to the others: its public name, its enrolled key, and the roster it holds."""
+
+    shop: str
+    key: ec.EllipticCurvePrivateKey
+    roster: Roster
+
+
+class Party(Said):
+    """What a shop remembers of a session, between stages and over restarts.
+
+    Attributes
+    ----------
+    stage
+        The last one that it answered.
+    sealing_secret, mask_secret, seed
+        X25519 secrets, and the seed of the shop's own mask; empty once they are of no more use.
+    advertisements
+        Of all shops whose keys it was shown.
+    kept_shares
+        Its own shares of its own secrets.
+    sealed
+        What the others sealed for it; their names are those who share.
+    answers
+        Stage -> what it said, to say it again, and nothing else, if it is asked the same again.
+    requests
+        Stage -> what it was asked.
+    """
+
+    session: Session
+    stage: str
+    sealing_secret: bytes
+    mask_secret: bytes
+    seed: bytes
+    advertisements: dict[str, Advertisement] = Field(default_factory=dict)
+    kept_shares: bytes = b""
+    sealed: dict[str, bytes] = Field(default_factory=dict)
+    contributors: tuple[str, ...] = ()
+    answers: dict[str, str] = Field(default_factory=dict)
+    requests: dict[str, str] = Field(default_factory=dict)
+
+    def after(self, stage: str, request: Said, answer: Said | None, **changes: object) -> "Party":
+        """Return the state after a stage was answered."""
+        said = {} if answer is None else {stage: answer.model_dump_json()}
+        return self.model_copy(
+            update={
+                "stage": stage,
+                "answers": {**self.answers, **said},
+                "requests": {**self.requests, stage: request.model_dump_json()},
+                **changes,
+            }
+        )
+
+    def said(self, stage: str, request: Said) -> str | None:
+        """Return what was answered to the same request; None: the stage is yet to come.
+
+        Raises
+        ------
+        SecureSumError
+            If the stage was answered to another request, was answered by a vector, which is made
+            once, or is not the next one.
+        """
+        if (asked := self.requests.get(stage)) is not None:
+            if stage in self.answers and asked == request.model_dump_json():
+                return self.answers[stage]
+            raise SecureSumError(f"stage {stage!r} of this session was answered already")
+        before = {SHARES: KEYS, MASKED: SHARES, VIEW: MASKED, UNMASK: VIEW}[stage]
+        if self.stage != before:
+            raise SecureSumError(f"stage {stage!r} does not follow {self.stage!r}")
+        return None
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What hides one vector, and is used for no other.
+
+    Attributes
+    ----------
+    own
+        Cipher key of the shop's own mask.
+    pairwise
+        Other shop -> cipher key, and whether this shop subtracts what the other adds.
+    """
+
+    own: bytes
+    pairwise: Mapping[str, tuple[bytes, bool]]
+
+    def hide(self, vector: np.ndarray) -> np.ndarray:
+        """Return ``vector`` (n,) uint32 under all masks, modulo 2^32."""
+        hidden: np.ndarray = vector.astype(np.uint32)
+        add_keystream(hidden, self.own)
+        for key, subtract in self.pairwise.values():
+            add_keystream(hidden, key, subtract=subtract)
+        return hidden
+
+
+def begin(session: Session, me: Identity) -> tuple[Party, Advertisement]:
+    """Draw the secrets of a session, and sign its keys (AdvertiseKeys)."""
+    me.roster.place(me.shop)
+    if session.roster_digest != me.roster.digest:
+        raise SecureSumError("the server's roster is not the one that this shop holds")
+    party = Party(
+        session=session, stage=KEYS, sealing_secret=fresh(), mask_secret=fresh(), seed=fresh()
+    )
+    unsigned = Advertisement(
+        shop=me.shop,
+        sealing_key=public_key(party.sealing_secret),
+        mask_key=public_key(party.mask_secret),
+        commitment=commitment(session.id, me.shop, party.seed),
+        signature=b"",
+    )
+    signature = sign(me.key, ADVERTISEMENT, unsigned.covered(session.id))
+    return party, unsigned.model_copy(update={"signature": signature})
+
+
+def share(party: Party, request: SharesRequest, me: Identity) -> tuple[Party, SharesAnswer]:
+    """Seal shares of both secrets for each of the others (ShareKeys)."""
+    session = party.session
+    advertisements = {a.shop: a for a in request.advertisements}
+    if len(advertisements) < len(request.advertisements):
+        raise SecureSumError("the server shows a shop's keys twice")
+    own = advertisements.get(me.shop)
+    if own is None or own.mask_key != public_key(party.mask_secret):
+        raise SecureSumError("the server does not show this shop's own keys")
+    if len(advertisements) < session.threshold:
+        raise SecureSumError(f"{len(advertisements)} shops began, {session.threshold} are needed")
+    for shop, advertisement in advertisements.items():
+        me.roster.place(shop)
+        signed = advertisement.covered(session.id)
+        if not is_signed(me.roster.keys[shop], advertisement.signature, ADVERTISEMENT, signed):
+            raise SecureSumError(f"the keys of {shop[:12]}... bear no signature of that shop")
+    keys = [k for a in advertisements.values() for k in (a.mask_key, a.sealing_key)]
+    if len(set(keys)) < len(keys):
+        raise SecureSumError("two shops show the same key")
+    members = len(me.roster.keys)
+    seeds = split(party.seed, session.threshold, members)
+    secrets = split(party.mask_secret, session.threshold, members)
+    sealed = {}
+    for shop in sorted(advertisements.keys() - {me.shop}):
+        place = me.roster.place(shop)
+        key = _sealing_key(party, advertisements[shop], me.shop, shop)
+        sealed[shop] = seal(key, seeds[place] + secrets[place], _bound(session, me.shop, shop))
+    answer = SharesAnswer(sealed=sealed)
+    kept = seeds[me.roster.place(me.shop)] + secrets[me.roster.place(me.shop)]
+    return party.after(
+        SHARES, request, answer, advertisements=advertisements, kept_shares=kept
+    ), answer
+
+
+def mask(party: Party, request: MaskedRequest, me: Identity) -> tuple[Party, Masks]:
+    """Return the masks of the one vector that this session takes (MaskedInputCollection)."""
+    session = party.session
+    sharing = set(request.sealed) | {me.shop}
+    if me.shop in request.sealed or not sharing <= party.advertisements.keys():
+        raise SecureSumError("the server passes on shares of a shop that showed no keys")
+    if len(sharing) < session.threshold:
+        raise SecureSumError(f"{len(sharing)} shops share, {session.threshold} are needed")
+    pairwise = {}
+    for shop in sorted(request.sealed):
+        secret = agree(party.mask_secret, party.advertisements[shop].mask_key)
+        key = derive(secret, session.id, pair_label(me.shop, shop))
+        pairwise[shop] = (key, me.shop > shop)
+    masks = Masks(own_mask_key(session.id, me.shop, party.seed), pairwise)
+    return party.after(MASKED, request, None, sealed=dict(request.sealed)), masks
+
+
+def see(party: Party, request: ViewRequest, me: Identity) -> tuple[Party, ViewAnswer]:
+    """Sign who contributed, and all else that was shown (ConsistencyCheck)."""
+    contributors = set(request.contributors)
+    sharing = {*party.sealed, me.shop}
+    if len(contributors) < len(request.contributors) or not contributors <= sharing:
+        raise SecureSumError("the server names contributors that shared nothing")
+    if me.shop not in contributors:
+        raise SecureSumError("the server leaves this shop's own vector out")
+    if len(contributors) < party.session.threshold:
+        raise SecureSumError(
+            f"{len(contributors)} shops contributed, {party.session.threshold} are needed"
+        )
+    seen = view(party.session.id, party.advertisements, sharing, contributors)
+    answer = ViewAnswer(signature=sign(me.key, CONSISTENCY, seen))
+    after = party.after(VIEW, request, answer, contributors=tuple(sorted(contributors)))
+    # No mask is made any more: only shares of the secrets are out there.
+    return after.model_copy(update={"mask_secret": b"", "seed": b""}), answer
+
+
+def unmask(party: Party, request: UnmaskRequest, me: Identity) -> tuple[Party, UnmaskAnswer]:
+    """Give the shares that take masks off, if enough shops saw what this one saw (Unmasking).
+
+    Never of one shop both the seed's share and the key's. What is given follows from the view that
+    was signed, whoever else signed it.
+    """
+    sharing = {*party.sealed, me.shop}
+    seen = view(party.session.id, party.advertisements, sharing, party.contributors)
+    if not request.signatures.keys() <= set(party.contributors):
+        raise SecureSumError("the server shows a view of a shop that contributed nothing")
+    if len(request.signatures) < party.session.threshold:
+        raise SecureSumError(
+            f"{len(request.signatures)} shops saw it so, {party.session.threshold} are needed"
+        )
+    for shop, signature in request.signatures.items():
+        if not is_signed(me.roster.keys[shop], signature, CONSISTENCY, seen):
+            raise SecureSumError(f"{shop[:12]}... was shown another view of this session")
+    seeds, keys = {}, {}
+    for shop in sorted(sharing):
+        if (shares := _shares(party, shop, me)) is None:
+            continue
+        if shop in party.contributors:
+            seeds[shop] = shares[:SECRET_BYTES]
+        else:
+            keys[shop] = shares[SECRET_BYTES:]
+    answer = UnmaskAnswer(seeds=seeds, keys=keys)
+    after = party.after(UNMASK, request, answer, sealed={}, kept_shares=b"")
+    return after.model_copy(update={"sealing_secret": b""}), answer
+
+
+def _shares(party: Party, shop: str, me: Identity) -> bytes | None:
+    """Return a shop's shares that this shop holds; None where that shop sealed rubbish."""
+    if shop == me.shop:
+        return party.kept_shares
+    key = _sealing_key(party, party.advertisements[shop], shop, me.shop)
+    try:
+        shares = unseal(key, party.sealed[shop], _bound(party.session, shop, me.shop))
+    except SecureSumError:
+        return None
+    return shares if len(shares) == 2 * SECRET_BYTES else None
+
+
+def _sealing_key(party: Party, other: Advertisement, sender: str, receiver: str) -> bytes:
+    info = b"sealing\0" + f"{sender}\0{receiver}".encode()
+    return derive(agree(party.sealing_secret, other.sealing_key), party.session.id, info)
+
+
+def _bound(session: Session, sender: str, receiver: str) -> bytes:
+    return session.id + f"{sender}\0{receiver}".encode()

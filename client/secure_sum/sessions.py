@@ -1,0 +1,154 @@
+"""A shop's sessions on its own disk: what it answered is there before it is sent.
+
+Each message is served by a process of its own, so what a shop must remember between the stages of a
+session lies in one SQLite file of the shop's. An answer leaves only once the state that holds it is
+written and synced: a shop that is killed and starts anew says the same again, or nothing, never
+something else. A session that a later one has replaced keeps its number and no secrets.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from client.secure_sum.party import Identity, Masks, Party, begin, mask, see, share, unmask
+from common.errors import LedgerError, SecureSumError
+from common.secure_sum.messages import (
+    KEYS,
+    MASKED,
+    SHARES,
+    UNMASK,
+    VIEW,
+    KeysRequest,
+    MaskedRequest,
+    Said,
+    SharesRequest,
+    UnmaskRequest,
+    ViewRequest,
+    parse,
+)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS sessions (id BLOB PRIMARY KEY, party TEXT);
+"""
+_WAIT_SECONDS = 60.0
+
+R = TypeVar("R", bound=Said)
+
+
+class Sessions:
+    """All sessions of one shop; use as a context manager."""
+
+    def __init__(self, path: Path, me: Identity) -> None:
+        self._path, self._me = path, me
+
+    def begin(self, text: str, check: Callable[[KeysRequest], None]) -> str:
+        """Answer a session's first request.
+
+        Parameters
+        ----------
+        text
+            A :class:`~common.secure_sum.messages.KeysRequest`, unchecked.
+        check
+            Raises if the shop takes no part in such a session.
+
+        Raises
+        ------
+        SecureSumError
+            If the session is not new to this shop, or it takes no part in it.
+        """
+        request = parse(KeysRequest, text)
+        check(request)
+        party, answer = begin(request.session, self._me)
+        party = party.after(KEYS, request, answer)
+        with self._writing() as connection:
+            identity = request.session.id
+            if connection.execute("SELECT 1 FROM sessions WHERE id = ?", (identity,)).fetchone():
+                raise SecureSumError("this session began before: a sum that is redone is a new one")
+            # A server runs one sum at a time: what an older one still holds is of no more use.
+            connection.execute("UPDATE sessions SET party = NULL")
+            connection.execute(
+                "INSERT INTO sessions VALUES (?, ?)", (identity, party.model_dump_json())
+            )
+        return answer.model_dump_json()
+
+    def share(self, text: str) -> str:
+        """Answer with sealed shares; see :func:`client.secure_sum.party.share`."""
+        return self._answer(SHARES, parse(SharesRequest, text), share)
+
+    def mask(self, text: str) -> tuple[Party, Masks]:
+        """Return the masks of the session's one vector; asked again, they are refused.
+
+        Two vectors under the same masks would show their difference.
+        """
+        request = parse(MaskedRequest, text)
+        with self._writing() as connection:
+            party = self._load(connection, request.session)
+            party.said(MASKED, request)
+            party, masks = mask(party, request, self._me)
+            self._store(connection, party)
+        return party, masks
+
+    def see(self, text: str) -> str:
+        """Answer with a signed view; see :func:`client.secure_sum.party.see`."""
+        return self._answer(VIEW, parse(ViewRequest, text), see)
+
+    def unmask(self, text: str) -> str:
+        """Answer with shares; see :func:`client.secure_sum.party.unmask`."""
+        return self._answer(UNMASK, parse(UnmaskRequest, text), unmask)
+
+    def peek(self, session: bytes) -> Party:
+        """Return what is remembered of a session."""
+        with self._writing() as connection:
+            return self._load(connection, session)
+
+    def _answer(
+        self,
+        stage: str,
+        request: R,
+        step: Callable[[Party, R, Identity], tuple[Party, Said]],
+    ) -> str:
+        with self._writing() as connection:
+            party = self._load(connection, request.session)  # type: ignore[attr-defined]
+            if (said := party.said(stage, request)) is not None:
+                return said
+            party, answer = step(party, request, self._me)
+            self._store(connection, party)
+        return answer.model_dump_json()
+
+    @staticmethod
+    def _load(connection: sqlite3.Connection, session: bytes) -> Party:
+        row = connection.execute("SELECT party FROM sessions WHERE id = ?", (session,)).fetchone()
+        if row is None or row[0] is None:
+            raise SecureSumError("this shop knows no such session, or a later one replaced it")
+        return parse(Party, row[0])
+
+    @staticmethod
+    def _store(connection: sqlite3.Connection, party: Party) -> None:
+        connection.execute(
+            "UPDATE sessions SET party = ? WHERE id = ?",
+            (party.model_dump_json(), party.session.id),
+        )
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """Hold the only write lock; commit and sync at the end, or change nothing."""
+        try:
+            self._path.touch(mode=0o600)
+            with closing(
+                sqlite3.connect(self._path, timeout=_WAIT_SECONDS, isolation_level=None)
+            ) as connection:
+                connection.execute("PRAGMA synchronous = EXTRA")
+                # Secrets that are no longer needed are overwritten, not only unlinked.
+                connection.execute("PRAGMA secure_delete = ON")
+                connection.execute(_SCHEMA)
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    connection.execute("ROLLBACK")
+                    raise
+        except (OSError, sqlite3.Error) as error:
+            raise LedgerError(f"the sessions {self._path} cannot be written: {error}") from error

@@ -1,0 +1,217 @@
+"""What shops and server say to each other in a secure sum, stage by stage.
+
+The stages of Bonawitz et al. 2017, figure 4: ``KEYS`` (AdvertiseKeys), ``SHARES`` (ShareKeys),
+``MASKED`` (MaskedInputCollection), ``VIEW`` (ConsistencyCheck), ``UNMASK`` (Unmasking). All of it
+is JSON, bytes in hexadecimal; the masked vector alone is an array.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import SecureSumError
+from common.protocol import FINGERPRINT_CHARS, Arrays
+from common.secure_sum.primitives import SECRET_BYTES, WORD, derive, digest
+
+KEYS, SHARES, MASKED, VIEW, UNMASK = "keys", "shares", "masked", "view", "unmask"
+STAGES = (KEYS, SHARES, MASKED, VIEW, UNMASK)
+#: What a signature is for.
+ADVERTISEMENT, CONSISTENCY = "advertisement", "consistency"
+
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Secret = Annotated[bytes, Field(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
+_Signature = Annotated[bytes, Field(max_length=128)]
+_Sealed = Annotated[bytes, Field(max_length=256)]
+
+
+class Said(BaseModel):
+    """Base of all that is said: immutable, no unknown keys, bytes in hexadecimal."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_bytes="hex", val_json_bytes="hex"
+    )
+
+
+T = TypeVar("T", bound=Said)
+
+
+class Session(Said):
+    """The public facts of one sum, which every signature of it covers.
+
+    Attributes
+    ----------
+    kind
+        What is summed: the popularity release or a round's updates.
+    state_digest
+        :func:`state_digest` of the global state that came with it: a server that shows every shop
+        another model is found out by the shops' views.
+    length
+        Numbers in the vector.
+    nonce
+        Drawn by the server: a sum that is begun again is another session.
+    """
+
+    run_id: str = Field(min_length=1, max_length=FINGERPRINT_CHARS)
+    server_round: int = Field(ge=0)
+    kind: Literal["release", "update"]
+    plan_digest: _Digest
+    catalogue_fingerprint: _Digest
+    state_digest: _Digest
+    roster_digest: _Digest
+    threshold: int = Field(ge=1)
+    length: int = Field(ge=1, le=2**40)
+    nonce: _Secret
+
+    @property
+    def id(self) -> bytes:
+        """SHA-256 of all of it, 32 bytes."""
+        return digest("session", self.model_dump_json().encode())
+
+
+class Advertisement(Said):
+    """A shop's keys for one session, signed by its enrolled key.
+
+    Attributes
+    ----------
+    sealing_key
+        X25519: what is for this shop alone is sealed under an agreement with it.
+    mask_key
+        X25519: pairwise masks come of agreements with it.
+    commitment
+        To the seed of the shop's own mask: whether shares gave back the right one can be told.
+    """
+
+    shop: _Digest
+    sealing_key: _Secret
+    mask_key: _Secret
+    commitment: _Secret
+    signature: _Signature
+
+    def covered(self, session: bytes) -> bytes:
+        """Return what the signature is of."""
+        parts = (self.shop.encode(), self.sealing_key, self.mask_key, self.commitment)
+        return digest("advertisement", session, *parts)
+
+
+class KeysRequest(Said):
+    """Begin a sum."""
+
+    session: Session
+
+
+class SharesRequest(Said):
+    """All keys of those who began."""
+
+    session: _Secret
+    advertisements: tuple[Advertisement, ...]
+
+
+class SharesAnswer(Said):
+    """Shares of a shop's two secrets, sealed for each of the others."""
+
+    sealed: dict[_Digest, _Sealed]
+
+
+class MaskedRequest(Said):
+    """What the others sealed for this shop; with it comes the global state."""
+
+    session: _Secret
+    sealed: dict[_Digest, _Sealed]
+
+
+class ViewRequest(Said):
+    """Whose masked vectors the server has."""
+
+    session: _Secret
+    contributors: tuple[_Digest, ...]
+
+
+class ViewAnswer(Said):
+    """A shop's signature of its whole view of the session."""
+
+    signature: _Signature
+
+
+class UnmaskRequest(Said):
+    """The signatures of those who see it so."""
+
+    session: _Secret
+    signatures: dict[_Digest, _Signature]
+
+
+class UnmaskAnswer(Said):
+    """Shares of the seeds of those who contributed, and of the keys of those who dropped out."""
+
+    seeds: dict[_Digest, _Secret]
+    keys: dict[_Digest, _Secret]
+
+
+def parse(kind: type[T], text: str) -> T:
+    """Return what ``text`` says.
+
+    Raises
+    ------
+    SecureSumError
+        If it is not of this kind.
+    """
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise SecureSumError(f"a message is no {kind.__name__}") from error
+
+
+def commitment(session: bytes, shop: str, seed: bytes) -> bytes:
+    """Return what a shop says beforehand of the seed of its own mask; 256 random bits hide it."""
+    return digest("commitment", session, shop.encode(), seed)
+
+
+def view(
+    session: bytes,
+    advertisements: Mapping[str, Advertisement],
+    sharing: Collection[str],
+    contributors: Collection[str],
+) -> bytes:
+    """Return the digest of all that a shop was shown of a session: what it signs."""
+    return digest(
+        "view",
+        session,
+        digest("keys", *(advertisements[s].covered(session) for s in sorted(advertisements))),
+        digest("sharing", *(s.encode() for s in sorted(sharing))),
+        digest("contributors", *(s.encode() for s in sorted(contributors))),
+    )
+
+
+def pair_label(first: str, second: str) -> bytes:
+    """Return HKDF's info of the mask of two shops, the same for both."""
+    return b"pairwise mask\0" + "\0".join(sorted((first, second))).encode()
+
+
+def own_mask_key(session: bytes, shop: str, seed: bytes) -> bytes:
+    """Return the cipher key of a shop's own mask."""
+    return derive(seed, session, b"own mask\0" + shop.encode())
+
+
+def state_digest(state: Arrays) -> str:
+    """Return the SHA-256 of named arrays: names, types, shapes and bytes."""
+    parts: list[bytes] = []
+    for name in sorted(state):
+        array = np.ascontiguousarray(state[name])
+        parts += [name.encode(), f"{array.dtype.str} {array.shape}".encode(), array.tobytes()]
+    return digest("state", *parts).hex()
+
+
+def check_vector(vector: np.ndarray, length: int) -> np.ndarray:
+    """Return a masked vector that came over the wire as native uint32.
+
+    Raises
+    ------
+    SecureSumError
+        If it is anything else than ``length`` numbers of 32 bits.
+    """
+    if vector.dtype != WORD or vector.shape != (length,):
+        raise SecureSumError(
+            f"a masked vector is {vector.dtype} {vector.shape}, not uint32 ({length},)"
+        )
+    return vector

@@ -1,0 +1,459 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from client.secure_sum.party import begin, mask, see, share, unmask
+from common.errors import ConfigError, SecureSumError
+from common.protocol import shop_key
+from common.secure_sum.members import Roster, read_roster, roster_text, threshold
+from common.secure_sum.messages import (
+    ADVERTISEMENT,
+    KEYS,
+    MASKED,
+    SHARES,
+    STAGES,
+    UNMASK,
+    VIEW,
+    KeysRequest,
+    SharesAnswer,
+    SharesRequest,
+    UnmaskAnswer,
+    UnmaskRequest,
+    ViewAnswer,
+    check_vector,
+    parse,
+    state_digest,
+)
+from common.secure_sum.primitives import fresh, sign
+from common.secure_sum.sharing import split
+from secure_sum_support import Played, make_identity, make_roster, make_session, node_key, play
+from server.secure_sum.collecting import Collector
+
+NAMES = [shop_key(f"m{k}") for k in range(100)]
+
+
+def words(shops: int, length: int, seed: int = 0) -> list[np.ndarray]:
+    stream = np.random.default_rng(seed)
+    return [stream.integers(0, 2**32, length, dtype=np.uint32) for _ in range(shops)]
+
+
+def plain_sum(vectors: list[np.ndarray], contributors: list[str]) -> np.ndarray:
+    total = np.zeros(len(vectors[0]), np.uint32)
+    for shop in contributors:
+        total += vectors[NAMES.index(shop)]
+    return total
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[int, int, int, dict[int, str]]:
+    """Shops, length, how many are needed, and who leaves at which stage: at most the tolerated."""
+    shops = draw(st.integers(3, 9))
+    honest = draw(st.integers(1, shops))
+    needed = threshold(shops, honest, 0)
+    leavers = draw(st.lists(st.integers(0, shops - 1), unique=True, max_size=shops - needed))
+    leaves = {shop: draw(st.sampled_from(STAGES)) for shop in leavers}
+    return shops, draw(st.integers(1, 300)), honest, leaves
+
+
+@given(cases(), st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_the_masked_sum_is_the_plain_sum_whoever_drops_out_at_whichever_stage(
+    case: tuple[int, int, int, dict[int, str]], seed: int
+) -> None:
+    shops, length, honest, leaves = case
+    vectors = words(shops, length, seed)
+    collector = play(vectors, leaves, honest=honest).collector
+    early = {NAMES[k] for k, stage in leaves.items() if STAGES.index(stage) <= 2}
+    assert set(collector.contributors) == set(NAMES[:shops]) - early
+    assert np.array_equal(collector.sum(), plain_sum(vectors, collector.contributors))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_sum_of_twenty_survives_seven_that_leave_together(stage: str) -> None:
+    vectors = words(20, 64)
+    collector = play(vectors, dict.fromkeys(range(7), stage), honest=13).collector
+    assert np.array_equal(collector.sum(), plain_sum(vectors, collector.contributors))
+
+
+@pytest.mark.slow
+def test_the_masked_sum_of_a_hundred_shops_is_the_plain_sum() -> None:
+    vectors = words(100, 500)
+    leaves = {k: STAGES[k % 5] for k in range(30)}
+    collector = play(vectors, leaves, honest=60, colluding=5).collector
+    assert np.array_equal(collector.sum(), plain_sum(vectors, collector.contributors))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_with_one_shop_too_few_nothing_is_unmasked(stage: str) -> None:
+    vectors = words(7, 8)
+    with pytest.raises(SecureSumError, match="nothing is unmasked"):
+        play(vectors, dict.fromkeys(range(3), stage), honest=5).collector.sum()
+
+
+def test_what_a_shop_sends_looks_like_noise_to_whoever_lacks_one_mask() -> None:
+    """All zeros, masked: bytes of any value, and not the same twice."""
+    seen = []
+    for _ in range(2):
+        played = play([np.zeros(4000, np.uint32)] * 3, {}, until=SHARES)
+        request = played.collector.masked_request(NAMES[0])
+        _, masks = mask(played.parties[NAMES[0]], request, played.identities[NAMES[0]])
+        seen.append(masks.hide(np.zeros(4000, np.uint32)))
+        # Without any one mask the rest still hides it.
+        assert masks.pairwise.keys() == set(NAMES[1:3])
+    assert not np.any(seen[0] == seen[1])
+    counts = np.bincount(np.concatenate(seen).view(np.uint8), minlength=256)
+    assert abs(counts - 125).max() < 8 * 125**0.5
+
+
+def test_seeds_are_new_for_every_pair_and_session_and_256_bits_long() -> None:
+    keys = []
+    for _ in range(3):
+        played = play(words(4, 2), {}, until=SHARES)
+        found: dict[frozenset[str], set[bytes]] = {}
+        for shop in NAMES[:4]:
+            request = played.collector.masked_request(shop)
+            _, masks = mask(played.parties[shop], request, played.identities[shop])
+            keys.append(masks.own)
+            for other, (key, subtract) in masks.pairwise.items():
+                found.setdefault(frozenset((shop, other)), set()).add(key)
+                assert subtract == (shop > other)
+        # Both shops of a pair have the same one.
+        assert {len(both) for both in found.values()} == {1}
+        keys += [key for both in found.values() for key in both]
+    assert len(set(keys)) == len(keys) == 3 * (4 + 6)
+    assert {len(key) for key in keys} == {32}
+
+
+def test_the_threshold_leaves_honest_noise_and_no_two_signed_views() -> None:
+    for members in range(3, 60):
+        for colluding in range(members):
+            for honest in range(1, members - colluding + 1):
+                needed = max(honest + colluding, (members + colluding) // 2 + 1)
+                if needed > members:
+                    with pytest.raises(ConfigError, match="roster"):
+                        threshold(members, honest, colluding)
+                    continue
+                assert threshold(members, honest, colluding) == needed
+                assert needed - colluding >= honest
+                # Two views need 2 t signatures; there are members + colluding at most.
+                assert 2 * needed > members + colluding
+    with pytest.raises(ConfigError):
+        threshold(5, 0, 1)
+
+
+def test_a_roster_survives_its_file_and_refuses_rubbish(tmp_path: Any) -> None:
+    shops = [(name, node_key(k).public_key()) for k, name in enumerate(["b ü", "a", "c/d"])]
+    path = tmp_path / "roster"
+    path.write_text("# ours\n\n" + roster_text(shops))
+    roster = read_roster(path)
+    assert roster.digest == Roster.of(shops).digest
+    assert set(roster.keys) == {shop_key(name) for name, _ in shops}
+    for text, match in (
+        ("rubbish", "line 1"),
+        (roster_text(shops[:1]) * 2, "second time"),
+        ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ== x", "line 1"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=match):
+            read_roster(path)
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_roster(tmp_path / "none")
+    same = [("a", node_key(1).public_key()), ("b", node_key(1).public_key())]
+    with pytest.raises(ConfigError, match="same key"):
+        Roster.of(same)
+    other = Roster.of([*shops[:2], ("c/d", node_key(9).public_key())])
+    assert other.digest != roster.digest
+
+
+def at(stage: str, **more: Any) -> Played:
+    return play(words(5, 4), more.pop("leaves", {}), honest=4, until=stage)
+
+
+def test_a_shop_begins_no_session_of_another_roster_or_without_it() -> None:
+    roster = make_roster(5)
+    session = make_session(make_roster(4), 4, 3)
+    with pytest.raises(SecureSumError, match="roster"):
+        begin(session, make_identity(0, roster))
+    with pytest.raises(SecureSumError, match="no member"):
+        begin(make_session(roster, 4, 3), make_identity(7, roster))
+
+
+def forged(request: SharesRequest, place: int, **changes: object) -> SharesRequest:
+    shown = list(request.advertisements)
+    shown[place] = shown[place].model_copy(update=changes)
+    return request.model_copy(update={"advertisements": tuple(shown)})
+
+
+def test_a_shop_shares_nothing_with_keys_that_the_server_made_up() -> None:
+    played = at(KEYS)
+    request = played.collector.shares_request()
+    shown = request.advertisements
+    me = shown[0].shop
+    party, identity = played.parties[me], played.identities[me]
+    own_key = {"mask_key": shown[2].mask_key, "sealing_key": shown[2].sealing_key}
+    for wrong, match in (
+        (forged(request, 1, mask_key=fresh()), "no signature"),
+        (forged(request, 1, sealing_key=fresh()), "no signature"),
+        (forged(request, 1, commitment=fresh()), "no signature"),
+        (forged(request, 1, **own_key), "no signature"),
+        (forged(request, 1, shop=NAMES[7]), "no member"),
+        (forged(request, 1, signature=b""), "no signature"),
+        (forged(request, 0, mask_key=fresh()), "own keys"),
+        (SharesRequest(session=party.session.id, advertisements=(*shown, shown[1])), "twice"),
+        (SharesRequest(session=party.session.id, advertisements=shown[1:]), "own keys"),
+        (SharesRequest(session=party.session.id, advertisements=shown[:3]), "are needed"),
+    ):
+        with pytest.raises(SecureSumError, match=match):
+            share(party, wrong, identity)
+
+
+def test_keys_of_another_session_are_not_shared_with() -> None:
+    """A signature of an earlier session does not hold in this one: nothing can be replayed."""
+    earlier, now = at(KEYS), at(KEYS)
+    old = earlier.collector.shares_request().advertisements[1]
+    request = now.collector.shares_request()
+    shown = (request.advertisements[0], old, *request.advertisements[2:])
+    me = shown[0].shop
+    with pytest.raises(SecureSumError, match="no signature"):
+        share(
+            now.parties[me],
+            request.model_copy(update={"advertisements": shown}),
+            now.identities[me],
+        )
+
+
+def test_a_member_that_shows_another_members_key_is_refused() -> None:
+    """With its own signature on it: it would be sealed for what the other can read."""
+    played = at(KEYS)
+    request = played.collector.shares_request()
+    victim, thief = request.advertisements[1], request.advertisements[2]
+    stolen = thief.model_copy(update={"sealing_key": victim.sealing_key})
+    key = played.identities[thief.shop].key
+    signature = sign(key, ADVERTISEMENT, stolen.covered(request.session))
+    wrong = forged(request, 2, sealing_key=victim.sealing_key, signature=signature)
+    me = request.advertisements[0].shop
+    with pytest.raises(SecureSumError, match="same key"):
+        share(played.parties[me], wrong, played.identities[me])
+
+
+def test_a_shop_masks_for_no_fewer_than_the_threshold_and_for_known_shops_only() -> None:
+    played = at(SHARES)
+    me = played.collector.sharing[0]
+    party, identity = played.parties[me], played.identities[me]
+    request = played.collector.masked_request(me)
+    some = dict(list(request.sealed.items())[:2])
+    for sealed, match in (
+        (some, "are needed"),
+        ({**request.sealed, NAMES[7]: b"x"}, "no keys"),
+        ({**request.sealed, me: b"x"}, "no keys"),
+    ):
+        with pytest.raises(SecureSumError, match=match):
+            mask(party, request.model_copy(update={"sealed": sealed}), identity)
+
+
+def test_a_shop_signs_no_view_that_leaves_it_out_or_is_too_small() -> None:
+    played = at(MASKED)
+    request = played.collector.view_request()
+    me = request.contributors[0]
+    party, identity = played.parties[me], played.identities[me]
+    names = request.contributors
+    for wrong, match in (
+        (names[:3], "are needed"),
+        (names[1:], "leaves this shop"),
+        ((*names, NAMES[7]), "shared nothing"),
+        ((*names, names[1]), "shared nothing"),
+    ):
+        with pytest.raises(SecureSumError, match=match):
+            see(party, request.model_copy(update={"contributors": wrong}), identity)
+
+
+def test_shares_are_given_only_to_enough_signatures_of_the_same_view() -> None:
+    played = at(VIEW)
+    request = played.collector.unmask_request()
+    me, other = list(request.signatures)[:2]
+    party, identity = played.parties[me], played.identities[me]
+    few = dict(list(request.signatures.items())[:3])
+    foreign = at(VIEW).collector.unmask_request().signatures
+    for wrong, match in (
+        (few, "are needed"),
+        ({**request.signatures, other: b""}, "another view"),
+        ({**request.signatures, other: request.signatures[me]}, "another view"),
+        ({**request.signatures, NAMES[7]: b""}, "contributed nothing"),
+        (foreign, "another view"),
+    ):
+        with pytest.raises(SecureSumError, match=match):
+            unmask(party, request.model_copy(update={"signatures": wrong}), identity)
+
+
+def test_a_server_that_shows_shops_different_survivors_unmasks_neither_view() -> None:
+    """The attack that the consistency check is for: the seed of a shop from one half of the others,
+    its key from the other half, and its vector is bare."""
+    played = at(MASKED)
+    names = played.collector.contributors
+    victim, others = names[0], names[1:]
+    whole = played.collector.view_request()
+    without = whole.model_copy(update={"contributors": tuple(others)})
+    signatures: dict[str, bytes] = {}
+    for k, shop in enumerate(others):
+        told = without if k < 2 else whole
+        party, answer = see(played.parties[shop], told, played.identities[shop])
+        played.parties[shop], signatures[shop] = party, answer.signature
+    party, answer = see(played.parties[victim], whole, played.identities[victim])
+    signatures[victim] = answer.signature
+    for shop in others:
+        for shown in (signatures, dict(list(signatures.items())[:3])):
+            asked = UnmaskRequest(session=whole.session, signatures=shown)
+            with pytest.raises(SecureSumError, match=r"another view|are needed|nothing"):
+                unmask(played.parties[shop], asked, played.identities[shop])
+
+
+def test_of_no_shop_both_secrets_are_shared() -> None:
+    played = play(words(6, 4), {1: MASKED, 2: VIEW}, honest=4)
+    for shop in played.collector.signers:
+        answer = played.collector._answers[shop]
+        assert set(answer.seeds) == set(played.collector.contributors)
+        assert set(answer.keys) == {NAMES[1]}
+
+
+def test_secrets_are_forgotten_as_soon_as_they_are_of_no_use() -> None:
+    played = at(VIEW)
+    for party in played.parties.values():
+        assert party.mask_secret == party.seed == b""
+    played = at(UNMASK)
+    for party in played.parties.values():
+        assert party.sealing_secret == party.kept_shares == b""
+        assert party.sealed == {}
+
+
+Wrong = Callable[[Collector, Played], None]
+
+
+def _unsigned(collector: Collector, played: Played) -> None:
+    shop = played.collector.sharing[0]
+    collector.take_keys(
+        shop, played.collector._advertisements[shop].model_copy(update={"signature": b""})
+    )
+
+
+def _anothers_keys(collector: Collector, played: Played) -> None:
+    first, second = played.collector.sharing[:2]
+    collector.take_keys(first, played.collector._advertisements[second])
+
+
+def _shares_for_others(collector: Collector, played: Played) -> None:
+    shop = played.collector.sharing[0]
+    sealed = dict(played.collector._sealed[shop])
+    sealed.pop(next(iter(sealed)))
+    played.collector.take_shares(shop, SharesAnswer(sealed=sealed))
+
+
+def _second_vector(collector: Collector, played: Played) -> None:
+    played.collector.take_masked(played.collector.contributors[0], np.zeros(4, np.uint32))
+
+
+def _odd_vector(collector: Collector, played: Played) -> None:
+    check_vector(np.zeros(4, np.float32), 4)
+
+
+def _short_vector(collector: Collector, played: Played) -> None:
+    check_vector(np.zeros(3, np.uint32), 4)
+
+
+def _false_view(collector: Collector, played: Played) -> None:
+    played.collector.take_view(played.collector.contributors[0], ViewAnswer(signature=b"x"))
+
+
+def _unasked_shares(collector: Collector, played: Played) -> None:
+    seeds = {NAMES[7]: bytes(32)}
+    played.collector.take_unmask(played.collector.signers[0], UnmaskAnswer(seeds=seeds, keys={}))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        _unsigned,
+        _anothers_keys,
+        _shares_for_others,
+        _second_vector,
+        _odd_vector,
+        _short_vector,
+        _false_view,
+        _unasked_shares,
+    ],
+)
+def test_the_server_takes_no_rubbish(wrong: Wrong) -> None:
+    played = at(UNMASK)
+    session = played.collector.session
+    with pytest.raises(SecureSumError):
+        wrong(Collector(session, make_roster(5)), played)
+
+
+def test_wrong_shares_are_told_from_right_ones() -> None:
+    """A shop that gives wrong shares spoils the sum of that round; nobody takes it for one."""
+    for leaves, kind, match in (({}, "seeds", "seed"), ({0: MASKED}, "keys", "key")):
+        played = play(words(5, 4), leaves, honest=4)
+        collector = played.collector
+        for giver, answer in collector._answers.items():
+            wrong = {shop: split(fresh(), 4, 5)[0] for shop in getattr(answer, kind)}
+            collector._answers[giver] = answer.model_copy(update={kind: wrong})
+        with pytest.raises(SecureSumError, match=f"shares of the {match}"):
+            collector.sum()
+
+
+def test_a_shop_that_seals_rubbish_is_outvoted() -> None:
+    """Its shares for two of the others do not open: they leave it out, and the rest suffices."""
+    played = at(KEYS)
+    collector = played.collector
+    request = collector.shares_request()
+    culprit = request.advertisements[0].shop
+    for shop in played.identities:
+        played.parties[shop], answer = share(played.parties[shop], request, played.identities[shop])
+        if shop == culprit:
+            bad = sorted(answer.sealed)[:1]
+            answer = answer.model_copy(
+                update={"sealed": {s: b"x" if s in bad else t for s, t in answer.sealed.items()}}
+            )
+        collector.take_shares(shop, answer)
+    vectors = dict(zip(sorted(played.identities), words(5, 4), strict=True))
+    for shop, identity in played.identities.items():
+        played.parties[shop], masks = mask(
+            played.parties[shop], collector.masked_request(shop), identity
+        )
+        collector.take_masked(shop, masks.hide(vectors[shop]))
+    for shop, identity in played.identities.items():
+        played.parties[shop], signed = see(played.parties[shop], collector.view_request(), identity)
+        collector.take_view(shop, signed)
+    for shop, identity in played.identities.items():
+        played.parties[shop], given = unmask(
+            played.parties[shop], collector.unmask_request(), identity
+        )
+        collector.take_unmask(shop, given)
+    total = np.sum(list(vectors.values()), axis=0, dtype=np.uint32)
+    assert np.array_equal(collector.sum(), total)
+
+
+def test_messages_are_parsed_or_refused() -> None:
+    session = make_session(make_roster(3), 4, 2)
+    request = KeysRequest(session=session)
+    assert parse(KeysRequest, request.model_dump_json()) == request
+    assert session.id != make_session(make_roster(3), 4, 2).id
+    for text in ("", "{}", "[]", '{"session": 1}', request.model_dump_json()[:-1] + ', "x": 1}'):
+        with pytest.raises(SecureSumError, match="KeysRequest"):
+            parse(KeysRequest, text)
+
+
+def test_a_states_digest_tells_any_difference() -> None:
+    state = {"a": np.zeros((2, 3), np.float32)}
+    others: list[dict[str, np.ndarray]] = [
+        {"b": state["a"]},
+        {"a": state["a"].reshape(3, 2)},
+        {"a": state["a"].view(np.int32)},
+        {"a": state["a"] + np.float32(1e-30)},
+        {},
+    ]
+    assert len({state_digest(s) for s in [state, *others]}) == 6
+    assert state_digest({"a": np.zeros((3, 2), np.float32).T}) == state_digest(state)

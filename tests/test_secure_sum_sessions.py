@@ -1,0 +1,228 @@
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.secure_sum.party import begin
+from client.secure_sum.sessions import Sessions
+from common.errors import LedgerError, SecureSumError
+from common.protocol import shop_key
+from common.secure_sum.messages import (
+    Advertisement,
+    KeysRequest,
+    SharesAnswer,
+    UnmaskAnswer,
+    ViewAnswer,
+    parse,
+)
+from secure_sum_support import make_identity, make_roster, make_session
+from server.secure_sum.collecting import Collector
+
+NAMES = sorted(shop_key(f"m{k}") for k in range(4))
+NUMBERS = {shop_key(f"m{k}"): k for k in range(4)}
+VECTOR = np.arange(5, dtype=np.uint32)
+
+
+def take_part(_: KeysRequest) -> None:
+    """Agree to any session."""
+
+
+class Room:
+    """Four shops with sessions on disk, and one collector; each step opens the files anew."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.roster = folder, make_roster(4)
+        self.collector = Collector(make_session(self.roster, 5, 3), self.roster)
+
+    @property
+    def first(self) -> str:
+        return KeysRequest(session=self.collector.session).model_dump_json()
+
+    def of(self, shop: str) -> Sessions:
+        number = NUMBERS[shop]
+        return Sessions(self.folder / f"s{number}.sqlite", make_identity(number, self.roster))
+
+    def keys(self) -> None:
+        for shop in NAMES:
+            said = self.of(shop).begin(self.first, take_part)
+            self.collector.take_keys(shop, parse(Advertisement, said))
+
+    def shares(self) -> None:
+        request = self.collector.shares_request().model_dump_json()
+        for shop in NAMES:
+            self.collector.take_shares(shop, parse(SharesAnswer, self.of(shop).share(request)))
+
+    def masked(self, among: list[str] = NAMES) -> None:
+        for shop in among:
+            request = self.collector.masked_request(shop).model_dump_json()
+            _, masks = self.of(shop).mask(request)
+            self.collector.take_masked(shop, masks.hide(VECTOR))
+
+    def views(self) -> None:
+        request = self.collector.view_request().model_dump_json()
+        for shop in self.collector.contributors:
+            self.collector.take_view(shop, parse(ViewAnswer, self.of(shop).see(request)))
+
+    def unmask(self) -> None:
+        request = self.collector.unmask_request().model_dump_json()
+        for shop in self.collector.signers:
+            said = self.of(shop).unmask(request)
+            self.collector.take_unmask(shop, parse(UnmaskAnswer, said))
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Room:
+    return Room(tmp_path)
+
+
+def test_a_sum_over_shops_that_start_anew_before_every_stage(room: Room) -> None:
+    room.keys()
+    room.shares()
+    room.masked(NAMES[:3])
+    room.views()
+    room.unmask()
+    assert np.array_equal(room.collector.sum(), VECTOR * np.uint32(3))
+
+
+def test_the_same_request_gets_the_same_answer_another_one_gets_none(room: Room) -> None:
+    room.keys()
+    me = room.of(NAMES[0])
+    request = room.collector.shares_request()
+    once = me.share(request.model_dump_json())
+    assert me.share(request.model_dump_json()) == once
+    other = request.model_copy(update={"advertisements": request.advertisements[:3]})
+    with pytest.raises(SecureSumError, match="already"):
+        me.share(other.model_dump_json())
+    room.shares()
+    room.masked()
+    view = room.collector.view_request()
+    once = me.see(view.model_dump_json())
+    assert me.see(view.model_dump_json()) == once
+    fewer = view.model_copy(update={"contributors": tuple(NAMES[:3])})
+    with pytest.raises(SecureSumError, match="already"):
+        me.see(fewer.model_dump_json())
+    room.views()
+    last = room.collector.unmask_request()
+    once = me.unmask(last.model_dump_json())
+    assert me.unmask(last.model_dump_json()) == once
+    fewer_signed = last.model_copy(update={"signatures": dict(list(last.signatures.items())[:3])})
+    with pytest.raises(SecureSumError, match="already"):
+        me.unmask(fewer_signed.model_dump_json())
+
+
+def test_a_session_hides_one_vector_only(room: Room) -> None:
+    room.keys()
+    room.shares()
+    request = room.collector.masked_request(NAMES[0]).model_dump_json()
+    room.of(NAMES[0]).mask(request)
+    with pytest.raises(SecureSumError, match="already"):
+        room.of(NAMES[0]).mask(request)
+
+
+def test_stages_come_in_their_order(room: Room) -> None:
+    room.keys()
+    request = room.collector.shares_request()
+    room.shares()
+    me = room.of(NAMES[0])
+    early = {"session": room.collector.session.id.hex()}
+    with pytest.raises(SecureSumError, match="does not follow"):
+        me.see(json.dumps({**early, "contributors": NAMES}))
+    with pytest.raises(SecureSumError, match="does not follow"):
+        me.unmask(json.dumps({**early, "signatures": {}}))
+    room.masked()
+    with pytest.raises(SecureSumError, match="does not follow"):
+        me.unmask(json.dumps({**early, "signatures": {}}))
+    with pytest.raises(SecureSumError, match="no such session"):
+        room.of(NAMES[1]).share(request.model_copy(update={"session": bytes(32)}).model_dump_json())
+
+
+def test_a_session_begins_once_and_a_later_one_ends_it(room: Room) -> None:
+    room.keys()
+    me = room.of(NAMES[0])
+    with pytest.raises(SecureSumError, match="began before"):
+        me.begin(room.first, take_part)
+    later = KeysRequest(session=make_session(room.roster, 5, 3))
+    me.begin(later.model_dump_json(), take_part)
+    with pytest.raises(SecureSumError, match="later one"):
+        me.share(room.collector.shares_request().model_dump_json())
+    with pytest.raises(SecureSumError, match="began before"):
+        me.begin(room.first, take_part)
+
+
+def test_a_shop_that_takes_no_part_remembers_nothing(room: Room) -> None:
+    def refuse(_: KeysRequest) -> None:
+        raise SecureSumError("not with us")
+
+    with pytest.raises(SecureSumError, match="not with us"):
+        room.of(NAMES[0]).begin(room.first, refuse)
+    with pytest.raises(SecureSumError, match="no such session"):
+        room.of(NAMES[0]).peek(room.collector.session.id)
+
+
+def test_the_answer_is_on_disk_before_it_leaves(room: Room) -> None:
+    """A second connection, opened when the answer is there, reads what the shop will say again."""
+    room.keys()
+    request = room.collector.shares_request().model_dump_json()
+    said = room.of(NAMES[0]).share(request)
+    path = room.folder / f"s{NUMBERS[NAMES[0]]}.sqlite"
+    assert path.stat().st_mode & 0o077 == 0
+    with sqlite3.connect(path) as connection:
+        (text,) = connection.execute("SELECT party FROM sessions").fetchone()
+    assert '"stage":"shares"' in text
+    assert said.replace('"', '\\"') in text
+
+
+def test_a_kill_between_answer_and_disk_leaves_the_stage_before(room: Room) -> None:
+    """A process that dies inside the transaction has said nothing: the next one may be asked."""
+    room.keys()
+    number = NUMBERS[NAMES[0]]
+    request = room.collector.shares_request().model_dump_json()
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "import client.secure_sum.sessions as sessions\n"
+        "from secure_sum_support import make_identity, make_roster\n"
+        "sessions.Sessions._store = staticmethod(lambda *a: os._exit(9))\n"
+        "sessions.share = lambda party, request, me: (party, request)\n"
+        "one = sessions.Sessions(Path(sys.argv[1]), make_identity(0, make_roster(4)))\n"
+        "one.share(sys.argv[2])\n"
+    )
+    path = room.folder / f"s{number}.sqlite"
+    found = subprocess.run(
+        [sys.executable, "-c", program, str(path), request],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": "tests:.", "PATH": "/usr/bin"},
+    )
+    assert found.returncode == 9, found.stderr
+    assert room.of(NAMES[0]).peek(room.collector.session.id).stage == "keys"
+    room.shares()
+
+
+def test_secrets_of_an_ended_session_are_not_in_the_file(room: Room) -> None:
+    room.keys()
+    shop = NAMES[0]
+    party = room.of(shop).peek(room.collector.session.id)
+    path = room.folder / f"s{NUMBERS[shop]}.sqlite"
+    secrets = [party.seed, party.mask_secret, party.sealing_secret]
+    assert all(secret.hex().encode() in path.read_bytes() for secret in secrets)
+    room.shares()
+    room.masked()
+    room.views()
+    room.unmask()
+    assert not any(secret.hex().encode() in path.read_bytes() for secret in secrets)
+
+
+def test_a_file_that_cannot_be_written_stops_the_shop(room: Room, tmp_path: Path) -> None:
+    identity = make_identity(0, room.roster)
+    with pytest.raises(LedgerError, match="cannot be written"):
+        Sessions(tmp_path / "none" / "s.sqlite", identity).begin(room.first, take_part)
+    (tmp_path / "text").write_text("no database at all, but long enough to be looked at" * 20)
+    with pytest.raises(LedgerError, match="cannot be written"):
+        Sessions(tmp_path / "text", identity).begin(room.first, take_part)
+    assert begin(room.collector.session, identity)[0].stage == "keys"
