@@ -16,10 +16,18 @@ from common.protocol import (
     MANIFEST,
     PUBLIC_WEIGHT,
     RELEASE,
+    SAID,
     STATE,
+    SUM_KEYS,
+    SUM_MASKED,
+    SUM_SHARES,
+    SUM_UNMASK,
+    SUM_VIEW,
     TRAIN,
     UPDATE,
     WEIGHT,
+    Arrays,
+    ReplyHeader,
 )
 
 if RUN_VARIABLE in os.environ:
@@ -59,6 +67,54 @@ def evaluate(message: Message, context: Context) -> Message:
     return _reply(EVALUATE, message, context)
 
 
+@app.query(SUM_KEYS)
+def sum_keys(message: Message, context: Context) -> Message:
+    """Begin a secure sum: show this shop's keys."""
+    return _reply_to_sum(SUM_KEYS, message, context)
+
+
+@app.query(SUM_SHARES)
+def sum_shares(message: Message, context: Context) -> Message:
+    """Seal shares of this shop's secrets for the others."""
+    return _reply_to_sum(SUM_SHARES, message, context)
+
+
+@app.train(SUM_MASKED)
+def sum_masked(message: Message, context: Context) -> Message:
+    """Send what this shop adds to the sum, under its masks."""
+    return _reply_to_sum(SUM_MASKED, message, context)
+
+
+@app.query(SUM_VIEW)
+def sum_view(message: Message, context: Context) -> Message:
+    """Sign what this shop was shown of the sum."""
+    return _reply_to_sum(SUM_VIEW, message, context)
+
+
+@app.query(SUM_UNMASK)
+def sum_unmask(message: Message, context: Context) -> Message:
+    """Give the shares that take the masks off the sum."""
+    return _reply_to_sum(SUM_UNMASK, message, context)
+
+
+def _reply_to_sum(stage: str, message: Message, context: Context) -> Message:
+    from client.secure_participation import answer_sum  # Few runs ask for it.
+
+    records = message.content
+    state = records.array_records.get(STATE) or ArrayRecord()
+    header, said, arrays = answer_sum(
+        stage,
+        dict(records.config_records.get(HEADER, {})),
+        str(dict(records.config_records.get(SAID, {})).get(SAID, "")),
+        lambda: {name: array.numpy() for name, array in state.items()},
+        Node(context.node_config, context.run_config, os.environ),
+    )
+    content = _content(header, arrays)
+    if said:
+        content[SAID] = ConfigRecord({SAID: said})
+    return Message(content, reply_to=message)
+
+
 def _reply(kind: str, message: Message, context: Context) -> Message:
     records = message.content
     state = records.array_records.get(STATE) or ArrayRecord()
@@ -69,6 +125,10 @@ def _reply(kind: str, message: Message, context: Context) -> Message:
         Node(context.node_config, context.run_config, os.environ),
         str(dict(records.config_records.get(MANIFEST, {})).get(MANIFEST, "")),
     )
+    return Message(_content(header, arrays), reply_to=message)
+
+
+def _content(header: ReplyHeader, arrays: Arrays) -> RecordDict:
     content = RecordDict(
         {
             HEADER: ConfigRecord(header.model_dump()),
@@ -77,4 +137,4 @@ def _reply(kind: str, message: Message, context: Context) -> Message:
     )
     if arrays:
         content[UPDATE] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
-    return Message(content, reply_to=message)
+    return content

@@ -8,7 +8,13 @@ from typing import Any
 
 from client.inspection import ledger_entries
 from client.privacy.budget import epsilon_of, how_many_fit, spends_of
-from client.privacy.events import DP_SGD, HISTOGRAM, Event
+from client.privacy.events import (
+    DP_SGD,
+    HISTOGRAM,
+    SHARED_HISTOGRAM,
+    SHARED_STEP,
+    Event,
+)
 from client.privacy.plan import check_plan, planned_events
 from client.settings import ShopSettings, read_settings
 from common.accounting import Epsilon, Spend, epsilon, fits, plan_spends
@@ -136,6 +142,8 @@ def forecast(plan: TrainingPlan, shops: Sequence[tuple[Path, ShopSettings]]) -> 
     except PrivacyError as error:
         raise ConfigError(str(error)) from error
     spends, names = plan_spends(plan), (HISTOGRAM, DP_SGD)
+    if plan.trust == "federation":
+        names = (SHARED_HISTOGRAM, SHARED_STEP)
     parts = zip(names, spends, strict=False)
     return {
         "plan": {

@@ -26,6 +26,7 @@ from common.errors import (
     LedgerError,
     PrivacyError,
     ProtocolError,
+    SecureSumError,
 )
 from common.features import Catalogue
 from common.model import check_may_travel, state_spec
@@ -37,6 +38,7 @@ from common.protocol import (
     NO_FINGERPRINT,
     PROTOCOL_VERSION,
     RELEASE,
+    SUM_STAGES,
     Arrays,
     Noise,
     ReplyHeader,
@@ -62,6 +64,7 @@ class _NoEvaluationError(ConfigError):
 
 # The first that fits; subclasses stand before their bases.
 _CODES: tuple[tuple[type[Exception], StatusCode], ...] = (
+    (SecureSumError, "sum-refused"),
     (BudgetError, "over-budget"),
     (LedgerError, "ledger-error"),
     (PrivacyError, "refused-config"),
@@ -72,6 +75,11 @@ _CODES: tuple[tuple[type[Exception], StatusCode], ...] = (
     (ProtocolError, "wrong-protocol"),
     (Exception, "failed"),
 )
+
+
+def status_of(error: Exception) -> StatusCode:
+    """Return the one code that may leave a shop of an error."""
+    return next(code for kind, code in _CODES if isinstance(error, kind))
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ def answer(
     noise: Literal[Noise, "none"] = "none"
     multiplier = 0.0
     try:
-        header = _header(raw_header)
+        header = read_header(raw_header)
         server_round, fingerprint = header.server_round, header.catalogue_fingerprint
         settings = shop_settings(node.node_config, node.environment)
         shop = shop_key(settings.merchant_id)
@@ -128,12 +136,12 @@ def answer(
             head, multiplier, arrays = _evaluate(header, state, settings)
             check_may_travel(arrays)
         else:
-            plan = _plan(kind, header, settings)
+            plan = allowed_plan(kind, header, settings)
             noise = settings.noise if plan.private else "none"
             head, arrays = _take_part(kind, header, plan, state, settings)
-            _check_may_leave(arrays, head, header, plan, settings)
+            check_may_leave(arrays, head, header, plan, settings)
     except Exception as error:  # No text of any error may leave the shop.
-        status = next(code for kind_, code in _CODES if isinstance(error, kind_))
+        status = status_of(error)
         arrays, multiplier = {}, 0.0
         logger.exception("exchange=%s round=%d status=%s", kind, server_round, status)
     reply = ReplyHeader(
@@ -148,7 +156,8 @@ def answer(
     return reply, arrays
 
 
-def _header(raw: Mapping[str, object]) -> RoundHeader:
+def read_header(raw: Mapping[str, object]) -> RoundHeader:
+    """Return the header of a message if this shop speaks its protocol."""
     try:
         header = RoundHeader.model_validate(dict(raw))
     except ValidationError as error:
@@ -163,7 +172,7 @@ def _header(raw: Mapping[str, object]) -> RoundHeader:
     return header
 
 
-def _plan(kind: str, header: RoundHeader, settings: ShopSettings) -> TrainingPlan:
+def allowed_plan(kind: str, header: RoundHeader, settings: ShopSettings) -> TrainingPlan:
     """Return the plan if this shop's own settings allow it."""
     plan = parse_plan(header.plan_json)
     if plan.unit != settings.unit:
@@ -172,9 +181,31 @@ def _plan(kind: str, header: RoundHeader, settings: ShopSettings) -> TrainingPla
         raise ConfigError("the plan has no privacy; this shop does not set allow_unprotected")
     if not 0 <= header.server_round <= plan.rounds:
         raise ProtocolError(f"round {header.server_round} of a plan of {plan.rounds}")
+    if plan.trust == "federation":
+        _check_sums(plan, settings)
+    if kind in SUM_STAGES:
+        if plan.trust != "federation":
+            raise ConfigError("a plan of trust 'shop' asks for a secure sum: its noise is no share")
+        return plan
+    if plan.trust == "federation" and kind != JOIN:
+        # Its noise is a share of what protects anybody: it leaves under masks or not at all.
+        raise ConfigError("a plan of secure sums asks for an update without masks")
     if kind != JOIN and (kind == RELEASE) != (header.server_round == 0):
         raise ProtocolError(f"round {header.server_round} is not an exchange of the kind {kind}")
     return plan
+
+
+def _check_sums(plan: TrainingPlan, settings: ShopSettings) -> None:
+    """Refuse a plan of secure sums that this shop cannot, or will not, take part in."""
+    if not plan.private:
+        raise ConfigError("a plan of secure sums has no privacy: the sum itself would be bare")
+    if settings.secure_sum is None:
+        raise ConfigError("this shop has no [secure_sum] section: it takes part in no secure sums")
+    if plan.colluding_shops < settings.secure_sum.colluding_shops:
+        raise ConfigError(
+            f"the plan allows for {plan.colluding_shops} shops that collude with the observer, "
+            f"this shop demands {settings.secure_sum.colluding_shops}"
+        )
 
 
 def _keep(
@@ -189,7 +220,7 @@ def _keep(
     if len(manifest) > MAX_MANIFEST_CHARS:
         raise ProtocolError("the manifest of a model that came home is too long")
     plan = parse_plan(header.plan_json)
-    catalogue = _agreed_catalogue(header, settings)
+    catalogue = agreed_catalogue(header, settings)
     arrays = state()
     check_arrays(arrays, state_spec(plan.model, catalogue.size), max_norm=0.0)
     keep_model(settings.models, header, plan, arrays, manifest, catalogue)
@@ -206,7 +237,7 @@ def _evaluate(
     plan = parse_plan(header.plan_json)
     if header.server_round != plan.rounds:
         raise ProtocolError(f"figures are of the last of {plan.rounds} rounds alone")
-    catalogue = _agreed_catalogue(header, settings)
+    catalogue = agreed_catalogue(header, settings)
     received = state()
     check_arrays(received, state_spec(plan.model, catalogue.size), max_norm=0.0)
     return release_figures(
@@ -216,11 +247,11 @@ def _evaluate(
         lambda: held_records(settings),
         catalogue,
         settings,
-        _noise(settings, "evaluation", header.server_round),
+        noise_source(settings, "evaluation", header.server_round),
     )
 
 
-def _agreed_catalogue(header: RoundHeader, settings: ShopSettings) -> Catalogue:
+def agreed_catalogue(header: RoundHeader, settings: ShopSettings) -> Catalogue:
     """Return the shop's catalogue if it is the server's too."""
     catalogue = held_catalogue(settings)
     if catalogue.fingerprint != header.catalogue_fingerprint:
@@ -236,7 +267,7 @@ def _take_part(
     settings: ShopSettings,
 ) -> tuple[str, Arrays]:
     """Do what one exchange asks for; return the ledger's head and what leaves the shop."""
-    catalogue = _agreed_catalogue(header, settings)
+    catalogue = agreed_catalogue(header, settings)
     if kind == JOIN:
         return _join(header, plan, settings), {}
     # Everything that can fail is tried before the charge: what is charged can't be taken back.
@@ -251,26 +282,26 @@ def _take_part(
         # An empty shop has no baskets to tell apart: it takes part, as it would with some.
         check_plan(plan, has_sessions=events.sessions is not None or not len(events))
     if kind == RELEASE:
-        head = _charge(header, plan, settings, 0)
-        noise = _noise(settings, "popularity", 0)
+        head = charge(header, plan, settings, 0)
+        noise = noise_source(settings, "popularity", 0)
         return head, release_popularity(plan, events, catalogue.size, noise)
     received = state()
     check_arrays(received, state_spec(plan.model, catalogue.size), max_norm=0.0)
     if plan.private:
         check_state(plan, header.server_round, received)
-    head = _charge(header, plan, settings, header.server_round)
+    head = charge(header, plan, settings, header.server_round)
     return head, train_round(
         plan,
         header.server_round,
         received,
         events,
         catalogue,
-        _noise(settings, "training", header.server_round),
-        _sampling(settings, header.server_round),
+        noise_source(settings, "training", header.server_round),
+        sampling_source(settings, header.server_round),
     )
 
 
-def _check_may_leave(
+def check_may_leave(
     arrays: Arrays, head: str, header: RoundHeader, plan: TrainingPlan, settings: ShopSettings
 ) -> None:
     """Refuse arrays that are the shop's own, or that its ledger was not charged for.
@@ -303,7 +334,7 @@ def _join(header: RoundHeader, plan: TrainingPlan, settings: ShopSettings) -> st
     return entries[-1].hash if entries else NO_FINGERPRINT
 
 
-def _charge(
+def charge(
     header: RoundHeader, plan: TrainingPlan, settings: ShopSettings, server_round: int
 ) -> str:
     """Write what this exchange costs to the ledger, synced, before anything is computed."""
@@ -322,13 +353,14 @@ def _charge(
         )
 
 
-def _noise(settings: ShopSettings, purpose: str, server_round: int) -> NoiseSource:
+def noise_source(settings: ShopSettings, purpose: str, server_round: int) -> NoiseSource:
+    """Return where a release's noise comes from, as the shop's own settings say."""
     if settings.noise == "system":
         return SystemNoise()
     return SeededNoise(_stream(settings, f"{purpose}-noise", server_round))
 
 
-def _sampling(settings: ShopSettings, server_round: int) -> np.random.Generator:
+def sampling_source(settings: ShopSettings, server_round: int) -> np.random.Generator:
     """Return the generator of choices that need no privacy, such as history or target."""
     if settings.noise == "system":
         return np.random.default_rng()

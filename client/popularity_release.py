@@ -8,6 +8,7 @@ import numpy as np
 
 from client.privacy.grid import on_grid, popularity_step
 from client.privacy.noise import NoiseSource
+from client.privacy.whole_rows import whole_rows
 from client.units import planned_units, unit_rows
 from common.protocol import POPULARITY, Arrays, TrainingPlan
 from common.schema import ShopEvents
@@ -31,3 +32,11 @@ def release_popularity(
     if plan.private:
         counts = counts + noise.normal(n_items, plan.popularity_noise_multiplier)
     return {POPULARITY: on_grid(counts, popularity_step(plan))}
+
+
+def whole_popularity(plan: TrainingPlan, events: ShopEvents, n_items: int) -> np.ndarray:
+    """Return the shop's popularity histogram (n,) int64 in whole steps, before its noise.
+
+    As :func:`release_popularity`, for a secure sum.
+    """
+    return whole_rows(unit_rows(planned_units(plan, events, n_items).history), plan.noise_steps)

@@ -29,6 +29,12 @@ PARTITION_KEY = "partition-id"
 #: Environment of all that `client run` starts: the shop's folder.
 RUN_VARIABLE = "FEDTAIL_RUN"
 
+# Section -> its files and where they lie by default, beside the settings.
+_PLACES: Mapping[str, Mapping[str, str]] = {
+    "federation": {"ca": "ca.crt", "key": "keys/node.key"},
+    "secure_sum": {"key": "keys/node.key", "roster": "roster", "sessions": "secure-sums.sqlite"},
+}
+
 # A name, an IPv4 address, or an IPv6 address in brackets.
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 
@@ -46,6 +52,8 @@ _SHOP_WORDS = frozenset(
         "insecure",
         "unprotected",
         "behavior",
+        "roster",
+        "sessions",
         "shop",
     }
 )
@@ -77,6 +85,27 @@ class FederationSettings(Frozen):
         if not 0 < int(port) < 65536:
             raise ValueError("the port is a number from 1 to 65535")
         return address
+
+
+class SecureSumSettings(Frozen):
+    """How a shop takes part in sums that the server sees nothing else of.
+
+    Attributes
+    ----------
+    key
+        The shop's private key, the one that is enrolled.
+    roster
+        The shop's own copy of who may take part (:mod:`common.secure_sum.members`).
+    sessions
+        The file of what the shop answered so far; created when missing.
+    colluding_shops
+        How many shops that collude with the observer a plan must allow for, at least.
+    """
+
+    key: Path
+    roster: Path
+    sessions: Path
+    colluding_shops: int = Field(0, ge=0)
 
 
 class ShopSettings(Frozen):
@@ -113,6 +142,8 @@ class ShopSettings(Frozen):
         Whether, and at which price, the shop's own figures of the global model may leave it.
     federation
         Where the shop's client connects to; not needed for a simulation.
+    secure_sum
+        What the shop needs for plans of trust ``federation``; without it, it takes part in none.
     models
         Folder of the models that the federation sends home; beside ``shop.toml`` by default.
     """
@@ -136,6 +167,7 @@ class ShopSettings(Frozen):
     home: HomeSection = Field(default_factory=HomeSection)
     evaluation: EvaluationSettings | None = None
     federation: FederationSettings | None = None
+    secure_sum: SecureSumSettings | None = None
     models: Path = Path("models")
 
     @model_validator(mode="after")
@@ -185,12 +217,13 @@ def read_settings(path: Path) -> ShopSettings:
         if isinstance(values.get(key), str):
             # One spelling for one place: simulated shops share a catalogue, and its cache.
             values[key] = (path.parent / values[key]).resolve()
-    if isinstance(values.get("federation"), dict):
-        section = {"ca": "ca.crt", "key": "keys/node.key", **values["federation"]}
-        for key in ("ca", "key"):
-            if isinstance(section[key], str):
-                section[key] = (path.parent / section[key]).resolve()
-        values["federation"] = section
+    for name, places in _PLACES.items():
+        if isinstance(values.get(name), dict):
+            section = {**places, **values[name]}
+            for key in places:
+                if isinstance(section[key], str):
+                    section[key] = (path.parent / section[key]).resolve()
+            values[name] = section
     mapping = values.get("catalogue_mapping")
     if isinstance(mapping, dict) and isinstance(mapping.get("table"), str):
         table = (path.parent / mapping["table"]).resolve()

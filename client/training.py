@@ -15,6 +15,7 @@ from torch import Tensor
 from client.privacy.grid import delta_step, on_grid
 from client.privacy.noise import NoiseSource
 from client.privacy.step import ExactDPStep, Tensors, UnitBatch
+from client.privacy.whole import WholeOptimizer, WholeStep
 from client.units import planned_units, uniforms
 from common.blocks import block_of
 from common.features import Catalogue
@@ -67,16 +68,7 @@ def train_round(
         so that a step costs in the rows that its units read. With one local step there is no
         difference.
     """
-    among = events.timestamps >= plan.train_from if plan.train_from else np.ones(len(events), bool)
-    if server_round <= plan.tuning_round:
-        among &= events.timestamps < plan.validation_from
-    forward = _Forward(plan, catalogue, state[POPULARITY])
-    units = planned_units(plan, events, catalogue.size, among)
-    rows = forward.block.training_rows(units.history, plan.model.row_exponent)
-    people = None
-    if plan.model.customer_rows and plan.unit == "customer":
-        count = len(events.user_ids)
-        people = attribute_matrix(events.attributes, count, plan.model.customer_rows)
+    forward, rows, people = _prepared(plan, server_round, state, events, catalogue)
     names = trained_names(plan)
     step = ExactDPStep(
         {name: torch.tensor(state[name]) for name in names},
@@ -89,7 +81,6 @@ def train_round(
         noise=noise if plan.private else None,
         momentum=plan.local_momentum,
     )
-    forward.read(state)
     for _ in range(plan.local_steps):
         key = int(sampling.integers(2**63))
         sampled = np.flatnonzero(noise.poisson_sample(rows.shape[0], plan.sample_rate))
@@ -100,6 +91,57 @@ def train_round(
         step.step()
     trained, grid = step.state(), delta_step(plan, server_round)
     return {name: on_grid(trained[name].numpy() - state[name], grid) for name in names}
+
+
+def whole_gradients(
+    plan: TrainingPlan,
+    server_round: int,
+    state: Arrays,
+    events: ShopEvents,
+    catalogue: Catalogue,
+    sampling: np.random.Generator,
+) -> Arrays:
+    """Return int64 sums of a round's clipped gradients in whole steps, before their noise.
+
+    As :func:`train_round` of one step over all units, for a secure sum: the clipping norm is
+    ``plan.noise_steps`` steps.
+    """
+    forward, rows, people = _prepared(plan, server_round, state, events, catalogue)
+    names = trained_names(plan)
+    step = WholeStep(
+        {name: torch.tensor(state[name]) for name in names},
+        tables=TABLES.intersection(names),
+        max_grad_norm=plan.clipping_norm(server_round),
+        noise_multiplier=0.0,
+        batch_normalizer=plan.batch_normalizer,
+        learning_rate=plan.learning_rate,
+    )
+    assert isinstance(step.optimizer, WholeOptimizer)
+    step.optimizer.steps = plan.noise_steps
+    key = int(sampling.integers(2**63))
+    for members in _physical_batches(
+        rows, np.arange(rows.shape[0]), forward.floats_per_product, forward.floats_per_unit
+    ):
+        step.accumulate(forward.losses, forward.batch(rows, members, key, people))
+    return {name: step.whole(name) for name in names}
+
+
+def _prepared(
+    plan: TrainingPlan, server_round: int, state: Arrays, events: ShopEvents, catalogue: Catalogue
+) -> tuple["_Forward", sparse.csr_matrix, sparse.csr_matrix | None]:
+    """Return the model's formula at the released state, the units' rows and their attributes."""
+    among = events.timestamps >= plan.train_from if plan.train_from else np.ones(len(events), bool)
+    if server_round <= plan.tuning_round:
+        among &= events.timestamps < plan.validation_from
+    forward = _Forward(plan, catalogue, state[POPULARITY])
+    forward.read(state)
+    units = planned_units(plan, events, catalogue.size, among)
+    rows = forward.block.training_rows(units.history, plan.model.row_exponent)
+    people = None
+    if plan.model.customer_rows and plan.unit == "customer":
+        count = len(events.user_ids)
+        people = attribute_matrix(events.attributes, count, plan.model.customer_rows)
+    return forward, rows, people
 
 
 class _Forward:

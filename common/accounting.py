@@ -8,7 +8,7 @@ are slow to load.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -16,6 +16,7 @@ from typing import Literal
 from common.composition import ORDERS, Segment, prv, rdp
 from common.errors import ConfigError
 from common.protocol import TrainingPlan
+from common.secure_sum.noise import accounted_multiplier, share_std
 
 _LARGEST_EPSILON_FOR_PLD = 60.0
 _MAX_PLD_SEGMENTS = 12
@@ -36,11 +37,15 @@ class Spend:
         Standard deviation of the noise over the sensitivity.
     sample_rate
         Chance of each unit to be in one step, (0, 1].
+    discrete
+        Whether the noise is a sum of discrete Gaussians (:mod:`common.secure_sum.noise`) on whole
+        numbers. Of it the Rényi bound is known, which is a Gaussian's; PRV's is of real numbers.
     """
 
     noise_multiplier: float
     sample_rate: float
     steps: int
+    discrete: bool = False
 
     def __post_init__(self) -> None:
         if not (self.noise_multiplier >= 0 and 0 < self.sample_rate <= 1 and self.steps >= 0):
@@ -49,6 +54,8 @@ class Spend:
                 f"sample_rate={self.sample_rate}, steps={self.steps}: they are at least 0, "
                 "in (0, 1] and at least 0"
             )
+        if self.discrete and self.sample_rate < 1:
+            raise ConfigError("noise of whole numbers is accounted for without sampling only")
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,8 @@ def epsilon(spends: Iterable[Spend], delta: float) -> Epsilon:
     Nothing spent is ε = 0; a step without noise is ε = ∞.
     """
     _check_delta(delta)
-    return _epsilon(_merge(spends), delta)
+    spends = list(spends)
+    return _epsilon(_merge(spends), delta, _has_discrete(spends))
 
 
 def fits(spends: Iterable[Spend], delta: float, cap: float) -> bool:
@@ -82,10 +90,11 @@ def fits(spends: Iterable[Spend], delta: float, cap: float) -> bool:
     The Rényi bound is asked first: where it fits, the dearer accountant has nothing to add.
     """
     _check_delta(delta)
+    spends = list(spends)
     merged = _merge(spends)
     if all(sigma > 0 for sigma, _, _ in merged) and (not merged or rdp(merged, delta) <= cap):
         return cap >= 0
-    return _epsilon(merged, delta).value <= cap
+    return _epsilon(merged, delta, _has_discrete(spends)).value <= cap
 
 
 def calibrate(
@@ -94,6 +103,8 @@ def calibrate(
     popularity_share: float,
     sample_rate: float,
     steps: int,
+    *,
+    discrete: bool = False,
 ) -> tuple[float, float]:
     """Find the noise with which a histogram and ``steps`` steps cost just ``target_epsilon``.
 
@@ -104,6 +115,8 @@ def calibrate(
         which Gaussian mechanisms add up; else the histogram alone costs this part of the target.
     steps
         Steps over all rounds; 0 gives the histogram everything.
+    discrete
+        Whether the noise is of whole numbers; then at ``sample_rate`` 1 only.
 
     Returns
     -------
@@ -117,17 +130,25 @@ def calibrate(
         raise ConfigError(
             f"popularity_share is {popularity_share}; it must lie in (0, 1), or be 1 without rounds"
         )
-    return _calibrate(target_epsilon, delta, popularity_share, sample_rate, steps)
+    return _calibrate(target_epsilon, delta, popularity_share, sample_rate, steps, discrete)
 
 
 def plan_spends(plan: TrainingPlan) -> list[Spend]:
     """Return what a plan costs in all: the popularity histogram, then the steps of its rounds."""
     if not plan.private:
         return []
-    spends = [Spend(plan.popularity_noise_multiplier, 1.0, 1)]
+    spends = [_planned(plan, plan.popularity_noise_multiplier, 1.0, 1)]
     if steps := plan.rounds * plan.local_steps:
-        spends.append(Spend(plan.noise_multiplier, plan.sample_rate, steps))
+        spends.append(_planned(plan, plan.noise_multiplier, plan.sample_rate, steps))
     return spends
+
+
+def _planned(plan: TrainingPlan, multiplier: float, sample_rate: float, steps: int) -> Spend:
+    if plan.trust == "shop":
+        return Spend(multiplier, sample_rate, steps)
+    std = share_std(plan, multiplier)
+    accounted = accounted_multiplier(multiplier, std, plan.honest_shops)
+    return Spend(accounted, sample_rate, steps, discrete=True)
 
 
 def second_opinion(spends: Iterable[Spend], delta: float) -> float:
@@ -152,6 +173,28 @@ def second_opinion(spends: Iterable[Spend], delta: float) -> float:
     return ask(PLDAccountant(value_discretization_interval=1e-4))
 
 
+def second_opinion_on_sums(
+    noise_steps: int, multipliers: Sequence[float], delta: float, mesh: float = 1e-4
+) -> float:
+    """Return ε of sums with discrete Gaussian noise by ``dp-accounting``'s own analysis of it.
+
+    For a unit whose contribution is one coordinate of ``noise_steps``, under one discrete Gaussian
+    of the whole variance: what the shares' sum is but for a factor of ``1 + 10^-250``.
+    """
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    losses = [
+        pld.from_discrete_gaussian_mechanism(
+            sigma * noise_steps, sensitivity=noise_steps, value_discretization_interval=mesh
+        )
+        for sigma in multipliers
+    ]
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total.compose(loss)
+    return float(total.get_epsilon_for_delta(delta))
+
+
 def _check_delta(delta: float) -> None:
     if not 0 < delta < 1:
         raise ConfigError(f"target_delta is {delta}; it must lie between 0 and 1")
@@ -173,14 +216,18 @@ def _merge(spends: Iterable[Spend]) -> tuple[Segment, ...]:
     return tuple(sorted(merged))
 
 
+def _has_discrete(spends: Iterable[Spend]) -> bool:
+    return any(spend.discrete for spend in spends if spend.steps)
+
+
 @lru_cache(maxsize=4096)
-def _epsilon(segments: tuple[Segment, ...], delta: float) -> Epsilon:
+def _epsilon(segments: tuple[Segment, ...], delta: float, discrete: bool) -> Epsilon:
     if not segments:
         return Epsilon(0.0, "rdp", upper_bound=False)
     if any(sigma == 0 for sigma, _, _ in segments):
         return Epsilon(math.inf, "rdp", upper_bound=False)
     bound = rdp(segments, delta)
-    tight = prv(segments, delta, bound)
+    tight = None if discrete else prv(segments, delta, bound)
     if tight is None:
         return Epsilon(bound, "rdp", upper_bound=True)
     # Both are bounds; where RDP is the lower one it is the tighter.
@@ -191,17 +238,21 @@ def _epsilon(segments: tuple[Segment, ...], delta: float) -> Epsilon:
 
 @lru_cache(maxsize=512)
 def _calibrate(
-    target: float, delta: float, share: float, sample_rate: float, steps: int
+    target: float, delta: float, share: float, sample_rate: float, steps: int, discrete: bool
 ) -> tuple[float, float]:
     if steps == 0:
-        alone = _solve(lambda sigma: epsilon([Spend(sigma, 1.0, 1)], delta).value, target)
+        alone = _solve(lambda sigma: epsilon([Spend(sigma, 1.0, 1, discrete)], delta).value, target)
         return alone, 0.0
     if sample_rate == 1:
         popularity_scale, step_scale = share**-0.5, (steps / (1 - share)) ** 0.5
         sigma = _solve(
             lambda s: (
                 epsilon(
-                    [Spend(s * popularity_scale, 1.0, 1), Spend(s * step_scale, 1.0, steps)], delta
+                    [
+                        Spend(s * popularity_scale, 1.0, 1, discrete),
+                        Spend(s * step_scale, 1.0, steps, discrete),
+                    ],
+                    delta,
                 ).value
             ),
             target,

@@ -14,10 +14,15 @@ def with_noise(plan: TrainingPlan) -> TrainingPlan:
     ConfigError
         If the plan asks for what this version does not have, or its target cannot be met.
     """
-    if plan.trust != "shop":
+    shared = plan.trust == "federation"
+    if shared and plan.honest_shops < 1:
         raise ConfigError(
-            f'privacy.trust = "{plan.trust}" needs secure aggregation, which this version does '
-            'not have: set privacy.trust = "shop"'
+            'trust = "federation" needs honest_shops: how many survivors of every exchange do not '
+            "collude with the observer, so that each adds a share of the noise"
+        )
+    if shared and plan.rounds and not (plan.local_steps == 1 and plan.sample_rate == 1):
+        raise ConfigError(
+            'trust = "federation" takes one sum a round: set local_steps = 1 and sample_rate = 1'
         )
     if plan.unit == "interaction" and plan.rounds:
         raise ConfigError(
@@ -29,6 +34,7 @@ def with_noise(plan: TrainingPlan) -> TrainingPlan:
         plan.popularity_share,
         plan.sample_rate,
         plan.rounds * plan.local_steps,
+        discrete=shared,
     )
     noise = {"popularity_noise_multiplier": popularity, "noise_multiplier": training}
     return plan.model_copy(update=noise)

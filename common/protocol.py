@@ -3,9 +3,11 @@
 One run is up to five kinds of exchange: ``JOIN`` (does this shop take part in this plan?),
 ``RELEASE`` (once: the private popularity histogram), ``TRAIN`` (each round: a private delta of the
 global state), ``HOME`` (the finished model, for every shop to keep) and, where the run asks for it,
-``EVALUATE`` (private figures of the model, of shops that allow it at a price of their own).
-Everything in a message is either
-a public constant of the plan, the released global state, or a planned private release.
+``EVALUATE`` (private figures of the model, of shops that allow it at a price of their own). Where
+shops share the noise (``trust = "federation"``), a secure sum of five exchanges of its own,
+``SUM_STAGES``, takes the place of each ``RELEASE`` and ``TRAIN``.
+Everything in a message is either a public constant of the plan, the released global state, a
+planned private release, or what hides one.
 """
 
 import hashlib
@@ -27,15 +29,24 @@ TRAIN = "update"
 HOME = "home"
 EVALUATE = "evaluate"
 
+#: The stages of a secure sum (:mod:`common.secure_sum.messages`), in their order.
+SUM_KEYS, SUM_SHARES, SUM_MASKED = "sum_keys", "sum_shares", "sum_masked"
+SUM_VIEW, SUM_UNMASK = "sum_view", "sum_unmask"
+SUM_STAGES = (SUM_KEYS, SUM_SHARES, SUM_MASKED, SUM_VIEW, SUM_UNMASK)
+
 #: Records of a message. ``STATE`` and ``UPDATE`` are array records, ``HEADER`` is a config record
 #: with the fields of :class:`RoundHeader` or :class:`ReplyHeader`; ``MANIFEST``, in ``HOME`` alone,
-#: one with the JSON text of the model's manifest under the same name.
+#: one with the JSON text of the model's manifest under the same name; ``SAID``, in the stages of a
+#: secure sum, one with the JSON text of what is said there.
 STATE = "state"
 UPDATE = "update"
 HEADER = "header"
 MANIFEST = "manifest"
+SAID = "said"
 WEIGHT = "weight"
 POPULARITY = "popularity"
+#: What a shop adds to a secure sum, under all its masks: the one array of such a reply.
+MASKED_VECTOR = "masked_vector"
 ITEMS = "item_embedding"
 SPECTRUM = "spectrum"
 
@@ -48,6 +59,8 @@ Trust = Literal["shop", "federation"]
 Noise = Literal["system", "seeded"]
 Arrays = dict[str, np.ndarray]
 
+#: What is said of a secure sum: some hundred bytes for each pair of shops.
+MAX_SAID_CHARS = 2**24
 #: A manifest names arrays and settings; more than this is no manifest.
 MAX_MANIFEST_CHARS = 2**20
 FINGERPRINT_CHARS = 64
@@ -66,6 +79,7 @@ StatusCode = Literal[
     "ledger-error",
     "data-error",
     "no-evaluation",
+    "sum-refused",
     "failed",
 ]
 
@@ -139,6 +153,15 @@ class TrainingPlan(Frozen):
     Rounds train on records at or after ``train_from`` (epoch seconds; 0: all of them): a run that
     goes on from an earlier model learns what is new. Popularity is of all records, always.
     With ``private = False`` no noise is added and nothing is clipped: only simulations accept it.
+
+    Attributes
+    ----------
+    honest_shops, colluding_shops
+        Under ``trust = "federation"``: at least so many survivors of every exchange do not collude
+        with whoever looks at its sum, however many up to the latter do. Each shop adds a share
+        ``1 / honest_shops`` of the noise's variance.
+    noise_steps
+        Under ``trust = "federation"``: the clipping norm in whole steps, which sums are made of.
     """
 
     version: int = PROTOCOL_VERSION
@@ -166,7 +189,14 @@ class TrainingPlan(Frozen):
     train_from: int = 0
     validation_from: int = 0
     tuning_round: int = Field(0, ge=0)
+    honest_shops: int = Field(0, ge=0, le=2**20)
+    colluding_shops: int = Field(0, ge=0, le=2**20)
+    noise_steps: int = Field(4096, ge=1, le=2**20)
     model: ModelPlan = ModelPlan()
+
+    def noise_variances(self, shops: int) -> float:
+        """Return how many times the plan's noise variance is in the sum of so many shops."""
+        return shops if self.trust == "shop" else shops / self.honest_shops
 
     def clipping_norm(self, server_round: int) -> float:
         """Return the clipping norm of a round, from 1: ``first_norms``, then ``max_grad_norm``.

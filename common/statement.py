@@ -30,6 +30,10 @@ NOISES = {
 RELEASES = {
     "gaussian-histogram": "each unit's distinct products, scaled to norm 1, summed once",
     "dp-sgd": "gradients clipped per unit over all parameters together",
+    "shared-gaussian-histogram": "each unit's distinct products, scaled to norm 1 and cut to whole "
+    "steps, summed over shops once",
+    "shared-gaussian-step": "gradients clipped per unit over all parameters together and cut to "
+    "whole steps, summed over shops",
     "gaussian-evaluation": "how well the released model and popularity foresee each customer's "
     "last products, figures and counts scaled to norm 1, summed once",
 }
@@ -42,6 +46,11 @@ _FLOATING_POINT = (
     "and what leaves is rounded to a fixed grid that no data choose. Both blunt attacks that read "
     "data off the lowest bits of noisy values (Mironov 2012); neither is a proof, as an exact "
     "discrete Gaussian would be."
+)
+_NOISE_SHARES = (
+    "Sums with fewer honest shops' noise than the plan's number of honest survivors, which is what "
+    "each shop's share of it follows from: more shops that collude with the observer than the plan "
+    "allows for. A shop that sees its own model released knows its own share of the noise."
 )
 _TIMING = "Timing, memory use and availability of a shop."
 _AT_HOME = "What a shop shows its own customers, and what it keeps and fits at home."
@@ -143,11 +152,16 @@ def not_covered(
         for unit in ("basket", "interaction")
         if unit in units
     ]
-    found += [_SEVERAL_SHOPS, _TUNED, _FLOATING_POINT, _TIMING, _AT_HOME]
+    trusts = set(trusts)
+    found += [_SEVERAL_SHOPS, _TUNED]
+    if trusts != {"federation"}:
+        # Sums of whole numbers with discrete noise have no lowest bits to read.
+        found.append(_FLOATING_POINT)
+    found += [_TIMING, _AT_HOME]
     if this_run_only:
         found.append(_OTHER_RUNS)
     if "federation" in trusts:
-        found.append("Shops that collude with the server beyond the number the plan allows for.")
+        found.append(_NOISE_SHARES)
     if catalogue_from_purchases:
         found.append(
             "The catalogue and the shops: in this data set both were built from purchases, and are "
@@ -246,7 +260,10 @@ def mechanism(
 def _mechanisms(plan: TrainingPlan) -> list[dict[str, Any]]:
     histogram, *steps = plan_spends(plan)
     norms = [plan.clipping_norm(server_round) for server_round in range(1, plan.rounds + 1)]
-    parts = [("gaussian-histogram", histogram, [1.0]), *(("dp-sgd", s, norms) for s in steps)]
+    names = ("gaussian-histogram", "dp-sgd")
+    if plan.trust == "federation":
+        names = ("shared-gaussian-histogram", "shared-gaussian-step")
+    parts = [(names[0], histogram, [1.0]), *((names[1], s, norms) for s in steps)]
     return [
         mechanism(name, spend.noise_multiplier, spend.sample_rate, spend.steps, clipped)
         for name, spend, clipped in parts

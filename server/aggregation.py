@@ -77,8 +77,21 @@ def popularity_rates(
     ndarray
         ``(n,)`` float32; see :func:`common.popularity.rates`.
     """
-    noise = np.sqrt(len(contributions)) * plan.popularity_noise_multiplier if plan.private else 0.0
-    return rates(sum_popularity(contributions), float(noise), features)
+    return summed_rates(plan, sum_popularity(contributions), len(contributions), features)
+
+
+def summed_rates(
+    plan: TrainingPlan, counts: np.ndarray, shops: int, features: Sequence[Feature] = ()
+) -> np.ndarray:
+    """Turn the sum ``(n,)`` of so many shops' noisy counts into public popularity rates.
+
+    Returns
+    -------
+    ndarray
+        ``(n,)`` float32; see :func:`common.popularity.rates`.
+    """
+    variances = plan.noise_variances(shops) if plan.private else 0.0
+    return rates(counts, float(np.sqrt(variances) * plan.popularity_noise_multiplier), features)
 
 
 def sum_popularity(contributions: Sequence[Contribution]) -> np.ndarray:

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.features import read_catalogue
 from common.model import state_spec, trained_names
 from common.protocol import Arrays, Noise, TrainingPlan
+from common.secure_sum.members import read_roster
 from server.checkpoints import alone, last_checkpoint, trained_on, write_checkpoint
 from server.figures import ShopFigures, write_figures
 from server.finishing import finished_model
@@ -69,6 +70,7 @@ def _run(
         shapes=state_spec(plan.model, catalogue.size),
         trained=trained_names(plan),
         features=catalogue.features,
+        members=None if home.roster is None else read_roster(home.roster),
     )
 
     def finish(state: Arrays, noise: Noise) -> str:

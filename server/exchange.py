@@ -26,6 +26,8 @@ class Exchange:
         Node -> shop of the good ones.
     unheard
         Enrolled shop -> code, where its node sent nothing well-formed.
+    said
+        Shop -> what it says in a stage of a secure sum.
     """
 
     asked: int = 0
@@ -35,6 +37,7 @@ class Exchange:
     headers: dict[int, ReplyHeader] = field(default_factory=dict)
     accepted_nodes: dict[int, str] = field(default_factory=dict)
     unheard: dict[str, str] = field(default_factory=dict)
+    said: dict[str, str] = field(default_factory=dict)
 
     @property
     def accepted(self) -> int:

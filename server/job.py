@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from common.features import Feature
 from common.protocol import TrainingPlan
+from common.secure_sum.members import Roster
 from server.settings import RunSettings
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -17,7 +18,7 @@ class Job:
     """One run: its name, plan, settings and the shapes of what travels.
 
     ``trained`` are the arrays of ``shapes`` that shops send deltas of; ``features`` the public ones
-    of the catalogue.
+    of the catalogue; ``members`` the operator's copy of the roster of secure sums.
     """
 
     run_name: str
@@ -27,3 +28,4 @@ class Job:
     shapes: Shapes
     trained: Sequence[str]
     features: Sequence[Feature] = ()
+    members: Roster | None = None

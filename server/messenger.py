@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
@@ -15,10 +15,18 @@ from common.protocol import (
     HOME,
     JOIN,
     MANIFEST,
+    MASKED_VECTOR,
     NO_FINGERPRINT,
     PUBLIC_WEIGHT,
     RELEASE,
+    SAID,
     STATE,
+    SUM_KEYS,
+    SUM_MASKED,
+    SUM_SHARES,
+    SUM_STAGES,
+    SUM_UNMASK,
+    SUM_VIEW,
     TRAIN,
     Arrays,
     ReplyHeader,
@@ -28,7 +36,7 @@ from server.aggregation import Contribution
 from server.exchange import Exchange
 from server.heads import LedgerHeads
 from server.job import Job, Shapes
-from server.replies import reply_arrays, reply_header
+from server.replies import reply_arrays, reply_header, reply_text, reply_vector
 from server.roster import Roster
 
 logger = logging.getLogger(__name__)
@@ -39,9 +47,14 @@ _MESSAGE_TYPES = {
     TRAIN: f"{MessageType.TRAIN}.{TRAIN}",
     HOME: f"{MessageType.QUERY}.{HOME}",
     EVALUATE: f"{MessageType.QUERY}.{EVALUATE}",
+    SUM_MASKED: f"{MessageType.TRAIN}.{SUM_MASKED}",
+    **{
+        stage: f"{MessageType.QUERY}.{stage}"
+        for stage in (SUM_KEYS, SUM_SHARES, SUM_VIEW, SUM_UNMASK)
+    },
 }
 #: Exchanges that a shop pays for: what comes back is made of its records.
-_CHARGED = frozenset((RELEASE, TRAIN, EVALUATE))
+_CHARGED = frozenset((RELEASE, TRAIN, EVALUATE, SUM_MASKED))
 #: Exchanges after the training: what a shop says there says nothing of whether it trains.
 _AFTER = frozenset((HOME, EVALUATE))
 # A shop that says one of these will say it again: it is not asked any more in this run.
@@ -80,8 +93,16 @@ class Messenger:
         expected: Shapes,
         *,
         manifest: str = "",
+        said: Mapping[int, str] | None = None,
     ) -> Exchange:
-        """Send one message to each node and return the checked replies, in shop order."""
+        """Send one message to each node and return the checked replies, in shop order.
+
+        Parameters
+        ----------
+        said
+            Node -> what it is told in a stage of a secure sum.
+        """
+        said = {} if said is None else said
         header = RoundHeader(
             run_id=self._job.run_name,
             server_round=server_round,
@@ -95,7 +116,7 @@ class Messenger:
             shared[MANIFEST] = ConfigRecord({MANIFEST: manifest})
         messages = [
             Message(
-                RecordDict({HEADER: self._header_for(node, header), **shared}),
+                RecordDict({HEADER: self._header_for(node, header), **shared, **_said(said, node)}),
                 node,
                 _MESSAGE_TYPES[kind],
                 group_id=str(server_round),
@@ -153,14 +174,33 @@ class Messenger:
             if header.catalogue_fingerprint != self._job.catalogue_fingerprint:
                 raise ProtocolError("a shop answers for another catalogue")
             self._check_noise(kind, header)
-            max_norm = self._job.settings.max_update_norm if kind == TRAIN else 0.0
-            arrays = reply_arrays(reply, expected, max_norm)
+            if kind in SUM_STAGES:
+                self._check_member(node, header)
+                arrays = self._hear(kind, reply, header, expected, result)
+            else:
+                max_norm = self._job.settings.max_update_norm if kind == TRAIN else 0.0
+                arrays = reply_arrays(reply, expected, max_norm)
         except ProtocolError as error:
             logger.warning("reply=rubbish node=%d reason=%s", node, error)
             return "rubbish"
         result.accepted_nodes[node] = header.shop
         result.contributions.append(Contribution(header.shop, PUBLIC_WEIGHT, arrays))
         return "ok"
+
+    def _check_member(self, node: int, header: ReplyHeader) -> None:
+        """Refuse a shop that took no part in the run."""
+        if self._roster.shop(node) != header.shop:
+            raise ProtocolError("a shop speaks in a sum that it takes no part in")
+
+    @staticmethod
+    def _hear(
+        kind: str, reply: Message, header: ReplyHeader, expected: Shapes, result: Exchange
+    ) -> Arrays:
+        """Return the vector of a reply to a stage of a secure sum, or keep what it says."""
+        if kind == SUM_MASKED:
+            return reply_vector(reply, expected[MASKED_VECTOR][0])
+        result.said[header.shop] = reply_text(reply)
+        return {}
 
     def _check_noise(self, kind: str, header: ReplyHeader) -> None:
         """Refuse a charged reply that says it holds no noise, or a price where none is asked."""
@@ -190,3 +230,7 @@ class Messenger:
             if waiting and not got:
                 time.sleep(poll)
             poll = _FIRST_POLL if got else min(poll * 1.2, _LAST_POLL)
+
+
+def _said(said: Mapping[int, str], node: int) -> dict[str, ConfigRecord]:
+    return {SAID: ConfigRecord({SAID: said[node]})} if node in said else {}

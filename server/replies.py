@@ -10,8 +10,11 @@ from flwr.app import Array, Message
 from common.errors import ProtocolError
 from common.protocol import (
     HEADER,
+    MASKED_VECTOR,
+    MAX_SAID_CHARS,
     PROTOCOL_VERSION,
     PUBLIC_WEIGHT,
+    SAID,
     UPDATE,
     WEIGHT,
     Arrays,
@@ -19,6 +22,7 @@ from common.protocol import (
     check_arrays,
     check_names,
 )
+from common.secure_sum.messages import check_vector
 from server.job import Shapes
 
 
@@ -31,7 +35,7 @@ def reply_header(reply: Message, server_round: int) -> ReplyHeader:
         If the reply holds anything but what the protocol says.
     """
     content = reply.content
-    check_names(set(content) - {UPDATE}, (HEADER, WEIGHT))
+    check_names(set(content) - {UPDATE, SAID}, (HEADER, WEIGHT))
     try:
         header = ReplyHeader.model_validate(dict(content.config_records[HEADER]))
         weights = dict(content.metric_records[WEIGHT])
@@ -53,6 +57,8 @@ def reply_arrays(reply: Message, expected: Shapes, max_norm: float) -> Arrays:
         If they are not float32 arrays of the ``expected`` names and shapes, finite and within
         ``max_norm`` (0: no bound).
     """
+    if SAID in reply.content:
+        raise ProtocolError("a shop says what it was not asked")
     records = reply.content.array_records
     if not expected:
         check_names(records, ())
@@ -62,6 +68,40 @@ def reply_arrays(reply: Message, expected: Shapes, max_norm: float) -> Arrays:
     arrays = {n: _decode(n, array, expected[n]) for n, array in records[UPDATE].items()}
     check_arrays(arrays, expected, max_norm=max_norm)
     return arrays
+
+
+def reply_text(reply: Message) -> str:
+    """Return what a reply to a stage of a secure sum says, and nothing but that.
+
+    Raises
+    ------
+    ProtocolError
+        If it is not one text, or anything comes with it.
+    """
+    check_names(reply.content.array_records, ())
+    said = dict(reply.content.config_records.get(SAID, {}))
+    check_names(said, (SAID,))
+    text = said[SAID]
+    if not isinstance(text, str) or len(text) > MAX_SAID_CHARS:
+        raise ProtocolError("what a shop says is no text, or too long")
+    return text
+
+
+def reply_vector(reply: Message, length: int) -> Arrays:
+    """Return the masked vector (n,) uint32 of a reply, and nothing but that.
+
+    Raises
+    ------
+    ProtocolError
+        If it is anything else.
+    """
+    if SAID in reply.content:
+        raise ProtocolError("a shop says what it was not asked")
+    records = reply.content.array_records
+    check_names(records, (UPDATE,))
+    check_names(records[UPDATE], (MASKED_VECTOR,))
+    vector = _decode(MASKED_VECTOR, records[UPDATE][MASKED_VECTOR], (length,))
+    return {MASKED_VECTOR: check_vector(vector, length)}
 
 
 def _decode(name: str, array: Array, shape: tuple[int, ...]) -> np.ndarray:

@@ -144,6 +144,8 @@ class ServerHome(Frozen):
     ledger_heads
         File of the shops' last known ledger heads, kept over all runs; by default
         ``ledger-heads.json`` beside the checkpoints or the runs.
+    roster
+        File of the shops that may take part in secure sums, the same that the shops hold.
     folder
         Of ``server.toml`` itself; not to be set there.
     """
@@ -155,6 +157,7 @@ class ServerHome(Frozen):
     catalogues: Path | None = None
     catalogue: Path | None = None
     ledger_heads: Path | None = None
+    roster: Path | None = None
 
     @model_validator(mode="after")
     def _each_is_in_one_place(self) -> "ServerHome":

@@ -1,7 +1,8 @@
 """Who takes part, what a good reply is, and the round loop.
 
 Our own loop over Flower's ``Grid``: a run is one ``JOIN``, one ``RELEASE`` and a ``TRAIN`` a
-round, and a round may hold more exchanges than one (:mod:`server.messenger`). Everything that
+round, each of the latter two a secure sum of five exchanges where the plan's trust is
+``federation`` (:mod:`server.secure_sum.rounds`). Everything that
 the loop decides follows from the seed and the shops' public keys, not from who answers first.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from flwr.serverapp import Grid
 
-from common.errors import RunError
+from common.errors import ConfigError, RunError
 from common.evaluation import EVALUATION, EVALUATION_NAMES, ReleasedEvaluation
 from common.protocol import (
     EVALUATE,
@@ -28,7 +29,7 @@ from common.protocol import (
     Noise,
 )
 from common.rng import derive
-from server.aggregation import Aggregator, popularity_rates, weighted_mean
+from server.aggregation import Aggregator, popularity_rates, summed_rates, weighted_mean
 from server.checkpoints import Checkpoint
 from server.exchange import Exchange, weakest
 from server.figures import ShopFigures
@@ -36,6 +37,7 @@ from server.heads import LedgerHeads
 from server.job import Event, Job
 from server.messenger import Messenger
 from server.roster import Roster
+from server.secure_sum.rounds import SecureSums, counts, mean_update, shops_of
 from server.starting import with_popularity_alone
 
 logger = logging.getLogger(__name__)
@@ -90,6 +92,14 @@ class Federation:
         self._roster = Roster(grid)
         self._messenger = Messenger(grid, job, self._roster, heads)
         self._noise: Noise = "system"
+        self._sums: SecureSums | None = None
+        if job.plan.trust == "federation":
+            if job.members is None:
+                raise ConfigError(
+                    'trust = "federation" needs the roster that the shops hold: name it as roster '
+                    "in server.toml"
+                )
+            self._sums = SecureSums(self._messenger, job, job.members)
 
     def run(self, initial: Arrays, resume: Checkpoint | None = None) -> Arrays:
         """Run the plan from its start, or from ``resume``, and return the last round's state.
@@ -118,16 +128,10 @@ class Federation:
             if server_round > done + 1:
                 self._wait_for_return()
                 self._join(server_round)
-            exchange = self._messenger.exchange(
-                TRAIN,
-                server_round,
-                self._sample(server_round),
-                state,
-                {name: self._job.shapes[name] for name in self._job.trained},
-            )
-            if enough := self._has_quorum(exchange):
+            exchange, mean, why = self._update(server_round, state)
+            if enough := mean is not None:
+                assert mean is not None
                 self._noise = weakest((self._noise, exchange.noise))
-                mean = self._aggregate(exchange.contributions)
                 state, memory = optimizer.apply(
                     state, mean, memory, exchange.accepted, server_round
                 )
@@ -139,6 +143,7 @@ class Federation:
                 exchange,
                 kept_old_model=not enough,
                 shops=exchange.failed,
+                **why,
             )
         if self._finish is not None:
             manifest = self._finish(state, self._noise)
@@ -195,21 +200,49 @@ class Federation:
         if not roster.everyone:
             raise RunError(f"no shop takes part: {exchange.reasons}")
 
+    def _update(
+        self, server_round: int, state: Arrays
+    ) -> tuple[Exchange, Arrays | None, dict[str, str]]:
+        """Return what came back of a round, the mean update if there is one, or why there is none.
+
+        Why is told of secure sums alone, where it does not follow from the replies' codes.
+        """
+        nodes = self._sample(server_round)
+        shapes = {name: self._job.shapes[name] for name in self._job.trained}
+        if self._sums is None:
+            exchange = self._messenger.exchange(TRAIN, server_round, nodes, state, shapes)
+            enough = self._has_quorum(exchange)
+            return exchange, self._aggregate(exchange.contributions) if enough else None, {}
+        chosen = shops_of(nodes, self._roster.shop)
+        summed = self._sums.collect(server_round, chosen, state, shapes)
+        if not summed.arrays or not self._has_quorum(summed.exchange):
+            return summed.exchange, None, {"reason": summed.reason or "no quorum"}
+        return summed.exchange, mean_update(self._job.plan, server_round, summed), {}
+
     def _release(self, initial: Arrays) -> Arrays:
         started = time.monotonic()
-        shape = {POPULARITY: self._job.shapes[POPULARITY]}
-        exchange = self._messenger.exchange(RELEASE, 0, self._roster.everyone, {}, shape)
+        job, nodes = self._job, self._roster.everyone
+        shape = {POPULARITY: job.shapes[POPULARITY]}
+        why = ""
+        if self._sums is None:
+            exchange = self._messenger.exchange(RELEASE, 0, nodes, {}, shape)
+        else:
+            summed = self._sums.collect(0, shops_of(nodes, self._roster.shop), {}, shape)
+            exchange, why = summed.exchange, summed.reason
         self._tell("release", 0, started, exchange, shops=exchange.failed)
         if not self._has_quorum(exchange):
             raise RunError(
                 f"{exchange.accepted} of {exchange.asked} shops released their popularity, too "
-                f"few to train on: {exchange.reasons}"
+                f"few to train on: {why or exchange.reasons}"
             )
         self._noise = weakest((self._noise, exchange.noise))
-        job = self._job
-        return self._settle(
-            initial, popularity_rates(job.plan, exchange.contributions, job.features)
-        )
+        if self._sums is None:
+            found = popularity_rates(job.plan, exchange.contributions, job.features)
+        else:
+            found = summed_rates(
+                job.plan, counts(job.plan, summed), exchange.accepted, job.features
+            )
+        return self._settle(initial, found)
 
     def _bring_home(self, state: Arrays, manifest: str) -> None:
         """Send the finished model to every shop that is connected, whether it trained or not.

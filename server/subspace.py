@@ -92,6 +92,7 @@ class SubspaceOptimizer:
             return 0.0
         step = plan.learning_rate * plan.noise_multiplier
         one = step * plan.local_steps**0.5 / plan.batch_normalizer / shops**0.5
+        one *= (plan.noise_variances(shops) / shops) ** 0.5
         return float(one * np.sqrt(squares[0]) / weight[0])
 
 

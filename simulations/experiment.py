@@ -108,13 +108,16 @@ class PrivacySection(Section):
     """The private arms' promise, and what each shop allows.
 
     ``cap_epsilon`` 0 stands for twice the target: a round that is interrupted is paid for twice.
-    ``caps`` names shops with another cap.
+    ``caps`` names shops with another cap. Under ``trust`` ``federation``, ``honest_shops`` and
+    ``colluding_shops`` are the plan's; the first is two thirds of the shops where it is 0.
     """
 
     unit: Unit = "customer"
     target_epsilon: float = Field(8.0, gt=0)
     target_delta: float = Field(1e-5, gt=0, lt=1)
     trust: Trust = "shop"
+    honest_shops: int = Field(0, ge=0)
+    colluding_shops: int = Field(0, ge=0)
     cap_epsilon: float = Field(0.0, ge=0)
     caps: dict[str, float] = Field(default_factory=dict)
 
@@ -208,9 +211,14 @@ def read_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def training_plan(
-    experiment: Experiment, arm: str, *, validation_from: int, train_until: int
+    experiment: Experiment, arm: str, *, validation_from: int, train_until: int, shops: int = 0
 ) -> TrainingPlan:
     """Return the public plan of a federated arm; for a private one, with the noise it needs.
+
+    Parameters
+    ----------
+    shops
+        How many there are.
 
     Raises
     ------
@@ -228,7 +236,9 @@ def training_plan(
         **{**values, "rounds": rounds},
         private=private,
         unit=privacy.unit if private else "customer",
-        trust=privacy.trust,
+        trust=privacy.trust if private else "shop",
+        honest_shops=privacy.honest_shops or 2 * shops // 3,
+        colluding_shops=privacy.colluding_shops,
         target_epsilon=privacy.target_epsilon,
         target_delta=privacy.target_delta,
         reference_time=train_until,

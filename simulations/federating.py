@@ -12,17 +12,22 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
+from client.keys import make_keys
 from client.privacy.ledger import Ledger
 from common.errors import ConfigError, RunError
 from common.features import write_catalogue
 from common.planning import has_groups, with_fitting_groups
 from common.protocol import TrainingPlan
+from common.secure_sum.members import roster_text, threshold
 from server.checkpoints import Checkpoint, read_checkpoint, rounds
 from simulations.experiment import Experiment, server_config, training_plan
 from simulations.flower import (
     CHECKPOINTS,
     EVENTS_FILE,
+    ROSTER_FILE,
     Outcome,
     end_leftovers,
     run_federation,
@@ -113,12 +118,16 @@ class Federator:
             name,
             validation_from=split.validation_from,
             train_until=split.train_until,
+            shops=len(self._world.shops),
         )
         if plan.unit == "basket" and "session_id" not in self._world.dataset.tables.interactions:
             raise ConfigError(
                 'privacy.unit = "basket" needs interactions with a session_id column: add it, or '
                 'set privacy.unit = "customer"'
             )
+        if plan.trust == "federation":
+            # Asked before anything is trained: with so few shops no sum would be unmasked.
+            threshold(len(self._world.shops), plan.honest_shops, plan.colluding_shops)
         self._plans[name] = self._with_groups_that_exist(name, plan)
         return self._plans[name]
 
@@ -181,6 +190,7 @@ class Federator:
             return root
         shutil.rmtree(root, ignore_errors=True)
         self._write_tables()
+        keys: list[tuple[str, Path]] = []
         for number, shop in enumerate(self._world.shops):
             home = root / str(number)
             home.mkdir(parents=True)
@@ -197,7 +207,13 @@ class Federator:
             lines.append("[behavior_weights]")
             weights = self._experiment.data.behaviors
             lines += [f"{json.dumps(name)} = {weight}" for name, weight in weights.items()]
+            if plan.trust == "federation":
+                keys.append((shop.merchant_id, make_keys(home / "node.key")))
+                lines += ["[secure_sum]", 'key = "node.key"', f'roster = "../{ROSTER_FILE}"']
             (home / "shop.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if keys:
+            roster = roster_text((name, _public_key(path)) for name, path in keys)
+            (root / ROSTER_FILE).write_text(roster, encoding="ascii")
         (root / ".whole").touch()
         return root
 
@@ -240,6 +256,12 @@ def _engine(name: str) -> tuple[Callable[..., Outcome], str]:
     from simulations.in_process import run_in_process  # Slow: the apps themselves.
 
     return run_in_process, "in this process"
+
+
+def _public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    key = load_ssh_public_key(path.read_bytes())
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    return key
 
 
 def ledger_name(merchant_id: str) -> str:

@@ -29,6 +29,8 @@ Event = dict[str, Any]
 #: Below the server's folder.
 CHECKPOINTS = "checkpoints"
 EVENTS_FILE = "rounds.jsonl"
+#: Below the shops' folder: who takes part in secure sums.
+ROSTER_FILE = "roster"
 
 _SERVER = "FEDTAIL_SERVER"
 _TAIL_LINES = 40
@@ -182,6 +184,8 @@ def federation_files(
         "checkpoints": CHECKPOINTS,
         "catalogue": str(catalogue_folder.resolve()),
     }
+    if plan.trust == "federation":
+        home["roster"] = str((shops_folder / ROSTER_FILE).resolve())
     (server_folder / "server.toml").write_text(flat_toml(home), encoding="utf-8")
     return FederationFiles(
         run_config={"min-shops": shops, **(run_config or {}), "plan": plan.model_dump_json()},

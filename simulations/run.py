@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from common.accounting import Spend, epsilon
+from common.accounting import epsilon, plan_spends
 from common.artifact import Manifest, save_model
 from common.code import code_digest
 from common.config import nearest
@@ -234,8 +234,5 @@ class _Runner:
 
 def _plan_epsilon(plan: TrainingPlan, server_round: int) -> float:
     """Return ε of the release and the rounds up to one."""
-    spends = [Spend(plan.popularity_noise_multiplier, 1.0, 1)]
-    if server_round:
-        steps = server_round * plan.local_steps
-        spends.append(Spend(plan.noise_multiplier, plan.sample_rate, steps))
+    spends = plan_spends(plan.model_copy(update={"rounds": server_round}))
     return epsilon(spends, plan.target_delta).value

@@ -25,7 +25,8 @@ def test_noise_costs_the_target_and_hardly_less() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"trust": "federation"}, "secure aggregation"),
+        ({"trust": "federation"}, "honest_shops"),
+        ({"trust": "federation", "honest_shops": 3, "local_steps": 2}, "one sum a round"),
         ({"unit": "interaction", "rounds": 2}, "rounds = 0"),
         ({"popularity_share": 1.0, "rounds": 2}, "popularity_share"),
     ],

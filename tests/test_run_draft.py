@@ -83,7 +83,7 @@ def test_bad_input_leaves_no_draft(experiment: Experiment, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("setting", "word"),
-    [("privacy.unit=basket", "session_id"), ("privacy.trust=federation", "secure aggregation")],
+    [("privacy.unit=basket", "session_id"), ("privacy.trust=federation privacy.honest_shops=9", "roster")],
 )
 def test_a_plan_that_cannot_be_kept_is_refused_before_anything_is_trained(
     setting: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -92,7 +92,7 @@ def test_a_plan_that_cannot_be_kept_is_refused_before_anything_is_trained(
     monkeypatch.setattr(federating, "run_federation", federations)
     (tmp_path / "small.toml").write_text(SMALL, encoding="utf-8")
     folder = write_folder(tmp_path / "tables")
-    experiment = read_experiment(tmp_path / "small.toml", [f"data.path={folder}", setting])
+    experiment = read_experiment(tmp_path / "small.toml", [f"data.path={folder}", *setting.split()])
     with pytest.raises(ConfigError, match=word):
         run_experiment(experiment, tmp_path / "out", Silent())
     assert federations.trained == []

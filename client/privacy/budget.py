@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from client.privacy.events import DP_SGD, EVALUATED, Event
+from client.privacy.events import DISCRETE, EVALUATED, ROUNDS, Event
 from common.accounting import Epsilon, Spend, epsilon, fits
 from common.errors import BudgetError
 
@@ -31,9 +31,9 @@ def _check_unit(
     if all(event.mechanism == EVALUATED for event in planned):
         what, verdict = "the released evaluation", "the released evaluation does not fit"
         cheaper = "release it for less (epsilon in [evaluation])"
-    elif wanted := sum(event.mechanism == DP_SGD for event in planned):
+    elif wanted := sum(event.mechanism in ROUNDS for event in planned):
         fitting = how_many_fit(past, planned, unit=unit, cap_epsilon=cap, delta=delta)
-        rounds = sum(event.mechanism == DP_SGD for event in planned[:fitting])
+        rounds = sum(event.mechanism in ROUNDS for event in planned[:fitting])
         verdict = f"{rounds} of its {wanted} rounds fit"
     raise BudgetError(
         f"per {unit}, epsilon {cost(0):.4g} is spent so far and {cost(len(planned)):.4g} would be "
@@ -70,7 +70,12 @@ def how_many_fit(
 def spends_of(events: Sequence[Event], unit: str) -> list[Spend]:
     """Return what the events of one unit cost."""
     return [
-        Spend(event.noise_multiplier, event.sample_rate, event.steps)
+        Spend(
+            event.noise_multiplier,
+            event.sample_rate,
+            event.steps,
+            discrete=event.mechanism in DISCRETE,
+        )
         for event in events
         if event.unit == unit and event.steps
     ]

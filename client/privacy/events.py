@@ -8,6 +8,13 @@ from dataclasses import dataclass, field, fields
 HISTOGRAM = "gaussian-histogram"
 DP_SGD = "dp-sgd"
 EVALUATED = "gaussian-evaluation"
+#: A share of the noise of a secure sum over shops; the sum holds that of all honest survivors.
+SHARED_HISTOGRAM = "shared-gaussian-histogram"
+SHARED_STEP = "shared-gaussian-step"
+#: Whose noise is of whole numbers.
+DISCRETE = frozenset((SHARED_HISTOGRAM, SHARED_STEP))
+#: A round of training.
+ROUNDS = frozenset((DP_SGD, SHARED_STEP))
 #: The logged act of raising the cap: costs nothing, has no steps.
 CAP = "cap"
 
@@ -19,7 +26,9 @@ class Event:
     Attributes
     ----------
     mechanism
-        ``gaussian-histogram``, ``dp-sgd``, ``gaussian-evaluation`` or ``cap``.
+        ``gaussian-histogram``, ``dp-sgd``, ``gaussian-evaluation`` or ``cap``; in a secure sum
+        ``shared-gaussian-histogram`` and ``shared-gaussian-step``, whose noise multiplier is that
+        of the sum.
     steps
         Times that the mechanism is applied; 0 costs nothing.
     relation

@@ -4,11 +4,14 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
+from client.privacy.events import SHARED_HISTOGRAM, SHARED_STEP
 from client.privacy.grid import delta_step, popularity_step
 from client.privacy.ledger import DP_SGD, HISTOGRAM, Event
+from common.accounting import plan_spends
 from common.errors import PrivacyError
 from common.model import trained_names
-from common.protocol import POPULARITY, Arrays, TrainingPlan, plan_digest
+from common.protocol import MASKED_VECTOR, POPULARITY, Arrays, TrainingPlan, plan_digest
+from common.secure_sum.noise import share_std
 
 # What an event costs, and in which exchange.
 _PRICE = (
@@ -46,9 +49,17 @@ def planned_events(
     parameters: dict[str, object] = {"plan": plan_digest(plan), "trust": plan.trust}
     if noise:
         parameters["noise"] = noise
+    shared = plan.trust == "federation"
+    if shared:
+        parameters |= {
+            "honest_shops": plan.honest_shops,
+            "colluding_shops": plan.colluding_shops,
+            "noise_steps": plan.noise_steps,
+        }
+    of_histogram, *of_rounds = (spend.noise_multiplier for spend in plan_spends(plan))
     histogram = Event(
-        mechanism=HISTOGRAM,
-        noise_multiplier=plan.popularity_noise_multiplier,
+        mechanism=SHARED_HISTOGRAM if shared else HISTOGRAM,
+        noise_multiplier=of_histogram,
         sample_rate=1.0,
         steps=1,
         unit=plan.unit,
@@ -57,8 +68,8 @@ def planned_events(
     )
     rounds = [
         Event(
-            mechanism=DP_SGD,
-            noise_multiplier=plan.noise_multiplier,
+            mechanism=SHARED_STEP if shared else DP_SGD,
+            noise_multiplier=of_rounds[0],
             sample_rate=plan.sample_rate,
             steps=plan.local_steps,
             unit=plan.unit,
@@ -108,6 +119,8 @@ def check_plan(plan: TrainingPlan, *, has_sessions: bool = True) -> None:
     if plan.unit == "basket" and not has_sessions:
         raise PrivacyError('unit = "basket" needs interactions with a session_id column')
     _check_ranges(plan)
+    if plan.trust == "federation":
+        _check_shared(plan)
 
 
 def check_state(plan: TrainingPlan, server_round: int, state: Arrays) -> None:
@@ -129,6 +142,20 @@ def check_state(plan: TrainingPlan, server_round: int, state: Arrays) -> None:
             f"the state holds values of {largest:.4g}, beside which float32 cannot hold noise to "
             f"steps of {step:.4g}: scale the model down, or raise max_grad_norm or learning_rate"
         )
+
+
+def _check_shared(plan: TrainingPlan) -> None:
+    """Refuse a plan whose rounds are not one sum of clipped gradients and its noise each."""
+    if plan.rounds and not (
+        plan.local_steps == 1 and plan.sample_rate == 1 and plan.local_momentum == 0
+    ):
+        raise PrivacyError(
+            'trust = "federation" takes one sum a round: local_steps = 1, sample_rate = 1 and '
+            "local_momentum = 0"
+        )
+    share_std(plan, plan.popularity_noise_multiplier)
+    if plan.rounds:
+        share_std(plan, plan.noise_multiplier)
 
 
 def _check_ranges(plan: TrainingPlan) -> None:
@@ -182,7 +209,12 @@ def check_paid(
         mechanism releases no such array. A new release needs an event of its own.
     """
     due = planned_events(plan, run_id, first_round=server_round)[0]
-    releases = {HISTOGRAM: [POPULARITY], DP_SGD: trained_names(plan)}[due.mechanism]
+    releases = {
+        HISTOGRAM: (POPULARITY,),
+        DP_SGD: trained_names(plan),
+        SHARED_HISTOGRAM: (MASKED_VECTOR,),
+        SHARED_STEP: (MASKED_VECTOR,),
+    }[due.mechanism]
     check_event_paid(due, releases, paid, arrays)
 
 

@@ -13,6 +13,7 @@ would suffer, not privacy: taking a remainder looks at nothing but what is relea
 """
 
 import math
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -50,6 +51,24 @@ def coordinate_bound(shops: int, length: int, share_std: float, steps: int) -> i
             "fit 32 bits: take fewer steps"
         )
     return bound
+
+
+def vector_length(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return how many numbers arrays of these shapes hold together."""
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def as_vector(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> np.ndarray:
+    """Return arrays one after the other, in the order of ``names``, as (n,)."""
+    return np.concatenate([arrays[name].ravel() for name in names])
+
+
+def as_arrays(vector: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Return what :func:`as_vector` put into (n,), by the shapes' order."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    parts = np.split(vector, ends[:-1])
+    pairs = zip(shapes.items(), parts, strict=True)
+    return {name: part.reshape(shape) for (name, shape), part in pairs}
 
 
 def to_words(clipped: np.ndarray, noise: np.ndarray, bound: int) -> np.ndarray:

@@ -1,0 +1,222 @@
+"""How a shop answers the stages of a secure sum: check, remember, charge, hide, and say no more.
+
+No Flower types here. What :mod:`client.participation` says of errors holds here too.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+from client.keys import check_private_key
+from client.participation import (
+    Node,
+    agreed_catalogue,
+    allowed_plan,
+    charge,
+    check_may_leave,
+    noise_source,
+    read_header,
+    sampling_source,
+    status_of,
+)
+from client.popularity_release import whole_popularity
+from client.privacy.discrete import discrete_gaussian
+from client.privacy.plan import check_plan
+from client.records import held_records
+from client.secure_sum.party import Identity
+from client.secure_sum.sessions import Sessions
+from client.settings import SecureSumSettings, ShopSettings, refuse_run_config, shop_settings
+from common.errors import ConfigError, SecureSumError
+from common.features import Catalogue
+from common.model import state_spec, trained_spec
+from common.protocol import (
+    MASKED_VECTOR,
+    MAX_SAID_CHARS,
+    NO_FINGERPRINT,
+    POPULARITY,
+    SUM_KEYS,
+    SUM_MASKED,
+    SUM_SHARES,
+    SUM_VIEW,
+    Arrays,
+    Noise,
+    ReplyHeader,
+    RoundHeader,
+    StatusCode,
+    TrainingPlan,
+    check_arrays,
+    plan_digest,
+    shop_key,
+)
+from common.secure_sum.encoding import as_vector, coordinate_bound, to_words, vector_length
+from common.secure_sum.members import Roster, read_roster, threshold
+from common.secure_sum.messages import MaskedRequest, Session, parse, state_digest
+from common.secure_sum.noise import share_std
+
+logger = logging.getLogger(__name__)
+
+
+def answer_sum(
+    stage: str,
+    raw_header: Mapping[str, object],
+    said: str,
+    state: Callable[[], Arrays],
+    node: Node,
+) -> tuple[ReplyHeader, str, Arrays]:
+    """Answer one stage of a secure sum.
+
+    Parameters
+    ----------
+    stage
+        One of ``SUM_STAGES``.
+    raw_header
+        The fields of a :class:`RoundHeader`, unchecked.
+    said
+        What the server says, unchecked.
+    state
+        Decodes the released global state; called for ``SUM_MASKED`` of a round only.
+    node
+        Where this runs.
+
+    Returns
+    -------
+    tuple
+        The reply's header, what the shop says, and in ``SUM_MASKED`` its masked vector; both empty
+        unless the status is ``ok``.
+    """
+    shop, fingerprint, head, server_round = NO_FINGERPRINT, NO_FINGERPRINT, NO_FINGERPRINT, 0
+    text = ""
+    arrays: Arrays = {}
+    status: StatusCode = "ok"
+    noise: Literal[Noise, "none"] = "none"
+    try:
+        header = read_header(raw_header)
+        server_round, fingerprint = header.server_round, header.catalogue_fingerprint
+        settings = shop_settings(node.node_config, node.environment)
+        shop = shop_key(settings.merchant_id)
+        refuse_run_config(node.run_config)
+        if len(said) > MAX_SAID_CHARS:
+            raise SecureSumError("a message is too long")
+        one = _Stage(header, allowed_plan(stage, header, settings), settings)
+        if stage == SUM_MASKED:
+            noise = settings.noise
+            head, arrays = one.masked(said, state)
+        else:
+            text = one.say(stage, said)
+    except Exception as error:  # No text of any error may leave the shop.
+        status, text, arrays = status_of(error), "", {}
+        logger.exception("exchange=%s round=%d status=%s", stage, server_round, status)
+    reply = ReplyHeader(
+        status=status,
+        server_round=server_round,
+        shop=shop,
+        catalogue_fingerprint=fingerprint,
+        ledger_head=head,
+        noise=noise,
+    )
+    return reply, text, arrays
+
+
+class _Stage:
+    """One message of a secure sum at one shop."""
+
+    def __init__(self, header: RoundHeader, plan: TrainingPlan, settings: ShopSettings) -> None:
+        assert settings.secure_sum is not None
+        self._header, self._plan, self._settings = header, plan, settings
+        check_plan(plan)
+        self._catalogue = agreed_catalogue(header, settings)
+        self._roster = read_roster(settings.secure_sum.roster)
+        me = Identity(shop_key(settings.merchant_id), _own_key(settings.secure_sum), self._roster)
+        self._sessions = Sessions(settings.secure_sum.sessions, me)
+
+    def say(self, stage: str, said: str) -> str:
+        """Return what the shop says at any stage but ``SUM_MASKED``."""
+        if stage == SUM_KEYS:
+            return self._sessions.begin(said, lambda request: self._check(request.session))
+        if stage == SUM_SHARES:
+            return self._sessions.share(said)
+        return self._sessions.see(said) if stage == SUM_VIEW else self._sessions.unmask(said)
+
+    def masked(self, said: str, state: Callable[[], Arrays]) -> tuple[str, Arrays]:
+        """Return the ledger's head and the shop's masked vector."""
+        header, plan, settings = self._header, self._plan, self._settings
+        # Everything that can fail is tried before the charge: what is charged can't be taken back.
+        session = self._sessions.peek(parse(MaskedRequest, said).session).session
+        self._check(session)
+        received: Arrays = {}
+        if header.server_round:
+            received = state()
+            spec = state_spec(plan.model, self._catalogue.size)
+            check_arrays(received, spec, max_norm=0.0)
+        if session.state_digest != state_digest(received):
+            raise SecureSumError("the state is not the one that this session is about")
+        events = held_records(settings)
+        check_plan(plan, has_sessions=events.sessions is not None or not len(events))
+        # From here on this session is used up, also if what follows fails.
+        _, masks = self._sessions.mask(said)
+        head = charge(header, plan, settings, header.server_round)
+        if header.server_round:
+            from client.training import whole_gradients  # Slow; the popularity does without.
+
+            sampling = sampling_source(settings, header.server_round)
+            gradients = whole_gradients(
+                plan, header.server_round, received, events, self._catalogue, sampling
+            )
+            whole = as_vector(gradients, _shapes(plan, self._catalogue, header.server_round))
+        else:
+            whole = whole_popularity(plan, events, self._catalogue.size)
+        hidden = masks.hide(self._noisy(whole))
+        arrays = {MASKED_VECTOR: hidden}
+        check_may_leave(arrays, head, header, plan, settings)
+        return head, arrays
+
+    def _noisy(self, whole: np.ndarray) -> np.ndarray:
+        """Return a shop's sum (n,) int64, held to its public bound, with its share of the noise."""
+        plan, server_round = self._plan, self._header.server_round
+        multiplier = plan.noise_multiplier if server_round else plan.popularity_noise_multiplier
+        std = share_std(plan, multiplier)
+        bound = coordinate_bound(len(self._roster.keys), len(whole), std, plan.noise_steps)
+        source = noise_source(self._settings, "sum", server_round)
+        return to_words(whole, discrete_gaussian(source, len(whole), std), bound)
+
+    def _check(self, session: Session) -> None:
+        """Refuse a session that is not what this message's header and plan ask for."""
+        header, plan = self._header, self._plan
+        shapes = _shapes(plan, self._catalogue, header.server_round)
+        expected = {
+            "run_id": header.run_id,
+            "server_round": header.server_round,
+            "kind": "update" if header.server_round else "release",
+            "plan_digest": plan_digest(plan),
+            "catalogue_fingerprint": header.catalogue_fingerprint,
+            "roster_digest": self._roster.digest,
+            "threshold": _threshold(plan, self._roster),
+            "length": vector_length(shapes),
+        }
+        if wrong := [name for name, value in expected.items() if getattr(session, name) != value]:
+            raise SecureSumError(f"the session has another {', '.join(wrong)} than the plan")
+
+
+def _shapes(
+    plan: TrainingPlan, catalogue: Catalogue, server_round: int
+) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of what is summed in a round; 0 is the popularity release."""
+    if server_round:
+        return trained_spec(plan.model, catalogue.size)
+    return {POPULARITY: (catalogue.size,)}
+
+
+def _threshold(plan: TrainingPlan, roster: Roster) -> int:
+    return threshold(len(roster.keys), plan.honest_shops, plan.colluding_shops)
+
+
+def _own_key(settings: SecureSumSettings) -> ec.EllipticCurvePrivateKey:
+    check_private_key(settings.key)
+    key = load_ssh_private_key(settings.key.read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{settings.key} is a key of another kind")
+    return key

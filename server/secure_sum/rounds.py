@@ -1,0 +1,216 @@
+"""A secure sum over the wire: five exchanges with the shops, and one sum or none."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from common.errors import SecureSumError
+from common.protocol import (
+    MASKED_VECTOR,
+    POPULARITY,
+    PUBLIC_WEIGHT,
+    SUM_KEYS,
+    SUM_MASKED,
+    SUM_SHARES,
+    SUM_UNMASK,
+    SUM_VIEW,
+    Arrays,
+    TrainingPlan,
+    plan_digest,
+)
+from common.secure_sum.encoding import as_arrays, from_words, vector_length
+from common.secure_sum.members import Roster, threshold
+from common.secure_sum.messages import (
+    Advertisement,
+    KeysRequest,
+    Said,
+    Session,
+    SharesAnswer,
+    UnmaskAnswer,
+    ViewAnswer,
+    parse,
+    state_digest,
+)
+from common.secure_sum.primitives import fresh
+from server.aggregation import Contribution
+from server.exchange import Exchange
+from server.job import Job, Shapes
+from server.messenger import Messenger
+from server.secure_sum.collecting import Collector
+
+logger = logging.getLogger(__name__)
+
+
+S = TypeVar("S", bound=Said)
+
+
+@dataclass
+class Summed:
+    """What came of a secure sum.
+
+    Attributes
+    ----------
+    exchange
+        All its stages as one exchange; contributions without arrays, as many as are in the sum.
+    arrays
+        Name -> sum over the contributors, int64 in whole steps; empty where none was unmasked.
+    reason
+        Why none was.
+    """
+
+    exchange: Exchange
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    reason: str = ""
+
+
+class SecureSums:
+    """Runs the secure sums of one run.
+
+    Parameters
+    ----------
+    members
+        The operator's copy of the roster that the shops hold.
+    """
+
+    def __init__(self, messenger: Messenger, job: Job, members: Roster) -> None:
+        self._messenger, self._job, self._members = messenger, job, members
+        plan = job.plan
+        self._threshold = threshold(len(members.keys), plan.honest_shops, plan.colluding_shops)
+
+    def collect(
+        self, server_round: int, nodes: Mapping[int, str], state: Arrays, shapes: Shapes
+    ) -> Summed:
+        """Return the sum of what the shops add in a round; 0 is the popularity release.
+
+        Parameters
+        ----------
+        nodes
+            Node -> shop of those that are asked.
+        state
+            The released state; empty for the popularity release.
+        shapes
+            Name -> shape of what is summed.
+        """
+        length = vector_length(shapes)
+        session = Session(
+            run_id=self._job.run_name,
+            server_round=server_round,
+            kind="update" if server_round else "release",
+            plan_digest=plan_digest(self._job.plan),
+            catalogue_fingerprint=self._job.catalogue_fingerprint,
+            state_digest=state_digest(state),
+            roster_digest=self._members.digest,
+            threshold=self._threshold,
+            length=length,
+            nonce=fresh(),
+        )
+        one = _Sum(self._messenger, Collector(session, self._members), dict(nodes), server_round)
+        try:
+            total = one.run(state, length)
+        except SecureSumError as error:
+            one.whole.contributions, one.whole.accepted_nodes = [], {}
+            logger.warning("sum=none round=%d reason=%s", server_round, error)
+            return Summed(one.whole, reason=str(error))
+        return Summed(one.whole, as_arrays(from_words(total), shapes))
+
+
+class _Sum:
+    """One session, stage by stage."""
+
+    def __init__(
+        self, messenger: Messenger, collector: Collector, nodes: dict[int, str], server_round: int
+    ) -> None:
+        self._messenger, self._collector = messenger, collector
+        self._nodes, self._round = nodes, server_round
+        self.whole = Exchange(asked=len(nodes))
+
+    def run(self, state: Arrays, length: int) -> np.ndarray:
+        collector = self._collector
+        first = KeysRequest(session=collector.session)
+        everyone = list(self._nodes.values())
+        self._hear(SUM_KEYS, dict.fromkeys(everyone, first), Advertisement, collector.take_keys)
+        keys = collector.shares_request()
+        shown = [advertisement.shop for advertisement in keys.advertisements]
+        self._hear(SUM_SHARES, dict.fromkeys(shown, keys), SharesAnswer, collector.take_shares)
+        self._take_masked(state, length)
+        view = collector.view_request()
+        contributors = collector.contributors
+        self._hear(SUM_VIEW, dict.fromkeys(contributors, view), ViewAnswer, collector.take_view)
+        last = collector.unmask_request()
+        signers = dict.fromkeys(collector.signers, last)
+        self._hear(SUM_UNMASK, signers, UnmaskAnswer, collector.take_unmask)
+        total = collector.sum()
+        self.whole.contributions = [Contribution(shop, PUBLIC_WEIGHT, {}) for shop in contributors]
+        return total
+
+    def _hear(
+        self,
+        stage: str,
+        requests: Mapping[str, Said],
+        kind: type[S],
+        take: Callable[[str, S], None],
+    ) -> None:
+        """Ask shops, and take what they say; who says rubbish has dropped out."""
+        exchange = self._exchange(stage, requests, {}, {})
+        for shop, text in exchange.said.items():
+            try:
+                take(shop, parse(kind, text))
+            except SecureSumError as error:
+                self._rubbish(shop, error)
+
+    def _take_masked(self, state: Arrays, length: int) -> None:
+        requests = {shop: self._collector.masked_request(shop) for shop in self._collector.sharing}
+        exchange = self._exchange(SUM_MASKED, requests, state, {MASKED_VECTOR: (length,)})
+        for contribution in exchange.contributions:
+            try:
+                self._collector.take_masked(contribution.shop, contribution.arrays[MASKED_VECTOR])
+            except SecureSumError as error:
+                self._rubbish(contribution.shop, error)
+        self.whole.accepted_nodes = {
+            node: shop
+            for node, shop in exchange.accepted_nodes.items()
+            if shop in self._collector.contributors
+        }
+
+    def _exchange(
+        self, stage: str, requests: Mapping[str, Said], state: Arrays, expected: Shapes
+    ) -> Exchange:
+        nodes = [node for node, shop in self._nodes.items() if shop in requests]
+        said = {node: requests[self._nodes[node]].model_dump_json() for node in nodes}
+        found = self._messenger.exchange(stage, self._round, nodes, state, expected, said=said)
+        whole = self.whole
+        whole.declined.update(found.declined)
+        whole.answered |= found.answered
+        # What a shop said last, or at the masked vector: that one names its noise.
+        whole.headers |= {
+            node: header
+            for node, header in found.headers.items()
+            if stage == SUM_MASKED or header.status != "ok" or node not in whole.headers
+        }
+        whole.unheard |= found.unheard
+        return found
+
+    def _rubbish(self, shop: str, error: SecureSumError) -> None:
+        logger.warning("reply=rubbish shop=%s reason=%s", shop[:12], error)
+        self.whole.declined["rubbish"] += 1
+
+
+def mean_update(plan: TrainingPlan, server_round: int, summed: Summed) -> Arrays:
+    """Return the mean over contributors of the delta that a round's sum of gradients stands for."""
+    step = plan.clipping_norm(server_round) / plan.noise_steps
+    rate = plan.learning_rate / plan.batch_normalizer / summed.exchange.accepted
+    return {name: -rate * step * total for name, total in summed.arrays.items()}
+
+
+def counts(plan: TrainingPlan, summed: Summed) -> np.ndarray:
+    """Return (n,) float64: the sum of the shops' popularity counts."""
+    total: np.ndarray = summed.arrays[POPULARITY] / plan.noise_steps
+    return total
+
+
+def shops_of(nodes: Sequence[int], shop: Callable[[int], str | None]) -> dict[int, str]:
+    """Return node -> shop of the nodes that take part."""
+    return {node: name for node in nodes if (name := shop(node)) is not None}

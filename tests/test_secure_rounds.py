@@ -1,0 +1,531 @@
+"""Secure sums through the apps themselves: real ClientApps, a grid in this process, real ledgers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.app import Error, Message
+
+from client.app import app
+from client.keys import make_keys, renew_keys
+from client.participation import Node, answer
+from client.privacy.ledger import Ledger
+from client.privacy.noise import SeededNoise
+from client.records import forget, held_records
+from client.secure_participation import answer_sum
+from client.settings import read_settings
+from client.training import train_round
+from common.errors import ConfigError, RunError
+from common.features import Catalogue, write_catalogue
+from common.model import initial_state, state_spec, trained_names
+from common.protocol import (
+    ITEMS,
+    JOIN,
+    MASKED_VECTOR,
+    RELEASE,
+    SAID,
+    SUM_KEYS,
+    SUM_MASKED,
+    SUM_STAGES,
+    SUM_VIEW,
+    TRAIN,
+    Arrays,
+    ModelPlan,
+    TrainingPlan,
+    plan_digest,
+)
+from common.secure_sum.members import Roster, read_roster, roster_text, threshold
+from common.secure_sum.messages import KeysRequest, Session, state_digest
+from common.secure_sum.primitives import fresh
+from federation_support import Fault, FaultyGrid, make_settings, no_fault
+from server.checkpoints import Checkpoint
+from server.job import Event, Job
+from server.strategy import Federation
+from simulations.in_process import run_in_process
+
+ITEM_COUNT, SHOPS = 30, 5
+ONE = {"rounds": 1}
+PLAN = TrainingPlan(
+    trust="federation",
+    honest_shops=3,
+    rounds=2,
+    noise_multiplier=4.0,
+    popularity_noise_multiplier=2.0,
+    model=ModelPlan(dimension=4),
+)
+
+
+class Town:
+    """Shops with planted sales, keys, and the roster that each of them holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        items = [f"i{k:02}" for k in range(ITEM_COUNT)]
+        products = pd.DataFrame({"item_id": items, "category": [f"c{k % 5}" for k in range(30)]})
+        self.catalogue = Catalogue.of(products)
+        write_catalogue(self.catalogue, folder / "catalogue")
+        for shop in range(SHOPS):
+            self.write(shop)
+        self.share_roster()
+
+    def write(self, shop: int, settings: str = "", section: str = "", customers: int = 12) -> None:
+        stream = np.random.default_rng(shop)
+        home = self.folder / "shops" / str(shop)
+        (home / "data").mkdir(parents=True, exist_ok=True)
+        users = np.repeat(np.arange(customers), 6)
+        columns = {
+            "merchant_id": f"m{shop}",
+            "user_id": [f"u{u}" for u in users],
+            "item_id": stream.choice(self.catalogue.item_ids, len(users)),
+            "timestamp": 1_700_000_000 + np.arange(len(users)),
+            "behavior": "purchase",
+        }
+        pd.DataFrame(columns).to_csv(home / "data" / "interactions.csv", index=False)
+        if not (home / "node.key").exists():
+            make_keys(home / "node.key")
+        lines = {
+            "merchant_id": f'"m{shop}"',
+            "data": '"data"',
+            "catalogue": '"../../catalogue"',
+            "ledger": '"ledger.sqlite"',
+            "cap_epsilon": "1e12",
+            "noise": '"seeded"',
+            "insecure_seeded_noise": "true",
+        }
+        lines |= dict(line.split(" = ") for line in settings.splitlines())
+        text = "".join(f"{key} = {value}\n" for key, value in lines.items())
+        text += '[secure_sum]\nkey = "node.key"\nroster = "../roster"\n' + section
+        (home / "shop.toml").write_text(text, encoding="utf-8")
+
+    def share_roster(self) -> None:
+        shops = []
+        for shop in range(SHOPS):
+            path = self.folder / "shops" / str(shop) / "node.pub"
+            key = load_ssh_public_key(path.read_bytes())
+            assert isinstance(key, ec.EllipticCurvePublicKey)
+            shops.append((f"m{shop}", key))
+        (self.folder / "shops" / "roster").write_text(roster_text(shops))
+
+    @property
+    def roster(self) -> Roster:
+        return read_roster(self.folder / "shops" / "roster")
+
+    def job(self, plan: TrainingPlan, **settings: object) -> Job:
+        values: dict[str, object] = {"server_optimizer": "none", "server_learning_rate": 1.0}
+        values |= {"max_update_norm": 0.0, "timeout_seconds": 120.0}
+        return Job(
+            "run",
+            plan,
+            make_settings(**(values | settings)),
+            self.catalogue.fingerprint,
+            state_spec(plan.model, ITEM_COUNT),
+            trained_names(plan),
+            self.catalogue.features,
+            self.roster,
+        )
+
+    def train(
+        self, plan: TrainingPlan = PLAN, fault: Fault = no_fault, **settings: object
+    ) -> tuple[list[Checkpoint], list[Event]]:
+        saved: list[Checkpoint] = []
+        events: list[Event] = []
+        grid = FaultyGrid(app, SHOPS, fault=fault)
+        federation = Federation(
+            grid, self.job(plan, **settings), save=saved.append, report=events.append
+        )
+        federation.run(initial_state(plan.model, ITEM_COUNT))
+        return saved, events
+
+    def spent(self, shop: int) -> list[int]:
+        path = self.folder / "shops" / str(shop) / "ledger.sqlite"
+        if not path.exists():
+            return []
+        with Ledger.open(path) as ledger:
+            return [entry.event.server_round for entry in ledger.verify()]
+
+    def node(self, shop: int) -> Node:
+        return Node({"partition-id": shop}, {}, {"FEDTAIL_SHOPS": str(self.folder / "shops")})
+
+    def header(self, server_round: int, plan: TrainingPlan = PLAN) -> dict[str, object]:
+        return {
+            "run_id": "run",
+            "server_round": server_round,
+            "plan_json": plan.model_dump_json(),
+            "catalogue_fingerprint": self.catalogue.fingerprint,
+        }
+
+    def session(self, at: int, state: Arrays, **changes: object) -> Session:
+        server_round = at
+        values: dict[str, object] = {
+            "run_id": "run",
+            "server_round": server_round,
+            "kind": "update" if server_round else "release",
+            "plan_digest": plan_digest(PLAN),
+            "catalogue_fingerprint": self.catalogue.fingerprint,
+            "state_digest": state_digest(state),
+            "roster_digest": self.roster.digest,
+            "threshold": threshold(SHOPS, 3, 0),
+            "length": 4 * ITEM_COUNT if server_round else ITEM_COUNT,
+            "nonce": fresh(),
+        }
+        return Session.model_validate(values | changes)
+
+
+@pytest.fixture
+def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Town:
+    forget()
+    monkeypatch.setenv("FEDTAIL_SHOPS", str(tmp_path / "shops"))
+    return Town(tmp_path)
+
+
+def killed(shop: int, stage: str, server_round: int = 1, *, before: bool = False) -> Fault:
+    """A shop that says nothing from a stage of a round on, until the round is over."""
+    later = SUM_STAGES[SUM_STAGES.index(stage) :]
+
+    def fault(number: int, kind: str, at: int, reply: Message) -> Message | None:
+        if (number, at) == (shop, server_round) and kind in later:
+            return _broken(reply)
+        return reply
+
+    return fault
+
+
+def _broken(reply: Message) -> Message:
+    """As Flower tells of a node that is gone."""
+    broken = Message(Error(code=3, reason="gone"), reply_to=reply)
+    broken.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
+    return broken
+
+
+def of(events: list[Event], kind: str) -> list[Event]:
+    return [event for event in events if event["event"] == kind]
+
+
+def test_a_run_of_secure_sums_charges_every_ledger_for_a_share_of_the_noise(town: Town) -> None:
+    saved, events = town.train()
+    assert [e["accepted"] for e in of(events, "release") + of(events, "round")] == [5, 5, 5]
+    assert not any(e["kept_old_model"] for e in of(events, "round"))
+    assert not np.array_equal(saved[1].state[ITEMS], saved[2].state[ITEMS])
+    for shop in range(SHOPS):
+        assert town.spent(shop) == [0, 1, 2]
+        with Ledger.open(town.folder / "shops" / str(shop) / "ledger.sqlite") as ledger:
+            events_ = [entry.event for entry in ledger.verify()]
+        assert [e.mechanism for e in events_] == [
+            "shared-gaussian-histogram",
+            "shared-gaussian-step",
+            "shared-gaussian-step",
+        ]
+        assert [e.noise_multiplier for e in events_] == pytest.approx([2.0, 4.0, 4.0])
+        assert events_[1].parameters["trust"] == "federation"
+
+
+def test_with_next_to_no_noise_it_learns_what_the_clipped_gradients_say(town: Town) -> None:
+    """Masks, whole steps and shares of noise change nothing but the last digits."""
+    little = {"noise_multiplier": 1e-3, "popularity_noise_multiplier": 1e-3}
+    model = ModelPlan(dimension=4, feature_rows=8192)
+    changes = {**little, "noise_steps": 2**20, "model": model, "rounds": 1}
+    shared = PLAN.model_copy(update=changes)
+    saved, _ = town.train(shared)
+    alone = shared.model_copy(update={"trust": "shop", "noise_multiplier": 1e-9})
+    deltas = []
+    for shop in range(SHOPS):
+        settings = read_settings(town.folder / "shops" / str(shop) / "shop.toml")
+        noise = SeededNoise(np.random.default_rng(0))
+        events = held_records(settings)
+        stream = np.random.default_rng(1)
+        before = saved[0].state
+        deltas.append(train_round(alone, 1, before, events, town.catalogue, noise, stream))
+    for name in (ITEMS, "feature_embedding"):
+        expected = np.mean([delta[name] for delta in deltas], axis=0)
+        learned = saved[1].state[name] - saved[0].state[name]
+        assert np.abs(learned - expected).max() < 0.01 * np.abs(expected).max(), name
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(stage, marks=[] if stage == SUM_MASKED else [pytest.mark.slow])
+        for stage in SUM_STAGES
+    ],
+)
+def test_a_shop_killed_at_any_stage_neither_stops_the_round_nor_pays_for_what_it_did_not_send(
+    town: Town, stage: str
+) -> None:
+    saved, events = town.train(fault=killed(2, stage))
+    first, second = of(events, "round")
+    in_sum = SUM_STAGES.index(stage) > SUM_STAGES.index(SUM_MASKED)
+    assert (first["accepted"], second["accepted"]) == (5 if in_sum else 4, 5)
+    assert not first["kept_old_model"]
+    assert first["declined"] == {"error": 1}
+    # It answered, and its answer was lost, at the stage itself: charged is what may have left.
+    paid = SUM_STAGES.index(stage) >= SUM_STAGES.index(SUM_MASKED)
+    assert town.spent(2) == ([0, 1, 2] if paid else [0, 2])
+    assert town.spent(0) == [0, 1, 2]
+    assert len(saved) == 3
+
+
+def test_with_too_few_left_the_old_model_stays_and_the_reason_is_told(town: Town) -> None:
+    def fault(shop: int, kind: str, server_round: int, reply: Message) -> Message | None:
+        if shop < 3 and server_round == 1 and kind == SUM_VIEW:
+            return _broken(reply)
+        return reply
+
+    saved, events = town.train(fault=fault)
+    first, second = of(events, "round")
+    assert first["kept_old_model"]
+    assert "3 are needed" in str(first["reason"])
+    assert np.array_equal(saved[0].state[ITEMS], saved[1].state[ITEMS])
+    assert not second["kept_old_model"]
+    # The masked vectors had left: they are paid for.
+    assert [town.spent(shop) for shop in range(SHOPS)] == [[0, 1, 2]] * SHOPS
+
+
+def test_a_release_that_too_few_take_part_in_ends_the_run(town: Town) -> None:
+    def fault(shop: int, kind: str, _round: int, reply: Message) -> Message | None:
+        return _broken(reply) if shop < 3 and kind == SUM_KEYS else reply
+
+    with pytest.raises(RunError, match="3 are needed"):
+        town.train(fault=fault)
+    assert [town.spent(shop) for shop in range(SHOPS)] == [[]] * SHOPS
+
+
+def test_a_shop_with_a_key_that_is_not_in_the_roster_is_left_out(town: Town) -> None:
+    renew_keys(town.folder / "shops" / "1" / "node.key")
+    _, events = town.train(PLAN.model_copy(update=ONE))
+    assert [e["accepted"] for e in of(events, "round")] == [4]
+    assert of(events, "round")[0]["declined"] == {"rubbish": 1}
+    assert town.spent(1) == []
+
+
+def test_shops_that_hold_another_roster_take_no_part_in_the_servers_sums(town: Town) -> None:
+    """As when the server, or somebody on the way, has put a shop of its own into its copy."""
+    path = town.folder / "shops" / "1" / "mine"
+    lines = (town.folder / "shops" / "roster").read_text().splitlines()
+    path.write_text("\n".join(lines[:4]) + "\n")
+    home = town.folder / "shops" / "1" / "shop.toml"
+    home.write_text(home.read_text().replace("../roster", "mine"))
+    _, events = town.train(PLAN.model_copy(update=ONE))
+    assert of(events, "round")[0]["declined"] == {"sum-refused": 1}
+    assert [e["accepted"] for e in of(events, "round")] == [4]
+    assert town.spent(1) == []
+
+
+def test_a_server_that_alters_what_shops_say_gets_no_sum(town: Town) -> None:
+    """Somebody on the way changes one key: its shop is refused, the others see another view."""
+
+    def fault(shop: int, kind: str, server_round: int, reply: Message) -> Message | None:
+        if kind == SUM_KEYS and server_round == 1 and shop == 0:
+            said = json.loads(str(reply.content.config_records[SAID][SAID]))
+            said["mask_key"] = fresh().hex()
+            reply.content.config_records[SAID][SAID] = json.dumps(said)
+        return reply
+
+    _, events = town.train(PLAN.model_copy(update=ONE), fault)
+    assert of(events, "round")[0]["declined"] == {"rubbish": 1}
+    assert of(events, "round")[0]["accepted"] == 4
+
+
+def test_the_server_refuses_a_run_of_secure_sums_without_a_roster(town: Town) -> None:
+    job = Job(**{**vars(town.job(PLAN)), "members": None})
+    with pytest.raises(ConfigError, match="roster"):
+        Federation(FaultyGrid(app, SHOPS), job, save=id, report=id)
+
+
+def ask(town: Town, shop: int, stage: str, said: str, **more: object) -> tuple[str, str, Arrays]:
+    plan = more.pop("plan", PLAN)
+    server_round = more.pop("server_round", 1)
+    state = more.pop("state", None)
+    assert isinstance(plan, TrainingPlan)
+    assert isinstance(server_round, int)
+    received = initial_state(PLAN.model, ITEM_COUNT) if state is None else state
+    header, text, arrays = answer_sum(
+        stage,
+        town.header(server_round, plan) | more,
+        said,
+        lambda: received,  # type: ignore[arg-type,return-value]
+        town.node(shop),
+    )
+    return header.status, text, arrays
+
+
+def test_a_share_of_the_noise_never_leaves_without_masks(town: Town) -> None:
+    state = initial_state(PLAN.model, ITEM_COUNT)
+    for kind, server_round in ((RELEASE, 0), (TRAIN, 1)):
+        header, arrays = answer(kind, town.header(server_round), lambda: state, town.node(0))
+        assert (header.status, arrays) == ("refused-config", {})
+    assert answer(JOIN, town.header(0), dict, town.node(0))[0].status == "ok"
+    assert town.spent(0) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trust": "shop"},
+        {"private": False},
+        {"honest_shops": 0},
+        {"local_steps": 2},
+        {"sample_rate": 0.5},
+        {"noise_multiplier": 1e-4},
+    ],
+)
+def test_plans_that_are_no_secure_sums_are_refused(
+    town: Town, changes: Mapping[str, object]
+) -> None:
+    plan = PLAN.model_copy(update=dict(changes))
+    said = KeysRequest(session=town.session(1, {}, plan_digest=plan_digest(plan)))
+    status, text, _ = ask(town, 0, SUM_KEYS, said.model_dump_json(), plan=plan)
+    assert (status, text) == ("refused-config", "")
+
+
+def test_a_shop_takes_part_only_as_its_own_settings_allow(town: Town) -> None:
+    said = KeysRequest(session=town.session(1, {})).model_dump_json()
+    town.write(0, section="colluding_shops = 1\n")
+    assert ask(town, 0, SUM_KEYS, said)[0] == "refused-config"
+    home = town.folder / "shops" / "1" / "shop.toml"
+    home.write_text(home.read_text().split("[secure_sum]")[0])
+    assert ask(town, 1, SUM_KEYS, said)[0] == "refused-config"
+    (town.folder / "shops" / "2" / "node.key").chmod(0o644)
+    assert ask(town, 2, SUM_KEYS, said)[0] == "refused-config"
+    assert ask(town, 3, SUM_KEYS, said)[0] == "ok"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run_id": "another"},
+        {"server_round": 2},
+        {"kind": "release"},
+        {"plan_digest": "0" * 64},
+        {"catalogue_fingerprint": "0" * 64},
+        {"roster_digest": "0" * 64},
+        {"threshold": 2},
+        {"length": 7},
+    ],
+)
+def test_a_session_of_anything_but_the_plan_is_refused(
+    town: Town, changes: Mapping[str, object]
+) -> None:
+    said = KeysRequest(session=town.session(1, {}, **changes)).model_dump_json()
+    assert ask(town, 0, SUM_KEYS, said)[0] == "sum-refused"
+
+
+class Walk:
+    """A session up to the masked vectors, by hand."""
+
+    def __init__(self, town: Town, state: Arrays, server_round: int = 1) -> None:
+        from common.secure_sum.messages import Advertisement, SharesAnswer, parse
+        from server.secure_sum.collecting import Collector
+
+        self.town, self.round = town, server_round
+        session = town.session(server_round, state if server_round else {})
+        self.collector = Collector(session, town.roster)
+        first = KeysRequest(session=session).model_dump_json()
+        self.names: dict[int, str] = {}
+        for shop in range(SHOPS):
+            status, text, _ = ask(town, shop, SUM_KEYS, first, server_round=server_round)
+            assert status == "ok"
+            keys = parse(Advertisement, text)
+            self.names[shop] = keys.shop
+            self.collector.take_keys(keys.shop, keys)
+        request = self.collector.shares_request().model_dump_json()
+        for shop, name in self.names.items():
+            _, text, _ = ask(town, shop, "sum_shares", request, server_round=server_round)
+            self.collector.take_shares(name, parse(SharesAnswer, text))
+
+    def masked(self, shop: int, **more: object) -> tuple[str, Arrays]:
+        said = self.collector.masked_request(self.names[shop]).model_dump_json()
+        status, _, arrays = ask(self.town, shop, SUM_MASKED, said, server_round=self.round, **more)
+        return status, arrays
+
+
+def test_a_replayed_message_gets_no_second_vector_and_costs_nothing(town: Town) -> None:
+    walk = Walk(town, initial_state(PLAN.model, ITEM_COUNT))
+    status, arrays = walk.masked(0)
+    assert status == "ok"
+    assert arrays[MASKED_VECTOR].dtype == np.uint32
+    assert arrays[MASKED_VECTOR].shape == (4 * ITEM_COUNT,)
+    assert walk.masked(0) == ("sum-refused", {})
+    assert town.spent(0) == [1]
+
+
+def test_a_state_that_others_were_not_shown_is_not_trained_on(town: Town) -> None:
+    """A server that shows each shop another model could tell their updates apart in the sum."""
+    state = initial_state(PLAN.model, ITEM_COUNT)
+    walk = Walk(town, state)
+    other = {**state, ITEMS: state[ITEMS] + np.float32(1e-3)}
+    assert walk.masked(0, state=other) == ("sum-refused", {})
+    assert town.spent(0) == []
+    assert walk.masked(0)[0] == "ok"
+
+
+def test_a_vector_that_the_budget_does_not_cover_is_not_made(town: Town) -> None:
+    town.write(0, settings="cap_epsilon = 0.01")
+    walk = Walk(town, {}, server_round=0)
+    assert walk.masked(0) == ("over-budget", {})
+    assert town.spent(0) == []
+    # The session is used up all the same: another vector of it will never be.
+    town.write(0)
+    assert walk.masked(0) == ("sum-refused", {})
+
+
+def test_what_leaves_a_shop_is_not_what_it_holds(town: Town) -> None:
+    """The same shop in two sessions: no number of its vector is the same, and none is small."""
+    vectors = [Walk(town, {}, server_round=0).masked(0)[1][MASKED_VECTOR] for _ in range(2)]
+    assert not np.any(vectors[0] == vectors[1])
+    for vector in vectors:
+        assert np.median(np.abs(vector.view(np.int32).astype(float))) > 2**28
+
+
+def test_a_failing_shop_says_a_code_and_no_more(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import client.secure_participation as secure
+
+    def broken(*_: object) -> None:
+        raise ValueError("customer-4711")
+
+    walk = Walk(town, initial_state(PLAN.model, ITEM_COUNT))
+    monkeypatch.setattr(secure, "held_records", broken)
+    assert walk.masked(0) == ("failed", {})
+    assert town.spent(0) == []
+
+
+@pytest.mark.slow
+def test_the_sums_noise_has_the_planned_variance_end_to_end(town: Town) -> None:
+    """Shops without customers, noise from the operating system: what is learned is noise alone."""
+    for shop in range(SHOPS):
+        town.write(shop, settings='noise = "system"', customers=0)
+    wide = ModelPlan(dimension=64)
+    plan = PLAN.model_copy(update={"model": wide, "rounds": 1})
+    for gone in (0, 1, 2):
+
+        def fault(
+            shop: int, kind: str, at: int, reply: Message, gone: int = gone
+        ) -> Message | None:
+            return _broken(reply) if at == 1 and shop < gone and kind == SUM_MASKED else reply
+
+        saved, events = town.train(plan, fault)
+        survivors = SHOPS - gone
+        assert of(events, "round")[0]["accepted"] == survivors
+        delta = saved[1].state[ITEMS].astype(float) - saved[0].state[ITEMS]
+        # Of the sum: survivors / m times the plan's variance; of their mean, over survivors².
+        clip = plan.clipping_norm(1) * plan.learning_rate / plan.batch_normalizer
+        planned = (plan.noise_multiplier * clip) ** 2 * survivors / 3 / survivors**2
+        assert delta.size == 64 * ITEM_COUNT
+        assert delta.var() / planned == pytest.approx(1, abs=5 * (2 / delta.size) ** 0.5)
+
+
+def test_in_process_and_experiments_write_what_shops_need(town: Town, tmp_path: Path) -> None:
+    outcome = run_in_process(
+        PLAN,
+        shops_folder=town.folder / "shops",
+        shops=SHOPS,
+        server_folder=tmp_path / "server",
+        catalogue_folder=town.folder / "catalogue",
+    )
+    assert [e["accepted"] for e in outcome.of("round")] == [5, 5]
