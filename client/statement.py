@@ -9,11 +9,11 @@ from client.settings import ShopSettings
 from common.accounting import epsilon
 from common.protocol import NO_FINGERPRINT
 from common.statement import (
-    NOISES,
     TRUST,
     accountant_words,
     mechanism,
     mechanism_words,
+    noise_means,
     not_covered,
     promise,
     promise_words,
@@ -54,7 +54,7 @@ def shop_statement(settings: ShopSettings, entries: Sequence[Entry]) -> dict[str
         "trust": trusts,
         "trust_means": [TRUST.get(trust, trust) for trust in trusts],
         "noise": noises,
-        "noise_means": [NOISES.get(noise, noise) for noise in noises],
+        "noise_means": [noise_means(noise, trusts) for noise in noises],
         "caps_raised": _caps_raised(entries),
         "not_covered": not_covered([part["unit"] for part in units], trusts, noises),
     }

@@ -27,6 +27,10 @@ NOISES = {
     "the operating system that never leaves the process",
     "seeded": "drawn from a seed, as simulations do: it can be replayed",
 }
+_SHARED = (
+    "drawn in each shop by an exact sampler of the discrete Gaussian (OpenDP), from the operating "
+    "system's generator"
+)
 RELEASES = {
     "gaussian-histogram": "each unit's distinct products, scaled to norm 1, summed once",
     "dp-sgd": "gradients clipped per unit over all parameters together",
@@ -111,7 +115,7 @@ def statement(
         "trust": plan.trust,
         "trust_means": TRUST[plan.trust],
         "noise": noise,
-        "noise_means": NOISES[noise],
+        "noise_means": noise_means(noise, [each.trust for each in plans]),
         "rounds": sum(each.rounds for each in plans),
         **({"runs": len(plans)} if earlier else {}),
         "mechanisms": [part for each in plans for part in _mechanisms(each)],
@@ -123,6 +127,14 @@ def statement(
             this_run_only=True,
         ),
     }
+
+
+def noise_means(noise: str, trusts: Iterable[str]) -> str:
+    """Return in words where noise comes from, under these kinds of trust."""
+    trusts = set(trusts)
+    if noise != "system" or "federation" not in trusts:
+        return NOISES.get(noise, noise)
+    return _SHARED if trusts == {"federation"} else f"{NOISES[noise]}; in secure sums {_SHARED}"
 
 
 def promise(cost: Epsilon, delta: float, unit: str) -> dict[str, Any]:

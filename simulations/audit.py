@@ -169,6 +169,11 @@ class _Audit:
         return Trial(arm, plan, settings.optimizer(plan))
 
     def _plan(self, arm: str, epsilon: float) -> TrainingPlan:
+        if self._experiment.privacy.trust == "federation":
+            raise ConfigError(
+                'the audit attacks single shops\' updates, and under privacy.trust = "federation" '
+                'none leaves its shop bare: set privacy.trust = "shop"'
+            )
         changed = self._experiment.privacy.model_copy(update={"target_epsilon": epsilon})
         return training_plan(
             self._experiment.model_copy(update={"privacy": changed}),

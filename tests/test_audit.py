@@ -197,6 +197,9 @@ def test_what_cannot_be_attacked_is_refused(experiment: Experiment, tmp_path: Pa
     baskets = experiment.privacy.model_copy(update={"unit": "basket"})
     with pytest.raises(ConfigError, match=r'privacy\.unit = "customer"'):
         run_audit(experiment.model_copy(update={"privacy": baskets}), tmp_path / "x", Silent())
+    sums = experiment.privacy.model_copy(update={"trust": "federation"})
+    with pytest.raises(ConfigError, match=r'privacy\.trust = "shop"'):
+        run_audit(experiment.model_copy(update={"privacy": sums}), tmp_path / "x", Silent())
     assert not (tmp_path / "x").exists()
 
 

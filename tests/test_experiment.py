@@ -100,9 +100,7 @@ def test_a_value_out_of_its_range_is_named(small: Path, change: str) -> None:
 
 def test_trust_in_a_federation_shares_the_noise_among_two_thirds_of_the_shops(small: Path) -> None:
     experiment = read_experiment(small, ["privacy.trust=federation"])
-    plan = training_plan(
-        experiment, "federated-dp", validation_from=100, train_until=200, shops=20
-    )
+    plan = training_plan(experiment, "federated-dp", validation_from=100, train_until=200, shops=20)
     assert (plan.trust, plan.honest_shops, plan.colluding_shops) == ("federation", 13, 0)
     cost = epsilon(plan_spends(plan), plan.target_delta).value
     assert 0.998 * plan.target_epsilon <= cost <= plan.target_epsilon

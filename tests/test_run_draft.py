@@ -83,7 +83,10 @@ def test_bad_input_leaves_no_draft(experiment: Experiment, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("setting", "word"),
-    [("privacy.unit=basket", "session_id"), ("privacy.trust=federation privacy.honest_shops=9", "roster")],
+    [
+        ("privacy.unit=basket", "session_id"),
+        ("privacy.trust=federation privacy.honest_shops=9", "roster"),
+    ],
 )
 def test_a_plan_that_cannot_be_kept_is_refused_before_anything_is_trained(
     setting: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

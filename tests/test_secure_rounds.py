@@ -1,6 +1,7 @@
-"""Secure sums through the apps themselves: real ClientApps, a grid in this process, real ledgers."""
+"""Secure sums through the apps themselves: a grid in this process, real keys and ledgers."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,10 +43,11 @@ from common.protocol import (
 from common.secure_sum.members import Roster, read_roster, roster_text, threshold
 from common.secure_sum.messages import KeysRequest, Session, state_digest
 from common.secure_sum.primitives import fresh
-from federation_support import Fault, FaultyGrid, make_settings, no_fault
-from server.checkpoints import Checkpoint
+from federation_support import Fault, FaultyGrid, make_settings, no_fault, same
+from server.checkpoints import Checkpoint, read_checkpoint
 from server.job import Event, Job
 from server.strategy import Federation
+from simulations.flower import run_federation
 from simulations.in_process import run_in_process
 
 ITEM_COUNT, SHOPS = 30, 5
@@ -529,3 +531,25 @@ def test_in_process_and_experiments_write_what_shops_need(town: Town, tmp_path: 
         catalogue_folder=town.folder / "catalogue",
     )
     assert [e["accepted"] for e in outcome.of("round")] == [5, 5]
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_on_flowers_engine_the_figures_are_the_same(town: Town, tmp_path: Path) -> None:
+    """Masks are drawn anew and come off to the last bit: seeded noise makes both runs one."""
+    states = []
+    for engine, run in (("in-process", run_in_process), ("flower", run_federation)):
+        copy = tmp_path / engine
+        shutil.copytree(town.folder / "shops", copy / "shops")
+        shutil.copytree(town.folder / "catalogue", copy / "catalogue")
+        outcome = run(
+            PLAN.model_copy(update=ONE),
+            shops_folder=copy / "shops",
+            shops=SHOPS,
+            server_folder=copy / "server",
+            catalogue_folder=copy / "catalogue",
+        )
+        assert [e["accepted"] for e in outcome.of("round")] == [SHOPS]
+        states.append(read_checkpoint(copy / "server" / "checkpoints", 1).state)
+    assert same(*states)

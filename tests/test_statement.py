@@ -28,7 +28,7 @@ def test_the_statement_holds_the_promise_and_survives_json() -> None:
         ({"unit": "basket"}, {}, "n baskets has n times"),
         ({}, {"noise": "seeded"}, "knows the seed"),
         ({}, {"catalogue_from_purchases": True}, "built from purchases"),
-        ({"trust": "federation"}, {}, "collude"),
+        ({"trust": "federation", "honest_shops": 3}, {}, "collude"),
     ],
 )
 def test_what_is_not_covered_is_said_where_it_applies(
@@ -60,6 +60,22 @@ def test_where_the_noise_comes_from_and_what_rounding_does_not_prove_is_said() -
     ):
         assert words in text
     assert found["rounds"] == 10
+
+
+def test_a_plan_of_secure_sums_says_what_is_shared_and_how_it_is_drawn() -> None:
+    found = statement(plan(trust="federation", honest_shops=13))
+    assert [part["mechanism"] for part in found["mechanisms"]] == [
+        "shared-gaussian-histogram",
+        "shared-gaussian-step",
+    ]
+    text = " ".join(render_statement(found).split())
+    for words in ("only the sum over shops", "exact sampler of the discrete Gaussian", "at most"):
+        assert words in text
+    # Whole numbers have no lowest bits that were rounded.
+    assert "Mironov" not in text
+    both = statement(plan(trust="federation", honest_shops=13), earlier=[plan()])
+    assert "Mironov" in " ".join(both["not_covered"])
+    assert "in secure sums" in both["noise_means"]
 
 
 def test_a_bound_that_is_not_tight_is_said_to_be_one() -> None:
