@@ -156,12 +156,13 @@ class _Stage:
             raise SecureSumError("the state is not the one that this session is about")
         events = held_records(settings)
         check_plan(plan, has_sessions=events.sessions is not None or not len(events))
+        if header.server_round:
+            from client.training import whole_gradients  # Slow; the popularity does without.
+        noise, bound = self._share_of_noise(session.length), self._bound(session.length)
         # From here on this session is used up, also if what follows fails.
         _, masks = self._sessions.mask(said)
         head = charge(header, plan, settings, header.server_round)
         if header.server_round:
-            from client.training import whole_gradients  # Slow; the popularity does without.
-
             sampling = sampling_source(settings, header.server_round)
             gradients = whole_gradients(
                 plan, header.server_round, received, events, self._catalogue, sampling
@@ -169,19 +170,28 @@ class _Stage:
             whole = as_vector(gradients, _shapes(plan, self._catalogue, header.server_round))
         else:
             whole = whole_popularity(plan, events, self._catalogue.size)
-        hidden = masks.hide(self._noisy(whole))
-        arrays = {MASKED_VECTOR: hidden}
+        # Held to a public bound: no two vectors move apart by that.
+        words = to_words(whole, noise, bound)
+        arrays = {MASKED_VECTOR: masks.hide(words)}
         check_may_leave(arrays, head, header, plan, settings)
         return head, arrays
 
-    def _noisy(self, whole: np.ndarray) -> np.ndarray:
-        """Return a shop's sum (n,) int64, held to its public bound, with its share of the noise."""
-        plan, server_round = self._plan, self._header.server_round
-        multiplier = plan.noise_multiplier if server_round else plan.popularity_noise_multiplier
-        std = share_std(plan, multiplier)
-        bound = coordinate_bound(len(self._roster.keys), len(whole), std, plan.noise_steps)
-        source = noise_source(self._settings, "sum", server_round)
-        return to_words(whole, discrete_gaussian(source, len(whole), std), bound)
+    def _share_of_noise(self, length: int) -> np.ndarray:
+        """Return this shop's share of the noise, (n,) int64: no data decide anything of it."""
+        source = noise_source(self._settings, "sum", self._header.server_round)
+        return discrete_gaussian(source, length, self._share_std)
+
+    def _bound(self, length: int) -> int:
+        """Return what a shop may have in a coordinate, before its noise."""
+        shops = len(self._roster.keys)
+        return coordinate_bound(shops, length, self._share_std, self._plan.noise_steps)
+
+    @property
+    def _share_std(self) -> float:
+        plan, training = self._plan, self._header.server_round > 0
+        return share_std(
+            plan, plan.noise_multiplier if training else plan.popularity_noise_multiplier
+        )
 
     def _check(self, session: Session) -> None:
         """Refuse a session that is not what this message's header and plan ask for."""

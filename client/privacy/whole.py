@@ -14,6 +14,7 @@ from client.privacy.layers import UnitEmbedding
 from client.privacy.optimizer import UnitOptimizer
 from client.privacy.step import ExactDPStep
 
+
 class WholeOptimizer(UnitOptimizer):
     """Sums clipped gradients in whole steps, and takes no step itself.
 

@@ -41,6 +41,7 @@ from common.secure_sum.primitives import (
     add_keystream,
     agree,
     derive,
+    digest,
     fresh,
     is_signed,
     public_key,
@@ -78,7 +79,7 @@ class Party(Said):
     answers
         Stage -> what it said, to say it again, and nothing else, if it is asked the same again.
     requests
-        Stage -> what it was asked.
+        Stage -> digest of what it was asked.
     """
 
     session: Session
@@ -100,7 +101,7 @@ class Party(Said):
             update={
                 "stage": stage,
                 "answers": {**self.answers, **said},
-                "requests": {**self.requests, stage: request.model_dump_json()},
+                "requests": {**self.requests, stage: _digest(request)},
                 **changes,
             }
         )
@@ -115,7 +116,7 @@ class Party(Said):
             once, or is not the next one.
         """
         if (asked := self.requests.get(stage)) is not None:
-            if stage in self.answers and asked == request.model_dump_json():
+            if stage in self.answers and asked == _digest(request):
                 return self.answers[stage]
             raise SecureSumError(f"stage {stage!r} of this session was answered already")
         before = {SHARES: KEYS, MASKED: SHARES, VIEW: MASKED, UNMASK: VIEW}[stage]
@@ -265,6 +266,10 @@ def unmask(party: Party, request: UnmaskRequest, me: Identity) -> tuple[Party, U
     answer = UnmaskAnswer(seeds=seeds, keys=keys)
     after = party.after(UNMASK, request, answer, sealed={}, kept_shares=b"")
     return after.model_copy(update={"sealing_secret": b""}), answer
+
+
+def _digest(request: Said) -> str:
+    return digest("request", request.model_dump_json().encode()).hex()
 
 
 def _shares(party: Party, shop: str, me: Identity) -> bytes | None:
