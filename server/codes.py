@@ -36,6 +36,10 @@ CODES = {
         "it releases no figures of its own",
         "that is its own choice: its engineer may add [evaluation] to its shop.toml",
     ),
+    "sum-refused": (
+        "what it was shown of a secure sum is not what it holds, or was answered before",
+        "compare its roster's digest with yours; its own log says more",
+    ),
     "failed": ("something failed in its process", "only its own log says what"),
     "unapproved": (
         "it has not approved this bundle: none of the run's code was executed there",
