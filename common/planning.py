@@ -1,9 +1,10 @@
 """From what a federation wants to a plan that can be run: its noise, and the groups it learns."""
 
 from common.accounting import calibrate
-from common.errors import ConfigError
+from common.errors import ConfigError, PrivacyError
 from common.features import CROSS, Catalogue
 from common.protocol import ModelPlan, TrainingPlan
+from common.secure_sum.noise import share_std
 
 
 def with_noise(plan: TrainingPlan) -> TrainingPlan:
@@ -37,6 +38,12 @@ def with_noise(plan: TrainingPlan) -> TrainingPlan:
         discrete=shared,
     )
     noise = {"popularity_noise_multiplier": popularity, "noise_multiplier": training}
+    if shared:
+        try:
+            for multiplier in (popularity, training)[: 2 if plan.rounds else 1]:
+                share_std(plan, multiplier)
+        except PrivacyError as error:
+            raise ConfigError(str(error)) from error
     return plan.model_copy(update=noise)
 
 

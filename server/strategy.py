@@ -129,8 +129,7 @@ class Federation:
                 self._wait_for_return()
                 self._join(server_round)
             exchange, mean, why = self._update(server_round, state)
-            if enough := mean is not None:
-                assert mean is not None
+            if mean is not None:
                 self._noise = weakest((self._noise, exchange.noise))
                 state, memory = optimizer.apply(
                     state, mean, memory, exchange.accepted, server_round
@@ -141,7 +140,7 @@ class Federation:
                 server_round,
                 started,
                 exchange,
-                kept_old_model=not enough,
+                kept_old_model=mean is None,
                 shops=exchange.failed,
                 **why,
             )

@@ -134,6 +134,20 @@ def test_any_threshold_of_shares_gives_the_secret_back(
         combine({place: shares[place] for place in kept[1:]}, threshold)
 
 
+@given(
+    st.dictionaries(
+        st.integers(0, 120), st.binary(min_size=32, max_size=32), min_size=1, max_size=9
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_any_shares_are_put_together_as_the_library_does(shares: dict[int, bytes]) -> None:
+    theirs = b"".join(
+        Shamir.combine([(p + 1, s[start : start + 16]) for p, s in shares.items()], ssss=False)
+        for start in (0, 16)
+    )
+    assert combine(shares, len(shares)) == theirs
+
+
 def test_too_few_shares_are_consistent_with_every_secret() -> None:
     """For two shares of a threshold of 3 and *any* secret there is a third that gives it.
 
