@@ -4,7 +4,7 @@ A unit's contribution is clipped to norm ``C``, scaled so that ``C`` is ``steps`
 each number cut towards zero. Cutting towards zero lengthens no vector, so the norm of what is left
 is at most ``steps``: a bound that holds for every unit, whatever its data, with no chance of
 failure and no growth with the dimension as randomised rounding has it (Kairouz et al. 2021, arXiv
-2102.06387, lemma 26). What it costs is a bias of less than one step a number, beside noise of
+2102.06387). What it costs is a bias of less than one step a number, beside noise of
 thousands. The bound is checked in whole numbers: a unit beyond it adds nothing.
 """
 

@@ -5,7 +5,7 @@ Holding to a box moves no two points further apart, so the sensitivity is what i
 is a public constant, so what a shop sends has no size that tells of its customers. With ``n``
 shops the clipped part of the sum is within ``n bound``, always. Each of the at most ``n`` noise
 shares is a discrete Gaussian of parameter σ₁, which is subgaussian with that parameter (Canonne,
-Kamath & Steinke 2020, arXiv 2004.00010, corollary 17), and so is their sum with σ₁ √n. Over ``d``
+Kamath & Steinke 2020, arXiv 2004.00010), and so is their sum with σ₁ √n. Over ``d``
 coordinates the chance that any noise exceeds ``a`` is at most ``2 d exp(-a² / (2 n σ₁²))``: it is
 2^-40 at ``a = σ₁ √(2 n (ln 2d + 40 ln 2))``. The bound is what is left: with
 ``n bound + a <= 2^31 - 1`` the sum does not wrap but with chance 2^-40. (Were it to wrap, the model

@@ -77,8 +77,8 @@ def threshold(members: int, honest: int, colluding: int) -> int:
     At least ``honest + colluding``, so that however many of the survivors collude with the observer
     the plan's number of honest noise shares is in the sum. And more than half of the members and
     the colluding together: of two views of who survived, each of which so many shops sign, honest
-    shops sign one alone, the colluding both, and there are not enough (Bonawitz et al. 2017,
-    section 6.2).
+    shops sign one alone, the colluding both, and there are not enough (Bonawitz et al.
+    2017).
 
     Raises
     ------
