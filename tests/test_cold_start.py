@@ -151,9 +151,11 @@ def test_a_product_is_found_by_its_content(cases: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_a_shop_is_served_from_its_first_day(cases: dict[str, Any]) -> None:
     first = cases["shop-0"]
-    # Without any history the global model is what it released of popularity.
+    # Without any history the global model is what it released of popularity; products that nobody
+    # has bought sell as their like, and none of them comes up among the best.
     released, model = (first["arms"][name] for name in ("everywhere", "federated-global"))
-    assert model["metrics"] == released["metrics"]
+    for metric in ("ndcg@20", "recall@20"):
+        assert model["metrics"][metric] == released["metrics"][metric]
     for name in ("shop-7", "shop-28", "shop-all"):
         case = cases[name]
         for arm in ("federated-global", "federated", "federated-served"):
