@@ -69,7 +69,8 @@ class Fidelity:
     Attributes
     ----------
     r2
-        Share of the variance of ``log10`` of places in the list that it tells, over all products.
+        Share of the variance of ``log10`` of places in the list that it tells, over products drawn
+        as for the fit: some of each customer's best, and some of all.
     r2_by_popularity
         The same of a tree of that size that knows nothing but released popularity.
     rank_correlation
@@ -114,10 +115,7 @@ def fit_tree(model: GlobalModel) -> ModelTree:
     seen, places = [], []
     for history, scores in _ranked(model, content, stream, _PROFILES):
         place = _log_place(scores)
-        order = np.argsort(-place, kind="stable")
-        best = order[: max(_TOP, round(_BEST_SHARE * np.isfinite(scores).sum()))]
-        every = np.flatnonzero(np.isfinite(scores))
-        chosen = np.concatenate([stream.choice(best, _BEST), stream.choice(every, _ANY)])
+        chosen = _looked_at(place, np.flatnonzero(np.isfinite(scores)), stream)
         seen.append(content.of_products(history, chosen))
         places.append(place[chosen])
     tree, popular = (
@@ -210,6 +208,13 @@ def _profile(model: GlobalModel, content: _Content, stream: np.random.Generator)
     return np.sort(stream.choice(size, max(count, 1), replace=False, p=chance / chance.sum()))
 
 
+def _looked_at(place: np.ndarray, listed: np.ndarray, stream: np.random.Generator) -> np.ndarray:
+    """Draw rows: some of the best by (n,) ``place``, since lists are short, and some of all."""
+    count = max(_TOP, round(_BEST_SHARE * len(listed)))
+    best = np.argsort(-place, kind="stable")[:count]
+    return np.concatenate([stream.choice(best, _BEST), stream.choice(listed, _ANY)])
+
+
 def _log_place(scores: np.ndarray) -> np.ndarray:
     """Return (n,) ``-log10`` of each product's place as a share of the list: 2 is the best 1%."""
     order = np.argsort(-scores, kind="stable")
@@ -232,9 +237,11 @@ def _fidelity(
         listed = np.flatnonzero(np.isfinite(scores))
         seen = content.of_products(history, listed)
         told, place = np.asarray(tree.predict(seen)), _log_place(scores)[listed]
-        left += float(((place - told) ** 2).sum())
-        left_by_popularity += float(((place - by_popularity.predict(seen[:, -1:])) ** 2).sum())
-        total += float(((place - place.mean()) ** 2).sum())
+        drawn = _looked_at(place, np.arange(len(listed)), stream)
+        popularity_told = by_popularity.predict(seen[drawn, -1:])
+        left += float(((place[drawn] - told[drawn]) ** 2).sum())
+        left_by_popularity += float(((place[drawn] - popularity_told) ** 2).sum())
+        total += float(((place[drawn] - place[drawn].mean()) ** 2).sum())
         # A tree of one answer orders nothing.
         correlations.append(float(spearmanr(place, told)[0]) if np.ptp(told) else 0.0)
         best = set(np.argsort(-place, kind="stable")[:_TOP].tolist())

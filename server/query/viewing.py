@@ -84,7 +84,9 @@ class TreeFidelity(_Body):
     """How well the tree tells what the model does, on made-up customers it has not seen."""
 
     profiles: int
-    r2: float = Field(description="Of the logarithm of a product's place in the list.")
+    r2: float = Field(
+        description="Of the logarithm of a place: of some of the best and some of all."
+    )
     r2_by_popularity: float = Field(description="The same by released popularity alone.")
     rank_correlation: float
     top_20_overlap: float = Field(description="Share of the model's 20 best among the tree's.")
