@@ -90,6 +90,15 @@ key = "keys/node.key"
 # [evaluation]
 # epsilon = 0.5
 
+# For plans whose trust is "federation": the server sees only the sum over shops, and each shop adds
+# a share of its noise. The roster is your own copy of who may take part: compare its digest with
+# the other shops', not over the server. colluding_shops: how many shops that a plan must allow to
+# work together with the server.
+# [secure_sum]
+# roster = "roster"
+# sessions = "secure-sums.sqlite"
+# colluding_shops = 0
+
 # If item_id is your own product number: which of the catalogue's products it is. Several of yours
 # may be one of the catalogue's, not the other way round. What the mapping does not name takes no
 # part. Either a .csv or .parquet file with item_id (yours) and catalogue_item_id:

@@ -59,6 +59,11 @@ def run_audit(experiment: Experiment, out: Path, watcher: Watcher) -> Document:
             f'the attacks are on customers: set privacy.unit = "customer", not '
             f'"{experiment.privacy.unit}"'
         )
+    if experiment.privacy.trust == "federation":
+        raise ConfigError(
+            'the audit attacks single shops\' updates, and under privacy.trust = "federation" '
+            'none leaves its shop bare: set privacy.trust = "shop"'
+        )
     with _folder(experiment, out) as folder:
         watcher.stage("reading data")
         world = build_world(experiment, watcher.step)
@@ -169,11 +174,6 @@ class _Audit:
         return Trial(arm, plan, settings.optimizer(plan))
 
     def _plan(self, arm: str, epsilon: float) -> TrainingPlan:
-        if self._experiment.privacy.trust == "federation":
-            raise ConfigError(
-                'the audit attacks single shops\' updates, and under privacy.trust = "federation" '
-                'none leaves its shop bare: set privacy.trust = "shop"'
-            )
         changed = self._experiment.privacy.model_copy(update={"target_epsilon": epsilon})
         return training_plan(
             self._experiment.model_copy(update={"privacy": changed}),
