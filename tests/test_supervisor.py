@@ -135,6 +135,9 @@ def test_the_next_one_ends_what_a_killed_one_left(
     left = program(SLEEP)
     orphan = subprocess.Popen(left.command, env={**left.environment, VARIABLE: token})
     try:
+        # For a moment after its start a process shows no environment.
+        while not carriers(VARIABLE, token):
+            time.sleep(0.01)
         with Supervisor(VARIABLE, token):
             assert orphan.wait(WAIT_SECONDS) == -signal.SIGKILL
     finally:
