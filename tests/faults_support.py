@@ -46,8 +46,11 @@ def fragile(
         Whether runs end with the exchange that brings the model home.
     """
     with deployed(folder, shops, {**PLAN, **(plan or {})}, start=start, host=host) as federation:
-        with (federation.operator / "plan.toml").open("a", encoding="utf-8") as file:
-            file.write(f"send_home = {str(home).lower()}\n")
+        plan_file = federation.operator / "plan.toml"
+        text = plan_file.read_text(encoding="utf-8")
+        assert "send_home = true\n" in text
+        changed = text.replace("send_home = true\n", f"send_home = {str(home).lower()}\n")
+        plan_file.write_text(changed, encoding="utf-8")
         yield federation
         federation.programs.end_all()
         federation.programs.wait_until(
