@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import grpc
 import numpy as np
@@ -24,6 +24,8 @@ from server.query.wire import fedtail_pb2 as wire
 from server.query.wire import fedtail_pb2_grpc as wire_grpc
 
 _DEADLINE = 30.0
+Arrivals = Literal["steady", "random"]
+ARRIVALS: tuple[Arrivals, ...] = ("steady", "random")
 Filled = TypeVar("Filled", bound=Message)
 
 
@@ -45,9 +47,14 @@ class Latencies:
 
 
 def open_loop(
-    address: str, asked: Sequence[Mapping[str, float]], rate: float, seconds: float, seed: int
+    address: str,
+    asked: Sequence[Mapping[str, float]],
+    rate: float,
+    seconds: float,
+    seed: int,
+    arrivals: Arrivals = "random",
 ) -> Latencies:
-    """Ask at random moments, ``rate`` times a second, and wait for nobody.
+    """Ask ``rate`` times a second, and wait for nobody.
 
     A client that waits for an answer before it asks again asks least when the server is slowest,
     and its percentiles are too good. Here a slow answer delays no other request, and each counts
@@ -57,9 +64,13 @@ def open_loop(
     ----------
     asked
         Histories, in turns.
+    arrivals
+        ``steady``: one request each 1/rate seconds; ``random``: a Poisson process, whose requests
+        crowd by chance, so that some wait for each other at any server.
     """
-    draw = np.random.default_rng(seed)
-    gaps = draw.exponential(1.0 / rate, int(rate * seconds))
+    gaps = np.full(int(rate * seconds), 1.0 / rate)
+    if arrivals == "random":
+        gaps *= np.random.default_rng(seed).exponential(1.0, gaps.size)
     requests = [
         wire.RecommendRequest(
             history=[wire.HistoryProduct(item_id=item, weight=w) for item, w in history.items()]

@@ -26,7 +26,7 @@ from common.asking import Answer, Query
 from common.features import read_catalogue
 from server.query.core import ServedModel
 from server.query.index import ExactIndex, Int8Index
-from simulations.asking import open_loop
+from simulations.asking import ARRIVALS, Arrivals, Latencies, open_loop
 from simulations.machine import machine_facts
 from simulations.served import on_processor, served
 from simulations.serving_indexes import (
@@ -116,7 +116,7 @@ def bench_serving(
         cells += _alone(measure, *arguments)
     for precision in ("float32", "int8"):
         progress(f"latency: {sizes.latency_products:,} products, {precision}")
-        cells.append(_latency_cell(sizes, precision))
+        cells += _latency_cells(sizes, precision)
     setting = {
         "k": K,
         "history": HISTORY,
@@ -258,38 +258,49 @@ def _model_cells(folder: Path, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def _latency_cell(sizes: ServingSizes, precision: str) -> dict[str, Any]:
+def _latency_cells(sizes: ServingSizes, precision: str) -> list[dict[str, Any]]:
     first, last = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="ft-serving-") as name, _quiet_environment():
         folder = Path(name)
         catalogue = write_served(folder, sizes.latency_products, sizes.dimension, sizes.seed)
-        draw = np.random.default_rng(sizes.seed)
-        asked = histories(catalogue, 1000, draw)
+        asked = histories(catalogue, 1000, np.random.default_rng(sizes.seed))
         with (
             served(folder, "--precision", precision, processor=last) as service,
             on_processor(first),
             ProcessPoolExecutor(1, mp_context=get_context("spawn")) as client,
         ):
-            # Until all is loaded on both sides.
-            client.submit(open_loop, service.grpc, asked, sizes.rate, 3.0, sizes.seed).result()
-            found = client.submit(
-                open_loop, service.grpc, asked, sizes.rate, sizes.seconds, sizes.seed + 1
-            ).result()
+
+            def ask(arrivals: Arrivals, seconds: float) -> Latencies:
+                found: Latencies = client.submit(
+                    open_loop, service.grpc, asked, sizes.rate, seconds, sizes.seed, arrivals
+                ).result()
+                return found
+
+            ask("steady", 3.0)  # Until all is loaded on both sides.
+            found = {arrivals: ask(arrivals, sizes.seconds) for arrivals in ARRIVALS}
+    processors = {"server": last, "client": first}
+    cells = [_latency_cell(sizes, precision, name, seen) for name, seen in found.items()]
+    return [{**cell, "processors": processors} for cell in cells]
+
+
+def _latency_cell(
+    sizes: ServingSizes, precision: str, arrivals: Arrivals, found: Latencies
+) -> dict[str, Any]:
     milliseconds = np.array(found.seconds) * 1e3
     levels = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "largest": 100}
-    return {
+    cell: dict[str, Any] = {
         "cell": "latency",
-        "name": f"gRPC {precision}",
+        "name": f"gRPC {precision}, {arrivals}",
         "products": sizes.latency_products,
         "requests": len(milliseconds) + found.failed,
         "failed": found.failed,
         "requests_per_second": sizes.rate,
-        "arrivals": "Poisson",
         **{f"{name}_ms": float(np.percentile(milliseconds, at)) for name, at in levels.items()},
         "sent_late_p99_ms": float(np.percentile(found.late, 99)) * 1e3,
-        "processors": {"server": last, "client": first},
-        "targets": {"p99_ms": "<= 10", "failed": "<= 0"},
     }
+    if arrivals == "steady":
+        cell["targets"] = {"p99_ms": "<= 10", "failed": "<= 0"}
+    return cell
 
 
 def _search(search: Search, customers: np.ndarray, turn: int) -> np.ndarray:

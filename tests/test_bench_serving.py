@@ -83,7 +83,7 @@ def test_the_bench_measures_all_its_cells() -> None:
     )
     found = bench_serving(sizes)
     names = {(cell["cell"], cell["name"]) for cell in found["cells"]}
-    assert {("flat", "exact"), ("flat", "int8"), ("latency", "gRPC float32")} <= names
+    assert {("flat", "exact"), ("flat", "int8"), ("latency", "gRPC float32, steady")} <= names
     assert {("served core", "served-float32"), ("served core", "served-int8")} <= names
     for cell in found["cells"]:
         if cell["cell"] == "latency":

@@ -30,6 +30,8 @@ from server.query.index import ExactIndex, Index, best_rows
 
 #: With the tail dial the list is chosen among so many times k candidates.
 _DIAL_CANDIDATES = 10
+#: A history with content in more places than these is multiplied as a matrix.
+_FEW_PLACES = 200
 
 
 @dataclass(frozen=True)
@@ -253,9 +255,20 @@ class ServedModel:
             scores += model.popularity_part
             scores -= np.float32(history.sum()) * self.expected
         if history.nnz:
-            content = (history @ model.catalogue.content) @ self.by_place
-            scores[content.indices] += content.data
+            self._add_content(scores, history @ model.catalogue.content)
         return scores, learned, vector
+
+    def _add_content(self, scores: np.ndarray, profile: sparse.csr_matrix) -> None:
+        """Add the content part of a (1, W) profile to (n,) scores."""
+        if profile.nnz > _FEW_PLACES:
+            content = profile @ self.by_place
+            scores[content.indices] += content.data
+            return
+        # Of few places one after the other: a product of matrices first clears n places for itself.
+        table = self.by_place
+        for place, weight in zip(profile.indices, profile.data, strict=True):
+            held = slice(table.indptr[place], table.indptr[place + 1])
+            scores[table.indices[held]] += weight * table.data[held]
 
 
 def _refuse_customer(user_id: str | None) -> None:
