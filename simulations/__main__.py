@@ -3,12 +3,9 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from common.cli import run as run_command_line
 from common.cli import terminal
@@ -17,6 +14,8 @@ from common.datasets import write_dataset
 from common.errors import RunError
 from common.marketplace import MarketplaceConfig
 from common.partitioning import uniform
+from simulations.bars import Bars
+from simulations.bench_commands import bench_app
 
 app = typer.Typer(
     help="Questions answered on one machine, with the server and clients that shops deploy.",
@@ -24,61 +23,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-bench_app = typer.Typer(help="Ratios, measured side by side.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; new or empty.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-
-
-class _Bars:
-    """Progress on stderr: a bar a stage."""
-
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-            console=console,
-        )
-        self._task: Any = None
-        self._plain = not console.is_terminal
-
-    def __enter__(self) -> Self:
-        if not self._plain:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-    def stage(self, text: str, total: int | None = None) -> None:
-        """Begin a stage."""
-        if self._plain:
-            sys.stderr.write(f"{text}\n")
-            sys.stderr.flush()
-            return
-        if self._task is not None:
-            self._progress.update(self._task, total=1, completed=1, detail="")
-        self._task = self._progress.add_task(text, total=total, detail="")
-
-    def step(self, text: str = "") -> None:
-        """Finish one step."""
-        if self._plain:
-            if text:
-                sys.stderr.write(f"  {text}\n")
-                sys.stderr.flush()
-            return
-        self._progress.update(self._task, advance=1, detail=text)
 
 
 @app.command()
@@ -96,7 +45,7 @@ def run(
     from simulations.run import run_experiment
     from simulations.tables import result_table
 
-    with _Bars() as bars:
+    with Bars() as bars:
         try:
             document = run_experiment(read_experiment(experiment, change or []), out, bars)
         except KeyboardInterrupt:
@@ -125,7 +74,7 @@ def sweep(
     from simulations.sweep_plan import read_sweep
     from simulations.tables import sweep_table
 
-    with _Bars() as bars:
+    with Bars() as bars:
         try:
             document = run_sweep(read_sweep(file, change or []), out, bars)
         except KeyboardInterrupt:
@@ -154,7 +103,7 @@ def audit(
     from simulations.experiment import read_experiment
     from simulations.report import to_json
 
-    with _Bars() as bars:
+    with Bars() as bars:
         try:
             document = run_audit(read_experiment(experiment, change or []), out, bars)
         except KeyboardInterrupt:
@@ -185,7 +134,7 @@ def cold_start(
     from simulations.experiment import read_experiment
     from simulations.report import to_json
 
-    with _Bars() as bars:
+    with Bars() as bars:
         try:
             asked = read_experiment(experiment, change or [])
             document = run_cold_start(asked, out, bars, case or CASES)
@@ -234,7 +183,7 @@ def federation(
     from simulations.local_tables import keep_up, local_table
     from simulations.report import to_json
 
-    with _Bars() as bars:
+    with Bars() as bars:
         hold = (lambda here: keep_up(here, bars.stage)) if keep else None
         try:
             document = run_local_federation(out, bars, rounds=rounds, hold=hold)
@@ -269,7 +218,7 @@ def data(
         "products": products,
         "seed": seed,
     }
-    with _Bars() as bars:
+    with Bars() as bars:
         bars.stage(f"writing {name}", shops if name == "marketplace" else None)
         write_dataset(
             name,
@@ -281,153 +230,6 @@ def data(
             marketplace=parse(MarketplaceConfig, sizes, "marketplace"),
         )
     terminal().print(f"{name} is in {out}")
-
-
-@bench_app.command("round")
-def bench_round_command(
-    rounds: Annotated[int, typer.Option(help="Rounds of both runs.")] = 10,
-    as_json: Json = False,
-) -> None:
-    """Time a round beside Flower's own floor for the same arrays."""
-    from simulations.bench import bench_round
-    from simulations.report import to_json
-
-    result = bench_round(rounds=rounds)
-    if as_json:
-        sys.stdout.write(to_json(result) + "\n")
-        return
-    for key, value in result.items():
-        terminal().print(f"{key}: {value}")
-
-
-@bench_app.command("deployment")
-def bench_deployment_command(
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each run.")] = 3,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each app, in turns.")] = 2,
-    shops: Annotated[int, typer.Option(min=1, help="Real nodes on this machine.")] = 3,
-    size: Annotated[list[str] | None, typer.Option(help="small, large; may be repeated.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Time deployed rounds beside do-nothing apps through the same gateway: 0.3 and 100 MB."""
-    from simulations.bench_deployment import SIZES, bench_deployment
-    from simulations.report import to_json
-
-    if unknown := sorted(set(size or ()) - set(SIZES)):
-        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(SIZES)}")
-    with _Bars() as bars:
-        result = bench_deployment(
-            bars.stage, shops=shops, rounds=rounds, repeats=repeats, sizes=tuple(size or SIZES)
-        )
-    if as_json:
-        sys.stdout.write(to_json(result) + "\n")
-        return
-    for name, found in result["sizes"].items():
-        terminal().print(f"{name}: {found}")
-
-
-@bench_app.command("shops")
-def bench_shops_command(
-    shops: Annotated[list[int] | None, typer.Option(help="How many; may be repeated.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each run.")] = 5,
-    as_json: Json = False,
-) -> None:
-    """Say what 5, 10 and 25 deployed shops take of this machine: memory, and seconds a round."""
-    from simulations.bench_shops import COUNTS, bench_shops
-    from simulations.report import to_json
-
-    with _Bars() as bars:
-        result = bench_shops(bars.stage, counts=tuple(shops or COUNTS), rounds=rounds)
-    if as_json:
-        sys.stdout.write(to_json(result) + "\n")
-        return
-    for count, found in result["shops"].items():
-        terminal().print(f"{count} shops: {found}")
-
-
-@bench_app.command("dp-step")
-def bench_step_command(
-    rounds: Annotated[int, typer.Option(help="Rounds of 20 steps of each cell.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the batches; noise is the system's.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Time the private step beside plain SGD and stock Opacus: time, memory, up to 4M products."""
-    from simulations.bench_step import bench_step, targets_missed
-    from simulations.report import to_json
-
-    with _Bars() as bars:
-        result = bench_step(rounds=rounds, seed=seed, progress=bars.stage)
-    for line in targets_missed(result["cells"]):
-        sys.stderr.write(f"missed: {line}\n")
-    if as_json:
-        sys.stdout.write(to_json(result) + "\n")
-        return
-    for cell in (*result["cells"], *result["curve"]):
-        terminal().print(cell)
-
-
-@bench_app.command("serving")
-def bench_serving_command(
-    products: Annotated[int, typer.Option(min=1000, help="Of the searches in memory.")] = 1_000_000,
-    graph_products: Annotated[
-        int, typer.Option(min=1000, help="Of the graphs: a million take minutes to build.")
-    ] = 1_000_000,
-    latency_products: Annotated[int, typer.Option(min=1000, help="Of the server.")] = 100_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of what is compared.")] = 30,
-    seconds: Annotated[float, typer.Option(min=1, help="Of requests to the server.")] = 60.0,
-    model: Annotated[
-        Path | None, typer.Option(help="Folder of a run: state the recall on its model, too.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of vectors, customers and arrivals.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Time answers on one core beside numpy.sum, faiss and usearch, and a server's latency."""
-    from simulations.bench_serving import ServingSizes, bench_serving, targets_missed
-    from simulations.report import to_json
-
-    sizes = ServingSizes(
-        products=products,
-        graph_products=graph_products,
-        latency_products=latency_products,
-        rounds=rounds,
-        seconds=seconds,
-        seed=seed,
-    )
-    with _Bars() as bars:
-        result = bench_serving(sizes, model=model, progress=bars.stage)
-    if result["missing"]:
-        sys.stderr.write(f"not installed, so not measured: {', '.join(result['missing'])}\n")
-    for line in targets_missed(result["cells"]):
-        sys.stderr.write(f"missed: {line}\n")
-    if as_json:
-        sys.stdout.write(to_json(result) + "\n")
-        return
-    for cell in result["cells"]:
-        terminal().print(cell)
-
-
-@bench_app.command("soak")
-def bench_soak_command(
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 10.0,
-    every: Annotated[
-        float, typer.Option(min=1, help="Seconds between two events at the registry.")
-    ] = 30.0,
-    products: Annotated[int, typer.Option(min=1000, help="Of the catalogue.")] = 20_000,
-    seed: Annotated[int, typer.Option(help="Of models, questions and callers.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Ask a server for minutes, while models are published, damaged and rolled back."""
-    from simulations.report import to_json
-    from simulations.soak import SoakSettings, soak
-
-    settings = SoakSettings(seconds=60 * minutes, every=every, products=products, seed=seed)
-    with _Bars() as bars:
-        result = soak(settings, progress=bars.stage)
-    if as_json:
-        sys.stdout.write(to_json(result) + "\n")
-    else:
-        terminal().print(result)
-    if result["failed"] or result["wrong"] or result["not_followed"]:
-        raise RunError("requests failed, were answered wrongly, or a version was not taken")
 
 
 def main(command: Callable[[], object] = app) -> None:
