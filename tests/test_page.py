@@ -220,6 +220,10 @@ def test_models_tell_what_they_cost(visitor: Visit, api: httpx.Client) -> None:
     expect(page.locator("details ol.lines > li")).to_have_text(tree["rules"])
     overlap = f"{tree['fidelity']['top_20_overlap']:.0%} of the model's 20 best"
     expect(page.locator("details [role=status]")).to_contain_text(overlap)
+    page.select_option("#language", "zh")
+    rules = page.locator("details ol.lines > li")
+    expect(rules).to_have_count(len(tree["rules"]))
+    expect(rules.first).to_have_text(re.compile(r"约在列表的前 [\d.]+%：.*倍$"))
 
 
 def drawn(page: Page, selector: str) -> list[dict[str, Any]]:

@@ -281,7 +281,8 @@ def _rules(
     node = nodes[number]
     if node.yes < 0:
         when = ", and ".join(_range(name, *edges) for name, edges in within.items())
-        yield f"about the best {100 * node.best_share:.2g}% of the list: {when or 'any product'}"
+        best = _two_digits(100 * node.best_share)
+        yield f"about the best {best}% of the list: {when or 'any product'}"
         return
     low, high = within.get(node.feature, (-math.inf, math.inf))
     yield from _rules(nodes, node.yes, {**within, node.feature: (node.threshold, high)})
@@ -291,7 +292,9 @@ def _rules(
 def _range(name: str, low: float, high: float) -> str:
     """Say that a feature is above ``low`` and at most ``high``."""
     popularity = name == _POPULARITY
-    edges = [f"{edge:.2g}" if popularity else f"{100 * edge:.2g}%" for edge in (low, high)]
+    edges = [
+        _two_digits(edge) if popularity else f"{_two_digits(100 * edge)}%" for edge in (low, high)
+    ]
     between = (
         f"at most {edges[1]}"
         if low == -math.inf
@@ -302,3 +305,8 @@ def _range(name: str, low: float, high: float) -> str:
     if popularity:
         return f"{between} times as popular as the average product"
     return f"{between} of the history has its {' and '.join(name.split(CROSS))}"
+
+
+def _two_digits(value: float) -> str:
+    """Return a number rounded to two significant digits, of 100 and more written out."""
+    return f"{float(f'{value:.2g}'):g}"

@@ -2,10 +2,35 @@
 
 import Alpine from "./vendor/alpine-csp-3.17.4.min.js";
 import { ask, patiently, told } from "./api.js";
-import { known, percent, short, t } from "./text.js";
+import { known, percent, rounded, short, t } from "./text.js";
+
+// The tree's names of features, as common/features.py and server/query/model_tree.py give them.
+const CROSS = "*";
+const POPULARITY = "popularity";
 
 export const epsilon = (model) => (model.private ? short(model.epsilon) : t("models.not_private"));
 export const delta = (value) => (value === null || value === undefined ? t("none") : value.toExponential().replace("e", "·10^").replace("^-", "⁻").replace(/⁻(\d+)/, (_, power) => `⁻${[...power].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`).replace(/^1·/, ""));
+
+/** The answers of a tree in the page's words, each with all that leads to it. */
+function* rulesOf(nodes, place = 0, within = new Map()) {
+  const node = nodes[place];
+  if (!node.feature) {
+    const when = [...within].map(([feature, edges]) => range(feature, ...edges)).join(t("tree.and"));
+    yield t("tree.rule", { best: rounded(node.best_share, "percent"), when: when || t("tree.any") });
+    return;
+  }
+  const [low, high] = within.get(node.feature) ?? [-Infinity, Infinity];
+  yield* rulesOf(nodes, node.yes, new Map(within).set(node.feature, [node.threshold, high]));
+  yield* rulesOf(nodes, node.no, new Map(within).set(node.feature, [low, node.threshold]));
+}
+
+function range(feature, low, high) {
+  const popular = feature === POPULARITY;
+  const edge = (value) => rounded(value, popular ? "decimal" : "percent");
+  const between = low === -Infinity ? t("tree.at_most", { high: edge(high) })
+    : high === Infinity ? t("tree.above", { low: edge(low) }) : t("tree.between", { low: edge(low), high: edge(high) });
+  return t(popular ? "tree.popular" : "tree.content", { between, feature: feature.split(CROSS).map((part) => known("column", part)).join(t("tree.with")) });
+}
 
 export function models() {
   return {
@@ -30,6 +55,9 @@ export function models() {
       if (!this.tree) return t("tree.waiting");
       const { top_20_overlap: overlap, top_20_by_popularity: popularity, profiles } = this.tree.fidelity;
       return t("tree.fidelity", { overlap: percent(overlap), popularity: percent(popularity), n: profiles });
+    },
+    rules() {
+      return this.tree ? [...rulesOf(this.tree.nodes)] : [];
     },
     async read(model) {
       if (this.statement?.version === model.version) {

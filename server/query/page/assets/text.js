@@ -43,6 +43,8 @@ export const short = (value) => (typeof value === "number"
   ? value.toLocaleString(locale(), { maximumSignificantDigits: 3 }) : t("none"));
 export const percent = (value, digits = 0) => (value === null || value === undefined ? t("none")
   : Number(value).toLocaleString(locale(), { style: "percent", minimumFractionDigits: digits, maximumFractionDigits: digits }));
+/** To two significant digits. */
+export const rounded = (value, style) => value.toLocaleString(locale(), { style, maximumSignificantDigits: 2, useGrouping: false });
 export const when = (text) => new Date(text).toLocaleString(locale(), { dateStyle: "medium", timeStyle: "short" });
 
 /** How many decimals show four places of the largest of some values. */
