@@ -5,6 +5,7 @@ Everything here follows from the plan, the released popularity and the public ca
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import sparse
@@ -60,7 +61,7 @@ class LearnedBlock(_Projection):
     Attributes
     ----------
     rows
-        (L,) catalogue rows.
+        (L,) catalogue rows, ascending.
     gain
         (L,) float32 ``g``.
     rates
@@ -81,8 +82,19 @@ class LearnedBlock(_Projection):
 
     def project(self, history: sparse.csr_matrix) -> sparse.csr_matrix:
         """Return (B, L) float32 ``x_j / g_j`` of (B, n) histories."""
-        kept = history[:, self.rows].astype(np.float32)
-        return (kept @ sparse.diags_array(1.0 / self.gain)).tocsr()
+        # Taking columns of a sparse matrix costs a pass over all L, however short the history.
+        place = np.searchsorted(self.rows, history.indices).astype(history.indices.dtype)
+        kept = self.rows[np.minimum(place, len(self.rows) - 1)] == history.indices
+        place = place[kept]
+        values = history.data[kept].astype(np.float32) * self._inverse_gain[place]
+        ends = np.append(0, np.cumsum(kept))[history.indptr].astype(history.indptr.dtype)
+        shape = (history.shape[0], len(self.rows))
+        return sparse.csr_matrix((values, place, ends), shape=shape)
+
+    @cached_property
+    def _inverse_gain(self) -> np.ndarray:
+        inverse: np.ndarray = (1.0 / self.gain).astype(np.float32)
+        return inverse
 
     def lift(self, vectors: np.ndarray, catalogue_size: int) -> np.ndarray:
         """Return (n, d) float32 ``g_i v_i``; 0 for a product without a row."""
