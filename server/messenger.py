@@ -2,8 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -15,7 +17,6 @@ from common.protocol import (
     HOME,
     JOIN,
     MANIFEST,
-    MASKED_VECTOR,
     NO_FINGERPRINT,
     PUBLIC_WEIGHT,
     RELEASE,
@@ -58,10 +59,32 @@ _CHARGED = frozenset((RELEASE, TRAIN, EVALUATE, SUM_MASKED))
 #: Exchanges after the training: what a shop says there says nothing of whether it trains.
 _AFTER = frozenset((HOME, EVALUATE))
 # A shop that says one of these will say it again: it is not asked any more in this run.
-_FINAL = frozenset(("over-budget", "refused-config", "wrong-catalogue", "wrong-protocol"))
+_FINAL = frozenset(
+    ("over-budget", "refused-config", "no-secure-sum", "wrong-catalogue", "wrong-protocol")
+)
 # What a node comes to that says nothing well-formed of its shop.
 _UNHEARD = frozenset(("error", "unapproved", "rubbish", "late"))
 _FIRST_POLL, _LAST_POLL = 0.02, 1.0
+# Replies that are pulled at a time where each is taken in before the next: they are in memory
+# together, with what Flower holds of them.
+_FEW = 4
+
+
+@dataclass(frozen=True)
+class Masked:
+    """What is done with masked vectors: each is taken in as it comes, and none is kept.
+
+    Attributes
+    ----------
+    lengths
+        Shop -> numbers in its vector.
+    take
+        Called with a shop and its vector, (length,) uint32; raises :class:`ProtocolError` for
+        rubbish.
+    """
+
+    lengths: Mapping[str, int]
+    take: Callable[[str, np.ndarray], None]
 
 
 class Messenger:
@@ -94,6 +117,7 @@ class Messenger:
         *,
         manifest: str = "",
         said: Mapping[int, str] | None = None,
+        masked: Masked | None = None,
     ) -> Exchange:
         """Send one message to each node and return the checked replies, in shop order.
 
@@ -101,6 +125,8 @@ class Messenger:
         ----------
         said
             Node -> what it is told in a stage of a secure sum.
+        masked
+            Of ``SUM_MASKED``: what is done with the shops' vectors.
         """
         said = {} if said is None else said
         header = RoundHeader(
@@ -125,8 +151,8 @@ class Messenger:
         ]
         result = Exchange(asked=len(nodes))
         codes = dict.fromkeys(nodes, "late")
-        for node, reply in self._replies(messages):
-            codes[node] = self._take(kind, node, reply, server_round, expected, result)
+        for node, reply in self._replies(messages, at_once=_FEW if masked else len(nodes)):
+            codes[node] = self._take(kind, node, reply, server_round, expected, result, masked)
         for node, code in codes.items():
             if code != "ok":
                 result.declined[code] += 1
@@ -153,6 +179,7 @@ class Messenger:
         server_round: int,
         expected: Shapes,
         result: Exchange,
+        masked: Masked | None,
     ) -> str:
         """Check one reply; keep it if it is good; return its code."""
         if reply.has_error():
@@ -174,9 +201,10 @@ class Messenger:
             if header.catalogue_fingerprint != self._job.catalogue_fingerprint:
                 raise ProtocolError("a shop answers for another catalogue")
             self._check_noise(kind, header)
+            arrays: Arrays = {}
             if kind in SUM_STAGES:
                 self._check_member(node, header)
-                arrays = self._hear(kind, reply, header, expected, result)
+                self._hear(reply, header, result, masked)
             else:
                 max_norm = self._job.settings.max_update_norm if kind == TRAIN else 0.0
                 arrays = reply_arrays(reply, expected, max_norm)
@@ -193,14 +221,12 @@ class Messenger:
             raise ProtocolError("a shop speaks in a sum that it takes no part in")
 
     @staticmethod
-    def _hear(
-        kind: str, reply: Message, header: ReplyHeader, expected: Shapes, result: Exchange
-    ) -> Arrays:
-        """Return the vector of a reply to a stage of a secure sum, or keep what it says."""
-        if kind == SUM_MASKED:
-            return reply_vector(reply, expected[MASKED_VECTOR][0])
-        result.said[header.shop] = reply_text(reply)
-        return {}
+    def _hear(reply: Message, header: ReplyHeader, result: Exchange, masked: Masked | None) -> None:
+        """Pass on the vector of a reply to a stage of a secure sum, or keep what it says."""
+        if masked is None:
+            result.said[header.shop] = reply_text(reply)
+            return
+        masked.take(header.shop, reply_vector(reply, masked.lengths[header.shop]))
 
     def _check_noise(self, kind: str, header: ReplyHeader) -> None:
         """Refuse a charged reply that says it holds no noise, or a price where none is asked."""
@@ -210,8 +236,13 @@ class Messenger:
         if (header.noise_multiplier > 0) != (kind == EVALUATE):
             raise ProtocolError(f"a shop's noise multiplier is {header.noise_multiplier:g}")
 
-    def _replies(self, messages: Sequence[Message]) -> Iterable[tuple[int, Message]]:
-        """Yield (node, reply) as they come, until all are there or the time is up."""
+    def _replies(
+        self, messages: Sequence[Message], *, at_once: int
+    ) -> Iterable[tuple[int, Message]]:
+        """Yield (node, reply) as they come, until all are there or the time is up.
+
+        At most ``at_once`` of them are pulled together.
+        """
         sent = set(self._grid.push_messages(messages))
         waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
         waiting = {key: node for key, node in waiting.items() if key in sent}
@@ -219,12 +250,14 @@ class Messenger:
         poll = _FIRST_POLL
         while waiting:
             got = False
-            for reply in self._grid.pull_messages(list(waiting)):
-                got = True
-                # An error reply may come from the SuperLink, so the sender's id is no guide.
-                node = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
-                    yield node, reply
+            asked = list(waiting)
+            for start in range(0, len(asked), at_once):
+                for reply in self._grid.pull_messages(asked[start : start + at_once]):
+                    got = True
+                    # An error reply may come from the SuperLink: the sender's id is no guide.
+                    node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                    if node is not None:
+                        yield node, reply
             if time.monotonic() >= deadline:
                 return
             if waiting and not got:

@@ -87,7 +87,7 @@ def reply_text(reply: Message) -> str:
     return text
 
 
-def reply_vector(reply: Message, length: int) -> Arrays:
+def reply_vector(reply: Message, length: int) -> np.ndarray:
     """Return the masked vector (n,) uint32 of a reply, and nothing but that.
 
     Raises
@@ -101,7 +101,7 @@ def reply_vector(reply: Message, length: int) -> Arrays:
     check_names(records, (UPDATE,))
     check_names(records[UPDATE], (MASKED_VECTOR,))
     vector = _decode(MASKED_VECTOR, records[UPDATE][MASKED_VECTOR], (length,))
-    return {MASKED_VECTOR: check_vector(vector, length)}
+    return check_vector(vector, length)
 
 
 def _decode(name: str, array: Array, shape: tuple[int, ...]) -> np.ndarray:

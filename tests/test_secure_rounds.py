@@ -1,7 +1,9 @@
 """Secure sums through the apps themselves: a grid in this process, real keys and ledgers."""
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from common.protocol import (
     ITEMS,
     JOIN,
     MASKED_VECTOR,
+    NO_FINGERPRINT,
     RELEASE,
     SAID,
     SUM_KEYS,
@@ -46,6 +49,7 @@ from common.secure_sum.primitives import fresh
 from federation_support import Fault, FaultyGrid, make_settings, no_fault, same
 from server.checkpoints import Checkpoint, read_checkpoint
 from server.job import Event, Job
+from server.secure_sum.collecting import Collector
 from server.strategy import Federation
 from simulations.flower import run_federation
 from simulations.in_process import run_in_process
@@ -169,6 +173,7 @@ class Town:
             "kind": "update" if server_round else "release",
             "plan_digest": plan_digest(PLAN),
             "catalogue_fingerprint": self.catalogue.fingerprint,
+            "stock_fingerprint": NO_FINGERPRINT,
             "state_digest": state_digest(state),
             "roster_digest": self.roster.digest,
             "threshold": threshold(SHOPS, 3, 0),
@@ -224,6 +229,36 @@ def test_a_run_of_secure_sums_charges_every_ledger_for_a_share_of_the_noise(town
         ]
         assert [e.noise_multiplier for e in events_] == pytest.approx([2.0, 4.0, 4.0])
         assert events_[1].parameters["trust"] == "federation"
+
+
+def test_masked_vectors_are_added_as_they_come_and_never_all_in_memory(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All shops have answered before anyone asks."""
+    seen: list[weakref.ref[np.ndarray]] = []
+    alive: list[int] = []
+    together: list[int] = []
+    take = Collector.take_masked
+
+    def everyone(grid: FaultyGrid, waiting: list[str]) -> list[str]:
+        kinds = {grid._waiting[i].metadata.message_type for i in waiting}
+        if kinds == {f"train.{SUM_MASKED}"}:
+            together.append(len(waiting))
+        return waiting
+
+    def watched(self: Collector, shop: str, vector: np.ndarray) -> None:
+        gc.collect()
+        alive.append(sum(one() is not None for one in seen))
+        seen.append(weakref.ref(vector))
+        take(self, shop, vector)
+
+    monkeypatch.setattr(Collector, "take_masked", watched)
+    monkeypatch.setattr(FaultyGrid, "choose", everyone)
+    _, events = town.train(PLAN.model_copy(update=ONE))
+    assert [e["accepted"] for e in of(events, "release") + of(events, "round")] == [5, 5]
+    assert len(alive) == 2 * SHOPS
+    assert max(alive) == 0
+    assert together == 2 * [4, 1]
 
 
 def test_with_next_to_no_noise_it_learns_what_the_clipped_gradients_say(town: Town) -> None:

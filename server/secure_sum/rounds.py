@@ -9,7 +9,6 @@ import numpy as np
 
 from common.errors import SecureSumError
 from common.protocol import (
-    MASKED_VECTOR,
     POPULARITY,
     PUBLIC_WEIGHT,
     SUM_KEYS,
@@ -38,7 +37,7 @@ from common.secure_sum.primitives import fresh
 from server.aggregation import Contribution
 from server.exchange import Exchange
 from server.job import Job, Shapes
-from server.messenger import Messenger
+from server.messenger import Masked, Messenger
 from server.secure_sum.collecting import Collector
 
 logger = logging.getLogger(__name__)
@@ -154,7 +153,7 @@ class _Sum:
         take: Callable[[str, S], None],
     ) -> None:
         """Ask shops, and take what they say; who says rubbish has dropped out."""
-        exchange = self._exchange(stage, requests, {}, {})
+        exchange = self._exchange(stage, requests)
         for shop, text in exchange.said.items():
             try:
                 take(shop, parse(kind, text))
@@ -163,24 +162,23 @@ class _Sum:
 
     def _take_masked(self, state: Arrays, length: int) -> None:
         requests = {shop: self._collector.masked_request(shop) for shop in self._collector.sharing}
-        exchange = self._exchange(SUM_MASKED, requests, state, {MASKED_VECTOR: (length,)})
-        for contribution in exchange.contributions:
-            try:
-                self._collector.take_masked(contribution.shop, contribution.arrays[MASKED_VECTOR])
-            except SecureSumError as error:
-                self._rubbish(contribution.shop, error)
-        self.whole.accepted_nodes = {
-            node: shop
-            for node, shop in exchange.accepted_nodes.items()
-            if shop in self._collector.contributors
-        }
+        # Each is added as it comes: all of them together may not fit into memory.
+        masked = Masked(dict.fromkeys(requests, length), self._collector.take_masked)
+        exchange = self._exchange(SUM_MASKED, requests, state, masked)
+        self.whole.accepted_nodes = exchange.accepted_nodes
 
     def _exchange(
-        self, stage: str, requests: Mapping[str, Said], state: Arrays, expected: Shapes
+        self,
+        stage: str,
+        requests: Mapping[str, Said],
+        state: Arrays | None = None,
+        masked: Masked | None = None,
     ) -> Exchange:
         nodes = [node for node, shop in self._nodes.items() if shop in requests]
         said = {node: requests[self._nodes[node]].model_dump_json() for node in nodes}
-        found = self._messenger.exchange(stage, self._round, nodes, state, expected, said=said)
+        found = self._messenger.exchange(
+            stage, self._round, nodes, state or {}, {}, said=said, masked=masked
+        )
         whole = self.whole
         whole.declined.update(found.declined)
         whole.answered |= found.answered
