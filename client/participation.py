@@ -7,6 +7,7 @@ shop's own log and nowhere else.
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -62,6 +63,10 @@ class _NoEvaluationError(ConfigError):
     """The shop releases no figures of its own."""
 
 
+class _NoSecureSumError(ConfigError):
+    """The shop takes part in no secure sums."""
+
+
 # The first that fits; subclasses stand before their bases.
 _CODES: tuple[tuple[type[Exception], StatusCode], ...] = (
     (SecureSumError, "sum-refused"),
@@ -69,6 +74,7 @@ _CODES: tuple[tuple[type[Exception], StatusCode], ...] = (
     (LedgerError, "ledger-error"),
     (PrivacyError, "refused-config"),
     (_NoEvaluationError, "no-evaluation"),
+    (_NoSecureSumError, "no-secure-sum"),
     (ConfigError, "refused-config"),
     (DataError, "data-error"),
     (_WrongCatalogueError, "wrong-catalogue"),
@@ -200,12 +206,23 @@ def _check_sums(plan: TrainingPlan, settings: ShopSettings) -> None:
     if not plan.private:
         raise ConfigError("a plan of secure sums has no privacy: the sum itself would be bare")
     if settings.secure_sum is None:
-        raise ConfigError("this shop has no [secure_sum] section: it takes part in no secure sums")
+        raise _NoSecureSumError("this shop has no [secure_sum] section: it is in no secure sums")
     if plan.colluding_shops < settings.secure_sum.colluding_shops:
         raise ConfigError(
             f"the plan allows for {plan.colluding_shops} shops that collude with the observer, "
             f"this shop demands {settings.secure_sum.colluding_shops}"
         )
+
+
+def _check_roster(settings: ShopSettings) -> None:
+    """Refuse to join a run of sums without the roster and the key that each of them takes."""
+    from client.roster import own_roster  # Few runs ask for it.
+
+    assert settings.secure_sum is not None
+    try:
+        own_roster(settings.merchant_id, settings.secure_sum)
+    except ConfigError as error:
+        raise _NoSecureSumError(str(error)) from error
 
 
 def _keep(
@@ -325,6 +342,8 @@ def _join(header: RoundHeader, plan: TrainingPlan, settings: ShopSettings) -> st
     """
     if not plan.private:
         return NO_FINGERPRINT
+    if plan.trust == "federation":
+        _check_roster(settings)
     remaining = planned_events(
         plan, header.run_id, first_round=header.server_round, noise=settings.noise
     )
@@ -335,15 +354,26 @@ def _join(header: RoundHeader, plan: TrainingPlan, settings: ShopSettings) -> st
 
 
 def charge(
-    header: RoundHeader, plan: TrainingPlan, settings: ShopSettings, server_round: int
+    header: RoundHeader,
+    plan: TrainingPlan,
+    settings: ShopSettings,
+    server_round: int,
+    facts: Mapping[str, object] = MappingProxyType({}),
 ) -> str:
-    """Write what this exchange costs to the ledger, synced, before anything is computed."""
+    """Write what this exchange costs to the ledger, synced, before anything is computed.
+
+    Parameters
+    ----------
+    facts
+        What else is worth keeping of it: it changes nothing of the price.
+    """
     if not plan.private:
         return NO_FINGERPRINT
     event, *remaining = planned_events(
         plan, header.run_id, first_round=server_round, noise=settings.noise
     )
-    event = replace(event, code_digest=code_digest())
+    parameters = {**event.parameters, **facts}
+    event = replace(event, code_digest=code_digest(), parameters=parameters)
     with Ledger.open(settings.ledger, known_head=header.ledger_head) as ledger:
         return ledger.charge(
             event,

@@ -11,6 +11,7 @@ from client.source import read_shop
 from common.errors import ConfigError
 from common.features import Catalogue, read_catalogue
 from common.schema import ShopEvents
+from common.stock import Stock, read_stock
 
 # (name, time of the last change in ns, size) of each file
 _Stamp = tuple[tuple[str, int, int], ...]
@@ -25,6 +26,17 @@ def held_catalogue(settings: ShopSettings) -> Catalogue:
         If there is none, or it is not what was published.
     """
     return _catalogue(settings.catalogue, _stamp(settings.catalogue))
+
+
+def held_stock(settings: ShopSettings) -> Stock | None:
+    """Return what shops are published to stock, beside the catalogue that the shop holds.
+
+    Raises
+    ------
+    InputError
+        If the table is not of that catalogue.
+    """
+    return _stock(settings.catalogue, _stamp(settings.catalogue))
 
 
 def held_records(settings: ShopSettings) -> ShopEvents:
@@ -50,12 +62,18 @@ def held_records(settings: ShopSettings) -> ShopEvents:
 def forget() -> None:
     """Drop all that is kept of shops' records: for a process that goes on to other shops."""
     _catalogue.cache_clear()
+    _stock.cache_clear()
     _events.cache_clear()
 
 
 @lru_cache(maxsize=2)
 def _catalogue(folder: Path, stamp: _Stamp) -> Catalogue:  # noqa: ARG001 - part of the key
     return read_catalogue(folder)
+
+
+@lru_cache(maxsize=2)
+def _stock(folder: Path, stamp: _Stamp) -> Stock | None:
+    return read_stock(folder, _catalogue(folder, stamp))
 
 
 @lru_cache(maxsize=128)

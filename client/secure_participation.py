@@ -5,13 +5,11 @@ No Flower types here. What :mod:`client.participation` says of errors holds here
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-from client.keys import check_private_key
 from client.participation import (
     Node,
     agreed_catalogue,
@@ -26,11 +24,12 @@ from client.participation import (
 from client.popularity_release import whole_popularity
 from client.privacy.discrete import discrete_gaussian
 from client.privacy.plan import check_plan
-from client.records import held_records
+from client.records import held_records, held_stock
+from client.roster import own_key, own_roster
 from client.secure_sum.party import Identity
 from client.secure_sum.sessions import Sessions
-from client.settings import SecureSumSettings, ShopSettings, refuse_run_config, shop_settings
-from common.errors import ConfigError, SecureSumError
+from client.settings import ShopSettings, refuse_run_config, shop_settings
+from common.errors import SecureSumError
 from common.features import Catalogue
 from common.model import state_spec, trained_spec
 from common.protocol import (
@@ -53,9 +52,11 @@ from common.protocol import (
     shop_key,
 )
 from common.secure_sum.encoding import as_vector, coordinate_bound, to_words, vector_length
-from common.secure_sum.members import Roster, read_roster, threshold
+from common.secure_sum.layout import Layout, honest_senders, layout_of
+from common.secure_sum.members import Roster, threshold
 from common.secure_sum.messages import MaskedRequest, Session, parse, state_digest
 from common.secure_sum.noise import share_std
+from common.stock import stock_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -129,8 +130,11 @@ class _Stage:
         self._header, self._plan, self._settings = header, plan, settings
         check_plan(plan)
         self._catalogue = agreed_catalogue(header, settings)
-        self._roster = read_roster(settings.secure_sum.roster)
-        me = Identity(shop_key(settings.merchant_id), _own_key(settings.secure_sum), self._roster)
+        self._stock = held_stock(settings)
+        self._shapes = _shapes(plan, self._catalogue, header.server_round)
+        self._roster = own_roster(settings.merchant_id, settings.secure_sum)
+        self._shop = shop_key(settings.merchant_id)
+        me = Identity(self._shop, own_key(settings.secure_sum), self._roster)
         self._sessions = Sessions(settings.secure_sum.sessions, me)
 
     def say(self, stage: str, said: str) -> str:
@@ -158,54 +162,71 @@ class _Stage:
         check_plan(plan, has_sessions=events.sessions is not None or not len(events))
         if header.server_round:
             from client.training import whole_gradients  # Slow; the popularity does without.
-        noise, bound = self._share_of_noise(session.length), self._bound(session.length)
+        layout = self._layout(received)
+        noise, bound = self._noise_and_bound(layout)
         # From here on this session is used up, also if what follows fails.
         _, masks = self._sessions.mask(said)
-        head = charge(header, plan, settings, header.server_round)
+        head = charge(header, plan, settings, header.server_round, self._facts(layout))
         if header.server_round:
             sampling = sampling_source(settings, header.server_round)
             gradients = whole_gradients(
                 plan, header.server_round, received, events, self._catalogue, sampling
             )
-            whole = as_vector(gradients, _shapes(plan, self._catalogue, header.server_round))
+            whole = as_vector(gradients, self._shapes)
         else:
             whole = whole_popularity(plan, events, self._catalogue.size)
-        # Held to a public bound: no two vectors move apart by that.
-        words = to_words(whole, noise, bound)
-        arrays = {MASKED_VECTOR: masks.hide(words)}
+        # Only rows that the shop stocks, by a public table, and held to a public bound: no two
+        # vectors move apart by either.
+        words = to_words(whole[layout.where(self._shop)], noise, bound)
+        arrays = {MASKED_VECTOR: masks.hide(words, partial(layout.within, self._shop))}
         check_may_leave(arrays, head, header, plan, settings)
         return head, arrays
 
-    def _share_of_noise(self, length: int) -> np.ndarray:
-        """Return this shop's share of the noise, (n,) int64: no data decide anything of it."""
+    def _layout(self, received: Arrays) -> Layout:
+        members = tuple(self._roster.keys)
+        popularity = received.get(POPULARITY)
+        return layout_of(self._plan, members, self._shapes, self._stock, popularity)
+
+    def _noise_and_bound(self, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+        """Return this shop's share of the noise, and what it may have before it: (k,) int64 each.
+
+        No data decide anything of either.
+        """
+        plan = self._plan
+        training = self._header.server_round > 0
+        multiplier = plan.noise_multiplier if training else plan.popularity_noise_multiplier
         source = noise_source(self._settings, "sum", self._header.server_round)
-        return discrete_gaussian(source, length, self._share_std)
+        senders = layout.senders_of(self._shop)
+        noise, bound = np.empty(len(senders), np.int64), np.empty(len(senders), np.int64)
+        for count in np.unique(senders).tolist():
+            here = senders == count
+            honest = int(honest_senders(plan, len(layout.members), count))
+            std = share_std(plan, multiplier, honest)
+            noise[here] = discrete_gaussian(source, int(np.count_nonzero(here)), std)
+            bound[here] = coordinate_bound(count, layout.length, std, plan.noise_steps)
+        return noise, bound
 
-    def _bound(self, length: int) -> int:
-        """Return what a shop may have in a coordinate, before its noise."""
-        shops = len(self._roster.keys)
-        return coordinate_bound(shops, length, self._share_std, self._plan.noise_steps)
-
-    @property
-    def _share_std(self) -> float:
-        plan, training = self._plan, self._header.server_round > 0
-        return share_std(
-            plan, plan.noise_multiplier if training else plan.popularity_noise_multiplier
-        )
+    def _facts(self, layout: Layout) -> dict[str, object]:
+        """Return what the ledger keeps of a sum of which shops send the rows that they stock."""
+        if self._stock is None:
+            return {}
+        fewest = layout.senders[layout.senders > 0].min(initial=len(layout.members))
+        honest = honest_senders(self._plan, len(layout.members), fewest)
+        return {"stock": self._stock.fingerprint, "fewest_honest": int(honest)}
 
     def _check(self, session: Session) -> None:
         """Refuse a session that is not what this message's header and plan ask for."""
         header, plan = self._header, self._plan
-        shapes = _shapes(plan, self._catalogue, header.server_round)
         expected = {
             "run_id": header.run_id,
             "server_round": header.server_round,
             "kind": "update" if header.server_round else "release",
             "plan_digest": plan_digest(plan),
             "catalogue_fingerprint": header.catalogue_fingerprint,
+            "stock_fingerprint": stock_fingerprint(self._stock),
             "roster_digest": self._roster.digest,
             "threshold": _threshold(plan, self._roster),
-            "length": vector_length(shapes),
+            "length": vector_length(self._shapes),
         }
         if wrong := [name for name, value in expected.items() if getattr(session, name) != value]:
             raise SecureSumError(f"the session has another {', '.join(wrong)} than the plan")
@@ -222,11 +243,3 @@ def _shapes(
 
 def _threshold(plan: TrainingPlan, roster: Roster) -> int:
     return threshold(len(roster.keys), plan.honest_shops, plan.colluding_shops)
-
-
-def _own_key(settings: SecureSumSettings) -> ec.EllipticCurvePrivateKey:
-    check_private_key(settings.key)
-    key = load_ssh_private_key(settings.key.read_bytes(), None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{settings.key} is a key of another kind")
-    return key

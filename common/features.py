@@ -37,6 +37,8 @@ from common.protocol import Frozen
 
 CROSS = "*"
 PRODUCTS = "products.parquet"
+#: What each shop stocks, where that is published: see :mod:`common.stock`.
+STOCK = "stock.parquet"
 _FILES = (PRODUCTS, "catalogue.json")
 
 
@@ -225,14 +227,22 @@ def retired_words(column: pd.Series) -> np.ndarray:
     return np.asarray(said.isin(("true", "1", "yes")), dtype=bool)
 
 
-def write_catalogue(catalogue: Catalogue, folder: Path) -> None:
-    """Publish a catalogue into a new folder, whole or not at all."""
+def write_catalogue(catalogue: Catalogue, folder: Path, stock: pd.DataFrame | None = None) -> None:
+    """Publish a catalogue into a new folder, whole or not at all.
+
+    Parameters
+    ----------
+    stock
+        ``merchant_id, item_id`` of what shops stock, published with it.
+    """
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     catalogue.products.to_parquet(draft / _FILES[0], index=False)
     facts = {"spec": catalogue.spec.model_dump(mode="json"), "fingerprint": catalogue.fingerprint}
     (draft / _FILES[1]).write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    if stock is not None:
+        stock[["merchant_id", ITEM_ID]].astype(str).to_parquet(draft / STOCK, index=False)
     draft.rename(folder)
 
 

@@ -79,6 +79,7 @@ StatusCode = Literal[
     "ledger-error",
     "data-error",
     "no-evaluation",
+    "no-secure-sum",
     "sum-refused",
     "failed",
 ]
@@ -160,6 +161,10 @@ class TrainingPlan(Frozen):
         Under ``trust = "federation"``: at least so many survivors of every exchange do not collude
         with whoever looks at its sum, however many up to the latter do. Each shop adds a share
         ``1 / honest_shops`` of the noise's variance.
+    honest_stockers, rare_rows
+        Under ``trust = "federation"``, where a stock table is published: a product's row travels
+        from the shops that stock it alone if so many honest survivors are sure to be among them
+        (:mod:`common.secure_sum.layout`); the others travel from ``all`` shops, or ``none``.
     noise_steps
         Under ``trust = "federation"``: the clipping norm in whole steps, which sums are made of.
     """
@@ -191,6 +196,8 @@ class TrainingPlan(Frozen):
     tuning_round: int = Field(0, ge=0)
     honest_shops: int = Field(0, ge=0, le=2**20)
     colluding_shops: int = Field(0, ge=0, le=2**20)
+    honest_stockers: int = Field(3, ge=1, le=2**20)
+    rare_rows: Literal["all", "none"] = "all"
     noise_steps: int = Field(4096, ge=1, le=2**20)
     model: ModelPlan = ModelPlan()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from common.features import Feature
 from common.protocol import TrainingPlan
 from common.secure_sum.members import Roster
+from common.stock import Stock
 from server.settings import RunSettings
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -18,7 +19,8 @@ class Job:
     """One run: its name, plan, settings and the shapes of what travels.
 
     ``trained`` are the arrays of ``shapes`` that shops send deltas of; ``features`` the public ones
-    of the catalogue; ``members`` the operator's copy of the roster of secure sums.
+    of the catalogue; ``members`` the operator's copy of the roster of secure sums, ``stock`` what
+    shops are published to stock.
     """
 
     run_name: str
@@ -29,3 +31,4 @@ class Job:
     trained: Sequence[str]
     features: Sequence[Feature] = ()
     members: Roster | None = None
+    stock: Stock | None = None

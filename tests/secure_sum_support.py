@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.secure_sum.party import Identity, Party, begin, mask, see, share, unmask
-from common.protocol import shop_key
+from common.protocol import NO_FINGERPRINT, shop_key
+from common.secure_sum.layout import Layout, whole_layout
 from common.secure_sum.members import Roster, threshold
 from common.secure_sum.messages import (
     KEYS,
@@ -46,6 +47,7 @@ def make_session(roster: Roster, length: int, needed: int, **changes: object) ->
         "kind": "update",
         "plan_digest": "a" * 64,
         "catalogue_fingerprint": "b" * 64,
+        "stock_fingerprint": NO_FINGERPRINT,
         "state_digest": state_digest({}),
         "roster_digest": roster.digest,
         "threshold": needed,
@@ -71,12 +73,17 @@ def play(  # noqa: C901 - one stage after the other
     honest: int = 1,
     colluding: int = 0,
     until: str = UNMASK,
+    layout: Layout | None = None,
 ) -> Played:
-    """Play a session; shop ``k`` of ``leaves`` no longer answers from the stage named there on."""
+    """Play a session; shop ``k`` of ``leaves`` no longer answers from the stage named there on.
+
+    ``vectors`` are of the rows that each shop sends by ``layout``: without one, all.
+    """
     roster = make_roster(len(vectors))
     needed = threshold(len(vectors), honest, colluding)
-    session = make_session(roster, len(vectors[0]), needed)
-    collector = Collector(session, roster)
+    layout = layout or whole_layout(tuple(roster.keys), len(vectors[0]))
+    session = make_session(roster, layout.length, needed)
+    collector = Collector(session, roster, layout)
     identities = {shop_key(f"m{k}"): make_identity(k, roster) for k in range(len(vectors))}
     numbers = {shop_key(f"m{k}"): k for k in range(len(vectors))}
     parties: dict[str, Party] = {}
@@ -101,7 +108,8 @@ def play(  # noqa: C901 - one stage after the other
         return played
     for shop in there(MASKED, collector.sharing):
         parties[shop], masks = mask(parties[shop], collector.masked_request(shop), identities[shop])
-        collector.take_masked(shop, masks.hide(vectors[numbers[shop]]))
+        hidden = masks.hide(vectors[numbers[shop]], partial(layout.within, shop))
+        collector.take_masked(shop, hidden)
     if until == MASKED:
         return played
     seen = collector.view_request()

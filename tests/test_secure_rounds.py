@@ -334,8 +334,28 @@ def test_a_release_that_too_few_take_part_in_ends_the_run(town: Town) -> None:
 def test_a_shop_with_a_key_that_is_not_in_the_roster_is_left_out(town: Town) -> None:
     renew_keys(town.folder / "shops" / "1" / "node.key")
     _, events = town.train(PLAN.model_copy(update=ONE))
+    assert of(events, "join")[0]["declined"] == {"no-secure-sum": 1}
     assert [e["accepted"] for e in of(events, "round")] == [4]
-    assert of(events, "round")[0]["declined"] == {"rubbish": 1}
+    assert town.spent(1) == []
+
+
+@pytest.mark.parametrize("changed", ["no section", "no roster", "not on it"])
+def test_a_shop_that_is_not_ready_for_sums_says_so_before_anything_begins(
+    town: Town, changed: str
+) -> None:
+    home = town.folder / "shops" / "1" / "shop.toml"
+    text = home.read_text()
+    if changed == "no section":
+        home.write_text(text[: text.index("[secure_sum]")])
+    elif changed == "no roster":
+        home.write_text(text.replace("../roster", "nowhere"))
+    else:
+        lines = (town.folder / "shops" / "roster").read_text().splitlines()
+        (home.parent / "mine").write_text("\n".join(x for x in lines if not x.endswith(" m1")))
+        home.write_text(text.replace("../roster", "mine"))
+    _, events = town.train(PLAN.model_copy(update=ONE))
+    assert of(events, "join")[0]["declined"] == {"no-secure-sum": 1}
+    assert [e["accepted"] for e in of(events, "round")] == [4]
     assert town.spent(1) == []
 
 

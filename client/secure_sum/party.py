@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import Field
 
 from common.errors import SecureSumError
+from common.secure_sum.layout import Within, add_mask, everywhere
 from common.secure_sum.members import Roster
 from common.secure_sum.messages import (
     ADVERTISEMENT,
@@ -140,12 +141,19 @@ class Masks:
     own: bytes
     pairwise: Mapping[str, tuple[bytes, bool]]
 
-    def hide(self, vector: np.ndarray) -> np.ndarray:
-        """Return ``vector`` (n,) uint32 under all masks, modulo 2^32."""
+    def hide(self, vector: np.ndarray, within: Within = everywhere) -> np.ndarray:
+        """Return ``vector`` (n,) uint32 under all masks, modulo 2^32.
+
+        Parameters
+        ----------
+        within
+            Returns the numbers of the vector that another shop sends, too: those that the mask of
+            the two is for.
+        """
         hidden: np.ndarray = vector.astype(np.uint32)
         add_keystream(hidden, self.own)
-        for key, subtract in self.pairwise.values():
-            add_keystream(hidden, key, subtract=subtract)
+        for shop, (key, subtract) in self.pairwise.items():
+            add_mask(hidden, within(shop), key, subtract=subtract)
         return hidden
 
 

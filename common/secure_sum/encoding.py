@@ -30,9 +30,9 @@ def coordinate_bound(shops: int, length: int, share_std: float, steps: int) -> i
     Parameters
     ----------
     shops
-        Members of the roster: more can't contribute.
+        Members of the roster that send the coordinate: more can't contribute.
     length
-        Coordinates.
+        Coordinates of the whole vector.
     share_std
         σ₁ of one shop's noise, in integer steps.
     steps
@@ -71,8 +71,11 @@ def as_arrays(vector: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> dict
     return {name: part.reshape(shape) for (name, shape), part in pairs}
 
 
-def to_words(clipped: np.ndarray, noise: np.ndarray, bound: int) -> np.ndarray:
-    """Return a shop's vector (n,) uint32: (n,) int64 sums held to the bound, then the noise."""
+def to_words(clipped: np.ndarray, noise: np.ndarray, bound: int | np.ndarray) -> np.ndarray:
+    """Return a shop's vector (n,) uint32: (n,) int64 sums held to the bound, then the noise.
+
+    The bound may be another for each number, as rows have other numbers of senders.
+    """
     held: np.ndarray = np.clip(clipped, -bound, bound) + noise
     return (held & 0xFFFFFFFF).astype(np.uint32)
 

@@ -44,11 +44,14 @@ class Session(Said):
     ----------
     kind
         What is summed: the popularity release or a round's updates.
+    stock_fingerprint
+        Of the published stock table; zeros where there is none. With the plan, the catalogue, the
+        roster and the state it fixes who sends which rows (:mod:`common.secure_sum.layout`).
     state_digest
         :func:`state_digest` of the global state that came with it: a server that shows every shop
         another model is found out by the shops' views.
     length
-        Numbers in the vector.
+        Numbers in the whole vector; a shop sends those of its rows.
     nonce
         Drawn by the server: a sum that is begun again is another session.
     """
@@ -58,6 +61,7 @@ class Session(Said):
     kind: Literal["release", "update"]
     plan_digest: _Digest
     catalogue_fingerprint: _Digest
+    stock_fingerprint: _Digest
     state_digest: _Digest
     roster_digest: _Digest
     threshold: int = Field(ge=1)

@@ -9,6 +9,10 @@ the divergence of a Gaussian mechanism with a noise multiplier that is smaller b
 part. With σ₁ of :data:`LEAST_SHARE` or more that part is below 10^-250 for any vector that fits a
 machine: :func:`accounted_multiplier` subtracts it all the same. More noise than that, from other
 survivors, only helps; what colluding shops add is not counted.
+
+Rows that only some shops stock have fewer sure honest survivors, ``m_r < m``, and larger shares,
+``σ² / m_r`` (:mod:`common.secure_sum.layout`). The bound is a sum over coordinates, and ``τ`` falls
+with fewer and larger shares: what holds for ``m`` in every coordinate holds for any mixture.
 """
 
 import math
@@ -22,8 +26,13 @@ LEAST_SHARE = 8.0
 _MOST_COORDINATES = 2**40
 
 
-def share_std(plan: TrainingPlan, multiplier: float) -> float:
+def share_std(plan: TrainingPlan, multiplier: float, honest: int | None = None) -> float:
     """Return σ₁ in whole steps, of noise that is ``multiplier`` times the clipping norm in all.
+
+    Parameters
+    ----------
+    honest
+        Honest survivors that are sure to add to a number; None: those of the plan.
 
     Raises
     ------
@@ -35,7 +44,8 @@ def share_std(plan: TrainingPlan, multiplier: float) -> float:
             'trust = "federation" needs honest_shops: how many survivors of every exchange do not '
             "collude with the observer"
         )
-    std = multiplier * plan.noise_steps / math.sqrt(plan.honest_shops)
+    shares = plan.honest_shops if honest is None else honest
+    std = multiplier * plan.noise_steps / math.sqrt(shares)
     if not LEAST_SHARE <= std <= 2.0**30:
         raise PrivacyError(
             f"a shop's share of the noise has a standard deviation of {std:.4g} steps; at least "

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from common.errors import SecureSumError
+from common.secure_sum.layout import Layout, add_mask, whole_layout
 from common.secure_sum.members import Roster
 from common.secure_sum.messages import (
     ADVERTISEMENT,
@@ -28,7 +29,7 @@ from common.secure_sum.messages import (
     pair_label,
     view,
 )
-from common.secure_sum.primitives import add_keystream, agree, derive, is_signed, public_key
+from common.secure_sum.primitives import agree, derive, is_signed, public_key
 from common.secure_sum.sharing import combine
 
 
@@ -41,10 +42,13 @@ class Collector:
         What all sign.
     roster
         The operator's own copy.
+    layout
+        Who sends which rows; None: everyone sends everything.
     """
 
-    def __init__(self, session: Session, roster: Roster) -> None:
+    def __init__(self, session: Session, roster: Roster, layout: Layout | None = None) -> None:
         self.session, self._roster = session, roster
+        self.layout = whole_layout(tuple(roster.keys), session.length) if layout is None else layout
         self._advertisements: dict[str, Advertisement] = {}
         self._sealed: dict[str, dict[str, bytes]] = {}
         self._total = np.zeros(session.length, np.uint32)
@@ -101,11 +105,11 @@ class Collector:
         return sorted(self._sealed)
 
     def take_masked(self, shop: str, vector: np.ndarray) -> None:
-        """Add a shop's masked vector (n,) uint32 to the sum; only the sum is kept."""
-        vector = check_vector(vector, self.session.length)
+        """Add a shop's masked vector, uint32 numbers of its rows, to the sum; only that is kept."""
+        vector = check_vector(vector, self.layout.length_of(shop))
         if shop not in self._sealed or shop in self._contributors:
             raise SecureSumError("a vector of a shop that does not share, or its second one")
-        self._total += vector
+        self._total[self.layout.where(shop)] += vector
         self._contributors.add(shop)
 
     def view_request(self) -> ViewRequest:
@@ -144,7 +148,7 @@ class Collector:
         self._answers[shop] = said
 
     def sum(self) -> np.ndarray:
-        """Return the sum (n,) uint32 of the contributors' vectors, modulo 2^32.
+        """Return the sum (n,) uint32 of the contributors' vectors, modulo 2^32; 0 where none sends.
 
         Raises
         ------
@@ -157,7 +161,8 @@ class Collector:
             seed = self._secret(shop, {s: a.seeds for s, a in self._answers.items()})
             if commitment(self.session.id, shop, seed) != self._advertisements[shop].commitment:
                 raise SecureSumError(f"shares of the seed of {shop[:12]}... are not that shop's")
-            add_keystream(total, own_mask_key(self.session.id, shop, seed), subtract=True)
+            mask = own_mask_key(self.session.id, shop, seed)
+            add_mask(total, self.layout.where(shop), mask, subtract=True)
         for shop in sorted(self._sealed.keys() - self._contributors):
             secret = self._secret(shop, {s: a.keys for s, a in self._answers.items()})
             if public_key(secret) != self._advertisements[shop].mask_key:
@@ -166,7 +171,8 @@ class Collector:
                 agreed = agree(secret, self._advertisements[other].mask_key)
                 key = derive(agreed, self.session.id, pair_label(shop, other))
                 # What the other added is taken off; what it took off is added.
-                add_keystream(total, key, subtract=other < shop)
+                where = self.layout.where(shop, other)
+                add_mask(total, where, key, subtract=other < shop)
         return total
 
     def _secret(self, shop: str, said: Mapping[str, Mapping[str, bytes]]) -> bytes:

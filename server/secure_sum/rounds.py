@@ -21,6 +21,7 @@ from common.protocol import (
     plan_digest,
 )
 from common.secure_sum.encoding import as_arrays, from_words, vector_length
+from common.secure_sum.layout import layout_of
 from common.secure_sum.members import Roster, threshold
 from common.secure_sum.messages import (
     Advertisement,
@@ -34,6 +35,7 @@ from common.secure_sum.messages import (
     state_digest,
 )
 from common.secure_sum.primitives import fresh
+from common.stock import stock_fingerprint
 from server.aggregation import Contribution
 from server.exchange import Exchange
 from server.job import Job, Shapes
@@ -93,22 +95,26 @@ class SecureSums:
         shapes
             Name -> shape of what is summed.
         """
-        length = vector_length(shapes)
+        job, members = self._job, self._members
         session = Session(
-            run_id=self._job.run_name,
+            run_id=job.run_name,
             server_round=server_round,
             kind="update" if server_round else "release",
-            plan_digest=plan_digest(self._job.plan),
-            catalogue_fingerprint=self._job.catalogue_fingerprint,
+            plan_digest=plan_digest(job.plan),
+            catalogue_fingerprint=job.catalogue_fingerprint,
+            stock_fingerprint=stock_fingerprint(job.stock),
             state_digest=state_digest(state),
-            roster_digest=self._members.digest,
+            roster_digest=members.digest,
             threshold=self._threshold,
-            length=length,
+            length=vector_length(shapes),
             nonce=fresh(),
         )
-        one = _Sum(self._messenger, Collector(session, self._members), dict(nodes), server_round)
+        popularity = state.get(POPULARITY)
+        layout = layout_of(job.plan, tuple(members.keys), shapes, job.stock, popularity)
+        collector = Collector(session, members, layout)
+        one = _Sum(self._messenger, collector, dict(nodes), server_round)
         try:
-            total = one.run(state, length)
+            total = one.run(state)
         except SecureSumError as error:
             one.whole.contributions, one.whole.accepted_nodes = [], {}
             logger.warning("sum=none round=%d reason=%s", server_round, error)
@@ -126,7 +132,7 @@ class _Sum:
         self._nodes, self._round = nodes, server_round
         self.whole = Exchange(asked=len(nodes))
 
-    def run(self, state: Arrays, length: int) -> np.ndarray:
+    def run(self, state: Arrays) -> np.ndarray:
         collector = self._collector
         first = KeysRequest(session=collector.session)
         everyone = list(self._nodes.values())
@@ -134,7 +140,7 @@ class _Sum:
         keys = collector.shares_request()
         shown = [advertisement.shop for advertisement in keys.advertisements]
         self._hear(SUM_SHARES, dict.fromkeys(shown, keys), SharesAnswer, collector.take_shares)
-        self._take_masked(state, length)
+        self._take_masked(state)
         view = collector.view_request()
         contributors = collector.contributors
         self._hear(SUM_VIEW, dict.fromkeys(contributors, view), ViewAnswer, collector.take_view)
@@ -160,10 +166,11 @@ class _Sum:
             except SecureSumError as error:
                 self._rubbish(shop, error)
 
-    def _take_masked(self, state: Arrays, length: int) -> None:
+    def _take_masked(self, state: Arrays) -> None:
         requests = {shop: self._collector.masked_request(shop) for shop in self._collector.sharing}
         # Each is added as it comes: all of them together may not fit into memory.
-        masked = Masked(dict.fromkeys(requests, length), self._collector.take_masked)
+        lengths = {shop: self._collector.layout.length_of(shop) for shop in requests}
+        masked = Masked(lengths, self._collector.take_masked)
         exchange = self._exchange(SUM_MASKED, requests, state, masked)
         self.whole.accepted_nodes = exchange.accepted_nodes
 
