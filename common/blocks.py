@@ -46,12 +46,17 @@ class _Projection(ABC):
         """Return (B, L) rows of (B, n) histories."""
 
     def training_rows(self, history: sparse.csr_matrix, exponent: float) -> sparse.csr_matrix:
-        """Return (B, L) float32 training rows ``y / |y|^e`` of projected histories ``y``."""
+        """Return (B, L) float32 training rows ``y / |y|^e`` of projected histories ``y``.
+
+        Places ascend in each, so what is drawn for them follows from the row alone.
+        """
         rows = self.project(history)
         norms = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
         scale = np.zeros_like(norms)
         scale[norms > 0] = norms[norms > 0] ** -exponent
-        return sparse.csr_matrix(sparse.diags_array(scale.astype(np.float32)) @ rows)
+        scaled = sparse.csr_matrix(sparse.diags_array(scale.astype(np.float32)) @ rows)
+        scaled.sort_indices()
+        return scaled
 
 
 @dataclass(frozen=True)
