@@ -119,6 +119,33 @@ def approve(
         raise typer.Exit(1)
 
 
+@app.command()
+def roster(
+    settings: Shop,
+    file: Annotated[
+        Path | None, typer.Argument(help="The operator's; default: the accepted one.")
+    ] = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Make it the shop's own, whole or not at all.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show who may take part in secure sums, whether this shop is among them, and the digest."""
+    from client.roster import accept as accept_roster
+    from client.roster import look
+    from client.roster_table import roster_table
+    from client.settings import read_settings
+
+    shop = read_settings(settings)
+    if accept and file is None:
+        raise ConfigError("--accept needs the file that the operator sent")
+    if accept and file is not None:
+        document = accept_roster(settings, shop, file)
+    else:
+        document = look(settings, shop, file)
+    print_document(document, roster_table, as_json=as_json)
+
+
 @app.command("run")
 def run_client(settings: Shop) -> None:
     """Connect this shop to its federation, until Ctrl-C; what it says is in logs/run.log too."""

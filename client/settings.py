@@ -32,7 +32,7 @@ RUN_VARIABLE = "FEDTAIL_RUN"
 # Section -> its files and where they lie by default, beside the settings.
 _PLACES: Mapping[str, Mapping[str, str]] = {
     "federation": {"ca": "ca.crt", "key": "keys/node.key"},
-    "secure_sum": {"key": "keys/node.key", "roster": "roster", "sessions": "secure-sums.sqlite"},
+    "secure_sum": {"key": "keys/node.key", "roster": "roster", "sessions": "sums/sessions.sqlite"},
 }
 
 # A name, an IPv4 address, or an IPv6 address in brackets.
@@ -231,6 +231,20 @@ def read_settings(path: Path) -> ShopSettings:
     if isinstance(values.get("database"), dict):
         values["database"] = from_folder(values["database"], path.parent, str(path))
     return parse(ShopSettings, values, str(path))
+
+
+def secure_sum_settings(path: Path, settings: ShopSettings) -> SecureSumSettings:
+    """Return how a shop would take part in secure sums: as it says, or as a new shop's file does.
+
+    Parameters
+    ----------
+    path
+        Of the settings.
+    """
+    if settings.secure_sum is not None:
+        return settings.secure_sum
+    found = {key: (path.parent / name).resolve() for key, name in _PLACES["secure_sum"].items()}
+    return SecureSumSettings(**found)
 
 
 def refuse_run_config(run_config: Iterable[str]) -> None:

@@ -90,14 +90,15 @@ key = "keys/node.key"
 # [evaluation]
 # epsilon = 0.5
 
-# For plans whose trust is "federation": the server sees only the sum over shops, and each shop adds
-# a share of its noise. The roster is your own copy of who may take part: compare its digest with
-# the other shops', not over the server. colluding_shops: how many shops that a plan must allow to
-# work together with the server.
+# Consent to runs whose trust is "federation": the server sees only the sum over shops, and each
+# shop adds a share of its noise. Take the # off the next line, and accept the roster that the
+# operator sends (`python -m client roster`): it says among whose sums this shop hides its own.
 # [secure_sum]
-# roster = "roster"
-# sessions = "secure-sums.sqlite"
-# colluding_shops = 0
+# key = "keys/node.key"              # signs what the shop says: the key that is enrolled
+# roster = "roster"                  # the shop's own copy
+# sessions = "sums/sessions.sqlite"  # what it said so far; of no use in a backup
+# colluding_shops = 0                # so many shops may work together with the server: a plan that
+#                                    # allows for fewer is refused
 
 # If item_id is your own product number: which of the catalogue's products it is. Several of yours
 # may be one of the catalogue's, not the other way round. What the mapping does not name takes no
@@ -173,7 +174,7 @@ def start_shop(folder: Path, merchant_id: str = "", address: str = "") -> list[P
         with settings.open("x", encoding="utf-8") as file:
             settings.chmod(0o600)
             file.write(text)
-        for below in ("data", "ledger", "keys", "secrets", "logs", "models"):
+        for below in ("data", "ledger", "keys", "secrets", "logs", "models", "sums"):
             if not (folder / below).is_dir():
                 (folder / below).mkdir(mode=0o700)
                 made.append(folder / below)

@@ -12,6 +12,7 @@ from common.features import read_catalogue
 from common.model import state_spec, trained_names
 from common.protocol import Arrays, Noise, TrainingPlan
 from common.secure_sum.members import read_roster
+from common.stock import read_stock
 from server.checkpoints import alone, last_checkpoint, trained_on, write_checkpoint
 from server.figures import ShopFigures, write_figures
 from server.finishing import finished_model
@@ -47,7 +48,8 @@ def _run(
     run_name: str,
 ) -> None:
     # A run that is resumed goes on with its own catalogue, though a newer one was published.
-    catalogue = read_catalogue(home.published(trained_on(place.checkpoints)))
+    published = home.published(trained_on(place.checkpoints))
+    catalogue = read_catalogue(published)
     resume = last_checkpoint(
         place.checkpoints,
         plan=plan,
@@ -70,7 +72,8 @@ def _run(
         shapes=state_spec(plan.model, catalogue.size),
         trained=trained_names(plan),
         features=catalogue.features,
-        members=None if home.roster is None else read_roster(home.roster),
+        members=read_roster(home.roster_file) if plan.trust == "federation" else None,
+        stock=read_stock(published, catalogue) if plan.trust == "federation" else None,
     )
 
     def finish(state: Arrays, noise: Noise) -> str:

@@ -36,6 +36,10 @@ CODES = {
         "it releases no figures of its own",
         "that is its own choice: its engineer may add [evaluation] to its shop.toml",
     ),
+    "no-secure-sum": (
+        'it takes part in no secure sums, as a plan of trust "federation" asks',
+        "its engineer runs `python -m client roster`, and adds [secure_sum] to its shop.toml",
+    ),
     "sum-refused": (
         "what it was shown of a secure sum is not what it holds, or was answered before",
         "compare its roster's digest with yours; its own log says more",

@@ -19,6 +19,7 @@ from common.errors import ConfigError
 from common.protocol import Frozen
 from server import authority
 from server.authority import Pair
+from server.variables import ROSTER_FILE
 
 SETTINGS_FILE, PLAN_FILE = "federation.toml", "plan.toml"
 #: Environment: the folder, for every command of the server.
@@ -129,6 +130,11 @@ class Federation:
     def shops(self) -> Path:
         """Folder of the enrolled shops' public keys."""
         return self.folder / "shops"
+
+    @property
+    def roster(self) -> Path:
+        """Who may take part in secure sums: the file that is handed out to shops."""
+        return self.folder / ROSTER_FILE
 
     @property
     def plan(self) -> Path:
@@ -330,4 +336,5 @@ _SERVER_TOML = """\
 runs = "runs"
 catalogues = "catalogue"
 ledger_heads = "ledger-heads.json"
+roster = "roster"
 """

@@ -95,6 +95,22 @@ def shops(
 
 
 @operator_app.command()
+def roster(
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Where a copy goes, to be sent.")
+    ] = None,
+    federation: Federation = HERE,
+    as_json: Json = False,
+) -> None:
+    """Write the roster of the enrolled shops, which every shop of secure sums has to accept."""
+    from server.federation import open_federation
+    from server.sum_roster import roster_table, write_roster
+
+    document = write_roster(open_federation(federation), out)
+    print_document(document, roster_table, as_json=as_json)
+
+
+@operator_app.command()
 def up(federation: Federation = HERE) -> None:
     """Run SuperLink, SuperExec and the gateway until Ctrl-C; restart what dies."""
     from server.federation import open_federation

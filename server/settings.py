@@ -16,7 +16,7 @@ from common.protocol import Frozen, TrainingPlan, check_run_name, parse_plan
 from server.aggregation import OptimizerName, ServerOptimizer
 from server.catalogues import Catalogues
 from server.subspace import SubspaceOptimizer
-from server.variables import SERVER_VARIABLE
+from server.variables import ROSTER_FILE, SERVER_VARIABLE
 
 #: One line of public facts for each exchange: what progress bars and reports read.
 EVENTS_FILE = "rounds.jsonl"
@@ -145,7 +145,8 @@ class ServerHome(Frozen):
         File of the shops' last known ledger heads, kept over all runs; by default
         ``ledger-heads.json`` beside the checkpoints or the runs.
     roster
-        File of the shops that may take part in secure sums, the same that the shops hold.
+        File of the shops that may take part in secure sums, the same that the shops hold; by
+        default ``roster`` beside ``server.toml``.
     folder
         Of ``server.toml`` itself; not to be set there.
     """
@@ -172,6 +173,11 @@ class ServerHome(Frozen):
         beside = self.runs or self.checkpoints
         assert beside is not None
         return self.ledger_heads or beside.parent / "ledger-heads.json"
+
+    @property
+    def roster_file(self) -> Path:
+        """The file of the shops that may take part in secure sums; only those need it."""
+        return self.roster or self.folder / ROSTER_FILE
 
     def place(self, run_name: str) -> RunPlace:
         """Return where a run keeps its files."""

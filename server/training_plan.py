@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.bundle import FEDERATION
 from common.config import ConfigValue, nearest, parse, read_toml
 from common.errors import ConfigError
 from common.features import CROSS, Catalogue
 from common.planning import has_groups, with_fitting_groups, with_noise
-from common.protocol import Frozen, ModelPlan, TrainingPlan, Unit
+from common.protocol import Frozen, ModelPlan, TrainingPlan, Trust, Unit
 from server.federation import PLAN_FILE
 from server.settings import RunSettings
 
@@ -25,12 +25,36 @@ _OF_THE_RUN = frozenset({"plan", "run-name", "initial-model"})
 
 
 class PrivacySection(Frozen):
-    """What is promised to every shop's customers."""
+    """What is promised to every shop's customers, and whom the promise has to trust.
+
+    All that is said of shops, and of rows, counts under trust ``federation`` alone: see
+    :class:`common.protocol.TrainingPlan`.
+    """
 
     unit: Unit = "customer"
+    trust: Trust = "shop"
+    honest_shops: int = Field(0, ge=0, le=2**20)
+    colluding_shops: int = Field(0, ge=0, le=2**20)
+    honest_stockers: int = Field(3, ge=1, le=2**20)
+    rare_rows: Literal["all", "none"] = "all"
     target_epsilon: float = Field(4.0, gt=0)
     target_delta: float = Field(1e-5, gt=0, lt=1)
     popularity_share: float = Field(0.3, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _shops_are_counted_where_it_matters(self) -> "PrivacySection":
+        if self.trust == "shop" and (self.honest_shops or self.colluding_shops):
+            raise ValueError(
+                "honest_shops and colluding_shops say how shops share the noise of trust = "
+                '"federation": take them out, or set trust'
+            )
+        if self.trust == "federation" and not self.honest_shops:
+            raise ValueError(
+                'trust = "federation" needs honest_shops: how many shops, of those that are still '
+                "there at the end of a sum, do not collude with whoever looks at it. Each adds so "
+                "large a part of the noise"
+            )
+        return self
 
 
 class TrainingSection(Frozen):
@@ -216,6 +240,18 @@ _DEFAULT = """\
 [privacy]
 # Who is protected: "customer" (all records of one customer of one shop), "basket", "interaction".
 unit = "customer"
+# Whom the promise has to trust. "shop": nobody; each shop hides its own update in noise of its own.
+# "federation": the shops hide one sum together, which is all that the server sees, so each adds a
+# share of one noise. It needs a roster at every shop (`python -m server roster`) and, at the end of
+# every sum, honest_shops that do not work together with whoever looks at it, however many of the
+# others up to colluding_shops do: a shop that fears the others' looks sets 1 at least.
+trust = "shop"
+honest_shops = 0
+colluding_shops = 0
+# Where a stock table is published with the catalogue: a product's row travels from the shops that
+# stock it alone if so many honest ones are sure to be among them; else from "all" shops or "none".
+honest_stockers = 3
+rare_rows = "all"
 # The most that a run tells of one unit. A shop joins only if all of it fits under its own cap, with
 # all that it spent before. A new shop's cap is 8: one run of 8 would leave no room for a second,
 # ever; of 4 it holds three. Few shops or customers may need more for a model that is of use: spend

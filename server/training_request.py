@@ -1,7 +1,7 @@
 """``train``: what an operator asks for becomes a run, and the run a published model."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from common.artifact import ModelArtifact, load_model, save_model
@@ -15,6 +15,7 @@ from server.registry import Registry
 from server.run_records import RunRecord, Runs, new_name, now
 from server.settings import EVENTS_FILE, read_run_config
 from server.shops import Shops
+from server.sum_roster import members, needed_shops
 from server.training_plan import prepare, read_plan_file
 from server.training_run import Standing, Training, View, standing
 from server.training_tables import plan_lines
@@ -69,6 +70,8 @@ def plan_only(federation: Federation, request: Request, view: View) -> Document:
     if request.resume is not None:
         raise ConfigError("a run that is taken up again has its plan: give --plan-only or --resume")
     planned = _new(federation, request, view)
+    if planned.record.plan.trust == "federation":
+        planned = replace(planned, notes=(*planned.notes, *_about_sums(federation, planned)))
     return _planned_document(planned, _standing(federation) if is_up(federation) else None)
 
 
@@ -180,7 +183,9 @@ def _submitted(
 ) -> RunRecord:
     """Say what it costs and who must have approved what, and submit an attempt."""
     shops = _standing(federation)
+    needed, notes = _needed(federation, record)
     if planned is not None:
+        planned = replace(planned, notes=(*planned.notes, *notes))
         document = _planned_document(planned, shops)
         for line in plan_lines(document):
             view.note(line)
@@ -192,8 +197,8 @@ def _submitted(
                 f"{bundle}."
             )
             record = record.model_copy(update={"bundle": bundle})
-    _, settings = read_run_config(record.config)
-    shops.check(settings.min_shops)
+    shops.check(needed)
+    record = record.model_copy(update={"config": {**record.config, "min-shops": needed}})
     if shops.missing:
         view.note(f"Not connected, and not waited for: {', '.join(shops.missing)}.")
     if planned is not None and planned.start is not None:
@@ -202,6 +207,34 @@ def _submitted(
         save_model(place, start.arrays, start.item_ids, start.manifest)
     view.stage(f"submitting run {record.name}")
     return training.submit(record)
+
+
+def _needed(federation: Federation, record: RunRecord) -> tuple[int, list[str]]:
+    """Return how many shops must be connected for a run to begin, and what to know of its sums.
+
+    Raises
+    ------
+    ConfigError, RunError
+        If the plan's secure sums cannot come about with the shops that there are.
+    """
+    plan, settings = read_run_config(record.config)
+    if plan.trust != "federation":
+        return settings.min_shops, []
+    found = members(federation)
+    needed = needed_shops(found, plan, settings)
+    head = (
+        f"every sum takes {needed} of the {len(found.names)} shops on the roster; its digest is "
+        f"{found.digest}"
+    )
+    return max(settings.min_shops, needed), [head, *found.notes()]
+
+
+def _about_sums(federation: Federation, planned: Planned) -> list[str]:
+    """Return what to know of a plan's sums, also where they cannot come about yet."""
+    try:
+        return _needed(federation, planned.record)[1]
+    except (ConfigError, RunError) as error:
+        return [f"it cannot be run yet: {error}"]
 
 
 def _finished(runs: Runs, record: RunRecord) -> RunRecord:

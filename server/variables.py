@@ -6,3 +6,5 @@ SERVER_VARIABLE = "FEDTAIL_SERVER"
 UP_VARIABLE = "FEDTAIL_UP"
 #: SuperLink's ``host:port`` where it runs in a container, which needs no ``up``.
 SUPERLINK_VARIABLE = "FEDTAIL_SUPERLINK"
+#: Beside ``server.toml``, where that names no other: who may take part in secure sums.
+ROSTER_FILE = "roster"

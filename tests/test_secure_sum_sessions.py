@@ -221,7 +221,7 @@ def test_secrets_of_an_ended_session_are_not_in_the_file(room: Room) -> None:
 def test_a_file_that_cannot_be_written_stops_the_shop(room: Room, tmp_path: Path) -> None:
     identity = make_identity(0, room.roster)
     with pytest.raises(LedgerError, match="cannot be written"):
-        Sessions(tmp_path / "none" / "s.sqlite", identity).begin(room.first, take_part)
+        Sessions(tmp_path / "none" / "there" / "s.sqlite", identity).begin(room.first, take_part)
     (tmp_path / "text").write_text("no database at all, but long enough to be looked at" * 20)
     with pytest.raises(LedgerError, match="cannot be written"):
         Sessions(tmp_path / "text", identity).begin(room.first, take_part)

@@ -135,6 +135,7 @@ class Sessions:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """Hold the only write lock; commit and sync at the end, or change nothing."""
         try:
+            self._path.parent.mkdir(mode=0o700, exist_ok=True)
             self._path.touch(mode=0o600)
             with closing(
                 sqlite3.connect(self._path, timeout=_WAIT_SECONDS, isolation_level=None)

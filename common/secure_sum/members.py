@@ -95,32 +95,57 @@ def threshold(members: int, honest: int, colluding: int) -> int:
 
 
 def read_roster(path: Path) -> Roster:
+    """Read a roster; see :func:`read_members`."""
+    return Roster.of(read_members(path).items())
+
+
+def read_members(path: Path) -> dict[str, ec.EllipticCurvePublicKey]:
     """Read a roster: a line a shop, its key in OpenSSH's form and its percent-encoded name.
+
+    Returns
+    -------
+    dict
+        merchant_id -> key, as the file has them.
 
     Raises
     ------
     ConfigError
-        Naming the first line that is wrong.
+        Naming the first line that is wrong, or that repeats a name or a key.
     """
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the roster {path}: {error}") from error
+        return parse_members(path.read_bytes(), path)
+    except OSError as error:
+        raise ConfigError(f"cannot read the roster {path}: {error.strerror}") from error
+
+
+def parse_members(content: bytes, path: Path) -> dict[str, ec.EllipticCurvePublicKey]:
+    """Return what a roster holds; see :func:`read_members`. ``path`` is for what errors say."""
+    try:
+        lines = content.decode("ascii").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no roster: it is not plain text") from error
     shops: dict[str, ec.EllipticCurvePublicKey] = {}
+    holders: dict[bytes, str] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
         try:
-            kind, text, name = line.split()
+            kind, text, quoted = line.split()
             key = load_ssh_public_key(f"{kind} {text}".encode())
         except (ValueError, UnsupportedAlgorithm) as error:
             raise ConfigError(f"{path}, line {number}: no key and name of a shop") from error
         if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != _CURVE:
             raise ConfigError(f"{path}, line {number}: not an EC P-384 key, as shops have")
-        if unquote(name) in shops:
-            raise ConfigError(f"{path}, line {number}: the shop {unquote(name)!r} a second time")
-        shops[unquote(name)] = key
-    return Roster.of(shops.items())
+        name = unquote(quoted)
+        if name in shops:
+            raise ConfigError(f"{path}, line {number}: the shop {name!r} a second time")
+        if (other := holders.setdefault(_bytes(key), name)) != name:
+            raise ConfigError(
+                f"{path}, line {number}: the shop {name!r} has the same key as {other!r}, and each "
+                "shop has its own"
+            )
+        shops[name] = key
+    return shops
 
 
 def roster_text(shops: Iterable[tuple[str, ec.EllipticCurvePublicKey]]) -> str:
