@@ -8,29 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-from flwr.app import Error, Message
+from flwr.app import Message
 
 from client.app import app
-from client.keys import make_keys, renew_keys
-from client.participation import Node, answer
+from client.keys import renew_keys
+from client.participation import answer
 from client.privacy.ledger import Ledger
 from client.privacy.noise import SeededNoise
-from client.records import forget, held_records
+from client.records import held_records
 from client.secure_participation import answer_sum
 from client.settings import read_settings
 from client.training import train_round
 from common.errors import ConfigError, RunError
-from common.features import Catalogue, write_catalogue
-from common.model import initial_state, state_spec, trained_names
+from common.model import initial_state
 from common.protocol import (
     ITEMS,
     JOIN,
     MASKED_VECTOR,
-    NO_FINGERPRINT,
     RELEASE,
     SAID,
     SUM_KEYS,
@@ -43,174 +38,31 @@ from common.protocol import (
     TrainingPlan,
     plan_digest,
 )
-from common.secure_sum.members import Roster, read_roster, roster_text, threshold
-from common.secure_sum.messages import KeysRequest, Session, state_digest
+from common.secure_sum.messages import KeysRequest
 from common.secure_sum.primitives import fresh
-from federation_support import Fault, FaultyGrid, make_settings, no_fault, same
-from server.checkpoints import Checkpoint, read_checkpoint
-from server.job import Event, Job
+from federation_support import FaultyGrid, same
+from secure_rounds_support import (
+    ITEM_COUNT,
+    ONE,
+    PLAN,
+    SHOPS,
+    Town,
+    broken,
+    killed,
+    make_town,
+    of,
+)
+from server.checkpoints import read_checkpoint
+from server.job import Job
 from server.secure_sum.collecting import Collector
 from server.strategy import Federation
 from simulations.flower import run_federation
 from simulations.in_process import run_in_process
 
-ITEM_COUNT, SHOPS = 30, 5
-ONE = {"rounds": 1}
-PLAN = TrainingPlan(
-    trust="federation",
-    honest_shops=3,
-    rounds=2,
-    noise_multiplier=4.0,
-    popularity_noise_multiplier=2.0,
-    model=ModelPlan(dimension=4),
-)
-
-
-class Town:
-    """Shops with planted sales, keys, and the roster that each of them holds."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        items = [f"i{k:02}" for k in range(ITEM_COUNT)]
-        products = pd.DataFrame({"item_id": items, "category": [f"c{k % 5}" for k in range(30)]})
-        self.catalogue = Catalogue.of(products)
-        write_catalogue(self.catalogue, folder / "catalogue")
-        for shop in range(SHOPS):
-            self.write(shop)
-        self.share_roster()
-
-    def write(self, shop: int, settings: str = "", section: str = "", customers: int = 12) -> None:
-        stream = np.random.default_rng(shop)
-        home = self.folder / "shops" / str(shop)
-        (home / "data").mkdir(parents=True, exist_ok=True)
-        users = np.repeat(np.arange(customers), 6)
-        columns = {
-            "merchant_id": f"m{shop}",
-            "user_id": [f"u{u}" for u in users],
-            "item_id": stream.choice(self.catalogue.item_ids, len(users)),
-            "timestamp": 1_700_000_000 + np.arange(len(users)),
-            "behavior": "purchase",
-        }
-        pd.DataFrame(columns).to_csv(home / "data" / "interactions.csv", index=False)
-        if not (home / "node.key").exists():
-            make_keys(home / "node.key")
-        lines = {
-            "merchant_id": f'"m{shop}"',
-            "data": '"data"',
-            "catalogue": '"../../catalogue"',
-            "ledger": '"ledger.sqlite"',
-            "cap_epsilon": "1e12",
-            "noise": '"seeded"',
-            "insecure_seeded_noise": "true",
-        }
-        lines |= dict(line.split(" = ") for line in settings.splitlines())
-        text = "".join(f"{key} = {value}\n" for key, value in lines.items())
-        text += '[secure_sum]\nkey = "node.key"\nroster = "../roster"\n' + section
-        (home / "shop.toml").write_text(text, encoding="utf-8")
-
-    def share_roster(self) -> None:
-        shops = []
-        for shop in range(SHOPS):
-            path = self.folder / "shops" / str(shop) / "node.pub"
-            key = load_ssh_public_key(path.read_bytes())
-            assert isinstance(key, ec.EllipticCurvePublicKey)
-            shops.append((f"m{shop}", key))
-        (self.folder / "shops" / "roster").write_text(roster_text(shops))
-
-    @property
-    def roster(self) -> Roster:
-        return read_roster(self.folder / "shops" / "roster")
-
-    def job(self, plan: TrainingPlan, **settings: object) -> Job:
-        values: dict[str, object] = {"server_optimizer": "none", "server_learning_rate": 1.0}
-        values |= {"max_update_norm": 0.0, "timeout_seconds": 120.0}
-        return Job(
-            "run",
-            plan,
-            make_settings(**(values | settings)),
-            self.catalogue.fingerprint,
-            state_spec(plan.model, ITEM_COUNT),
-            trained_names(plan),
-            self.catalogue.features,
-            self.roster,
-        )
-
-    def train(
-        self, plan: TrainingPlan = PLAN, fault: Fault = no_fault, **settings: object
-    ) -> tuple[list[Checkpoint], list[Event]]:
-        saved: list[Checkpoint] = []
-        events: list[Event] = []
-        grid = FaultyGrid(app, SHOPS, fault=fault)
-        federation = Federation(
-            grid, self.job(plan, **settings), save=saved.append, report=events.append
-        )
-        federation.run(initial_state(plan.model, ITEM_COUNT))
-        return saved, events
-
-    def spent(self, shop: int) -> list[int]:
-        path = self.folder / "shops" / str(shop) / "ledger.sqlite"
-        if not path.exists():
-            return []
-        with Ledger.open(path) as ledger:
-            return [entry.event.server_round for entry in ledger.verify()]
-
-    def node(self, shop: int) -> Node:
-        return Node({"partition-id": shop}, {}, {"FEDTAIL_SHOPS": str(self.folder / "shops")})
-
-    def header(self, server_round: int, plan: TrainingPlan = PLAN) -> dict[str, object]:
-        return {
-            "run_id": "run",
-            "server_round": server_round,
-            "plan_json": plan.model_dump_json(),
-            "catalogue_fingerprint": self.catalogue.fingerprint,
-        }
-
-    def session(self, at: int, state: Arrays, **changes: object) -> Session:
-        server_round = at
-        values: dict[str, object] = {
-            "run_id": "run",
-            "server_round": server_round,
-            "kind": "update" if server_round else "release",
-            "plan_digest": plan_digest(PLAN),
-            "catalogue_fingerprint": self.catalogue.fingerprint,
-            "stock_fingerprint": NO_FINGERPRINT,
-            "state_digest": state_digest(state),
-            "roster_digest": self.roster.digest,
-            "threshold": threshold(SHOPS, 3, 0),
-            "length": 4 * ITEM_COUNT if server_round else ITEM_COUNT,
-            "nonce": fresh(),
-        }
-        return Session.model_validate(values | changes)
-
 
 @pytest.fixture
 def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Town:
-    forget()
-    monkeypatch.setenv("FEDTAIL_SHOPS", str(tmp_path / "shops"))
-    return Town(tmp_path)
-
-
-def killed(shop: int, stage: str, server_round: int = 1, *, before: bool = False) -> Fault:
-    """A shop that says nothing from a stage of a round on, until the round is over."""
-    later = SUM_STAGES[SUM_STAGES.index(stage) :]
-
-    def fault(number: int, kind: str, at: int, reply: Message) -> Message | None:
-        if (number, at) == (shop, server_round) and kind in later:
-            return _broken(reply)
-        return reply
-
-    return fault
-
-
-def _broken(reply: Message) -> Message:
-    """As Flower tells of a node that is gone."""
-    broken = Message(Error(code=3, reason="gone"), reply_to=reply)
-    broken.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
-    return broken
-
-
-def of(events: list[Event], kind: str) -> list[Event]:
-    return [event for event in events if event["event"] == kind]
+    return make_town(tmp_path, monkeypatch)
 
 
 def test_a_run_of_secure_sums_charges_every_ledger_for_a_share_of_the_noise(town: Town) -> None:
@@ -309,7 +161,7 @@ def test_a_shop_killed_at_any_stage_neither_stops_the_round_nor_pays_for_what_it
 def test_with_too_few_left_the_old_model_stays_and_the_reason_is_told(town: Town) -> None:
     def fault(shop: int, kind: str, server_round: int, reply: Message) -> Message | None:
         if shop < 3 and server_round == 1 and kind == SUM_VIEW:
-            return _broken(reply)
+            return broken(reply)
         return reply
 
     saved, events = town.train(fault=fault)
@@ -324,7 +176,7 @@ def test_with_too_few_left_the_old_model_stays_and_the_reason_is_told(town: Town
 
 def test_a_release_that_too_few_take_part_in_ends_the_run(town: Town) -> None:
     def fault(shop: int, kind: str, _round: int, reply: Message) -> Message | None:
-        return _broken(reply) if shop < 3 and kind == SUM_KEYS else reply
+        return broken(reply) if shop < 3 and kind == SUM_KEYS else reply
 
     with pytest.raises(RunError, match="3 are needed"):
         town.train(fault=fault)
@@ -445,7 +297,7 @@ def test_a_shop_takes_part_only_as_its_own_settings_allow(town: Town) -> None:
     assert ask(town, 0, SUM_KEYS, said)[0] == "refused-config"
     home = town.folder / "shops" / "1" / "shop.toml"
     home.write_text(home.read_text().split("[secure_sum]")[0])
-    assert ask(town, 1, SUM_KEYS, said)[0] == "refused-config"
+    assert ask(town, 1, SUM_KEYS, said)[0] == "no-secure-sum"
     (town.folder / "shops" / "2" / "node.key").chmod(0o644)
     assert ask(town, 2, SUM_KEYS, said)[0] == "refused-config"
     assert ask(town, 3, SUM_KEYS, said)[0] == "ok"
@@ -543,11 +395,11 @@ def test_a_failing_shop_says_a_code_and_no_more(
 ) -> None:
     import client.secure_participation as secure
 
-    def broken(*_: object) -> None:
+    def failing(*_: object) -> None:
         raise ValueError("customer-4711")
 
     walk = Walk(town, initial_state(PLAN.model, ITEM_COUNT))
-    monkeypatch.setattr(secure, "held_records", broken)
+    monkeypatch.setattr(secure, "held_records", failing)
     assert walk.masked(0) == ("failed", {})
     assert town.spent(0) == []
 
@@ -564,7 +416,7 @@ def test_the_sums_noise_has_the_planned_variance_end_to_end(town: Town) -> None:
         def fault(
             shop: int, kind: str, at: int, reply: Message, gone: int = gone
         ) -> Message | None:
-            return _broken(reply) if at == 1 and shop < gone and kind == SUM_MASKED else reply
+            return broken(reply) if at == 1 and shop < gone and kind == SUM_MASKED else reply
 
         saved, events = town.train(plan, fault)
         survivors = SHOPS - gone

@@ -1,0 +1,180 @@
+"""Secure sums of what shops stock, through the apps themselves."""
+
+import shutil
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from client.app import app
+from client.privacy.ledger import Ledger
+from client.privacy.noise import SeededNoise
+from client.records import held_records
+from client.settings import read_settings
+from client.training import train_round
+from common.errors import RunError
+from common.model import initial_state
+from common.protocol import (
+    ITEMS,
+    MASKED_VECTOR,
+    POPULARITY,
+    SUM_MASKED,
+    UPDATE,
+    ModelPlan,
+)
+from federation_support import Fault, FaultyGrid
+from secure_rounds_support import ITEM_COUNT, PLAN, SHOPS, Town, broken, make_town, of
+from server.strategy import Federation
+from simulations.in_process import run_in_process
+
+ALL = range(ITEM_COUNT)
+# Rows 0 to 9 are stocked by m0, m1, m2 alone, 10 to 19 by m0 alone, the others by all. Of five
+# shops three are honest survivors: of three stockers one is sure to be among them, of one none.
+STOCKED = {
+    0: ALL,
+    1: [*range(10), *range(20, 30)],
+    2: [*range(10), *range(20, 30)],
+    3: range(20, 30),
+    4: range(20, 30),
+}
+SPARSE = PLAN.model_copy(update={"honest_stockers": 1, "rounds": 1})
+
+
+@pytest.fixture
+def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Town:
+    return make_town(tmp_path, monkeypatch)
+
+
+def gone(shops: int) -> Fault:
+    """The first shops are not there when vectors are asked for in round 1."""
+
+    def fault(shop: int, kind: str, at: int, reply: Message) -> Message | None:
+        return broken(reply) if at == 1 and shop < shops and kind == SUM_MASKED else reply
+
+    return fault
+
+
+def test_bytes_grow_with_what_a_shop_stocks(town: Town) -> None:
+    sizes: dict[int, list[int]] = defaultdict(list)
+
+    def note(shop: int, kind: str, _round: int, reply: Message) -> Message | None:
+        if kind == SUM_MASKED:
+            sizes[shop].append(len(reply.content.array_records[UPDATE][MASKED_VECTOR].data))
+        return reply
+
+    frame = 128
+    for stocked, rows in (
+        (STOCKED, [30, 30, 30, 20, 20]),
+        # Rows 0 and 1 have too few stockers: they travel from all.
+        ({shop: range(shop, 30) for shop in range(5)}, [30, 30, 30, 29, 28]),
+    ):
+        sizes.clear()
+        town.publish_stock(stocked)
+        town.train(SPARSE, note)
+        # A number of popularity, or four learned ones, a row, four bytes each.
+        assert sizes == {k: [frame + 4 * n, frame + 16 * n] for k, n in enumerate(rows)}
+
+
+def test_the_noise_of_the_rarest_row_is_what_the_plan_says(town: Town) -> None:
+    """Shops without customers, noise from the operating system: what is learned is noise alone."""
+    for shop in range(SHOPS):
+        town.write(shop, settings='noise = "system"', customers=0)
+    town.publish_stock(STOCKED)
+    plan = SPARSE.model_copy(update={"model": ModelPlan(dimension=256)})
+    step = plan.clipping_norm(1) * plan.learning_rate / plan.batch_normalizer
+    for left in (0, 2):
+        saved, events = town.train(plan, gone(left))
+        assert of(events, "round")[0]["accepted"] == SHOPS - left
+        mean = saved[1].state[ITEMS].astype(float) - saved[0].state[ITEMS]
+        noise = mean * (SHOPS - left) / (plan.noise_multiplier * step)
+        few, one, every = noise[:10], noise[10:20], noise[20:]
+        within = 5 * (2 / few.size) ** 0.5
+        # Of the three stockers one is sure to be left: each adds the whole variance.
+        assert few.var() == pytest.approx(3 - left, rel=within)
+        # One stocker alone, or all: a third of the variance of every shop.
+        assert one.var() == pytest.approx((5 - left) / 3, rel=within)
+        assert every.var() == pytest.approx((5 - left) / 3, rel=within)
+
+
+def test_with_next_to_no_noise_it_learns_what_stocked_rows_say(town: Town) -> None:
+    little = {"noise_multiplier": 1e-3, "popularity_noise_multiplier": 1e-3, "noise_steps": 2**20}
+    plan = SPARSE.model_copy(update=little)
+    town.publish_stock(STOCKED)
+    saved, _ = town.train(plan)
+    # What the shops' gradients are, each on the rows that it sends.
+    before = saved[0].state
+    alone = plan.model_copy(update={"trust": "shop", "noise_multiplier": 1e-9})
+    total = np.zeros((ITEM_COUNT, 4))
+    unsent = 0.0
+    for shop in range(SHOPS):
+        settings = read_settings(town.folder / "shops" / str(shop) / "shop.toml")
+        noise = SeededNoise(np.random.default_rng(0))
+        events, stream = held_records(settings), np.random.default_rng(1)
+        delta = train_round(alone, 1, before, events, town.catalogue, noise, stream)[ITEMS]
+        rows = np.unique([*STOCKED[shop], *range(10, 20)])
+        total[rows] += delta[rows]
+        unsent += float(np.abs(np.delete(delta, rows, axis=0)).sum())
+    assert unsent > 0
+    learned = saved[1].state[ITEMS] - before[ITEMS]
+    assert np.abs(learned - total / SHOPS).max() < 0.01 * np.abs(total / SHOPS).max()
+
+
+def test_rows_of_too_few_stockers_are_not_trained_where_the_plan_says_so(town: Town) -> None:
+    town.publish_stock(STOCKED)
+    saved, events = town.train(SPARSE.model_copy(update={"rare_rows": "none"}))
+    assert of(events, "round")[0]["accepted"] == SHOPS
+    changed = (saved[1].state[ITEMS] != saved[0].state[ITEMS]).any(axis=1)
+    assert changed.tolist() == [True] * 10 + [False] * 10 + [True] * 10
+    popularity = saved[0].state[POPULARITY]
+    assert not popularity[10:20].any()
+    assert (popularity[20:] > 0).all()
+    assert popularity.sum() == pytest.approx(1)
+
+
+def test_the_ledger_says_which_stock_and_the_fewest_honest_shops_of_a_row(town: Town) -> None:
+    stock = town.publish_stock(STOCKED)
+    town.train(SPARSE)
+    with Ledger.open(town.folder / "shops" / "4" / "ledger.sqlite") as ledger:
+        events = [entry.event for entry in ledger.verify()]
+    assert [e.noise_multiplier for e in events] == pytest.approx([2.0, 4.0])
+    for event in events:
+        assert event.parameters["stock"] == stock.fingerprint
+        assert (event.parameters["fewest_honest"], event.parameters["honest_shops"]) == (1, 3)
+
+
+def test_a_shop_that_holds_another_stock_table_takes_no_part(town: Town) -> None:
+    town.publish_stock(STOCKED)
+    shutil.copytree(town.folder / "catalogue", town.folder / "older")
+    town.publish_stock({**STOCKED, 4: range(10)})
+    home = town.folder / "shops" / "1" / "shop.toml"
+    home.write_text(home.read_text().replace("../../catalogue", "../../older"))
+    _, events = town.train(SPARSE)
+    for event in of(events, "release") + of(events, "round"):
+        assert (event["accepted"], event["declined"]) == (4, {"sum-refused": 1})
+    assert town.spent(1) == []
+
+
+def test_a_server_that_keeps_the_published_stock_to_itself_gets_no_sum(town: Town) -> None:
+    town.publish_stock(STOCKED)
+    job = replace(town.job(SPARSE), stock=None)
+    federation = Federation(FaultyGrid(app, SHOPS), job, save=id, report=id)
+    with pytest.raises(RunError, match="3 are needed"):
+        federation.run(initial_state(SPARSE.model, ITEM_COUNT))
+    assert [town.spent(shop) for shop in range(SHOPS)] == [[]] * SHOPS
+
+
+def test_the_server_app_reads_the_stock_that_is_published(town: Town, tmp_path: Path) -> None:
+    stock = town.publish_stock(STOCKED)
+    outcome = run_in_process(
+        SPARSE,
+        shops_folder=town.folder / "shops",
+        shops=SHOPS,
+        server_folder=tmp_path / "server",
+        catalogue_folder=town.folder / "catalogue",
+    )
+    assert [e["accepted"] for e in outcome.of("round")] == [SHOPS]
+    with Ledger.open(town.folder / "shops" / "0" / "ledger.sqlite") as ledger:
+        assert [e.event.parameters["stock"] for e in ledger.verify()] == [stock.fingerprint] * 2
