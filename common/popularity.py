@@ -14,7 +14,7 @@ _FLOOR = 0.02
 _LIKE_PRIOR = 3.0
 
 
-def rates(counts: np.ndarray, noise: float, features: Sequence[Feature]) -> np.ndarray:
+def rates(counts: np.ndarray, noise: float | np.ndarray, features: Sequence[Feature]) -> np.ndarray:
     """Return (n,) float32 popularity rates, nonnegative, summing to 1 (all 0 without any count).
 
     A product that few buy drowns in noise, its group does not. From the coarsest feature to the
@@ -28,12 +28,19 @@ def rates(counts: np.ndarray, noise: float, features: Sequence[Feature]) -> np.n
     counts
         (n,) sums over shops, with noise.
     noise
-        Standard deviation of the noise in each count; 0 returns the counts' own shares.
+        Standard deviation of the noise in every count, or (n,) in each; 0 in all returns the
+        counts' own shares. Where it is infinite nothing was released: the rate is 0.
     features
         Kinds of features; those with one value a product are used.
     """
     counts = counts.astype(np.float64)
-    if noise > 0 and len(counts):
+    released = np.broadcast_to(np.isfinite(noise), counts.shape)
+    if isinstance(noise, np.ndarray) and not released.all():
+        found = np.zeros(len(counts), np.float32)
+        known = [_among(feature, released) for feature in features]
+        found[released] = rates(counts[released], noise[released], known)
+        return found
+    if np.any(noise > 0) and len(counts):
         counts = _shrunk(counts, noise, features)
     kept = np.maximum(counts, 0.0)
     shares: np.ndarray = (kept / (kept.sum() or 1.0)).astype(np.float32)
@@ -67,7 +74,25 @@ def of_like(values: np.ndarray, known: np.ndarray, features: Sequence[Feature]) 
     return estimate
 
 
-def _shrunk(counts: np.ndarray, noise: float, features: Sequence[Feature]) -> np.ndarray:
+def _among(feature: Feature, kept: np.ndarray) -> Feature:
+    """Return a feature of the products that are kept alone, by their new rows."""
+    inside = kept[feature.rows]
+    values, codes = np.unique(feature.codes[inside], return_inverse=True)
+    rows = (np.cumsum(kept) - 1)[feature.rows[inside]]
+    return Feature(feature.name, feature.values[values], rows, codes)
+
+
+def _mean_variance(noise: float | np.ndarray, feature: Feature, members: np.ndarray) -> np.ndarray:
+    """Return (V,) the variance of the noise in the mean count of each value's products."""
+    if not isinstance(noise, np.ndarray):
+        return np.asarray(noise**2 / members)
+    squares = np.bincount(feature.codes, (noise**2)[feature.rows], len(members))
+    return np.asarray(squares / members**2)
+
+
+def _shrunk(
+    counts: np.ndarray, noise: float | np.ndarray, features: Sequence[Feature]
+) -> np.ndarray:
     size = len(counts)
     estimate = np.full(size, max(float(counts.mean()), 0.0))
     single = [f for f in features if len(f.rows) and len(np.unique(f.rows)) == len(f.rows)]
@@ -75,7 +100,7 @@ def _shrunk(counts: np.ndarray, noise: float, features: Sequence[Feature]) -> np
         members = np.bincount(feature.codes, minlength=len(feature.values))
         mean = np.bincount(feature.codes, counts[feature.rows], len(members)) / members
         prior = np.bincount(feature.codes, estimate[feature.rows], len(members)) / members
-        variance = noise**2 / members
+        variance = _mean_variance(noise, feature, members)
         spread = max(float(np.average((mean - prior) ** 2 - variance, weights=members)), 0.0)
         posterior = prior + spread / (spread + variance) * (mean - prior)
         estimate[feature.rows] = posterior[feature.codes]

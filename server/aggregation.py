@@ -81,17 +81,29 @@ def popularity_rates(
 
 
 def summed_rates(
-    plan: TrainingPlan, counts: np.ndarray, shops: int, features: Sequence[Feature] = ()
+    plan: TrainingPlan,
+    counts: np.ndarray,
+    shops: int,
+    features: Sequence[Feature] = (),
+    variances: np.ndarray | None = None,
 ) -> np.ndarray:
     """Turn the sum ``(n,)`` of so many shops' noisy counts into public popularity rates.
+
+    Parameters
+    ----------
+    variances
+        ``(n,)`` how many times the plan's noise variance is in each count, infinite where none was
+        released; None: what the plan says of so many shops.
 
     Returns
     -------
     ndarray
         ``(n,)`` float32; see :func:`common.popularity.rates`.
     """
-    variances = plan.noise_variances(shops) if plan.private else 0.0
-    return rates(counts, float(np.sqrt(variances) * plan.popularity_noise_multiplier), features)
+    if variances is not None:
+        return rates(counts, np.sqrt(variances) * plan.popularity_noise_multiplier, features)
+    times = plan.noise_variances(shops) if plan.private else 0.0
+    return rates(counts, float(np.sqrt(times) * plan.popularity_noise_multiplier), features)
 
 
 def sum_popularity(contributions: Sequence[Contribution]) -> np.ndarray:

@@ -239,7 +239,11 @@ class Federation:
             found = popularity_rates(job.plan, exchange.contributions, job.features)
         else:
             found = summed_rates(
-                job.plan, counts(job.plan, summed), exchange.accepted, job.features
+                job.plan,
+                counts(job.plan, summed),
+                exchange.accepted,
+                job.features,
+                summed.variances.get(POPULARITY),
             )
         return self._settle(initial, found)
 

@@ -47,3 +47,24 @@ def test_rates_are_defined_for_every_input() -> None:
         assert found.min() >= 0
         assert found.sum() == pytest.approx(1.0, abs=1e-5)
     assert not rates(np.zeros(3), 0.0, ()).any()
+
+
+def test_noise_may_differ_from_product_to_product_and_where_nothing_came_the_rate_is_zero() -> None:
+    catalogue = Catalogue.of(
+        pd.DataFrame({"item_id": [f"i{k}" for k in range(6)], "type": list("aabbab")})
+    )
+    counts = np.array([9.0, 4.0, 1.0, 7.0, 0.5, 3.0])
+    even = rates(counts, np.full(6, 2.0), catalogue.features)
+    assert even == pytest.approx(rates(counts, 2.0, catalogue.features))
+    # A count that is surer is shrunk less.
+    noise = np.array([0.1, 2.0, 2.0, 2.0, 2.0, 2.0])
+    surer = rates(counts, noise, catalogue.features)
+    assert surer[0] / surer[1:].sum() > even[0] / even[1:].sum()
+    # What was not released says nothing of anything else, whatever stands in its place.
+    noise[[2, 4]] = np.inf
+    found = rates(counts, noise, catalogue.features)
+    others = np.where(np.isinf(noise), 1e6, counts)
+    assert np.array_equal(found, rates(others, noise, catalogue.features))
+    assert found[[2, 4]].tolist() == [0, 0]
+    assert found.sum() == pytest.approx(1)
+    assert not rates(counts, np.full(6, np.inf), catalogue.features).any()

@@ -16,7 +16,7 @@ All of it follows from the plan, the roster, the published stock table and, in a
 the released popularity: nobody sends row numbers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -84,6 +84,18 @@ class Layout:
         """Return (k,) how many members send each number of a shop's own vector."""
         own = self._rows(shop)
         return np.repeat(self.senders[own], self.widths[own])
+
+    def variances(self, plan: TrainingPlan, survivors: Collection[str]) -> np.ndarray:
+        """Return how many times the planned noise variance is in each number of the sum: (n,).
+
+        It is infinite in what does not travel: nothing is known there.
+        """
+        there = np.isin(self.members, list(survivors))
+        shares = np.count_nonzero(self.sends[there], axis=0)
+        honest = honest_senders(plan, len(self.members), self.senders)
+        times = np.full(len(shares), np.inf)
+        np.divide(shares, honest, out=times, where=self.senders > 0)
+        return np.repeat(times, self.widths)
 
     def _rows(self, *shops: str) -> np.ndarray:
         places = [self._places[shop] for shop in shops]

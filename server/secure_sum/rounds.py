@@ -60,11 +60,15 @@ class Summed:
         Name -> sum over the contributors, int64 in whole steps; empty where none was unmasked.
     reason
         Why none was.
+    variances
+        Name -> how many times the plan's noise variance is in each number, infinite in what does
+        not travel. Empty: the same in all, as the plan says of so many shops.
     """
 
     exchange: Exchange
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     reason: str = ""
+    variances: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class SecureSums:
@@ -119,7 +123,11 @@ class SecureSums:
             one.whole.contributions, one.whole.accepted_nodes = [], {}
             logger.warning("sum=none round=%d reason=%s", server_round, error)
             return Summed(one.whole, reason=str(error))
-        return Summed(one.whole, as_arrays(from_words(total), shapes))
+        summed = Summed(one.whole, as_arrays(from_words(total), shapes))
+        if job.stock is not None:
+            variances = layout.variances(job.plan, collector.contributors)
+            summed.variances = as_arrays(variances, shapes)
+        return summed
 
 
 class _Sum:
