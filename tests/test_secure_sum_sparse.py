@@ -149,11 +149,10 @@ def test_whoever_drops_out_and_colludes_every_row_keeps_its_planned_honest_sende
                         left = len(senders & survivors - bad)
                         least[count] = min(left, least.get(count, shops))
     for count, left in least.items():
-        sure = int(honest_senders(plan(honest_shops=honest), shops, count))
-        assert left >= max(sure, 0), count
-        # Where the threshold is just m + c, no more than these are sure.
-        if needed == honest + colluding and sure >= 0:
-            assert left == sure, count
+        shared = plan(honest_shops=honest, colluding_shops=colluding)
+        sure = int(honest_senders(shared, shops, count))
+        # No more than these are sure, and never more than the plan's are counted on.
+        assert max(sure, 0) == min(left, honest), count
 
 
 def test_the_stock_has_one_fingerprint_whatever_the_tables_order() -> None:

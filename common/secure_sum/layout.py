@@ -2,10 +2,10 @@
 
 A vector is rows of numbers, one after the other: a row for each product of a table that has one,
 and one for each whole array that all shops send. With ``S_r`` the members that stock row ``r``,
-``s_r`` of ``n``: of ``m + c`` survivors at least ``m + c - (n - s_r)`` are in ``S_r``, whoever
-dropped out, and at most ``c`` of them collude. So
+``s_r`` of ``n``: of ``t`` survivors, the threshold, at least ``t - (n - s_r)`` are in ``S_r``,
+whoever dropped out, and at most ``c`` of them collude. So
 
-    m_r = m - (n - s_r)
+    m_r = min(m, t - c - (n - s_r))
 
 honest survivors have added to the row whenever anything is unmasked; a row that all send has
 ``m``. Each sender of row ``r`` adds noise of variance ``σ² / m_r``: every row of a sum has ``σ²``
@@ -24,6 +24,7 @@ import numpy as np
 
 from common.blocks import learned_rows
 from common.protocol import ITEMS, POPULARITY, TrainingPlan
+from common.secure_sum.members import threshold
 from common.secure_sum.primitives import add_keystream
 from common.stock import Stock
 
@@ -143,7 +144,8 @@ def layout_of(
 
 def honest_senders(plan: TrainingPlan, members: int, senders: int | np.ndarray) -> np.ndarray:
     """Return ``m_r``: the honest survivors that are sure to be among so many senders of a row."""
-    return np.asarray(plan.honest_shops - (members - np.asarray(senders)))
+    sure = threshold(members, plan.honest_shops, plan.colluding_shops) - plan.colluding_shops
+    return np.minimum(plan.honest_shops, sure - (members - np.asarray(senders)))
 
 
 def add_mask(total: np.ndarray, where: Where, key: bytes, *, subtract: bool = False) -> None:
