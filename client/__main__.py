@@ -178,6 +178,15 @@ def plan(
     ] = 0.3,
     unit: Annotated[str, typer.Option(help="customer, basket or interaction.")] = "customer",
     delta: Annotated[float, typer.Option(help="δ of the plan.")] = 1e-5,
+    trust: Annotated[
+        str, typer.Option(help="shop, or federation: its noise is shared in secure sums.")
+    ] = "shop",
+    honest_shops: Annotated[
+        int, typer.Option(min=0, help="Under trust federation: honest survivors of each sum.")
+    ] = 0,
+    colluding_shops: Annotated[
+        int, typer.Option(min=0, help="Under trust federation: survivors that may collude.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Say before training what a plan will cost, and what it would leave of each shop's budget."""
@@ -197,6 +206,9 @@ def plan(
             popularity_noise_multiplier=popularity_noise_multiplier,
             target_epsilon=target_epsilon,
             popularity_share=popularity_share,
+            trust=trust,
+            honest_shops=honest_shops,
+            colluding_shops=colluding_shops,
         ).plan()
     document = forecast(chosen, find_shops(shops or []))
     print_document(document, forecast_table, as_json=as_json)

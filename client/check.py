@@ -15,7 +15,7 @@ from client.mapping import ItemMapping
 from client.settings import ShopSettings
 from client.source import open_own_source, shop_mapping
 from common.contract import BEHAVIOR_WEIGHTS, BEHAVIORS
-from common.errors import ArtifactError, DataError, InputError
+from common.errors import ArtifactError, ConfigError, DataError, InputError
 from common.features import Catalogue, read_catalogue
 from common.folders import Progress
 from common.protocol import TrainingPlan
@@ -53,8 +53,10 @@ def check_shop(
     -------
     dict
         ``shop, source, customers, products, interactions, other_merchants, behaviors, span,
-        baskets, bad_rows, catalogue, history, price``, ``problems``: sentences on what stops
-        training, none where the shop could train, and ``advice``: what would make it better.
+        baskets, bad_rows, catalogue, history, price``, ``sums`` (``shops`` and ``digest`` of the
+        accepted roster, null without one; null where the shop takes part in none), ``problems``:
+        sentences on what stops training, none where the shop could train, and ``advice``: what
+        would make it better.
 
     Raises
     ------
@@ -81,6 +83,7 @@ def check_shop(
     catalogue, mapping = _catalogue(settings, problems)
     weights = settings.behavior_weights or BEHAVIOR_WEIGHTS
     found = None if catalogue is None else coverage(own, catalogue, mapping, problems, advice)
+    sums = _sums(settings, problems if plan and plan.trust == "federation" else advice)
     stage("pricing a plan")
     return {
         "shop": settings.merchant_id,
@@ -95,6 +98,7 @@ def check_shop(
         "bad_rows": bad,
         "catalogue": found,
         "history": None if catalogue is None else _history(own, catalogue, mapping, weights),
+        "sums": sums,
         "price": _price(path, settings, plan, problems),
         "problems": problems,
         "advice": advice,
@@ -207,6 +211,20 @@ def _history(
         "median": float(np.median(counts)) if len(counts) else 0.0,
         "most": int(counts.max()) if len(counts) else 0,
     }
+
+
+def _sums(settings: ShopSettings, told: list[str]) -> dict[str, Any] | None:
+    """Return the roster of the sums that the shop takes part in, and tell what keeps it out."""
+    if settings.secure_sum is None:
+        return None
+    from client.roster import own_roster  # Few shops need it.
+
+    try:
+        found = own_roster(settings.merchant_id, settings.secure_sum)
+    except ConfigError as error:
+        told.append(f"no secure sums yet: {error}")
+        return {"shops": None, "digest": None}
+    return {"shops": len(found.keys), "digest": found.digest}
 
 
 def _price(

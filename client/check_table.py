@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from client.tables import epsilon_words
+from client.tables import epsilon_words, shares_words
 
 Document = dict[str, Any]
 _BAR = 30
@@ -19,7 +19,7 @@ def check_table(document: Document) -> Group:
     if document["catalogue"] is not None:
         lines += _coverage(document["catalogue"])
         lines.append(_history(document["history"]))
-    lines += ["", *_price(document["price"])]
+    lines += ["", *_price(document["price"]), *_sums(document["sums"])]
     parts = [Text(line) for line in lines]
     problems = document["problems"]
     verdict = "To do before training:" if problems else "Ready to train."
@@ -129,7 +129,23 @@ def _price(price: Document) -> list[str]:
         f"ε {epsilon_words(after)}, cap {cap:g} ({share:.0%})"
     )
     left = f"  what is spent never comes back; such a plan still fits {runs} under the cap"
-    return [costs, budget, left]
+    return [costs, *_trust(price), budget, left]
+
+
+def _trust(price: Document) -> list[str]:
+    """Return what a plan trusts, where it is not the shop alone."""
+    if price["plan"]["trust"] != "federation":
+        return []
+    names = " and ".join(part["mechanism"] for part in price["cost"]["mechanisms"])
+    return [f"  trust federation: in the ledger as {names}", f"  {shares_words(price['plan'])}"]
+
+
+def _sums(sums: Document | None) -> list[str]:
+    if sums is None:
+        return ["no [secure_sum] section: runs whose trust is federation are refused"]
+    if sums["shops"] is None:
+        return []
+    return [f"secure sums: a roster of {sums['shops']} shops, digest {sums['digest']}"]
 
 
 def _bar(spent: float, after: float) -> str:

@@ -40,6 +40,9 @@ class PlanFlags:
     popularity_noise_multiplier: float | None = None
     target_epsilon: float | None = None
     popularity_share: float = 0.3
+    trust: str = "shop"
+    honest_shops: int = 0
+    colluding_shops: int = 0
 
     def plan(self) -> TrainingPlan:
         """Return the plan.
@@ -61,6 +64,9 @@ class PlanFlags:
             "rounds": self.rounds,
             "local_steps": self.local_steps,
             "sample_rate": self.sample_rate,
+            "trust": self.trust,
+            "honest_shops": self.honest_shops,
+            "colluding_shops": self.colluding_shops,
         }
         if self.target_epsilon is not None:
             target = {
@@ -127,7 +133,8 @@ def forecast(plan: TrainingPlan, shops: Sequence[tuple[Path, ShopSettings]]) -> 
     Returns
     -------
     dict
-        ``plan`` (its public constants), ``cost`` (``epsilon, delta, unit, method, upper_bound`` and
+        ``plan`` (its public constants; under trust ``federation`` ``honest_shops`` and
+        ``colluding_shops`` too), ``cost`` (``epsilon, delta, unit, method, upper_bound`` and
         ``mechanisms``) and ``shops``.
 
     Raises
@@ -153,6 +160,7 @@ def forecast(plan: TrainingPlan, shops: Sequence[tuple[Path, ShopSettings]]) -> 
             "noise_multiplier": plan.noise_multiplier,
             "popularity_noise_multiplier": plan.popularity_noise_multiplier,
             "trust": plan.trust,
+            **_shares(plan),
         },
         "cost": {
             **_price(epsilon(spends, plan.target_delta)),
@@ -171,6 +179,13 @@ def forecast(plan: TrainingPlan, shops: Sequence[tuple[Path, ShopSettings]]) -> 
         },
         "shops": [_shop(plan, path, settings) for path, settings in shops],
     }
+
+
+def _shares(plan: TrainingPlan) -> dict[str, int]:
+    """Return what a shop's share of a sum's noise follows from; nothing without sums."""
+    if plan.trust != "federation":
+        return {}
+    return {"honest_shops": plan.honest_shops, "colluding_shops": plan.colluding_shops}
 
 
 def _shop(plan: TrainingPlan, path: Path, settings: ShopSettings) -> dict[str, Any]:
@@ -201,8 +216,8 @@ def _shop(plan: TrainingPlan, path: Path, settings: ShopSettings) -> dict[str, A
         "cap_epsilon": cap,
         "left": max(cap - spent.value, 0.0),
         "left_after": max(cap - after.value, 0.0),
-        "joins": after.value <= cap and plan.unit == settings.unit,
-        "reason": _reason(plan, settings, after),
+        "joins": not (reason := _reason(plan, settings, after)),
+        "reason": reason,
         "whole_runs": whole,
         "rounds": fitting,
     }
@@ -214,6 +229,15 @@ def _reason(plan: TrainingPlan, settings: ShopSettings, after: Epsilon) -> str:
         return f"the plan protects a {plan.unit}, the shop demands {settings.unit}"
     if not after.value <= settings.cap_epsilon:
         return "the whole plan does not fit under the shop's cap_epsilon"
+    if plan.trust != "federation":
+        return ""
+    if settings.secure_sum is None:
+        return "the plan takes secure sums, and the shop has no [secure_sum] section"
+    if plan.colluding_shops < (demanded := settings.secure_sum.colluding_shops):
+        return (
+            f"the plan allows for {plan.colluding_shops} shops that collude with the observer, the "
+            f"shop demands {demanded}"
+        )
     return ""
 
 

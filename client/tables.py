@@ -33,12 +33,23 @@ def forecast_table(document: Document) -> Group:
         f"{plan['rounds']} rounds, trust {plan['trust']} ({cost['method'].upper()})"
     )
     parts: list[Any] = [price, Text(total)]
+    if plan["trust"] == "federation":
+        parts.append(Text(shares_words(plan)))
     if document["shops"]:
         parts += [Text(""), _shops(document)]
     parts += [Text(_why(shop), style="yellow") for shop in document["shops"] if shop["reason"]]
     if _has_bound(document):
         parts.append(Text(_BOUND))
     return Group(*parts)
+
+
+def shares_words(plan: Document) -> str:
+    """Return what the trust of a plan of secure sums means for one shop."""
+    return (
+        f"Noise of secure sums: each shop adds 1/{plan['honest_shops']} of its variance, under "
+        f"masks; {plan['honest_shops']} honest and up to {plan['colluding_shops']} colluding shops "
+        "have to be in every sum"
+    )
 
 
 def ledger_table(document: Document) -> Group:

@@ -94,9 +94,9 @@ def statement(
     dict
         ``private``; ``epsilon`` (null without a bound), ``delta``, ``unit``, ``unit_means``,
         ``relation``, ``trust``, ``trust_means``, ``noise``, ``noise_means``, ``rounds``,
-        ``accountant`` (``method``, ``upper_bound``), ``mechanisms`` and ``not_covered``; with
-        ``earlier``, ``rounds`` and ``mechanisms`` are those of all runs, and ``runs`` says how
-        many.
+        ``accountant`` (``method``, ``upper_bound``), ``mechanisms`` and ``not_covered``; under
+        trust ``federation`` ``honest_shops`` and ``colluding_shops``; with ``earlier``, ``rounds``
+        and ``mechanisms`` are those of all runs, and ``runs`` says how many.
     """
     plans = [*earlier, plan]
     if not all(each.private for each in plans):
@@ -113,7 +113,8 @@ def statement(
         "private": True,
         **promise(cost, plan.target_delta, plan.unit),
         "trust": plan.trust,
-        "trust_means": TRUST[plan.trust],
+        "trust_means": _trust_means(plan),
+        **_shares(plan),
         "noise": noise,
         "noise_means": noise_means(noise, [each.trust for each in plans]),
         "rounds": sum(each.rounds for each in plans),
@@ -127,6 +128,23 @@ def statement(
             this_run_only=True,
         ),
     }
+
+
+def _shares(plan: TrainingPlan) -> dict[str, int]:
+    """Return what the share of noise follows from that each shop adds to a sum."""
+    if plan.trust == "shop":
+        return {}
+    return {"honest_shops": plan.honest_shops, "colluding_shops": plan.colluding_shops}
+
+
+def _trust_means(plan: TrainingPlan) -> str:
+    means = TRUST[plan.trust]
+    if plan.trust == "shop":
+        return means
+    return (
+        f"{means}. Nothing is unmasked unless {plan.honest_shops} shops that do not collude with "
+        f"whoever looks at the sum are in it, though {plan.colluding_shops} that do may be"
+    )
 
 
 def noise_means(noise: str, trusts: Iterable[str]) -> str:

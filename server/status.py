@@ -91,6 +91,8 @@ def _last_run(federation: Federation, *, running: bool) -> Document | None:
         "created_at": record.created_at,
         "state": _state(federation, record, running=running),
         "reason": record.reason or None,
+        "trust": record.plan.trust,
+        "sums": _sums(record, done),
         "rounds": record.plan.rounds,
         "rounds_done": sum(e["event"] == "round" for e in done),
         "exchanges": done,
@@ -99,6 +101,18 @@ def _last_run(federation: Federation, *, running: bool) -> Document | None:
         "catalogue": record.catalogue,
         "published": record.published,
         "evaluation": _figures(federation, figures) if figures.exists() else None,
+    }
+
+
+def _sums(record: RunRecord, done: list[Document]) -> Document | None:
+    """Return what a run's secure sums take, and how many shops were in each; None without any."""
+    plan = record.plan
+    if plan.trust != "federation":
+        return None
+    return {
+        "honest_shops": plan.honest_shops,
+        "colluding_shops": plan.colluding_shops,
+        "survivors": [e["accepted"] for e in done if e["event"] in ("release", "round")],
     }
 
 

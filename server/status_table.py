@@ -81,6 +81,14 @@ def _run(found: Document | None) -> list[Any]:
         return [Text("No run yet (`python -m server train`).")]
     done = f"{found['rounds_done']} of {found['rounds']} rounds done"
     parts: list[Any] = [Text(f"Last run: {found['run']}, {found['state']}, {done}.")]
+    if (sums := found["sums"]) is not None:
+        there = ", ".join(map(str, sums["survivors"])) or "none yet"
+        parts.append(
+            Text(
+                f"  Trust federation: {sums['honest_shops']} honest and up to "
+                f"{sums['colluding_shops']} colluding survivors of each sum; there were {there}."
+            )
+        )
     if found["reason"]:
         parts.append(Text(f"  {found['reason']}", style=_WARNING))
     parts += [Text(f"  {event_words(exchange)}") for exchange in found["exchanges"]]

@@ -112,9 +112,8 @@ def event_words(event: Mapping[str, Any], rounds: int | None = None) -> str:
     if kind == "release":
         return f"popularity: {of} ({took})"
     if kind == "round":
-        kept = (
-            "; too few good replies: the old model is kept" if event.get("kept_old_model") else ""
-        )
+        why = event.get("reason") or "too few good replies"
+        kept = f"; {why}: the old model is kept" if event.get("kept_old_model") else ""
         which = f"round {number}" if rounds is None else f"round {number} of {rounds}"
         return f"{which}: {of} ({took}){kept}"
     if kind == "home":

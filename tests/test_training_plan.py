@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from client.privacy.events import SHARED_HISTOGRAM, SHARED_STEP
+from client.privacy.plan import planned_events
 from client.starting import start_shop
 from common.accounting import epsilon, fits, plan_spends
 from common.blocks import block_of
@@ -24,6 +26,7 @@ from server.training_plan import (
 )
 
 NOW = 1_700_000_000
+SUMS = "[privacy]\ntrust = 'federation'\nhonest_shops = 4\ncolluding_shops = 1\n"
 
 
 def catalogue(size: int, columns: int = 2) -> Catalogue:
@@ -106,6 +109,12 @@ def test_a_run_s_config_is_what_the_server_s_app_reads(tmp_path: Path) -> None:
         ("[privicy]\nunit = 3", "did you mean 'privacy'"),
         ("[privacy]\ntarget_epsilon = -1", "privacy.target_epsilon"),
         ("[privacy]\nunit = 'person'", "privacy.unit"),
+        ("[privacy]\ntrust = 'nobody'", "privacy.trust"),
+        ("[privacy]\nhonest_shop = 3", "did you mean 'honest_shops'"),
+        ("[privacy]\ntrust = 'federation'", "needs honest_shops"),
+        ("[privacy]\nhonest_shops = 3", "take them out, or set trust"),
+        ("[privacy]\ntrust = 'federation'\nhonest_shops = -1", "privacy.honest_shops"),
+        ("[privacy]\nrare_rows = 'some'", "privacy.rare_rows"),
         ("[privacy", "not valid TOML"),
     ],
 )
@@ -121,6 +130,8 @@ def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, words:
     [
         ("[privacy]\nunit = 'interaction'", "rounds = 0"),
         ("[privacy]\npopularity_share = 1.0", "popularity_share"),
+        (f"{SUMS}[training]\nlocal_steps = 2", "one sum a round"),
+        (f"{SUMS}[training]\nsample_rate = 0.5", "one sum a round"),
         ("[privacy]\ntarget_epsilon = 1e-9", "target_epsilon|no noise costs"),
         ("[training]\ntuning_share = 0.5", "validation_days"),
         ("[training.model]\ngroups = 'aisle*brand'", "no column 'aisle'.*it has type, brand"),
@@ -132,6 +143,18 @@ def test_a_plan_that_cannot_be_run_is_refused(tmp_path: Path, text: str, words: 
     found = plan_file(tmp_path, text)
     with pytest.raises(ConfigError, match=words):
         prepare(found, catalogue(20), now=NOW)
+
+
+def test_a_plan_of_secure_sums_shares_its_noise(tmp_path: Path) -> None:
+    plan = prepare(plan_file(tmp_path, SUMS), catalogue(20), now=NOW).plan
+    assert (plan.trust, plan.honest_shops, plan.colluding_shops) == ("federation", 4, 1)
+    assert (plan.honest_stockers, plan.rare_rows) == (3, "all")
+    assert 0.99 * 4 <= epsilon(plan_spends(plan), plan.target_delta).value <= 4
+    events = planned_events(plan, "r")
+    assert [e.mechanism for e in events] == [SHARED_HISTOGRAM, *[SHARED_STEP] * plan.rounds]
+    assert {(e.parameters["honest_shops"], e.parameters["colluding_shops"]) for e in events} == {
+        (4, 1)
+    }
 
 
 def test_days_that_the_first_rounds_leave_out(tmp_path: Path) -> None:

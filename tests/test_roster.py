@@ -1,0 +1,271 @@
+"""The roster of secure sums: written by the operator, looked at and accepted by shops."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.__main__ import app as client_app
+from client.keys import make_keys, renew_keys
+from client.roster import own_roster
+from client.settings import read_settings
+from client.starting import start_shop
+from common.cli import run
+from common.errors import ConfigError, RunError
+from common.protocol import TrainingPlan
+from common.secure_sum.members import read_roster
+from federation_support import make_settings
+from server.__main__ import app as server_app
+from server.federation import Federation, make_federation
+from server.settings import read_home
+from server.shops import Shops
+from server.sum_roster import members, needed_shops, write_roster
+
+NAMES = ("corner", "Bäcker & Söhne", "harbour")
+
+
+class Place:
+    """An operator's folder and shops' folders, enrolled; nothing runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.federation: Federation = make_federation(
+            folder / "federation", "test", "shops.example.org:8443", superlink_port=9092
+        )
+        self.shops = {name: folder / "shops" / str(n) for n, name in enumerate(NAMES)}
+        for name, shop in self.shops.items():
+            start_shop(shop, name, "shops.example.org:8443")
+            Shops(self.federation.shops).enrol(name, shop / "keys" / "node.pub")
+
+    def take_part(self, name: str, more: str = "") -> Path:
+        """Take the # off the line of [secure_sum]; return the shop's settings."""
+        settings = self.shops[name] / "shop.toml"
+        text = settings.read_text(encoding="utf-8")
+        assert "\n# [secure_sum]\n" in text
+        text = text.replace("\n# [secure_sum]\n", f"\n[secure_sum]\n{more}")
+        settings.write_text(text, encoding="utf-8")
+        return settings
+
+    def accept(self, name: str, file: Path) -> int:
+        return call(client_app, "roster", self.shops[name] / "shop.toml", file, "--accept")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def call(app: Any, *words: object) -> int:
+    """Run a command line; return its exit status."""
+    try:
+        run(lambda: app([str(word) for word in words]))
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+def document(capsys: pytest.CaptureFixture[str], app: Any, *words: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert call(app, *words, "--json") == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_what_the_operator_hands_out_is_what_every_shop_accepts(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent = place.folder / "sent"
+    where = ("--federation", place.federation.folder)
+    first = document(capsys, server_app, "roster", "--out", sent, *where)
+    assert [one["shop"] for one in first["shops"]] == sorted(NAMES)
+    assert first["new"]
+    home = read_home({"FEDTAIL_SERVER": str(place.federation.folder)})
+    assert read_roster(home.roster_file).digest == first["digest"]
+    assert sent.read_bytes() == home.roster_file.read_bytes()
+    for name in NAMES:
+        settings = place.take_part(name)
+        looked = document(capsys, client_app, "roster", settings, sent)
+        assert (looked["digest"], looked["own"]) == (first["digest"], "there")
+        assert not looked["accepted"]
+        assert not (place.shops[name] / "roster").exists()
+        assert place.accept(name, sent) == 0
+        told = capsys.readouterr().out
+        assert first["digest"] in told
+        assert "on it with its own key" in told
+        found = read_settings(settings).secure_sum
+        assert found is not None
+        assert own_roster(name, found).digest == first["digest"]
+        assert document(capsys, client_app, "roster", settings)["accepted"]
+        # Operator and shop show each other the same numbers.
+        assert [one["key"] for one in looked["shops"]] == [one["key"] for one in first["shops"]]
+    assert call(server_app, "roster", *where) == 0
+    assert "as it was: no shop need do anything" in capsys.readouterr().out
+
+
+def test_a_roster_that_changed_says_what_changed(
+    place: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    settings = place.take_part("corner")
+    write_roster(place.federation, tmp_path / "first")
+    assert place.accept("corner", tmp_path / "first") == 0
+    shops = Shops(place.federation.shops)
+    shops.remove("harbour")
+    (tmp_path / "new").mkdir()
+    shops.enrol("mill", make_keys(tmp_path / "new" / "node.key"))
+    # What was handed out stays in force until there is a new one.
+    before = members(place.federation)
+    assert (before.not_on_it, before.gone) == (("mill",), ("harbour",))
+    assert any("mill" in note for note in before.notes())
+    second = write_roster(place.federation, tmp_path / "second")
+    assert (second["added"], second["gone"]) == (["mill"], ["harbour"])
+    looked = document(capsys, client_app, "roster", settings, tmp_path / "second")
+    assert [one["shop"] for one in looked["shops"] if one["new"]] == ["mill"]
+    assert looked["gone"] == ["harbour"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("own line away", "does not name this shop, 'corner'"),
+        ("own key another", "has another key for this shop"),
+        ("one key twice", "has the same key as"),
+        ("one name twice", "a second time"),
+        ("rubbish", "line 2: no key and name"),
+        ("cut", "no key and name"),
+        ("missing", "cannot read the roster"),
+        ("binary", "no plain text|not plain text"),
+    ],
+)
+def test_a_roster_that_cannot_be_right_is_not_accepted(
+    place: Place, capsys: pytest.CaptureFixture[str], damage: str, words: str, tmp_path: Path
+) -> None:
+    place.take_part("corner")
+    sent = tmp_path / "sent"
+    write_roster(place.federation, sent)
+    assert place.accept("corner", sent) == 0
+    accepted = (place.shops["corner"] / "roster").read_bytes()
+    lines = sent.read_text().splitlines()
+    own = next(n for n, line in enumerate(lines) if line.endswith(" corner"))
+    other = next(n for n, line in enumerate(lines) if line.endswith(" harbour"))
+    if damage == "own line away":
+        del lines[own]
+    elif damage == "own key another":
+        lines[own] = f"{lines[other].rpartition(' ')[0]} corner"
+        del lines[other]
+    elif damage == "one key twice":
+        lines[other] = f"{lines[own].rpartition(' ')[0]} harbour"
+    elif damage == "one name twice":
+        lines.append(lines[other])
+    elif damage == "rubbish":
+        lines[1] = "a line of something"
+    elif damage == "cut":
+        lines[-1] = lines[-1][:40]
+    sent.write_text("\n".join(lines) + "\n")
+    if damage == "missing":
+        sent.unlink()
+    elif damage == "binary":
+        sent.write_bytes(b"\xff\xfe\x00")
+    capsys.readouterr()
+    assert place.accept("corner", sent) == 2
+    told = capsys.readouterr().err
+    assert any(word in told for word in words.split("|")), told
+    assert (place.shops["corner"] / "roster").read_bytes() == accepted
+    assert not list(place.shops["corner"].glob(".roster*"))
+
+
+def test_a_shop_is_told_what_keeps_it_out_of_sums(
+    place: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sent = tmp_path / "sent"
+    write_roster(place.federation, sent)
+    # Accepting alone is no consent: that is the section.
+    assert place.accept("corner", sent) == 0
+    assert "takes part in no sums" in capsys.readouterr().out
+    settings = place.take_part("corner")
+    assert call(client_app, "roster", settings, sent, "--accept") == 0
+    assert "takes part in no sums" not in capsys.readouterr().out
+    found = read_settings(settings).secure_sum
+    assert found is not None
+    assert own_roster("corner", found)
+    renew_keys(found.key)
+    with pytest.raises(ConfigError, match="another key for this shop"):
+        own_roster("corner", found)
+    found.roster.unlink()
+    with pytest.raises(ConfigError, match="accepted no roster"):
+        own_roster("corner", found)
+    assert call(client_app, "roster", settings) == 2
+    assert call(client_app, "roster", settings, "--accept") == 2
+
+
+@pytest.mark.parametrize(
+    ("honest", "colluding", "words"),
+    [
+        (3, 1, "take 4 shops, and 3 of the roster are enrolled"),
+        (4, 0, "take 4 shops, and 3 of the roster are enrolled"),
+        (2, 0, ""),
+        (3, 0, ""),
+        (2, 1, ""),
+    ],
+)
+def test_a_run_needs_as_many_shops_as_its_sums_take(
+    place: Place, honest: int, colluding: int, words: str
+) -> None:
+    with pytest.raises(ConfigError, match="needs a roster"):
+        members(place.federation)
+    write_roster(place.federation)
+    found = members(place.federation)
+    plan = TrainingPlan(trust="federation", honest_shops=honest, colluding_shops=colluding)
+    settings = make_settings(clients_per_round=1.0)
+    if words:
+        with pytest.raises(RunError, match=words):
+            needed_shops(found, plan, settings)
+        return
+    needed = needed_shops(found, plan, settings)
+    assert needed == max(honest + colluding, (3 + colluding) // 2 + 1)
+    if needed == 3:
+        with pytest.raises(ConfigError, match=r"clients_per_round.*asks 2 of 3"):
+            needed_shops(found, plan, make_settings(clients_per_round=0.5))
+        Shops(place.federation.shops).remove("harbour")
+        with pytest.raises(RunError, match=r"sum takes 3|are enrolled"):
+            needed_shops(members(place.federation), plan, settings)
+
+
+def test_no_roster_without_shops(tmp_path: Path) -> None:
+    empty = make_federation(tmp_path / "f", "test", "shops.example.org:8443", superlink_port=9092)
+    with pytest.raises(ConfigError, match="no shop is enrolled"):
+        write_roster(empty)
+    assert not empty.roster.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "colluding", "reason"),
+    [
+        (None, 0, "has no [secure_sum] section"),
+        ("", 0, ""),
+        ("colluding_shops = 1\n", 0, "the shop demands 1"),
+        ("colluding_shops = 1\n", 1, ""),
+    ],
+)
+def test_a_plan_of_secure_sums_is_priced_for_a_shop(
+    place: Place,
+    capsys: pytest.CaptureFixture[str],
+    more: str | None,
+    colluding: int,
+    reason: str,
+) -> None:
+    settings = place.shops["corner"] / "shop.toml"
+    if more is not None:
+        place.take_part("corner", more)
+    words = ("plan", settings, "--target-epsilon", 4, "--rounds", 3, "--trust", "federation")
+    words = (*words, "--honest-shops", 2, "--colluding-shops", colluding)
+    found = document(capsys, client_app, *words)
+    names = [part["mechanism"] for part in found["cost"]["mechanisms"]]
+    assert names == ["shared-gaussian-histogram", "shared-gaussian-step"]
+    assert (found["plan"]["honest_shops"], found["plan"]["colluding_shops"]) == (2, colluding)
+    assert 3.9 < found["cost"]["epsilon"] <= 4
+    shop = found["shops"][0]
+    assert reason in shop["reason"]
+    assert shop["joins"] == (not reason)
+    assert call(client_app, *words) == 0
+    assert "each shop adds 1/2 of its variance" in capsys.readouterr().out
