@@ -1,14 +1,18 @@
 """docker-compose.yml, held to what a deployment must never lose. No engine is needed."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from check_jsonschema import main as check_jsonschema
 from click.testing import CliRunner
 
+from client.settings import read_settings, secure_sum_settings
+from client.starting import start_shop
 from compose_support import COMPOSE_FILE, ROOT, hidden, mounts, read_compose, words
 from deploy.gateway import FILE
+from server.variables import ROSTER_FILE
 
 COMPOSE = read_compose()
 SERVICES = COMPOSE.services
@@ -145,12 +149,39 @@ def test_a_shops_data_are_read_only_and_out_of_reach_of_the_node_that_talks_to_o
     writable = {target for target, mount in trained.items() if not mount.read_only}
     assert writable == {"/shop/ledger", "/shop/models", "/shop/logs"}
     assert trained.keys() - writable == {"/shop"}
-    assert hidden(SERVICES["shop-superexec"]) == {"/shop/keys"}
+    # The key signs what the shop says in secure sums; other secrets stay where they are of use.
+    assert hidden(SERVICES["shop-superexec"]) == {"/shop/sums"}
     node = {mount.target: mount for mount in mounts(SERVICES["supernode"])}
     assert {target for target, mount in node.items() if not mount.read_only} == {"/shop/logs"}
     assert node.keys() == {"/shop", "/shop/logs"}
-    private = {"/shop/data", "/shop/keys", "/shop/ledger", "/shop/models", "/shop/secrets"}
-    assert hidden(SERVICES["supernode"]) == private
+    private = {"data", "keys", "ledger", "models", "secrets", "sums"}
+    assert hidden(SERVICES["supernode"]) == {f"/shop/{name}" for name in private}
+
+
+def test_what_a_shop_says_in_sums_is_in_memory_and_its_roster_out_of_the_runs_reach(
+    tmp_path: Path,
+) -> None:
+    """Sessions are in no backup, whose return could have a shop say something else again."""
+    (sums,) = [v for v in SERVICES["shop-superexec"]["volumes"] if v["target"] == "/shop/sums"]
+    assert sums["type"] == "tmpfs"
+    assert not sums.get("read_only")
+    assert int(sums["tmpfs"]["mode"]) == 0o1777
+    settings = start_shop(tmp_path / "shop")[0]
+    new = secure_sum_settings(settings, read_settings(settings))
+    inside = {
+        name: Path("/shop", getattr(new, name).relative_to(settings.parent.resolve()))
+        for name in ("key", "roster", "sessions")
+    }
+    assert str(inside["sessions"].parent) == sums["target"]
+    # /shop itself is read-only: a run can change neither who is believed to be a shop nor the key.
+    place = next(m for m in mounts(SERVICES["shop-superexec"]) if m.target == "/shop")
+    assert place.read_only
+    for path in (inside["roster"], inside["key"]):
+        assert not any(path.is_relative_to(h) for h in hidden(SERVICES["shop-superexec"]))
+    # Shops' keys are hidden from the server's app: the roster that it needs is not among them.
+    assert not any(
+        Path("/federation", ROSTER_FILE).is_relative_to(h) for h in hidden(SERVICES["superexec"])
+    )
 
 
 def test_the_authoritys_key_is_in_no_container_that_stays() -> None:
