@@ -26,7 +26,9 @@ HERE = Path()
 
 @catalogue_app.command()
 def publish(
-    folder: Annotated[Path, typer.Argument(help="Holds products.csv or products.parquet.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Holds products.csv or products.parquet, and perhaps stock.")
+    ],
     federation: Federation = HERE,
     content: Annotated[
         list[str] | None,

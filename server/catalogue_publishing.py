@@ -15,8 +15,9 @@ from common.config import nearest
 from common.content_columns import ITEM_ID, RETIRED, as_text, is_number
 from common.errors import ConfigError, DataError
 from common.features import CROSS, Catalogue, ContentSpec, content_columns
-from common.folders import read_small, require_table
-from common.validation import check_products
+from common.folders import find_table, read_small, require_table
+from common.stock import Stock
+from common.validation import check_products, check_stock
 from server.catalogue_diff import Difference
 from server.catalogues import Catalogues, Version
 
@@ -61,26 +62,28 @@ def publish(
 ) -> dict[str, Any]:
     """Publish the products table of a folder as the next version, unless nothing changed.
 
-    Columns are read as the version before reads them: bins of numbers stay where they are.
+    What shops stock is published with it if the folder says so. Columns are read as the version
+    before reads them: bins of numbers stay where they are.
 
     Parameters
     ----------
     folder
         Holds ``products.csv`` or ``products.parquet``; a column ``retired`` (true or false) may
-        mark what is no longer sold.
+        mark what is no longer sold. May hold ``stock.csv`` or ``stock.parquet``.
 
     Returns
     -------
     dict
-        ``version`` (the number), ``fingerprint, published_at, parent, products, offered, path,
-        features, unused`` (columns that describe nothing), ``changes`` (null for the first
-        version; else see :meth:`server.catalogue_diff.Difference.document`), ``new``: false where
-        the last version is just this already, and ``dry_run``.
+        ``version`` (the number), ``fingerprint, published_at, parent, products, offered, stock``
+        (the table's fingerprint, or null), ``path, features, unused`` (columns that describe
+        nothing), ``changes`` (null for the first version; else see
+        :meth:`server.catalogue_diff.Difference.document`), ``new``: false where the last version
+        is just this already, and ``dry_run``.
 
     Raises
     ------
     DataError
-        If the table breaks the contract: with column and rows.
+        If a table breaks the contract: with column and rows.
     ConfigError
         If content names a column that is not there, most products would go, or the versions'
         folder can't be written.
@@ -103,14 +106,27 @@ def publish(
             raise DataError(f"{path.name}: every product is retired: there is nothing to offer")
         progress("comparing with the version before")
         change = None if old is None else Difference.of(old, catalogue)
-        if last is not None and last.fingerprint == catalogue.fingerprint:
+        table = _stock(folder, catalogue)
+        stock = None if table is None else Stock.of(table, catalogue)
+        version = catalogues.next(catalogue, {} if change is None else change.counts(), stock)
+        if last is not None and _says(last) == _says(version):
             return _document(catalogues, last, catalogue, change, how, new=False)
-        version = catalogues.next(catalogue, {} if change is None else change.counts())
         if not how.dry_run:
             progress("writing")
-            catalogues.add(version, catalogue)
+            catalogues.add(version, catalogue, table)
             logger.info("published catalogue=%d fingerprint=%s", version.n, version.fingerprint)
     return _document(catalogues, version, catalogue, change, how, new=True)
+
+
+def _stock(folder: Path, catalogue: Catalogue) -> pd.DataFrame | None:
+    """Return what a folder says that shops stock, once it is checked."""
+    if (path := find_table(folder, "stock")) is None:
+        return None
+    return check_stock(read_small(path), pd.Series(catalogue.item_ids), Checker(path.name))
+
+
+def _says(version: Version) -> tuple[str, str | None]:
+    return version.fingerprint, version.stock
 
 
 def _document(

@@ -105,7 +105,10 @@ def _facts(document: Document) -> list[str]:
     retired = document["products"] - document["offered"]
     also = f", {retired:,} of them retired" if retired else ""
     count = document["products"]
-    return [f"{count:,} {_products(count)}{also}", f"fingerprint {document['fingerprint']}"]
+    facts = [f"{count:,} {_products(count)}{also}", f"fingerprint {document['fingerprint']}"]
+    if document["stock"] is not None:
+        facts.append(f"with what shops stock, fingerprint {document['stock']}")
+    return facts
 
 
 def _changes(changes: Document) -> list[str]:

@@ -5,6 +5,7 @@
     ROOT/
     └── <n>/                  version n: what a shop's ``catalogue`` setting names
         ├── products.parquet, catalogue.json    see common.features.write_catalogue
+        ├── stock.parquet     what shops stock, where it is published: see common.stock
         └── version.json      its number, fingerprint, time, parent and counts
 
 One publisher at a time holds ``ROOT/.lock``. A version is written beside its place and renamed
@@ -23,12 +24,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 from pydantic import Field, ValidationError
 
 from common.disk import sync
 from common.errors import ArtifactError, ConfigError
 from common.features import Catalogue, read_catalogue, write_catalogue
 from common.protocol import FINGERPRINT_CHARS, Frozen
+from common.stock import Stock, read_stock
 
 RECORD = "version.json"
 _DRAFTS = ".publishing-"
@@ -49,6 +52,8 @@ class Version(Frozen):
     changes
         What became of how many products since the version before: see
         :meth:`server.catalogue_diff.Difference.counts`.
+    stock
+        Fingerprint of the stock table; None where none is published.
     """
 
     format_version: Literal[1] = 1
@@ -59,6 +64,7 @@ class Version(Frozen):
     products: int = Field(ge=1)
     offered: int = Field(ge=1)
     changes: dict[str, int] = Field(default_factory=dict)
+    stock: str | None = None
 
 
 class Catalogues:
@@ -126,6 +132,9 @@ class Catalogues:
         catalogue = read_catalogue(folder)
         if catalogue.fingerprint != version.fingerprint:
             raise ArtifactError(f"{folder} holds another catalogue than its {RECORD} says")
+        stock = read_stock(folder, catalogue)
+        if (None if stock is None else stock.fingerprint) != version.stock:
+            raise ArtifactError(f"{folder} holds another stock table than its {RECORD} says")
         return catalogue
 
     @contextmanager
@@ -150,7 +159,9 @@ class Catalogues:
         finally:
             os.close(descriptor)
 
-    def next(self, catalogue: Catalogue, changes: Mapping[str, int]) -> Version:
+    def next(
+        self, catalogue: Catalogue, changes: Mapping[str, int], stock: Stock | None = None
+    ) -> Version:
         """Return the record that a catalogue would have as the next version."""
         numbers = self._numbers()
         parent = numbers[-1] if numbers else None
@@ -162,10 +173,18 @@ class Catalogues:
             products=catalogue.size,
             offered=int(catalogue.offered.sum()),
             changes=dict(changes),
+            stock=None if stock is None else stock.fingerprint,
         )
 
-    def add(self, version: Version, catalogue: Catalogue) -> None:
+    def add(
+        self, version: Version, catalogue: Catalogue, stock: pd.DataFrame | None = None
+    ) -> None:
         """Write the next version; to be called while :meth:`publishing`.
+
+        Parameters
+        ----------
+        stock
+            ``merchant_id, item_id``: the table that the version's fingerprint is of.
 
         Raises
         ------
@@ -176,7 +195,7 @@ class Catalogues:
             draft = Path(tempfile.mkdtemp(prefix=_DRAFTS, dir=self.root))
             try:
                 folder = draft / str(version.n)
-                write_catalogue(catalogue, folder)
+                write_catalogue(catalogue, folder, stock)
                 (folder / RECORD).write_text(version.model_dump_json(indent=1), encoding="utf-8")
                 for path in (*folder.iterdir(), folder):
                     sync(path)

@@ -108,8 +108,9 @@ class PrivacySection(Section):
     """The private arms' promise, and what each shop allows.
 
     ``cap_epsilon`` 0 stands for twice the target: a round that is interrupted is paid for twice.
-    ``caps`` names shops with another cap. Under ``trust`` ``federation``, ``honest_shops`` and
-    ``colluding_shops`` are the plan's; the first is two thirds of the shops where it is 0.
+    ``caps`` names shops with another cap. Under ``trust`` ``federation``, ``honest_shops``,
+    ``colluding_shops``, ``honest_stockers`` and ``rare_rows`` are the plan's; the first is two
+    thirds of the shops where it is 0.
     """
 
     unit: Unit = "customer"
@@ -118,6 +119,8 @@ class PrivacySection(Section):
     trust: Trust = "shop"
     honest_shops: int = Field(0, ge=0)
     colluding_shops: int = Field(0, ge=0)
+    honest_stockers: int = Field(3, ge=1)
+    rare_rows: Literal["all", "none"] = "all"
     cap_epsilon: float = Field(0.0, ge=0)
     caps: dict[str, float] = Field(default_factory=dict)
 
@@ -239,6 +242,8 @@ def training_plan(
         trust=privacy.trust if private else "shop",
         honest_shops=privacy.honest_shops or 2 * shops // 3,
         colluding_shops=privacy.colluding_shops,
+        honest_stockers=privacy.honest_stockers,
+        rare_rows=privacy.rare_rows,
         target_epsilon=privacy.target_epsilon,
         target_delta=privacy.target_delta,
         reference_time=train_until,

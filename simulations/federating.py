@@ -143,7 +143,8 @@ class Federator:
         catalogue = self._shared / "catalogue"
         if not catalogue.exists():
             self._shared.mkdir(parents=True, exist_ok=True)
-            write_catalogue(self._world.catalogue, catalogue)
+            # Public, and of use in secure sums alone: rows travel from the shops that stock them.
+            write_catalogue(self._world.catalogue, catalogue, self._world.dataset.tables.stock)
         shops = self._write_shops(name, plan)
         server = self._work / name / "server"
         run, where = _engine(self._experiment.run.engine)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from client.starting import start_shop
 from common.artifact import Manifest
 from common.errors import ArtifactError, ConfigError, DataError
 from common.features import Catalogue, ContentSpec, read_catalogue
+from common.protocol import shop_key
+from common.stock import read_stock
 from server.__main__ import app
 from server.catalogue_diff import Difference
 from server.catalogue_publishing import Publishing, publish
@@ -50,6 +53,36 @@ def put(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 
 Put = Callable[..., dict[str, Any]]
+
+
+def test_what_shops_stock_is_published_with_the_catalogue(put: Put, tmp_path: Path) -> None:
+    table = tmp_path / "table" / "stock.csv"
+    assert put(FIRST)["stock"] is None
+    table.write_text("merchant_id,item_id\nnorth,tea\nnorth,milk\nsouth,pan\n")
+    second = put(FIRST)
+    catalogues = Catalogues(tmp_path / "catalogue")
+    catalogue = catalogues.read()
+    stock = read_stock(catalogues.current(), catalogue)
+    assert stock is not None
+    assert (second["version"], second["new"], second["stock"]) == (2, True, stock.fingerprint)
+    sold = catalogue.item_ids[stock.rows[shop_key("north")]].tolist()
+    assert sold == ["milk", "tea"]
+    assert second["fingerprint"] == catalogues.version(1).fingerprint
+    # The same again, in another order, is no new version; another shelf is.
+    table.write_text("item_id,merchant_id\npan,south\nmilk,north\ntea,north\ntea,north\n")
+    assert not put(FIRST)["new"]
+    table.write_text("merchant_id,item_id\nnorth,tea\n")
+    assert put(FIRST)["version"] == 3
+    table.write_text("merchant_id,item_id\nnorth,cup\n")
+    with pytest.raises(DataError, match=r"stock\.csv.*'cup'"):
+        put(FIRST)
+    # What is there is what was published.
+    shutil.copy(catalogues.path(2) / "stock.parquet", catalogues.path(3) / "stock.parquet")
+    with pytest.raises(ArtifactError, match="another stock table"):
+        catalogues.read(3)
+    (catalogues.path(3) / "stock.parquet").write_text("rubbish")
+    with pytest.raises(ArtifactError, match="no stock table"):
+        catalogues.read(3)
 
 
 def test_versions_are_found_by_number_and_fingerprint(put: Put, tmp_path: Path) -> None:
@@ -344,7 +377,7 @@ from server.catalogue_publishing import publish
 from server.catalogues import Catalogues
 import server.catalogues as module
 if len(sys.argv) > 3:
-    def dies(catalogue, folder):
+    def dies(catalogue, folder, stock):
         folder.mkdir(parents=True)
         (folder / "products.parquet").write_text("half")
         print("half", flush=True)
