@@ -12,12 +12,14 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 from pydantic import BaseModel
 
-from server.query.requests import (
+from server.query.answers import (
     BatchResponse,
-    ExplainRequest,
     Reasons,
-    RecommendRequest,
     RecommendResponse,
+)
+from server.query.requests import (
+    ExplainRequest,
+    RecommendRequest,
     SimilarRequest,
 )
 from server.query.wire import fedtail_pb2 as wire

@@ -7,16 +7,15 @@ from typing import Any, Self
 import numpy as np
 
 from common.features import Catalogue
-from server.query import requests
+from server.query import answers
+from server.query.answers import Reasons, RecommendResponse
 from server.query.client import Client
 from server.query.core import ServedModel
 from server.query.requests import (
     ExplainRequest,
     FilterBody,
     HistoryProduct,
-    Reasons,
     RecommendRequest,
-    RecommendResponse,
     SimilarRequest,
 )
 from simulations.asking import GrpcClient
@@ -147,14 +146,14 @@ class Questions:
         return Given.of_reasons(client.explain(self._explained(number)))
 
     def _from(self, kind: str, number: int, model: ServedModel) -> Given:
-        answers: dict[str, Callable[[], Any]] = {
-            "recommend": lambda: [requests.recommend(model, self._asked[number])],
-            "batch": lambda: [requests.recommend(model, one) for one in self._batch(number)],
-            "similar": lambda: [requests.similar(model, self._similar(number))],
+        ways: dict[str, Callable[[], Any]] = {
+            "recommend": lambda: [answers.recommend(model, self._asked[number])],
+            "batch": lambda: [answers.recommend(model, one) for one in self._batch(number)],
+            "similar": lambda: [answers.similar(model, self._similar(number))],
         }
         if kind == "explain":
-            return Given.of_reasons(requests.explain(model, self._explained(number)))
-        return Given.of(answers[kind]())
+            return Given.of_reasons(answers.explain(model, self._explained(number)))
+        return Given.of(ways[kind]())
 
     def _batch(self, number: int) -> list[RecommendRequest]:
         return [self._asked[(number + step) % self.count] for step in range(_BATCH)]

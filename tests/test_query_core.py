@@ -88,6 +88,28 @@ def test_the_list_is_the_model_s_own(model: ServedModel, history: dict[str, floa
     assert not set(answer.item_ids) & set(history)
 
 
+@pytest.mark.parametrize("more", [{}, {"groups": "category*brand", "learned_items": 60}])
+def test_compiled_loops_find_what_plain_ones_find(
+    more: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = served(**more)
+    rng = np.random.default_rng(5)
+    chosen = [rng.choice(SIZE, size, replace=False) for size in (0, 1, 3, 40, 2000)]
+    histories = [
+        {f"p{i:04d}": float(w) for i, w in zip(r, rng.random(len(r)), strict=True)} for r in chosen
+    ]
+    queries = [Query(h, k=25, tail_dial=d) for h in histories for d in (0.0, 0.5)]
+    expected = [plain.recommend(query) for query in queries]
+    like = plain.similar("p0003", 10)
+    monkeypatch.setattr("server.query.dots._COMPILED_FROM", 0)
+    compiled = served(**more)
+    for query, answer in zip(queries, expected, strict=True):
+        found = compiled.recommend(query)
+        assert found.item_ids == answer.item_ids
+        np.testing.assert_allclose(found.scores, answer.scores, rtol=1e-5, atol=1e-5)
+    assert compiled.similar("p0003", 10).item_ids == like.item_ids
+
+
 def test_products_that_nobody_knows_are_told_back_and_do_not_count(model: ServedModel) -> None:
     with_unknown = model.recommend(Query({**HISTORY, "nothing": 5.0}))
     assert with_unknown.unknown == ("nothing",)

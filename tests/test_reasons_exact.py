@@ -25,9 +25,10 @@ from common.asking import Query
 from common.explanation import Explanation
 from common.filters import Filters
 from common.model import GlobalModel
+from server.query.answers import recommend
 from server.query.core import ServedModel
 from server.query.index import ExactIndex, Index, Int8Index
-from server.query.requests import RecommendRequest, recommend
+from server.query.requests import RecommendRequest
 from test_query_core import SIZE, served
 
 QUERIES = 10_000

@@ -16,17 +16,19 @@ from pydantic import BaseModel, ValidationError
 from common.artifact import Manifest
 from common.errors import FedtailError, InputError, UnavailableError
 from common.statement import render_statement
-from server.query import requests
-from server.query.requests import (
-    BatchRequest,
+from server.query import answers
+from server.query.answers import (
     BatchResponse,
-    ExplainRequest,
     Model,
     ModelInfo,
     ModelList,
     Reasons,
-    RecommendRequest,
     RecommendResponse,
+)
+from server.query.requests import (
+    BatchRequest,
+    ExplainRequest,
+    RecommendRequest,
     SimilarRequest,
     invalid_words,
 )
@@ -249,24 +251,21 @@ class Service:
 
     def recommend(self, body: RecommendRequest) -> RecommendResponse:
         """Answer one customer."""
-        return requests.recommend(self.model(), body)
+        return answers.recommend(self.model(), body)
 
-    def batch(self, body: BatchRequest, wanted: Callable[[], bool] = lambda: True) -> BatchResponse:
-        """Answer several customers by one and the same version, while the caller waits for it."""
-        model, answers = self.model(), []
-        for one in body.requests:
-            if not wanted():
-                raise RefusedError(Status.TOO_LATE, "the deadline has passed")
-            answers.append(requests.recommend(model, one))
-        return BatchResponse(version=model.version, responses=tuple(answers))
+    def batch(self, body: BatchRequest) -> BatchResponse:
+        """Answer several customers by one and the same version."""
+        model = self.model()
+        found = tuple(answers.recommend(model, one) for one in body.requests)
+        return BatchResponse(version=model.version, responses=found)
 
     def similar(self, body: SimilarRequest) -> RecommendResponse:
         """Return what goes with one product."""
-        return requests.similar(self.model(), body)
+        return answers.similar(self.model(), body)
 
     def explain(self, body: ExplainRequest) -> Reasons:
         """Take one score apart."""
-        return requests.explain(self.model(), body)
+        return answers.explain(self.model(), body)
 
     def models(self) -> ModelList:
         """Return all versions, the newest first."""

@@ -19,8 +19,9 @@ from common.contract import BEHAVIOR_WEIGHTS
 from common.errors import ConfigError
 from server.query.admitting import Bearer, work
 from server.query.answering import Service
+from server.query.answers import Model, public_columns
 from server.query.report import Report, read_report
-from server.query.requests import MAX_K, Model, invalid_words, public_columns
+from server.query.requests import MAX_K, invalid_words
 
 MAX_FOUND = 50
 #: Values of a column that are told: the most frequent ones, where there are more.

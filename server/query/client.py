@@ -13,17 +13,19 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from common.errors import InputError, RunError
-from server.query.requests import (
-    BatchRequest,
+from server.query.answers import (
     BatchResponse,
-    ExplainRequest,
-    FilterBody,
-    HistoryProduct,
     ModelInfo,
     ModelList,
     Reasons,
-    RecommendRequest,
     RecommendResponse,
+)
+from server.query.requests import (
+    BatchRequest,
+    ExplainRequest,
+    FilterBody,
+    HistoryProduct,
+    RecommendRequest,
     SimilarRequest,
     invalid_words,
 )

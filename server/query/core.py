@@ -26,12 +26,11 @@ from common.filters import Filters, Table
 from common.model import GlobalModel, attribute_matrix
 from common.protocol import TrainingPlan
 from common.reasons import sides_of
+from server.query.content import ContentIndex
 from server.query.index import ExactIndex, Index, best_rows
 
 #: With the tail dial the list is chosen among so many times k candidates.
 _DIAL_CANDIDATES = 10
-#: A history with content in more places than these is multiplied as a matrix.
-_FEW_PLACES = 200
 
 
 @dataclass(frozen=True)
@@ -82,20 +81,20 @@ class ServedModel:
         model = GlobalModel(plan.model, catalogue, artifact.arrays)
         vectors = np.ascontiguousarray(model.lifted_vectors, np.float32)
         made = cls(version, model, artifact, make_index(vectors), stock or {})
-        for name in ("by_place", "expected", "exposure", "tail", "table", "columns", "rows_of"):
+        for name in ("content", "expected", "exposure", "tail", "table", "columns", "rows_of"):
             getattr(made, name)
         return made
 
     @cached_property
-    def by_place(self) -> sparse.csr_matrix:
-        """(W, n) float32 ``a C``: which products have what at each place of the content code."""
-        scale = np.float32(self.model.plan.content_scale)
-        return sparse.csr_matrix(self.model.catalogue.content.T.tocsr() * scale)
+    def content(self) -> ContentIndex:
+        """What has which content."""
+        return ContentIndex.of(self.model.catalogue.content, self.model.plan.content_scale)
 
     @cached_property
     def expected(self) -> np.ndarray:
         """(n,) float32 ``a ⟨e, c_i⟩``."""
-        return np.asarray(self.by_place.T @ self.model.expected_content, dtype=np.float32)
+        by_place = self.content.by_place
+        return np.asarray(by_place.T @ self.model.expected_content, dtype=np.float32)
 
     @cached_property
     def exposure(self) -> np.ndarray:
@@ -228,10 +227,10 @@ class ServedModel:
     def _history(self, history: Mapping[str, float]) -> tuple[sparse.csr_matrix, tuple[str, ...]]:
         """Return (1, n) weights, and the products that the catalogue does not hold."""
         known = {self.rows_of[item]: w for item, w in history.items() if item in self.rows_of}
-        rows = np.array(sorted(known), dtype=np.int64)
-        weights = np.array([known[row] for row in rows], dtype=np.float32)
+        rows = np.array(sorted(known), dtype=np.int32)
+        weights = np.array([known[row] for row in rows.tolist()], dtype=np.float32)
         shape = (1, self.model.catalogue.size)
-        matrix = sparse.csr_matrix((weights, (np.zeros_like(rows), rows)), shape=shape)
+        matrix = sparse.csr_matrix((weights, rows, np.array([0, len(rows)], np.int32)), shape=shape)
         return matrix, tuple(item for item in history if item not in self.rows_of)
 
     def _scores(
@@ -250,25 +249,15 @@ class ServedModel:
         known = attribute_matrix(columns, 1, rows) if rows and columns else None
         vector = model.customer_vectors(history, known)[0]
         learned = self.index.scores(vector)
-        scores = learned.copy()
-        if not own:
+        if own:
+            scores = learned.copy()
+        else:
+            scores = self.expected * -np.float32(history.data.sum())
             scores += model.popularity_part
-            scores -= np.float32(history.sum()) * self.expected
+            scores += learned
         if history.nnz:
-            self._add_content(scores, history @ model.catalogue.content)
+            self.content.add(scores, history)
         return scores, learned, vector
-
-    def _add_content(self, scores: np.ndarray, profile: sparse.csr_matrix) -> None:
-        """Add the content part of a (1, W) profile to (n,) scores."""
-        if profile.nnz > _FEW_PLACES:
-            content = profile @ self.by_place
-            scores[content.indices] += content.data
-            return
-        # Of few places one after the other: a product of matrices first clears n places for itself.
-        table = self.by_place
-        for place, weight in zip(profile.indices, profile.data, strict=True):
-            held = slice(table.indptr[place], table.indptr[place + 1])
-            scores[table.indices[held]] += weight * table.data[held]
 
 
 def _refuse_customer(user_id: str | None) -> None:

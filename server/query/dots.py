@@ -1,4 +1,4 @@
-"""The loop that scores rows in 8 bits: compiled, and told what it will read next.
+"""The loops that score rows: compiled, and told what they will read next.
 
 A row's arithmetic takes less time than its bytes take to come from memory, and they are asked for
 late: the processor's own look-ahead ends at each page, and its queue of instructions holds few
@@ -11,9 +11,16 @@ from typing import Any
 
 import numpy as np
 
+#: Compiling takes seconds; without it, fewer products than this are scored about as fast.
+_COMPILED_FROM = 50_000
 #: Bytes of a line of the processor's cache, and how far ahead lines are asked for.
 _LINE = 64
 _AHEAD = 8192
+
+
+def worth_compiling(products: int) -> bool:
+    """Return whether loops over so many products are compiled, where there is another way."""
+    return products >= _COMPILED_FROM
 
 
 @cache
@@ -44,6 +51,27 @@ def int8_dots(width: int) -> Callable[..., None]:
                 part = np.int32(np.int32(codes[row, lane]) * np.int32(query[lane]))
                 total = np.int32(total + part)
             found[row] = scale * scales[row] * np.float32(total)
+
+    loop: Callable[..., None] = dots
+    return loop
+
+
+@cache
+def float32_dots(width: int) -> Callable[..., None]:
+    """Return the loop for rows of one width: (n, width) float32, (width,), and (n,) to write."""
+    import numba  # Slow: small catalogues do without.
+
+    fetch = _fetch()
+
+    @numba.njit("void(float32[:,::1], float32[::1], float32[::1])", fastmath=True, nogil=True)
+    def dots(vectors: np.ndarray, query: np.ndarray, found: np.ndarray) -> None:
+        for row in range(vectors.shape[0]):
+            for line in range(0, 4 * width, _LINE):
+                fetch(vectors, 4 * row * width + line + _AHEAD)
+            total = np.float32(0)
+            for lane in range(width):
+                total += vectors[row, lane] * query[lane]
+            found[row] = total
 
     loop: Callable[..., None] = dots
     return loop

@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -16,9 +16,8 @@ from pydantic import BaseModel
 
 from server.query.answering import RefusedError, Service, Status
 from server.query.grpc_reading import Reading, abort
+from server.query.messages import fields_of, fill
 from server.query.requests import (
-    MAX_BATCH,
-    MAX_HISTORY,
     BatchRequest,
     ExplainRequest,
     RecommendRequest,
@@ -47,7 +46,7 @@ class Recommender(wire_grpc.RecommenderServicer):
         return await self._answer(
             "recommend",
             context,
-            lambda: self._service.recommend(RecommendRequest(**_fields(request))),
+            partial(self._recommend, request),
             wire.RecommendResponse(),
         )
 
@@ -58,9 +57,7 @@ class Recommender(wire_grpc.RecommenderServicer):
         return await self._answer(
             "batch",
             context,
-            lambda: self._service.batch(
-                BatchRequest(**_fields(request)), lambda: not _is_late(context)
-            ),
+            lambda reply: self._batch(request, reply, lambda: _is_late(context)),
             wire.BatchResponse(),
             cost=max(1.0, float(len(request.requests))),
         )
@@ -72,7 +69,7 @@ class Recommender(wire_grpc.RecommenderServicer):
         return await self._answer(
             "similar",
             context,
-            lambda: self._service.similar(SimilarRequest(**_fields(request))),
+            partial(self._similar, request),
             wire.RecommendResponse(),
         )
 
@@ -83,7 +80,9 @@ class Recommender(wire_grpc.RecommenderServicer):
         return await self._answer(
             "explain",
             context,
-            lambda: self._service.explain(ExplainRequest(**_fields(request))),
+            lambda reply: _parse(
+                self._service.explain(ExplainRequest(**fields_of(request))), reply
+            ),
             wire.Reasons(),
         )
 
@@ -92,28 +91,48 @@ class Recommender(wire_grpc.RecommenderServicer):
     ) -> wire.ModelList:
         """Return all versions, the newest first."""
         del request  # It has no fields.
-        return await self._answer("models", context, self._service.models, wire.ModelList())
+        return await self._answer(
+            "models",
+            context,
+            lambda reply: _parse(self._service.models(), reply),
+            wire.ModelList(),
+        )
 
     async def Privacy(  # noqa: N802
         self, request: wire.PrivacyRequest, context: grpc.aio.ServicerContext
     ) -> wire.PrivacyResponse:
         """Return the privacy statement of a version."""
 
-        def call() -> dict[str, Any]:
+        def fill_in(reply: wire.PrivacyResponse) -> None:
             found = self._service.privacy(request.version)
-            return {
-                "version": found["version"],
-                "statement": found["words"],
-                "statement_json": json.dumps(found["statement"]),
-            }
+            reply.version, reply.statement = found["version"], found["words"]
+            reply.statement_json = json.dumps(found["statement"])
 
-        return await self._answer("privacy", context, call, wire.PrivacyResponse())
+        return await self._answer("privacy", context, fill_in, wire.PrivacyResponse())
+
+    def _recommend(self, request: wire.RecommendRequest, reply: wire.RecommendResponse) -> None:
+        asked, model = RecommendRequest(**fields_of(request)), self._service.model()
+        fill(reply, model, model.recommend(asked.query()))
+
+    def _similar(self, request: wire.SimilarRequest, reply: wire.RecommendResponse) -> None:
+        asked, model = SimilarRequest(**fields_of(request)), self._service.model()
+        fill(reply, model, model.similar(asked.item_id, asked.k, asked.filters.filters()))
+
+    def _batch(
+        self, request: wire.BatchRequest, reply: wire.BatchResponse, is_late: Callable[[], bool]
+    ) -> None:
+        asked, model = BatchRequest(**fields_of(request)), self._service.model()
+        reply.version = model.version
+        for one in asked.requests:
+            if is_late():
+                raise RefusedError(Status.TOO_LATE, "the deadline has passed")
+            fill(reply.responses.add(), model, model.recommend(one.query()))
 
     async def _answer(
         self,
         method: str,
         context: grpc.aio.ServicerContext,
-        call: Callable[[], BaseModel | dict[str, Any]],
+        fill_in: Callable[[Reply], None],
         reply: Reply,
         cost: float = 1.0,
     ) -> Reply:
@@ -122,11 +141,8 @@ class Recommender(wire_grpc.RecommenderServicer):
             # One that waited in the queue until its caller gave up is not worth computing.
             if _is_late(context):
                 raise RefusedError(Status.TOO_LATE, "the deadline has passed")
-            found = call()
-            if isinstance(found, BaseModel):
-                found = found.model_dump(mode="json", exclude_none=True)
-            filled: Reply = ParseDict(_wire(found), reply)
-            return filled
+            fill_in(reply)
+            return reply
 
         run: Callable[[], Reply] = partial(self._service.run, "grpc", method, work)
         try:
@@ -177,44 +193,9 @@ async def grpc_server(
     return server, port
 
 
-def _fields(request: Message) -> dict[str, Any]:
-    """Return what was set, by the names of the contract.
-
-    Raises
-    ------
-    RefusedError
-        If a list is longer than any may be: a million products would take seconds to be read.
-    """
-    _check_lengths(request)
-    fields: dict[str, Any] = MessageToDict(request, preserving_proto_field_name=True)
-    return fields
-
-
-def _check_lengths(request: Message) -> None:
-    for field, value in request.ListFields():
-        if isinstance(value, Message):
-            _check_lengths(value)
-        elif isinstance(value, Collection) and not isinstance(value, str):
-            most = MAX_BATCH if field.name == "requests" else MAX_HISTORY
-            if len(value) > most:
-                raise RefusedError(Status.INVALID, f"{field.name}: more than {most}")
-            if field.name == "requests":
-                for one in value:
-                    _check_lengths(one)
-
-
-def _wire(found: dict[str, Any]) -> dict[str, Any]:
-    """Bring public columns to text: protobuf's maps hold one kind of value."""
-    for answer in (found, *found.get("responses", ())):
-        for item in answer.get("items", ()):
-            known = {n: value for n, value in item["product"].items() if value is not None}
-            item["product"] = {name: _text(value) for name, value in known.items()}
-    return found
-
-
-def _text(value: object) -> str:
-    # All digits of a price, and no ".0" behind a whole number.
-    return f"{value:.15g}" if isinstance(value, float) else str(value)
+def _parse(found: BaseModel, reply: Message) -> None:
+    """Write an answer of few fields into a message of the same names."""
+    ParseDict(found.model_dump(mode="json", exclude_none=True), reply)
 
 
 def _is_late(context: grpc.aio.ServicerContext) -> bool:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from server.query.dots import int8_dots
+from server.query.dots import float32_dots, int8_dots, worth_compiling
 
 #: Scores are searched in blocks of so many: the best of all are among the blocks with a large best.
 _BLOCK = 512
@@ -32,14 +32,22 @@ class Index(Protocol):
 
 @dataclass(frozen=True)
 class ExactIndex:
-    """(n, d) float32 vectors as they are."""
+    """(n, d) float32 vectors as they are, contiguous."""
 
     vectors: np.ndarray
     refine: int = 0
 
+    def __post_init__(self) -> None:
+        if worth_compiling(len(self.vectors)):
+            float32_dots(self.vectors.shape[1])  # Compiled here, not at the first request.
+
     def scores(self, vector: np.ndarray) -> np.ndarray:
         """Return (n,) float32 inner products."""
-        found: np.ndarray = self.vectors @ vector.astype(np.float32)
+        vector = np.ascontiguousarray(vector, np.float32)
+        if not worth_compiling(len(self.vectors)):
+            return np.asarray(self.vectors @ vector)
+        found = np.empty(len(self.vectors), np.float32)
+        float32_dots(self.vectors.shape[1])(self.vectors, vector, found)
         return found
 
     def exact(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
@@ -111,12 +119,19 @@ def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
     if k <= 0:
         return np.zeros(0, np.int64)
     whole = scores.size // _BLOCK * _BLOCK
-    # The k-th largest block maximum has at least k scores at or above it.
-    if whole // _BLOCK > 2 * k:
-        maxima = scores[:whole].reshape(-1, _BLOCK).max(axis=1)
-        edge = np.partition(maxima, len(maxima) - k)[len(maxima) - k]
-    else:
+    if whole // _BLOCK <= 2 * k:
         edge = np.partition(scores, scores.size - k)[scores.size - k]
-    rows = np.flatnonzero((scores >= edge) & (scores > -np.inf))
+        rows = np.flatnonzero(scores >= edge)
+    else:
+        # The k-th largest block maximum has at least k scores at or above it, and what is above
+        # it lies in blocks whose own maximum is.
+        blocks = scores[:whole].reshape(-1, _BLOCK)
+        maxima = blocks.max(axis=1)
+        edge = np.partition(maxima, len(maxima) - k)[len(maxima) - k]
+        high = np.flatnonzero(maxima >= edge)
+        block, place = np.nonzero(blocks[high] >= edge)
+        last = np.flatnonzero(scores[whole:] >= edge)
+        rows = np.concatenate([high[block] * _BLOCK + place, whole + last])
+    rows = rows[scores[rows] > -np.inf]
     found: np.ndarray = rows[np.argsort(-scores[rows], kind="stable")[:k]]
     return found

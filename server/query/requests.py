@@ -1,14 +1,11 @@
-"""What may be asked and what is answered, checked once for gRPC and REST alike.
+"""What may be asked, checked once for gRPC and REST alike.
 
 A request carries the history; nothing of it is kept. Every string and list has a largest size, so
 a hostile request costs no more than reading it.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
-import numpy as np
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -19,10 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from common.asking import Answer, Query
-from common.explanation import Explanation
-from common.filters import Filters, Table
-from common.model import GlobalModel
+from common.asking import Query
+from common.filters import Filters
 
 MAX_HISTORY = 10_000
 MAX_K = 1_000
@@ -30,8 +25,6 @@ MAX_BATCH = 100
 MAX_BATCH_HISTORY = 100_000
 #: Products whose scores are taken apart for one call: each costs about as much as a list.
 MAX_REASONS = 1_000
-#: Parts of a reason that are named one by one; the rest is one part, so they still add up.
-_NAMED_PARTS = 8
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 ItemId = Annotated[Text, Field(description="The product's number in the catalogue.")]
@@ -50,52 +43,6 @@ Whole = Annotated[int, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 
 
-class Model(Protocol):
-    """What answers: a version of the registry, or a shop's own model."""
-
-    @property
-    def version(self) -> int:
-        """Its number."""
-
-    @property
-    def adapted_at(self) -> str | None:
-        """When a shop fitted it to itself; None where it is used as it came."""
-
-    @property
-    def model(self) -> GlobalModel:
-        """The global model behind it, on its catalogue."""
-
-    @property
-    def table(self) -> Table:
-        """What filters ask of the products."""
-
-    @property
-    def columns(self) -> Mapping[str, Sequence[Any]]:
-        """Column -> (n,) Python values of the products, None where unknown."""
-
-    @property
-    def tail(self) -> np.ndarray:
-        """(n,) bool."""
-
-    def recommend(self, query: Query) -> Answer:
-        """Return the best products for one customer."""
-
-    def similar(self, item_id: str, k: int, filters: Filters | None = None) -> Answer:
-        """Return what a customer with this product and nothing else is recommended."""
-
-    def explain(
-        self,
-        item_id: str,
-        history: Mapping[str, float],
-        attributes: Mapping[str, str],
-        user_id: str | None = None,
-    ) -> Explanation:
-        """Take one score apart."""
-
-    def product(self, item_id: str) -> Mapping[str, Any]:
-        """Return the public columns of a product of an answer."""
-
-
 #: No body has as many fields; a million unknown ones would each be an error to report.
 _MAX_FIELDS = 64
 
@@ -111,7 +58,9 @@ _Fast = FailFast()
 Attributes = Annotated[dict[Text, Text], BeforeValidator(_few)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A message of the service; what it does not name is refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -120,14 +69,14 @@ class _Body(BaseModel):
         return _few(value)
 
 
-class HistoryProduct(_Body):
+class HistoryProduct(Body):
     """One product that the customer dealt with."""
 
     item_id: ItemId
     weight: Number = Field(1.0, gt=0, le=1000, description="How much it says; a purchase is 1.")
 
 
-class FilterBody(_Body):
+class FilterBody(Body):
     """Which products may be listed."""
 
     category: Text | None = None
@@ -150,7 +99,7 @@ class FilterBody(_Body):
         return Filters(**{**self.model_dump(), "exclude": frozenset(self.exclude)})
 
 
-class RecommendRequest(_Body):
+class RecommendRequest(Body):
     """Whom to recommend to: a history, a basket, attributes, any of them or none."""
 
     history: Annotated[tuple[HistoryProduct, ...], _Fast] = Field((), max_length=MAX_HISTORY)
@@ -183,7 +132,7 @@ class RecommendRequest(_Body):
         )
 
 
-class BatchRequest(_Body):
+class BatchRequest(Body):
     """Several customers at once."""
 
     requests: Annotated[tuple[RecommendRequest, ...], _Fast] = Field(
@@ -199,7 +148,7 @@ class BatchRequest(_Body):
         return self
 
 
-class SimilarRequest(_Body):
+class SimilarRequest(Body):
     """What goes with one product."""
 
     item_id: ItemId
@@ -207,99 +156,13 @@ class SimilarRequest(_Body):
     filters: FilterBody = FilterBody()
 
 
-class ExplainRequest(_Body):
+class ExplainRequest(Body):
     """Why a product has the score that it has."""
 
     item_id: ItemId
     history: Annotated[tuple[HistoryProduct, ...], _Fast] = Field((), max_length=MAX_HISTORY)
     attributes: Attributes = Field(default_factory=dict, max_length=32)
     user_id: UserId | None = None
-
-
-class ReasonPart(_Body):
-    """One addend of a score."""
-
-    kind: str
-    label: str
-    value: float
-
-
-class Reasons(_Body):
-    """A score, what it is the sum of, and the gravest in words."""
-
-    item_id: str
-    score: float
-    parts: tuple[ReasonPart, ...]
-    words: str
-
-
-class Listed(_Body):
-    """One product of a list."""
-
-    rank: int
-    item_id: str
-    score: float
-    tail: bool = Field(description="Not among the fifth of products that are bought most.")
-    product: dict[str, str | float | None] = Field(description="Its public columns.")
-    reasons: Reasons | None = None
-    own_item_ids: tuple[str, ...] = Field(
-        (), description="The shop's own numbers of it, where a shop's differ from the catalogue's."
-    )
-
-
-class RecommendResponse(_Body):
-    """A ranked list, the model that made it, and what the tail dial did."""
-
-    version: int
-    items: tuple[Listed, ...]
-    tail_share: float = Field(description="Share of tail products in this list.")
-    tail_share_undialled: float = Field(description="The same, by score alone.")
-    score_kept: float = Field(description="What is left of the list's score with the dial.")
-    unknown_items: tuple[str, ...] = Field(description="Of the history: not in the catalogue.")
-    adapted_at: str | None = Field(
-        None, description="At a shop: when it fitted the model to itself."
-    )
-    known_customer: bool | None = Field(
-        None, description="Whether the shop has records of the user_id that was sent."
-    )
-    notes: tuple[str, ...] = Field((), description="What you should know of this answer.")
-
-
-class BatchResponse(_Body):
-    """One list for each request, in their order, all by one version."""
-
-    version: int
-    responses: tuple[RecommendResponse, ...]
-
-
-class ModelInfo(_Body):
-    """A version of the registry; at a shop, a model that came home."""
-
-    version: int
-    name: str = Field(description="Of the run that made it.")
-    served: bool
-    published_at: str
-    private: bool
-    epsilon: float | None
-    delta: float | None
-    unit: str | None
-    trust: str | None
-    server_round: int = Field(description="The last round that trained it.")
-    pinned: bool = Field(description="Served because it was chosen, not for being the newest.")
-    catalogue_fingerprint: str
-    forced: tuple[str, ...] = Field(description="Why it could not be published without force.")
-
-
-class ModelList(_Body):
-    """All versions, the newest first."""
-
-    models: tuple[ModelInfo, ...]
-
-
-class Problem(_Body):
-    """Why a request was not answered."""
-
-    error: str
 
 
 def invalid_words(errors: Any) -> str:  # noqa: ANN401 - pydantic's list of details
@@ -310,110 +173,3 @@ def invalid_words(errors: Any) -> str:  # noqa: ANN401 - pydantic's list of deta
         # An unknown field's name is the caller's own text, too.
         found.append(f"{place[:80]}: {error['msg'][:200]}")
     return "; ".join(found)
-
-
-def recommend(model: Model, request: RecommendRequest) -> RecommendResponse:
-    """Answer one request from one model.
-
-    Raises
-    ------
-    InputError
-        If it asks for what there is not.
-    """
-    return _response(model, model.recommend(request.query()))
-
-
-def similar(model: Model, request: SimilarRequest) -> RecommendResponse:
-    """Return what goes with one product; raises as :func:`recommend`."""
-    answer = model.similar(request.item_id, request.k, request.filters.filters())
-    return _response(model, answer)
-
-
-def explain(model: Model, request: ExplainRequest) -> Reasons:
-    """Return what one score is the sum of; raises as :func:`recommend`."""
-    history = RecommendRequest(history=request.history).query().history
-    found = model.explain(request.item_id, history, request.attributes, request.user_id)
-    return reasons_of(request.item_id, found)
-
-
-def reasons_of(item_id: str, found: Explanation) -> Reasons:
-    """Return the largest parts by name and the rest as one; they add up to the score."""
-    labelled: dict[tuple[str, str], list[float]] = {}
-    for part in found.parts:
-        kind = part.kind.split("-")[0]
-        labelled.setdefault((kind, part.label), []).append(part.value)
-    sums = {key: math.fsum(values) for key, values in labelled.items()}
-    ordered = sorted(sums.items(), key=lambda entry: -abs(entry[1]))
-    named, rest = ordered[:_NAMED_PARTS], ordered[_NAMED_PARTS:]
-    parts = [ReasonPart(kind=k, label=label, value=v) for (k, label), v in named]
-    if rest:
-        left = math.fsum(value for _, value in rest)
-        parts.append(ReasonPart(kind="rest", label=f"{len(rest)} smaller parts", value=left))
-    return Reasons(
-        item_id=item_id, score=found.score, parts=tuple(parts), words=_words(parts, found.score)
-    )
-
-
-def _words(parts: Sequence[ReasonPart], score: float) -> str:
-    phrases = {
-        "history": "because of {label}",
-        "neighbours": "bought with {label}",
-        "popularity": "how popular it is {label}",
-        "attribute": "{label}",
-        "rest": "{label}",
-    }
-    said = [
-        f"{phrases.get(part.kind, '{label}').format(label=part.label)} ({part.value:+.3g})"
-        for part in parts[:3]
-    ]
-    return f"{score:.3g}: {', '.join(said)}" if said else f"{score:.3g}"
-
-
-def _response(model: Model, answer: Answer) -> RecommendResponse:
-    none = [None] * len(answer.item_ids)
-    pairs = zip(answer.item_ids, answer.reasons, strict=True)
-    reasons = [reasons_of(item, found) for item, found in pairs] if answer.reasons else none
-    items = tuple(
-        Listed(
-            rank=rank,
-            item_id=item,
-            score=score,
-            tail=tail,
-            product=public_columns(model.product(item)),
-            reasons=reason,
-            own_item_ids=own,
-        )
-        for rank, (item, score, tail, reason, own) in enumerate(
-            zip(
-                answer.item_ids,
-                answer.scores,
-                answer.tail,
-                reasons,
-                answer.own_item_ids or [()] * len(answer.item_ids),
-                strict=True,
-            ),
-            start=1,
-        )
-    )
-    return RecommendResponse(
-        version=model.version,
-        items=items,
-        tail_share=answer.tail_share,
-        tail_share_undialled=answer.tail_share_undialled,
-        score_kept=answer.score_kept,
-        unknown_items=answer.unknown,
-        adapted_at=model.adapted_at,
-        known_customer=answer.known_customer,
-        notes=answer.notes,
-    )
-
-
-def public_columns(values: Mapping[str, Any]) -> dict[str, str | float | None]:
-    """Return a product's columns as JSON values."""
-    found: dict[str, str | float | None] = {}
-    for name, value in values.items():
-        if isinstance(value, int | float):
-            found[name] = float(value) if math.isfinite(value) else None
-        else:
-            found[name] = None if value is None else str(value)
-    return found

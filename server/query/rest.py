@@ -12,18 +12,20 @@ from starlette.exceptions import HTTPException
 
 from server.query.admitting import Bearer, work
 from server.query.answering import RefusedError, Service, Status
+from server.query.answers import (
+    BatchResponse,
+    ModelList,
+    Problem,
+    Reasons,
+    RecommendResponse,
+)
 from server.query.before_body import BodyLimit, KeyFirst, refusal
 from server.query.browsing import About, browse
 from server.query.page import add_page
 from server.query.requests import (
     BatchRequest,
-    BatchResponse,
     ExplainRequest,
-    ModelList,
-    Problem,
-    Reasons,
     RecommendRequest,
-    RecommendResponse,
     SimilarRequest,
     invalid_words,
 )

@@ -18,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from common.model import GlobalModel
 from server.query.admitting import Bearer, work
 from server.query.answering import RefusedError, Service, Status
+from server.query.answers import Model, Problem
 from server.query.model_tree import ModelTree, fit_tree
 from server.query.product_map import ProductMap, map_products
-from server.query.requests import ItemId, Model, Problem
+from server.query.requests import ItemId
 
 #: Versions whose view is kept.
 _KEPT = 4
