@@ -79,6 +79,23 @@ def bench_step_command(
     _print(result, (*result["cells"], *result["curve"]), as_json=as_json)
 
 
+@bench_app.command("secure-sum")
+def bench_sums_command(
+    sizes: Annotated[
+        list[float] | None, typer.Option(help="Megabytes of 32-bit numbers; may be repeated.")
+    ] = None,
+    shops: Annotated[list[int] | None, typer.Option(help="How many; may be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Weigh and time a secure sum beside a plain exchange and Flower's SecAgg+: 1 to 64 MB."""
+    from simulations.bench_sums import MEGABYTES, SHOPS, bench_sums, lines
+
+    with Bars() as bars:
+        result = bench_sums(sizes or MEGABYTES, shops or SHOPS, bars.stage)
+    _say_missed(result["missed"])
+    _print(result, lines(result), as_json=as_json)
+
+
 @bench_app.command("serving")
 def bench_serving_command(
     products: Annotated[int, typer.Option(min=1000, help="Of the searches in memory.")] = 1_000_000,
