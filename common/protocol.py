@@ -57,6 +57,8 @@ Unit = Literal["customer", "basket", "interaction"]
 Trust = Literal["shop", "federation"]
 #: Where a shop's noise comes from: the operating system, or a seed that lets it be replayed.
 Noise = Literal["system", "seeded"]
+#: Where rows of a secure sum travel from that too few shops stock.
+RareRows = Literal["all", "enough", "none"]
 Arrays = dict[str, np.ndarray]
 
 #: What is said of a secure sum: some hundred bytes for each pair of shops.
@@ -164,7 +166,8 @@ class TrainingPlan(Frozen):
     honest_stockers, rare_rows
         Under ``trust = "federation"``, where a stock table is published: a product's row travels
         from the shops that stock it alone if so many honest survivors are sure to be among them
-        (:mod:`common.secure_sum.layout`); the others travel from ``all`` shops, or ``none``.
+        (:mod:`common.secure_sum.layout`); the others travel from ``all`` shops, from ``enough`` of
+        the others to have so many, or from ``none``.
     noise_steps
         Under ``trust = "federation"``: the clipping norm in whole steps, which sums are made of.
     """
@@ -197,7 +200,7 @@ class TrainingPlan(Frozen):
     honest_shops: int = Field(0, ge=0, le=2**20)
     colluding_shops: int = Field(0, ge=0, le=2**20)
     honest_stockers: int = Field(3, ge=1, le=2**20)
-    rare_rows: Literal["all", "none"] = "all"
+    rare_rows: RareRows = "all"
     noise_steps: int = Field(4096, ge=1, le=2**20)
     model: ModelPlan = ModelPlan()
 

@@ -12,7 +12,7 @@ from common.config import ConfigValue, nearest, parse, read_toml
 from common.errors import ConfigError
 from common.features import CROSS, Catalogue
 from common.planning import has_groups, with_fitting_groups, with_noise
-from common.protocol import Frozen, ModelPlan, TrainingPlan, Trust, Unit
+from common.protocol import Frozen, ModelPlan, RareRows, TrainingPlan, Trust, Unit
 from server.federation import PLAN_FILE
 from server.settings import RunSettings
 
@@ -36,7 +36,7 @@ class PrivacySection(Frozen):
     honest_shops: int = Field(0, ge=0, le=2**20)
     colluding_shops: int = Field(0, ge=0, le=2**20)
     honest_stockers: int = Field(3, ge=1, le=2**20)
-    rare_rows: Literal["all", "none"] = "all"
+    rare_rows: RareRows = "all"
     target_epsilon: float = Field(4.0, gt=0)
     target_delta: float = Field(1e-5, gt=0, lt=1)
     popularity_share: float = Field(0.3, gt=0, le=1)
@@ -249,7 +249,8 @@ trust = "shop"
 honest_shops = 0
 colluding_shops = 0
 # Where a stock table is published with the catalogue: a product's row travels from the shops that
-# stock it alone if so many honest ones are sure to be among them; else from "all" shops or "none".
+# stock it alone if so many honest ones are sure to be among them; else from "all" shops, from
+# "enough" of the others to have so many, or from "none".
 honest_stockers = 3
 rare_rows = "all"
 # The most that a run tells of one unit. A shop joins only if all of it fits under its own cap, with

@@ -14,7 +14,7 @@ from common.features import ContentSpec
 from common.marketplace import MarketplaceConfig
 from common.partitioning import Partitioner, by_column, dirichlet, uniform
 from common.planning import with_noise
-from common.protocol import Frozen, ModelPlan, TrainingPlan, Trust, Unit
+from common.protocol import Frozen, ModelPlan, RareRows, TrainingPlan, Trust, Unit
 from simulations.audit_settings import AuditSection
 
 ARMS = (
@@ -120,7 +120,7 @@ class PrivacySection(Section):
     honest_shops: int = Field(0, ge=0)
     colluding_shops: int = Field(0, ge=0)
     honest_stockers: int = Field(3, ge=1)
-    rare_rows: Literal["all", "none"] = "all"
+    rare_rows: RareRows = "all"
     cap_epsilon: float = Field(0.0, ge=0)
     caps: dict[str, float] = Field(default_factory=dict)
 

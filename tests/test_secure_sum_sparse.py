@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from common.errors import DataError
 from common.features import Catalogue
+from common.marketplace import MarketplaceConfig, assortment
 from common.protocol import ITEMS, POPULARITY, ModelPlan, TrainingPlan, shop_key
 from common.secure_sum.layout import Layout, honest_senders, layout_of, whole_layout
 from common.secure_sum.members import threshold
@@ -18,7 +20,7 @@ from common.secure_sum.messages import STAGES
 from common.stock import Stock, stock_fingerprint
 from secure_sum_support import play
 
-NAMES = [shop_key(f"m{k}") for k in range(60)]
+NAMES = [shop_key(f"m{k}") for k in range(100)]
 
 
 def members(shops: int) -> tuple[str, ...]:
@@ -102,6 +104,31 @@ def test_a_row_travels_from_its_stockers_or_where_they_are_too_few_from_all() ->
     none = layout_of(plan(honest_stockers=2, rare_rows="none"), names, shape, STOCKED)
     assert sent(none) == [2, 2, 2, 2, 1, 2]
     assert none.senders.tolist() == [6, 5, 0, 0, 0, 0]
+    enough = layout_of(plan(honest_stockers=2, rare_rows="enough"), names, shape, STOCKED)
+    assert enough.senders.tolist() == [6, 5, 4, 4, 4, 4]
+    alone = layout_of(plan(honest_stockers=1), names, shape, STOCKED).sends[:, 3]
+    assert (enough.sends[:, 3] & alone).sum() == alone.sum() == 3
+
+
+def test_helpers_of_rare_rows_take_turns() -> None:
+    """Of 40 shops each stocks a tenth; three may be missing, so six senders leave three."""
+    stream = np.random.default_rng(0)
+    names = members(40)
+    stocked = stock_of({k: np.flatnonzero(stream.random(5000) < 0.1).tolist() for k in range(40)})
+    few = plan(honest_shops=37, rare_rows="enough")
+    layout = layout_of(few, names, {POPULARITY: (5000,)}, stocked)
+    own = np.array([len(stocked.rows[shop]) for shop in names])
+    helping = layout.sends.sum(axis=1) - own
+    assert layout.senders.min() == 6
+    rare = sum(max(6 - n, 0) for n in np.bincount(np.concatenate(list(stocked.rows.values()))))
+    assert helping.sum() == rare
+    assert helping.min() > 0.8 * helping.mean()
+    # What a shop sends is near what it stocks; from all it would be much more.
+    every = layout_of(
+        few.model_copy(update={"rare_rows": "all"}), names, {POPULARITY: (5000,)}, stocked
+    )
+    assert layout.sends.mean() < 0.2
+    assert every.sends.mean() > 0.7
 
 
 def test_without_a_stock_table_every_shop_sends_everything() -> None:
@@ -167,3 +194,35 @@ def test_the_stock_has_one_fingerprint_whatever_the_tables_order() -> None:
     assert len({less.fingerprint, stock.fingerprint, stock_fingerprint(None)}) == 3
     with pytest.raises(DataError, match="'d'"):
         Stock.of(table.assign(item_id="d"), catalogue)
+
+
+DOC = Path(__file__).resolve().parent.parent / "docs" / "secure-aggregation.md"
+
+
+def test_the_document_says_what_shops_of_the_marketplace_send() -> None:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in DOC.read_text(encoding="utf-8").splitlines()
+        if line.startswith(("| 20 | 57% |", "| 100 |")) and line.count("|") == 8
+    ]
+    assert len(rows) == 7
+    stocks: dict[tuple[str, str], Stock] = {}
+    for shops, share, honest, *figures in rows:
+        count = int(shops)
+        names = members(count)
+        if (shops, share) not in stocks:
+            config = MarketplaceConfig(shops=count, assortment=float(share.strip("%")) / 100)
+            own = {name: assortment(config, k) for k, name in enumerate(names)}
+            stocks[shops, share] = Stock(own)
+        found = []
+        for rare in ("all", "enough"):
+            shared = plan(honest_shops=int(honest), rare_rows=rare, model=ModelPlan())
+            layout = layout_of(shared, names, {POPULARITY: (20_000,)}, stocks[shops, share])
+            found.append((layout.sends.mean(), layout.variances(shared, names).mean()))
+        (sent_all, noise_all), (sent_enough, noise_enough) = found
+        assert figures == [
+            f"{sent_all:.1%}",
+            f"{sent_enough:.1%}",
+            f"{noise_all:.1f}",
+            f"{noise_enough:.1f}",
+        ]

@@ -10,7 +10,7 @@ whoever dropped out, and at most ``c`` of them collude. So
 honest survivors have added to the row whenever anything is unmasked; a row that all send has
 ``m``. Each sender of row ``r`` adds noise of variance ``σ² / m_r``: every row of a sum has ``σ²``
 of honest noise at least. Where ``m_r`` is less than the plan's ``honest_stockers``, the row
-travels from all members, or from none.
+travels from all members, from as many more as it takes, or from none.
 
 All of it follows from the plan, the roster, the published stock table and, in a round of training,
 the released popularity: nobody sends row numbers.
@@ -193,5 +193,25 @@ def _senders(
     count = np.count_nonzero(sends, axis=0)
     least = max(plan.honest_stockers, 1)
     rare = (honest_senders(plan, len(members), count) < least) & (count < len(members))
-    sends[:, rare] = plan.rare_rows == "all"
+    if plan.rare_rows == "enough":
+        sends[:, rare] |= _helpers(plan, sends[:, rare], products[rare], least)
+    else:
+        sends[:, rare] = plan.rare_rows == "all"
     return sends
+
+
+def _helpers(plan: TrainingPlan, sends: np.ndarray, products: np.ndarray, least: int) -> np.ndarray:
+    """Return (n, R) bool: who else sends these rows, so that ``least`` honest ones are sure.
+
+    Those that follow the product's own number in the roster, around it: all shops help as often.
+    """
+    shops = len(sends)
+    counts = np.arange(shops + 1)
+    enough = np.flatnonzero(honest_senders(plan, shops, counts) >= least)
+    needed = int(enough[0]) if len(enough) else shops
+    turn = (np.arange(shops)[:, None] - products) % shops
+    turn[sends] = shops
+    lacking = needed - np.count_nonzero(sends, axis=0)
+    last = np.take_along_axis(np.sort(turn, axis=0), lacking[None] - 1, axis=0)
+    helping: np.ndarray = turn <= last
+    return helping
