@@ -37,6 +37,7 @@ from common.protocol import (
     ModelPlan,
     TrainingPlan,
     plan_digest,
+    shop_key,
 )
 from common.secure_sum.messages import KeysRequest
 from common.secure_sum.primitives import fresh
@@ -236,6 +237,8 @@ def test_a_server_that_alters_what_shops_say_gets_no_sum(town: Town) -> None:
 
     _, events = town.train(PLAN.model_copy(update=ONE), fault)
     assert of(events, "round")[0]["declined"] == {"rubbish": 1}
+    # By name, as whoever looks after that shop has to know.
+    assert of(events, "round")[0]["shops"] == {shop_key("m0"): "rubbish"}
     assert of(events, "round")[0]["accepted"] == 4
 
 

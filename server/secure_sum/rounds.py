@@ -209,6 +209,7 @@ class _Sum:
     def _rubbish(self, shop: str, error: SecureSumError) -> None:
         logger.warning("reply=rubbish shop=%s reason=%s", shop[:12], error)
         self.whole.declined["rubbish"] += 1
+        self.whole.unheard[shop] = "rubbish"
 
 
 def mean_update(plan: TrainingPlan, server_round: int, summed: Summed) -> Arrays:
