@@ -5,7 +5,7 @@
     adapted/                    mode 0700
     ├── current                 the name of the newest
     └── 20261124T171500.123456/
-        ├── state.safetensors   EASE, the shop's own popularity, the catalogue's content
+        ├── state.safetensors   EASE, the shop's own popularity and products, content
         └── adapted.json        what it was fitted on, and the SHA-256 of the other
 
 An adaptation is written into a folder of its own and then named by ``current``: a reader, or a
@@ -14,6 +14,7 @@ power cut, meets the old one or the new one, never half of either.
 
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 import tempfile
@@ -30,6 +31,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
+from client.assortment import Assortment
 from client.ease import Ease
 from client.home_settings import HomeSettings
 from client.personalization import HomeModel
@@ -47,6 +49,7 @@ _KEPT = 2
 PRODUCTS = "products.parquet"
 _DRAFT = ".draft-"
 _CONTENT, _CUSTOMERS, _OWN = "content", "customers", "own_learned"
+_OWN_PRODUCTS = "own_products"
 
 
 class AdaptedFacts(Frozen):
@@ -62,7 +65,7 @@ class AdaptedFacts(Frozen):
         SHA-256 over the files of the catalogue.
     content
         How the catalogue's columns become features.
-    settings, behavior_weights, rating_scale
+    settings, behavior_weights, rating_scale, own_products
         The shop's own, as they were.
     first, last, validation_from
         Times of the first and last record, and from when on the weights were chosen.
@@ -84,6 +87,7 @@ class AdaptedFacts(Frozen):
     settings: HomeSettings
     behavior_weights: dict[str, float]
     rating_scale: float
+    own_products: bool
     half_life_days: float
     first: int
     last: int
@@ -191,15 +195,22 @@ def read_state(folder: Path, facts: AdaptedFacts) -> Arrays:
 
 
 def known_catalogue(folder: Path, facts: AdaptedFacts, arrays: Arrays) -> Catalogue:
-    """Return the catalogue that the adaptation was fitted on, whose digest is that of its files.
+    """Return the products that the adaptation was fitted on; the catalogue's files have its digest.
 
     Its fingerprint and content, which are slow to make, are those that were kept.
     """
     catalogue = Catalogue.of(pd.read_parquet(folder / PRODUCTS), facts.content)
     content = _matrix(arrays, _CONTENT)
     # Where cached_property would put them.
-    vars(catalogue).update(content=content, fingerprint=facts.catalogue_fingerprint)
-    return catalogue
+    vars(catalogue).update(
+        content=content[: catalogue.size], fingerprint=facts.catalogue_fingerprint
+    )
+    if _OWN_PRODUCTS not in arrays:
+        return catalogue
+    own = pd.read_parquet(io.BytesIO(arrays[_OWN_PRODUCTS].tobytes()))
+    assortment = Assortment.beside(catalogue, own)
+    vars(assortment).update(content=content)
+    return assortment
 
 
 def home_of(arrays: Arrays, facts: AdaptedFacts, model: GlobalModel) -> HomeModel:
@@ -217,7 +228,9 @@ def home_of(arrays: Arrays, facts: AdaptedFacts, model: GlobalModel) -> HomeMode
     }
     own = None
     if facts.own_plan is not None:
-        state = {k.removeprefix(f"{_OWN}."): v for k, v in arrays.items() if k.startswith(_OWN)}
+        state = {
+            k.removeprefix(f"{_OWN}."): v for k, v in arrays.items() if k.startswith(f"{_OWN}.")
+        }
         own = GlobalModel(facts.own_plan, model.catalogue, state)
     return HomeModel(
         model,
@@ -251,9 +264,18 @@ def _arrays(home: HomeModel, eases: Mapping[str, Ease]) -> Arrays:
         arrays |= _flat(ease.customers, f"{name}.{_CUSTOMERS}")
         for field in ("inverse", "diagonal", "lifted", "core"):
             arrays[f"{name}.{field}"] = getattr(ease, field)
+    if isinstance(catalogue := home.model.catalogue, Assortment):
+        arrays[_OWN_PRODUCTS] = _as_bytes(catalogue.own.products)
     if home.own_learned is not None:
         arrays |= {f"{_OWN}.{name}": array for name, array in home.own_learned.state.items()}
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _as_bytes(frame: pd.DataFrame) -> np.ndarray:
+    """Return (m,) uint8: a table as a Parquet file."""
+    file = io.BytesIO()
+    frame.to_parquet(file, index=False)
+    return np.frombuffer(file.getvalue(), np.uint8)
 
 
 def _flat(matrix: sparse.csr_matrix, name: str) -> Arrays:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from client.adapted_state import AdaptedFacts, folder_digest, save_adapted
+from client.assortment import home_catalogue
 from client.home import (
     CameHome,
     HomeRecords,
@@ -30,7 +31,6 @@ from client.shop_folder import ShopFolder
 from common.code import code_digest
 from common.contract import BEHAVIOR_WEIGHTS
 from common.errors import DataError
-from common.features import read_catalogue
 from common.model import GlobalModel
 from common.rng import derive
 
@@ -67,7 +67,7 @@ def adapt(
     folder = ShopFolder.of(path)
     chosen = current_model(settings.models) if model_folder is None else model_folder.resolve()
     progress("reading the catalogue and the model")
-    catalogue = read_catalogue(settings.catalogue)
+    catalogue = home_catalogue(settings)
     home = load_home_model(chosen, catalogue)
     progress("reading the shop's records")
     records = read_records(settings, catalogue)
@@ -101,12 +101,13 @@ def adapt(
             model_digest=home.digest,
             model_version=home.manifest.version,
             catalogue_digest=folder_digest(settings.catalogue),
-            catalogue_fingerprint=catalogue.fingerprint,
+            catalogue_fingerprint=home.manifest.catalogue_fingerprint,
             content=catalogue.spec,
             code_digest=code_digest(),
             settings=settings.home.mixed,
             behavior_weights=settings.behavior_weights or dict(BEHAVIOR_WEIGHTS),
             rating_scale=settings.rating_scale,
+            own_products=settings.home.own_products,
             half_life_days=home.plan.half_life_days,
             first=first,
             last=last,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from client.assortment import own_products
 from client.coverage import catalogue_rows, coverage
 from client.forecast import PlanFlags, forecast
 from client.mapping import ItemMapping
@@ -82,7 +83,10 @@ def check_shop(
     stage("comparing with the catalogue")
     catalogue, mapping = _catalogue(settings, problems)
     weights = settings.behavior_weights or BEHAVIOR_WEIGHTS
-    found = None if catalogue is None else coverage(own, catalogue, mapping, problems, advice)
+    found = None
+    if catalogue is not None:
+        described = _described(settings, catalogue, mapping, advice)
+        found = coverage(own, catalogue, mapping, described, problems, advice)
     sums = _sums(settings, problems if plan and plan.trust == "federation" else advice)
     stage("pricing a plan")
     return {
@@ -187,6 +191,20 @@ def _catalogue(
     except InputError as error:
         problems.append(str(error))
         return None, None
+
+
+def _described(
+    settings: ShopSettings, catalogue: Catalogue, mapping: ItemMapping | None, advice: list[str]
+) -> np.ndarray | None:
+    """Return what the products that the shop knows beside the catalogue are called at home."""
+    if not settings.home.own_products:
+        return None
+    try:
+        products = own_products(settings, catalogue, mapping)
+    except DataError as error:
+        advice.append(f"the shop's own products can't be read, and adapting would stop: {error}")
+        return None
+    return None if products is None else products["item_id"].to_numpy(dtype=object)
 
 
 def _history(

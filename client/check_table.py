@@ -87,6 +87,13 @@ def _coverage(found: Document) -> list[str]:
             f"{_count(item['interactions'], 'interaction')}"
             for item in found["most_missed"]
         ]
+    if (home := found["at_home"]) is not None and home["products"]:
+        lines.append(
+            f"At home the shop knows {_count(home['products'], 'product')} besides, by its own "
+            f"table: {home['sold']:,} of them sold, {_count(home['sales'], 'sale')} "
+            f"({_percent(home['share_of_sales'])}); they are recommended here, and nothing of them "
+            "leaves"
+        )
     return lines
 
 

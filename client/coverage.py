@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from client.assortment import home_names
 from client.mapping import ItemMapping
 from common.features import Catalogue
 
@@ -37,6 +38,7 @@ def coverage(
     own: pd.DataFrame,
     catalogue: Catalogue,
     mapping: ItemMapping | None,
+    described: np.ndarray | None,
     problems: list[str],
     advice: list[str],
 ) -> dict[str, Any]:
@@ -46,6 +48,9 @@ def coverage(
     ----------
     own
         The shop's interactions, with its own product numbers.
+    described
+        What the products that the shop knows at home beside the catalogue are called there; None
+        without such.
     problems, advice
         Sentences are added: what stops training, and what would make it better.
 
@@ -54,8 +59,10 @@ def coverage(
     dict
         ``products, fingerprint, share_of_products, share_of_interactions, share_of_sales, missing,
         retired`` (products of the shop's that the catalogue retired), ``most_missed`` (the
-        best-selling that it does not know: ``item_id, sales, interactions``) and ``mapping``: null
-        without one, else what :func:`_mapping` returns.
+        best-selling that it does not know: ``item_id, sales, interactions``), ``at_home`` (null
+        where the shop has no products table or uses none, else ``products`` that it describes and
+        the catalogue does not hold, ``sold`` of them, ``sales, share_of_sales, interactions``) and
+        ``mapping``: null without one, else what :func:`_mapping` returns.
     """
     names = own["item_id"].cat.categories.to_numpy(dtype=object)
     codes = own["item_id"].cat.codes.to_numpy()
@@ -83,9 +90,19 @@ def coverage(
             else "add the best-selling ones to the mapping"
         )
         advice.append(
-            f"{1 - share:.1%} of the sales are of products outside the catalogue and teach "
-            f"nothing: {how}, or ask the operator to add them ({best})"
+            f"{1 - share:.1%} of the sales are of products outside the catalogue and teach the "
+            f"federation nothing: {how}, or ask the operator to add them ({best})"
         )
+    at_home = None
+    if described is not None:
+        inside = np.isin(home_names(names, mapping).astype(str), described.astype(str))
+        at_home = {
+            "products": len(described),
+            "sold": int(np.count_nonzero(counts[inside])),
+            "sales": int(sold[inside].sum()),
+            "share_of_sales": _share(sold[inside].sum(), sold.sum()),
+            "interactions": int(counts[inside].sum()),
+        }
     return {
         "products": catalogue.size,
         "fingerprint": catalogue.fingerprint,
@@ -98,6 +115,7 @@ def coverage(
             {"item_id": str(names[k]), "sales": int(sold[k]), "interactions": int(counts[k])}
             for k in missing[:SHOWN]
         ],
+        "at_home": at_home,
         "mapping": None if mapping is None else _mapping(mapping, names[missing], advice),
     }
 

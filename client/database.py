@@ -70,7 +70,8 @@ class Database(Frozen):
     interactions
         One source or several, such as one for orders and one for page views.
     products
-        Read only where the shop's numbers are mapped by one of its columns.
+        Read where the shop's numbers are mapped by one of its columns, and for what the shop knows
+        at home: :mod:`client.assortment`.
     """
 
     url: str = Field(min_length=1)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from client.assortment import Assortment, shared_size
+from client.assortment_model import on_assortment
 from client.periods import customer_counts, histories, stocked
 from client.settings import ShopSettings
 from client.source import encode_source, open_source
@@ -75,16 +77,19 @@ class HeldTables:
 def load_home_model(folder: Path, catalogue: Catalogue) -> CameHome:
     """Read a global model and check it against the shop's catalogue.
 
+    On an assortment it knows the shop's own products too.
+
     Raises
     ------
     ArtifactError
         If it is damaged, of another catalogue, or says no plan that this code knows.
     """
-    artifact = load_model(folder, catalogue_fingerprint=catalogue.fingerprint)
+    shared = catalogue.base if isinstance(catalogue, Assortment) else catalogue
+    artifact = load_model(folder, catalogue_fingerprint=shared.fingerprint)
     manifest = artifact.manifest
     try:
         plan = TrainingPlan.model_validate(manifest.config["plan"])
-        model = GlobalModel(plan.model, catalogue, artifact.arrays)
+        model = on_assortment(GlobalModel(plan.model, shared, artifact.arrays), catalogue)
     except (KeyError, ValidationError, ProtocolError) as error:
         raise ArtifactError(
             f"{folder / MANIFEST} names no training plan that this code knows: use a model of this "
@@ -123,12 +128,18 @@ class Tail:
 
     @cached_property
     def popularity(self) -> np.ndarray:
-        """(n,) the federation's released popularity; the shop's own where there is none."""
-        released = np.asarray(self.model.state[POPULARITY])
-        if released.any():
+        """(n,) the federation's released popularity; the shop's own where there is none.
+
+        Of products that the shop alone knows, it is their share of its own.
+        """
+        released, catalogue = np.asarray(self.model.state[POPULARITY]), self.model.catalogue
+        shared = shared_size(catalogue)
+        if released.any() and shared == catalogue.size:
             return released
-        own = histories(self.events, self.model.catalogue.size, 0.0, 0)
-        return customer_counts(own)
+        own = customer_counts(histories(self.events, catalogue.size, 0.0, 0))
+        if not released.any():
+            return own
+        return np.concatenate([released[:shared], own[shared:] / max(own.sum(), 1)])
 
     @cached_property
     def mask(self) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from client.assortment import own_numbers
 from client.customers import Customer, read_customer, rows_of
 from client.recommending import Ready
 from client.settings import ShopSettings
@@ -180,7 +181,9 @@ class HomeAnswers:
         names = ready.catalogue.item_ids
         own: tuple[tuple[str, ...], ...] = ()
         if (mapping := customer.mapping) is not None:
-            own = tuple(tuple(mapping.own_of(str(names[row]))) for row in ranking.rows)
+            own = tuple(
+                tuple(own_numbers(ready.catalogue, int(row), mapping)) for row in ranking.rows
+            )
         reasons: tuple[Explanation, ...] = ()
         if query.reasons:
             history = ready.history(customer)

@@ -12,13 +12,13 @@ import numpy as np
 from scipy import sparse
 
 from client.adapting import drawn, fit_home, fitting, has_seen, last_part, when
+from client.assortment import home_catalogue
 from client.home import CameHome, Progress, Tail, load_home_model, read_records, untrained
 from client.home_settings import HomeSettings
 from client.models import current_model
 from client.periods import ShopPeriod
 from client.settings import ShopSettings
 from common.errors import DataError
-from common.features import read_catalogue
 from common.metrics import CUTOFF, MetricSums, evaluate, paired_bootstrap
 from common.scoring import TopLists, top_lists
 
@@ -60,7 +60,7 @@ def evaluate_shop(
         If there is no model, the data can't be read, or they hold nothing to ask for.
     """
     progress("reading the catalogue and the model")
-    catalogue = read_catalogue(settings.catalogue)
+    catalogue = home_catalogue(settings)
     chosen = current_model(settings.models) if model_folder is None else model_folder.resolve()
     home = load_home_model(chosen, catalogue)
     progress("reading the shop's records")

@@ -5,6 +5,7 @@ it has, and says so once.
 """
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,8 @@ from client.recommending import get_ready
 from client.settings import ShopSettings, read_settings
 from client.shop_folder import ShopFolder
 from common.artifact import MANIFEST, Manifest
-from common.errors import ConfigError, FedtailError
+from common.errors import ConfigError, DataError, FedtailError
+from common.folders import find_table
 from common.watching import Watch
 
 logger = logging.getLogger(__name__)
@@ -111,6 +113,9 @@ class HomeHost:
                 ready.fitted_at or "no",
             )
         except FedtailError as error:
+            if isinstance(error, DataError):
+                # A database may answer again, and no file tells that it does.
+                self._seen = frozenset()
             if str(error) != self._refused:
                 self._refused = str(error)
                 self.refusals += 1
@@ -174,6 +179,7 @@ def _stamp(path: Path, settings: ShopSettings, used: Path | None) -> _Stamp:
         *_files(settings.models / CURRENT),
         *([] if used is None else _files(used)),
         *newest_files(ShopFolder.of(path).adapted),
+        *_own_products(settings),
     ]
     found = set()
     for file in watched:
@@ -183,6 +189,15 @@ def _stamp(path: Path, settings: ShopSettings, used: Path | None) -> _Stamp:
             continue
         found.add((str(file.resolve()), status.st_mtime_ns, status.st_size, status.st_ino))
     return frozenset(found)
+
+
+def _own_products(settings: ShopSettings) -> list[Path]:
+    """Return the file of the shop's own products; a database has none."""
+    if settings.data is None or not settings.home.own_products:
+        return []
+    with suppress(DataError):
+        return [path for path in [find_table(settings.data, "products")] if path is not None]
+    return []
 
 
 def _files(folder: Path) -> list[Path]:

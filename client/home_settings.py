@@ -88,6 +88,9 @@ class HomeSection(Frozen):
         better, and each costs as much.
     test_share
         Share of the time span, at its end, that ``evaluate`` holds back from everything.
+    own_products
+        Whether products that the shop's own table describes and the catalogue does not hold are
+        known at home: :mod:`client.assortment`.
     mixed, own
         How the shop mixes around the global model, and what it is compared with: the best that it
         can do alone. What a section leaves out keeps its default.
@@ -96,6 +99,7 @@ class HomeSection(Frozen):
     validation_share: float = Field(0.2, gt=0, lt=1)
     validation_customers: int = Field(2000, ge=1)
     test_share: float = Field(0.2, gt=0, lt=1)
+    own_products: bool = True
     mixed: HomeSettings = MIXED
     own: HomeSettings = ALONE
 

@@ -220,7 +220,7 @@ def _table(mapping: CatalogueMapping) -> pd.DataFrame:
 def texts_of(frame: pd.DataFrame, column: str, table: str) -> pd.DataFrame:
     """Return ``item_id`` and one more column of a products table as text."""
     Checker(table).require(map(str, frame.columns), [OWN, column])
-    return _texts(frame, [OWN, column], table)
+    return _texts(frame, list(dict.fromkeys([OWN, column])), table)
 
 
 def _texts(frame: pd.DataFrame, names: list[str], table: str) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from client.adapted_state import (
     read_facts,
     read_state,
 )
+from client.assortment import home_catalogue, own_numbers, shared_size
 from client.customers import Customer, read_customer
 from client.home import CameHome, Progress, load_home_model, manifest_digest
 from client.home_reasons import explain_home
@@ -33,7 +34,7 @@ from common.asking import tail_of
 from common.contract import BEHAVIOR_WEIGHTS
 from common.errors import ArtifactError, ConfigError, InputError
 from common.explanation import Explanation, Part, explain
-from common.features import Catalogue, read_catalogue
+from common.features import Catalogue
 from common.reasons import sides_of
 from common.scoring import re_rank, top_k
 
@@ -121,8 +122,14 @@ class Ready:
 
     @cached_property
     def tail(self) -> np.ndarray:
-        """(n,) bool: all but the fifth of the products with the largest released popularity."""
-        return tail_of(self.came.model.popularity_bias)
+        """(n,) bool: all but the fifth of the products with the largest released popularity.
+
+        Of products that the shop alone knows, it is the shop's own that counts.
+        """
+        popularity = self.came.model.popularity_bias
+        if self.home is not None and (shared := shared_size(self.catalogue)) < len(popularity):
+            popularity = np.concatenate([popularity[:shared], self.home.own_popularity[0, shared:]])
+        return tail_of(popularity)
 
     def candidates(
         self, customer: Customer, scores: np.ndarray, count: int, tail_dial: float
@@ -211,8 +218,9 @@ def recommend(
     -------
     dict
         ``shop, user_id, known, history, model, recommendations`` (``rank, item_id, title,
-        category, score``; where numbers are mapped ``own_item_ids``; with ``why`` also ``reasons``:
-        ``kind, label, name, value``) and ``notes``.
+        category, score``; where numbers are mapped ``own_item_ids``; ``outside_catalogue``: true of
+        a product that the shop alone knows; with ``why`` also ``reasons``: ``kind, label, name,
+        value``) and ``notes``.
 
     Raises
     ------
@@ -272,7 +280,7 @@ def get_ready(path: Path, settings: ShopSettings, *, plain: bool = False) -> Rea
     """
     stored = None if plain else read_facts(ShopFolder.of(path).adapted)
     if stored is None:
-        catalogue = read_catalogue(settings.catalogue)
+        catalogue = home_catalogue(settings)
         came = load_home_model(current_model(settings.models), catalogue)
         why = "as asked" if plain else "the shop has not adapted it (python -m client adapt)"
         return Ready(catalogue, came, None, None, (f"the global model as it came: {why}",))
@@ -289,6 +297,7 @@ def get_ready(path: Path, settings: ShopSettings, *, plain: bool = False) -> Rea
             settings.behavior_weights or dict(BEHAVIOR_WEIGHTS),
         ),
         ("rating_scale", facts.rating_scale, settings.rating_scale),
+        ("home.own_products", facts.own_products, settings.home.own_products),
     ):
         if fitted != present:
             raise ArtifactError(
@@ -341,7 +350,9 @@ def _described(catalogue: Catalogue, row: int, mapping: ItemMapping | None) -> d
     item_id = str(catalogue.item_ids[row])
     found: dict[str, Any] = {"item_id": item_id}
     if mapping is not None:
-        found["own_item_ids"] = mapping.own_of(item_id)
+        found["own_item_ids"] = own_numbers(catalogue, row, mapping)
+    if row >= shared_size(catalogue):
+        found["outside_catalogue"] = True
     return found | {
         column: _cell(catalogue, row, column) for column in _SHOWN if column in catalogue.products
     }

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,8 @@ from client.mapping import ItemMapping, read_mapping, texts_of
 from client.mapping_settings import CatalogueMapping
 from client.settings import ShopSettings
 from common.checks import Checker
+from common.content_columns import ITEM_ID
+from common.content_columns import as_text as content_text
 from common.contract import BEHAVIOR_WEIGHTS, BadRows
 from common.errors import ConfigError, DataError
 from common.features import Catalogue
@@ -45,12 +48,18 @@ class OwnSource(Source, Protocol):
     def products(self, column: str) -> pd.DataFrame:
         """Return ``item_id`` and one more column of the shop's products, as text."""
 
+    def described(self, columns: Sequence[str]) -> pd.DataFrame | None:
+        """Return ``item_id`` and those of some columns that the shop's products have, as text.
+
+        None where the shop has no products table.
+        """
+
 
 class FolderSource:
     """Tables in a folder of CSV or Parquet files.
 
-    A products table there is read for a mapping alone: what the federation trains on is its
-    catalogue, and a shop may sell what the catalogue does not name.
+    A products table there is read for a mapping, and for what the shop knows at home: what the
+    federation trains on is its catalogue, and a shop may sell what the catalogue does not name.
 
     Where ``merchant_id`` is given, it fills that column of a table that has none.
     """
@@ -121,6 +130,25 @@ class FolderSource:
                 f"products.csv or products.parquet with item_id and {column!r} into {self._folder}"
             )
         return texts_of(read_small(path, as_text=True), column, path.name)
+
+    def described(self, columns: Sequence[str]) -> pd.DataFrame | None:
+        """Return what the folder's products table says of its products; None without one.
+
+        Raises
+        ------
+        DataError
+            If the table can't be read, or names no products.
+        """
+        path = find_table(self._folder, "products")
+        if path is None:
+            return None
+        frame = read_small(path, as_text=True)
+        texts = texts_of(frame, ITEM_ID, path.name).set_axis([ITEM_ID], axis=1)
+        for name in columns:
+            if name in frame:
+                values = content_text(frame[name])
+                texts[name] = np.where(values == "", None, values)
+        return texts
 
 
 @dataclass(frozen=True)

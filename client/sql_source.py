@@ -137,6 +137,24 @@ class SqlSource:
         frame: pd.DataFrame = arrow.concat_tables(blocks).to_pandas()
         return frame
 
+    def described(self, columns: Sequence[str]) -> pd.DataFrame | None:
+        """Return what the shop's products table says of its products; None without one.
+
+        Raises
+        ------
+        DataError
+            If the database does not answer, or the table names no products.
+        """
+        source = self._database.products
+        if source is None:
+            return None
+        with _connection(self._database) as connection:
+            part = self._part(connection, source, "products", columns)
+            names = ["item_id", *(name for name in columns if name in part.places)]
+            blocks = list(_chunks(connection, part, names))
+        frame: pd.DataFrame = arrow.concat_tables(blocks).to_pandas()
+        return frame
+
     def _part(
         self, connection: sa.Connection, source: TableSource, name: str, optional: Sequence[str]
     ) -> "_Part":

@@ -84,6 +84,9 @@ key = "keys/node.key"
 # [home]
 # validation_share = 0.2    # of the time, at its end: what the weights are chosen on
 # test_share = 0.2          # of the time, at its end: what evaluate holds back
+# own_products = true       # know, at home alone, what your own products table describes and the
+#                           # catalogue does not hold: products.csv or .parquet with item_id and the
+#                           # catalogue's columns, beside interactions, or [database.products]
 
 # Consent to release the shop's own figures of the global model, with noise: charged to the ledger,
 # under the cap. Without this section nothing of them leaves the shop.
@@ -135,7 +138,8 @@ key = "keys/node.key"
 # table = "customers"
 # columns = {{ user_id = "customer_no", age = "age_band" }}
 #
-# Only for [catalogue_mapping] with by: item_id and that column.
+# Your own products: item_id, for [catalogue_mapping] with by that column, and for own_products what
+# the catalogue says of its products.
 # [database.products]
 # table = "articles"
 # columns = {{ item_id = "article_no", gtin = "barcode" }}

@@ -214,3 +214,57 @@ def block_of(model: ModelPlan, popularity: np.ndarray, catalogue: Catalogue) -> 
     if model.groups:
         return GroupBlock.of(model, popularity, catalogue)
     return LearnedBlock.of(model, popularity)
+
+
+def with_unsold(
+    block: Block, model: ModelPlan, popularity: np.ndarray, catalogue: Catalogue
+) -> Block:
+    """Return a block for more products, each as one that nobody has bought.
+
+    Parameters
+    ----------
+    popularity
+        (n,) released, of the products that the block is of.
+    catalogue
+        These n products, and further ones behind them; values of features keep their codes.
+
+    Returns
+    -------
+    LearnedBlock or GroupBlock
+        Where the plan has a table of features, each further product has a row; where its rows are
+        groups, a product has a part in its group. Otherwise nothing is learned of any.
+    """
+    if isinstance(block, GroupBlock):
+        return _more_in_groups(block, catalogue.feature(model.groups), popularity, catalogue.size)
+    if not model.feature_rows:
+        return block
+    # A gain is relative to the mean of all: any row tells what one of no popularity has.
+    ratio = float(block.rates[0]) * len(block.rates) + _GAIN_FLOOR
+    gain = float(block.gain[0]) * (_GAIN_FLOOR / ratio) ** model.popularity_exponent
+    more = np.arange(len(popularity), catalogue.size)
+    return LearnedBlock(
+        np.concatenate([block.rows, more.astype(block.rows.dtype)]),
+        np.concatenate([block.gain, np.full(len(more), gain, np.float32)]),
+        np.concatenate([block.rates, np.zeros(len(more), np.float32)]),
+    )
+
+
+def _more_in_groups(
+    block: GroupBlock, feature: Feature, popularity: np.ndarray, size: int
+) -> GroupBlock:
+    """Return the block with ``size`` products; see :func:`with_unsold`."""
+    group = np.full(size, -1)
+    group[feature.rows] = feature.codes
+    known = block.weights.tocoo()
+    norms = np.ones(block.weights.shape[1])
+    norms[known.col] = _group_weights(popularity)[known.row] / known.data
+    place = np.full(len(feature.values), -1)
+    place[group[known.row]] = known.col
+    more = np.arange(len(popularity), size)
+    more = more[group[more] >= 0]
+    more = more[place[group[more]] >= 0]
+    inside = place[group[more]]
+    values = (_GAIN_FLOOR / norms[inside]).astype(np.float32)
+    shape = (size - len(popularity), len(norms))
+    below = sparse.csr_matrix((values, (more - len(popularity), inside)), shape=shape)
+    return GroupBlock(sparse.csr_matrix(sparse.vstack([block.weights, below])), block.offset)

@@ -323,7 +323,8 @@ def _digest(name: str, value: object) -> np.ndarray:
 def _sign_codes(feature: Feature, width: int, nonzeros: int) -> sparse.csr_matrix:
     """(V, width) float32: ``nonzeros`` signs of size 1 / sqrt(nonzeros) at hashed places."""
     count = len(feature.values)
-    words = np.array([_digest(feature.name, v) for v in feature.values]).reshape(count, 16)
+    digests = [_digest(feature.name, v) for v in feature.values]
+    words = np.array(digests, dtype="<u4").reshape(count, 16)
     words = words[:, :nonzeros]
     signs = np.where(words & np.uint32(1 << 31), -1.0, 1.0) / np.sqrt(nonzeros)
     places = (words & np.uint32(0x7FFFFFFF)) % width

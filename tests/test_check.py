@@ -156,6 +156,32 @@ def test_the_catalogue_covers_some(folder: Path) -> None:
     assert found["mapping"] is None
 
 
+def test_what_the_shop_alone_knows_is_counted(folder: Path) -> None:
+    assert check(folder)["catalogue"]["at_home"] is None
+    products = "item_id,category\nhouse-brand,food\nnever-sold,food\ntea,drink\nhouse-brand,x\n"
+    (folder / "data" / "products.csv").write_text(products)
+    found = check(folder)
+    assert found["catalogue"]["at_home"] == {
+        "products": 2,
+        "sold": 1,
+        "sales": 2,
+        "share_of_sales": 0.5,
+        "interactions": 2,
+    }
+    assert (
+        "At home the shop knows 2 products besides, by its own table: 1 of them sold, 2 sales"
+        in (words(found))
+    )
+    # Training knows the catalogue alone.
+    assert found["history"] == check(folder)["history"]
+    (folder / "data" / "products.csv").write_text("number,category\nhouse-brand,food\n")
+    found = check(folder)
+    assert found["catalogue"]["at_home"] is None
+    assert any("own products can't be read" in sentence for sentence in found["advice"])
+    setting(folder, "\n[federation]", "\n[home]\nown_products = false\n\n[federation]")
+    assert not any("own products" in sentence for sentence in check(folder)["advice"])
+
+
 def test_advice_says_what_outside_products_cost(folder: Path) -> None:
     (sentence,) = check(folder)["advice"]
     assert sentence.startswith("50.0% of the sales are of products outside the catalogue")
