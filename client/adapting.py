@@ -5,6 +5,7 @@ it; then all is fitted on every record. The global model is as it came: where it
 part too, weights lean to it a little, and the document says so.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from client.adapted_state import AdaptedFacts, folder_digest, save_adapted
+from client.adapted_state import AdaptedFacts, folder_digest, read_facts, save_adapted
 from client.assortment import home_catalogue
 from client.home import (
     CameHome,
@@ -23,14 +24,14 @@ from client.home import (
     read_records,
 )
 from client.home_settings import HomeSettings
-from client.models import current_model
+from client.models import adapted_to, current_model, in_use
 from client.periods import ShopPeriod, histories
 from client.personalization import HomeModel, choose_weights
 from client.settings import ShopSettings
 from client.shop_folder import ShopFolder
 from common.code import code_digest
 from common.contract import BEHAVIOR_WEIGHTS
-from common.errors import DataError
+from common.errors import ArtifactError, DataError
 from common.model import GlobalModel
 from common.rng import derive
 
@@ -64,6 +65,13 @@ def adapt(
         If there is no model, or it is damaged or of another catalogue; if the shop's data can't
         be read or hold nothing to adapt to.
     """
+    with in_use(settings.models):
+        return _adapt(path, settings, model_folder, progress)
+
+
+def _adapt(
+    path: Path, settings: ShopSettings, model_folder: Path | None, progress: Progress
+) -> dict[str, Any]:
     folder = ShopFolder.of(path)
     chosen = current_model(settings.models) if model_folder is None else model_folder.resolve()
     progress("reading the catalogue and the model")
@@ -91,8 +99,9 @@ def adapt(
         progress,
     )
     progress("keeping the adaptation")
-    facts = save_adapted(
+    facts = _kept(
         folder.adapted,
+        settings.models,
         fitted,
         AdaptedFacts(
             merchant_id=settings.merchant_id,
@@ -131,6 +140,16 @@ def adapt(
         "kept_in": str(folder.adapted),
         "notes": _notes(home, mixed, validated, begin),
     }
+
+
+def _kept(adapted: Path, models: Path, fitted: HomeModel, facts: AdaptedFacts) -> AdaptedFacts:
+    """Keep an adaptation, and the model that it is to for as long as it is the shop's."""
+    before = None
+    with suppress(ArtifactError):  # What is damaged is replaced.
+        if (stored := read_facts(adapted)) is not None:
+            before = stored[1].model_folder
+    with adapted_to(models, facts.model_folder, before):
+        return save_adapted(adapted, fitted, facts)
 
 
 def fit_home(

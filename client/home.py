@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from client.assortment import Assortment, shared_size
 from client.assortment_model import on_assortment
+from client.models import in_use
 from client.periods import customer_counts, histories, stocked
 from client.settings import ShopSettings
 from client.source import encode_source, open_source
@@ -85,7 +86,8 @@ def load_home_model(folder: Path, catalogue: Catalogue) -> CameHome:
         If it is damaged, of another catalogue, or says no plan that this code knows.
     """
     shared = catalogue.base if isinstance(catalogue, Assortment) else catalogue
-    artifact = load_model(folder, catalogue_fingerprint=shared.fingerprint)
+    with in_use(folder.parent):
+        artifact = load_model(folder, catalogue_fingerprint=shared.fingerprint)
     manifest = artifact.manifest
     try:
         plan = TrainingPlan.model_validate(manifest.config["plan"])

@@ -4,21 +4,30 @@
 
     models/
     ├── <run>/      the model of one run: see common.artifact
-    └── current     a link to the folder of the one that came last
+    ├── current     a link to the folder of the one that came last
+    └── .adapted    a link to that of the one that the shop adapted to
+
+Of the older ones only the manifest stays: when it came, and what was promised of it.
 """
 
+import fcntl
 import logging
+import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from common.artifact import MODEL, Manifest, load_model, save_model
+from common.artifact import ITEMS, MANIFEST, MODEL, Manifest, load_model, save_model
+from common.disk import sync
 from common.errors import ArtifactError, ConfigError
 from common.features import Catalogue
 from common.protocol import Arrays, RoundHeader, TrainingPlan, check_run_name
 
 logger = logging.getLogger(__name__)
 
-CURRENT = "current"
+# No run is called by a name that begins with a dot.
+CURRENT, ADAPTED, _NEXT = "current", ".adapted", ".adapted.next"
 _DIGEST_CHARS = 8
 
 
@@ -79,13 +88,118 @@ def keep_model(
     digest = manifest.files[MODEL]
     name = check_run_name(header.run_id)
     folder = models / name
-    if folder.exists() and load_model(folder).manifest.files[MODEL] != digest:
+    if folder.exists() and _digest_of(folder) != digest:
         folder = models / f"{name}-{digest[:_DIGEST_CHARS]}"
+    if folder.exists() and not (folder / MODEL).exists():
+        # It was pruned, and comes home once more.
+        (folder / MANIFEST).unlink()
+        (folder / ITEMS).unlink(missing_ok=True)
+        folder.rmdir()
     if not folder.exists():
         save_model(folder, arrays, catalogue.item_ids, manifest, model_digest=digest)
-    _point(models, folder.name)
+    _point(models, CURRENT, folder.name)
     logger.info("model=%s came home", folder.name)
     return folder
+
+
+@contextmanager
+def in_use(models: Path) -> Iterator[None]:
+    """Let no model be pruned within the block."""
+    with _locked(models, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def adapted_to(models: Path, folder: Path, before: Path | None) -> Iterator[None]:
+    """Keep the model in ``folder`` from being pruned, once what is done in the block has succeeded.
+
+    Wherever the block is interrupted, both are kept: this one and the one ``before``, that the
+    shop's adaptation was to, if it has one.
+    """
+    if before is not None:
+        _point_inside(models, ADAPTED, before)
+    _point_inside(models, _NEXT, folder)
+    yield
+    if _is_inside(models, folder):
+        (models / _NEXT).replace(models / ADAPTED)
+    else:
+        (models / ADAPTED).unlink(missing_ok=True)
+        (models / _NEXT).unlink(missing_ok=True)
+
+
+def prune(models: Path, keep: int) -> None:
+    """Delete the arrays of old models: all but those of the newest, and of those that are needed.
+
+    The current one is kept, and the one that the shop adapted to. While one is in use, nothing is
+    deleted: the next model that comes home sees to it.
+
+    Parameters
+    ----------
+    keep
+        How many of the newest; 0: all.
+    """
+    if not keep:
+        return
+    try:
+        with _locked(models, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            needed = {(models / link).resolve() for link in (CURRENT, ADAPTED, _NEXT)}
+            arrived = sorted(
+                (path.stat().st_mtime_ns, path.parent)
+                for path in models.resolve().glob(f"*/{MANIFEST}")
+                if not path.parent.is_symlink() and not path.parent.name.startswith(".")
+            )
+            for _, folder in arrived[:-keep]:
+                if folder not in needed:
+                    _strip(folder)
+    except BlockingIOError:
+        logger.info("models=in use, none pruned")
+    except OSError as error:
+        logger.warning("models=not pruned: %s", error)
+
+
+def _strip(folder: Path) -> None:
+    """Leave nothing of a model but its manifest; an interruption is made good at the next time."""
+    large = [folder / name for name in (MODEL, ITEMS) if (folder / name).exists()]
+    for path in large:
+        path.unlink()
+    if large:
+        sync(folder)
+        logger.info("model=%s pruned", folder.name)
+
+
+@contextmanager
+def _locked(models: Path, how: int) -> Iterator[None]:
+    """Hold a lock of the folder; where there is no folder, there is nothing to hold."""
+    try:
+        descriptor = os.open(models, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _digest_of(folder: Path) -> str:
+    """Return the digest of a model's arrays, and check them, unless they were pruned."""
+    if (folder / MODEL).exists():
+        return load_model(folder).manifest.files[MODEL]
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes()).files[MODEL]
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{folder} holds no model: delete it") from error
+
+
+def _is_inside(models: Path, folder: Path) -> bool:
+    return folder.resolve().parent == models.resolve()
+
+
+def _point_inside(models: Path, link: str, folder: Path) -> None:
+    """Point a link at one of the shop's models; what lies elsewhere is never pruned."""
+    if _is_inside(models, folder):
+        _point(models, link, folder.name)
 
 
 def _manifest(text: str) -> Manifest:
@@ -95,8 +209,8 @@ def _manifest(text: str) -> Manifest:
         raise ArtifactError("the manifest of a model that came home is not valid") from error
 
 
-def _point(models: Path, name: str) -> None:
-    """Make a folder the current one: a reader finds this one or the one before, never none."""
-    link = models / f".{CURRENT}.{secrets.token_hex(4)}"
-    link.symlink_to(name)
-    link.replace(models / CURRENT)
+def _point(models: Path, link: str, name: str) -> None:
+    """Point a link at a folder: a reader finds this one or the one before, never none."""
+    draft = models / f".{link}.{secrets.token_hex(4)}"
+    draft.symlink_to(name)
+    draft.replace(models / link)

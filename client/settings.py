@@ -146,6 +146,8 @@ class ShopSettings(Frozen):
         What the shop needs for plans of trust ``federation``; without it, it takes part in none.
     models
         Folder of the models that the federation sends home; beside ``shop.toml`` by default.
+    keep_models
+        How many of the newest are kept whole, besides the one that the shop adapted to; 0: all.
     """
 
     merchant_id: str = Field(min_length=1)
@@ -169,6 +171,7 @@ class ShopSettings(Frozen):
     federation: FederationSettings | None = None
     secure_sum: SecureSumSettings | None = None
     models: Path = Path("models")
+    keep_models: int = Field(3, ge=0)
 
     @model_validator(mode="after")
     def _data_are_in_one_place(self) -> "ShopSettings":

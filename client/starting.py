@@ -39,6 +39,9 @@ ledger = "ledger/ledger.sqlite"
 
 # Where the models that the federation sends home are kept.
 models = "models"
+# So many of the newest are kept whole, and the one that the shop adapted to; of older ones only the
+# manifest stays. 0 keeps all.
+keep_models = 3
 
 # All that one customer may ever lose by what leaves this shop, over all runs: ε at this δ. A run
 # that does not fit under the cap is refused as a whole. Smaller is safer; 8 is the usual order.

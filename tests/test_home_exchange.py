@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from client.models import CURRENT, current_model, keep_model
-from client.participation import Node, answer
+from client.participation import answer
 from client.privacy.ledger import Ledger
+from client.replying import Node
 from common.artifact import ITEMS, MANIFEST, MODEL, Manifest, load_model, save_model
 from common.code import code_digest
 from common.errors import ArtifactError, ConfigError, ProtocolError
@@ -311,3 +312,29 @@ def test_a_model_is_not_kept_under_arrays_of_another(tmp_path: Path) -> None:
             sent.models, header, PLAN, other, sent.manifest.model_dump_json(), sent.catalogue
         )
     assert list(sent.models.iterdir()) == []
+
+
+def test_old_models_go_as_new_ones_come_and_one_may_come_again(tmp_path: Path) -> None:
+    sent = Sent(tmp_path)
+    path = tmp_path / "shops" / "0" / "shop.toml"
+    path.write_text(f"keep_models = 2\n{path.read_text()}")
+
+    def send(name: str) -> None:
+        made = tmp_path / f"made-{name}"
+        if not made.exists():
+            manifest = sent.manifest.model_copy(update={"version": name})
+            save_model(made, sent.state, sent.catalogue.item_ids, manifest)
+        text = load_model(made).manifest.model_dump_json()
+        assert sent.send(None, text, run_id=name).status == "ok"
+
+    def whole() -> set[str]:
+        return {path.parent.name for path in sent.models.glob(f"r*/{MODEL}")}
+
+    for name in ("r1", "r2", "r3", "r4"):
+        send(name)
+        assert current_model(sent.models).name == name
+    assert whole() == {"r3", "r4"}
+    send("r1")
+    assert current_model(sent.models).name == "r1"
+    assert same(load_model(sent.models / "r1").arrays, sent.state)
+    assert whole() == {"r4", "r1"}
