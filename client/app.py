@@ -5,7 +5,8 @@ import os
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.participation import Node, answer
+from client.participation import answer
+from client.replying import Node
 from client.settings import RUN_VARIABLE
 from common.processes import give_way
 from common.protocol import (

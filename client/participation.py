@@ -1,34 +1,31 @@
 """How a shop answers the server: check, charge the ledger, train, and say nothing more.
 
-No Flower types here. Whatever goes wrong inside becomes one fixed code; the details go to the
-shop's own log and nowhere else.
+No Flower types here. Whatever goes wrong inside becomes one fixed code (:mod:`client.replying`);
+the details go to the shop's own log and nowhere else.
 """
 
-import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
-from pydantic import ValidationError
 
 from client.privacy.budget import check_fits
 from client.privacy.ledger import Ledger
 from client.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from client.privacy.plan import check_paid, check_plan, check_state, planned_events
 from client.records import held_catalogue, held_records
-from client.settings import ShopSettings, refuse_run_config, shop_settings
-from common.code import code_digest
-from common.errors import (
-    BudgetError,
-    ConfigError,
-    DataError,
-    LedgerError,
-    PrivacyError,
-    ProtocolError,
-    SecureSumError,
+from client.replying import (
+    Answer,
+    Node,
+    NoEvaluationError,
+    NoSecureSumError,
+    WrongCatalogueError,
+    reply_to,
 )
+from client.settings import ShopSettings
+from common.code import code_digest
+from common.errors import ConfigError, ProtocolError
 from common.features import Catalogue
 from common.model import check_may_travel, state_spec
 from common.protocol import (
@@ -37,64 +34,16 @@ from common.protocol import (
     JOIN,
     MAX_MANIFEST_CHARS,
     NO_FINGERPRINT,
-    PROTOCOL_VERSION,
     RELEASE,
     SUM_STAGES,
     Arrays,
-    Noise,
     ReplyHeader,
     RoundHeader,
-    StatusCode,
     TrainingPlan,
     check_arrays,
     parse_plan,
-    shop_key,
 )
 from common.rng import derive
-
-logger = logging.getLogger(__name__)
-
-
-class _WrongCatalogueError(ProtocolError):
-    """The server trains on another catalogue than this shop holds."""
-
-
-class _NoEvaluationError(ConfigError):
-    """The shop releases no figures of its own."""
-
-
-class _NoSecureSumError(ConfigError):
-    """The shop takes part in no secure sums."""
-
-
-# The first that fits; subclasses stand before their bases.
-_CODES: tuple[tuple[type[Exception], StatusCode], ...] = (
-    (SecureSumError, "sum-refused"),
-    (BudgetError, "over-budget"),
-    (LedgerError, "ledger-error"),
-    (PrivacyError, "refused-config"),
-    (_NoEvaluationError, "no-evaluation"),
-    (_NoSecureSumError, "no-secure-sum"),
-    (ConfigError, "refused-config"),
-    (DataError, "data-error"),
-    (_WrongCatalogueError, "wrong-catalogue"),
-    (ProtocolError, "wrong-protocol"),
-    (Exception, "failed"),
-)
-
-
-def status_of(error: Exception) -> StatusCode:
-    """Return the one code that may leave a shop of an error."""
-    return next(code for kind, code in _CODES if isinstance(error, kind))
-
-
-@dataclass(frozen=True)
-class Node:
-    """What Flower tells a client about where it runs."""
-
-    node_config: Mapping[str, object]
-    run_config: Mapping[str, object]
-    environment: Mapping[str, str]
 
 
 def answer(
@@ -124,58 +73,22 @@ def answer(
     tuple
         The reply's header, and its arrays: empty unless its status is ``ok``.
     """
-    shop, fingerprint, head, server_round = NO_FINGERPRINT, NO_FINGERPRINT, NO_FINGERPRINT, 0
-    arrays: Arrays = {}
-    status: StatusCode = "ok"
-    noise: Literal[Noise, "none"] = "none"
-    multiplier = 0.0
-    try:
-        header = read_header(raw_header)
-        server_round, fingerprint = header.server_round, header.catalogue_fingerprint
-        settings = shop_settings(node.node_config, node.environment)
-        shop = shop_key(settings.merchant_id)
-        refuse_run_config(node.run_config)
+
+    def serve(header: RoundHeader, settings: ShopSettings) -> Answer:
         if kind == HOME:
             _keep(header, state, manifest, settings)
-        elif kind == EVALUATE:
-            noise = settings.noise
+            return Answer()
+        if kind == EVALUATE:
             head, multiplier, arrays = _evaluate(header, state, settings)
             check_may_travel(arrays)
-        else:
-            plan = allowed_plan(kind, header, settings)
-            noise = settings.noise if plan.private else "none"
-            head, arrays = _take_part(kind, header, plan, state, settings)
-            check_may_leave(arrays, head, header, plan, settings)
-    except Exception as error:  # No text of any error may leave the shop.
-        status = status_of(error)
-        arrays, multiplier = {}, 0.0
-        logger.exception("exchange=%s round=%d status=%s", kind, server_round, status)
-    reply = ReplyHeader(
-        status=status,
-        server_round=server_round,
-        shop=shop,
-        catalogue_fingerprint=fingerprint,
-        ledger_head=head,
-        noise=noise,
-        noise_multiplier=multiplier,
-    )
-    return reply, arrays
+            return Answer(head, settings.noise, multiplier, arrays=arrays)
+        plan = allowed_plan(kind, header, settings)
+        head, arrays = _take_part(kind, header, plan, state, settings)
+        check_may_leave(arrays, head, header, plan, settings)
+        return Answer(head, settings.noise if plan.private else "none", arrays=arrays)
 
-
-def read_header(raw: Mapping[str, object]) -> RoundHeader:
-    """Return the header of a message if this shop speaks its protocol."""
-    try:
-        header = RoundHeader.model_validate(dict(raw))
-    except ValidationError as error:
-        raise ProtocolError("the header of a message is not valid") from error
-    if header.version != PROTOCOL_VERSION:
-        raise ProtocolError(
-            f"the server speaks protocol version {header.version}, this shop {PROTOCOL_VERSION}"
-        )
-    if not header.run_id.isprintable():
-        # It goes into the ledger, which people look at in terminals.
-        raise ProtocolError("the run's name holds characters that cannot be printed")
-    return header
+    reply, said = reply_to(kind, raw_header, node, serve)
+    return reply, said.arrays
 
 
 def allowed_plan(kind: str, header: RoundHeader, settings: ShopSettings) -> TrainingPlan:
@@ -206,7 +119,7 @@ def _check_sums(plan: TrainingPlan, settings: ShopSettings) -> None:
     if not plan.private:
         raise ConfigError("a plan of secure sums has no privacy: the sum itself would be bare")
     if settings.secure_sum is None:
-        raise _NoSecureSumError("this shop has no [secure_sum] section: it is in no secure sums")
+        raise NoSecureSumError("this shop has no [secure_sum] section: it is in no secure sums")
     if plan.colluding_shops < settings.secure_sum.colluding_shops:
         raise ConfigError(
             f"the plan allows for {plan.colluding_shops} shops that collude with the observer, "
@@ -222,7 +135,7 @@ def _check_roster(settings: ShopSettings) -> None:
     try:
         own_roster(settings.merchant_id, settings.secure_sum)
     except ConfigError as error:
-        raise _NoSecureSumError(str(error)) from error
+        raise NoSecureSumError(str(error)) from error
 
 
 def _keep(
@@ -232,7 +145,7 @@ def _keep(
 
     Every shop gets the model, also one whose settings forbid it to train in such a plan.
     """
-    from client.models import keep_model  # Slow, and only the last message needs it.
+    from client.models import keep_model, prune  # Slow, and only the last message needs it.
 
     if len(manifest) > MAX_MANIFEST_CHARS:
         raise ProtocolError("the manifest of a model that came home is too long")
@@ -241,6 +154,7 @@ def _keep(
     arrays = state()
     check_arrays(arrays, state_spec(plan.model, catalogue.size), max_norm=0.0)
     keep_model(settings.models, header, plan, arrays, manifest, catalogue)
+    prune(settings.models, settings.keep_models)
 
 
 def _evaluate(
@@ -248,7 +162,7 @@ def _evaluate(
 ) -> tuple[str, float, Arrays]:
     """Release figures of the finished model if this shop's own settings allow it."""
     if settings.evaluation is None:
-        raise _NoEvaluationError("this shop has no [evaluation] section: its figures stay at home")
+        raise NoEvaluationError("this shop has no [evaluation] section: its figures stay at home")
     from client.figures import release_figures  # Slow, and few runs ask for it.
 
     plan = parse_plan(header.plan_json)
@@ -272,7 +186,7 @@ def agreed_catalogue(header: RoundHeader, settings: ShopSettings) -> Catalogue:
     """Return the shop's catalogue if it is the server's too."""
     catalogue = held_catalogue(settings)
     if catalogue.fingerprint != header.catalogue_fingerprint:
-        raise _WrongCatalogueError("the server's catalogue is not the one this shop holds")
+        raise WrongCatalogueError("the server's catalogue is not the one this shop holds")
     return catalogue
 
 

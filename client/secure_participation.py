@@ -1,51 +1,44 @@
 """How a shop answers the stages of a secure sum: check, remember, charge, hide, and say no more.
 
-No Flower types here. What :mod:`client.participation` says of errors holds here too.
+No Flower types here. What :mod:`client.replying` says of errors holds here too.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
 from client.participation import (
-    Node,
     agreed_catalogue,
     allowed_plan,
     charge,
     check_may_leave,
     noise_source,
-    read_header,
     sampling_source,
-    status_of,
 )
 from client.popularity_release import whole_popularity
 from client.privacy.discrete import discrete_gaussian
 from client.privacy.plan import check_plan
 from client.records import held_records, held_stock
+from client.replying import Answer, Node, reply_to
 from client.roster import own_key, own_roster
 from client.secure_sum.party import Identity
 from client.secure_sum.sessions import Sessions
-from client.settings import ShopSettings, refuse_run_config, shop_settings
+from client.settings import ShopSettings
 from common.errors import SecureSumError
 from common.features import Catalogue
 from common.model import state_spec, trained_spec
 from common.protocol import (
     MASKED_VECTOR,
     MAX_SAID_CHARS,
-    NO_FINGERPRINT,
     POPULARITY,
     SUM_KEYS,
     SUM_MASKED,
     SUM_SHARES,
     SUM_VIEW,
     Arrays,
-    Noise,
     ReplyHeader,
     RoundHeader,
-    StatusCode,
     TrainingPlan,
     check_arrays,
     plan_digest,
@@ -57,8 +50,6 @@ from common.secure_sum.members import Roster, threshold
 from common.secure_sum.messages import MaskedRequest, Session, parse, state_digest
 from common.secure_sum.noise import share_std
 from common.stock import stock_fingerprint
-
-logger = logging.getLogger(__name__)
 
 
 def answer_sum(
@@ -89,37 +80,18 @@ def answer_sum(
         The reply's header, what the shop says, and in ``SUM_MASKED`` its masked vector; both empty
         unless the status is ``ok``.
     """
-    shop, fingerprint, head, server_round = NO_FINGERPRINT, NO_FINGERPRINT, NO_FINGERPRINT, 0
-    text = ""
-    arrays: Arrays = {}
-    status: StatusCode = "ok"
-    noise: Literal[Noise, "none"] = "none"
-    try:
-        header = read_header(raw_header)
-        server_round, fingerprint = header.server_round, header.catalogue_fingerprint
-        settings = shop_settings(node.node_config, node.environment)
-        shop = shop_key(settings.merchant_id)
-        refuse_run_config(node.run_config)
+
+    def serve(header: RoundHeader, settings: ShopSettings) -> Answer:
         if len(said) > MAX_SAID_CHARS:
             raise SecureSumError("a message is too long")
         one = _Stage(header, allowed_plan(stage, header, settings), settings)
-        if stage == SUM_MASKED:
-            noise = settings.noise
-            head, arrays = one.masked(said, state)
-        else:
-            text = one.say(stage, said)
-    except Exception as error:  # No text of any error may leave the shop.
-        status, text, arrays = status_of(error), "", {}
-        logger.exception("exchange=%s round=%d status=%s", stage, server_round, status)
-    reply = ReplyHeader(
-        status=status,
-        server_round=server_round,
-        shop=shop,
-        catalogue_fingerprint=fingerprint,
-        ledger_head=head,
-        noise=noise,
-    )
-    return reply, text, arrays
+        if stage != SUM_MASKED:
+            return Answer(text=one.say(stage, said))
+        head, arrays = one.masked(said, state)
+        return Answer(head, settings.noise, arrays=arrays)
+
+    reply, answered = reply_to(stage, raw_header, node, serve)
+    return reply, answered.text, answered.arrays
 
 
 class _Stage:

@@ -57,7 +57,8 @@ _OURS = ("__main__", "client", "common", "server", "simulations")
 _ROUND = """
 import json, os, sys
 import client.app
-from client.participation import Node, answer
+from client.participation import answer
+from client.replying import Node
 from common.model import initial_state
 from common.protocol import parse_plan
 headers = json.load(sys.stdin)

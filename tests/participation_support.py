@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 from client import records as shop_records
-from client.participation import Node, answer
+from client.participation import answer
 from client.privacy.ledger import Ledger
 from client.privacy.noise import NoiseSource
+from client.replying import Node
 from client.settings import ShopSettings
 from common.features import Catalogue, write_catalogue
 from common.model import initial_state, trained_names

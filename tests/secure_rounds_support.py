@@ -13,9 +13,9 @@ from flwr.app import Error, Message
 
 from client.app import app
 from client.keys import make_keys
-from client.participation import Node
 from client.privacy.ledger import Ledger
 from client.records import forget
+from client.replying import Node
 from common.features import Catalogue, write_catalogue
 from common.model import initial_state, state_spec, trained_names
 from common.protocol import (

@@ -26,7 +26,8 @@ def printed(code: str, *arguments: str) -> str:
 RELEASE = """
 import json, sys
 import client.app
-from client.participation import Node, answer
+from client.participation import answer
+from client.replying import Node
 from common.protocol import RELEASE
 header, arrays = answer(RELEASE, json.loads(sys.argv[2]), dict, Node({"shop": sys.argv[1]}, {}, {}))
 loaded = sorted({"torch", "opacus"} & sys.modules.keys())
