@@ -257,8 +257,8 @@ def test_a_plan_of_secure_sums_is_priced_for_a_shop(
     settings = place.shops["corner"] / "shop.toml"
     if more is not None:
         place.take_part("corner", more)
-    words = ("plan", settings, "--target-epsilon", 4, "--rounds", 3, "--trust", "federation")
-    words = (*words, "--honest-shops", 2, "--colluding-shops", colluding)
+    words: list[object] = ["plan", settings, "--target-epsilon", 4, "--rounds", 3]
+    words += ["--trust", "federation", "--honest-shops", 2, "--colluding-shops", colluding]
     found = document(capsys, client_app, *words)
     names = [part["mechanism"] for part in found["cost"]["mechanisms"]]
     assert names == ["shared-gaussian-histogram", "shared-gaussian-step"]

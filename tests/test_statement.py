@@ -71,6 +71,9 @@ def test_a_plan_of_secure_sums_says_what_is_shared_and_how_it_is_drawn() -> None
     text = " ".join(render_statement(found).split())
     for words in ("only the sum over shops", "exact sampler of the discrete Gaussian", "at most"):
         assert words in text
+    assert (found["honest_shops"], found["colluding_shops"]) == (13, 0)
+    assert "unless 13 shops that do not collude with whoever looks at the sum are in it" in text
+    assert "honest_shops" not in statement(plan())
     # Whole numbers have no lowest bits that were rounded.
     assert "Mironov" not in text
     both = statement(plan(trust="federation", honest_shops=13), earlier=[plan()])

@@ -128,9 +128,17 @@ def test_a_finished_run_says_what_was_published() -> None:
 def test_a_federation_at_a_glance() -> None:
     certificate = {"file": "ca.crt", "until": "2030-01-01T00:00:00+00:00"}
     run = {"run": "run-1", "state": "failed", "reason": "no [shop]", "rounds": 3, "rounds_done": 1}
+    sums = {"honest_shops": 3, "colluding_shops": 1, "survivors": [5, 4]}
     figures = {"ndcg@20": {"mean": 0.25, "error": 0.02, "noise_error": 0.01}, "tail_ndcg@20": None}
     one = {"shops": 1, "customers": 80.0, "customers_error": 4.0, "figures": figures}
     evaluation = {"noise": "seeded", "together": one, "shops": {"al[pha]": one}}
+    last = {
+        **run,
+        "sums": sums,
+        "exchanges": [exchange("round", 1, 2)],
+        "published": None,
+        "evaluation": evaluation,
+    }
     document = {
         "federation": "fed",
         "address": "localhost:1",
@@ -141,12 +149,7 @@ def test_a_federation_at_a_glance() -> None:
             {"shop": "beta", "status": None, "changed_at": None},
         ],
         "catalogue": None,
-        "run": {
-            **run,
-            "exchanges": [exchange("round", 1, 2)],
-            "published": None,
-            "evaluation": evaluation,
-        },
+        "run": last,
         "registry": {"where": "reg", "versions": 2, "served": 1, "pinned": True},
         "certificates": [certificate | {"days_left": 3}],
     }
@@ -156,9 +159,12 @@ def test_a_federation_at_a_glance() -> None:
         *("unknown", "catalogue publish", "run-1, failed, 1 of 3 rounds done", "no [shop]"),
         *("round 1: 2 of 2 shops", "--resume run-1", "0.2500 ± 0.0200", "hidden by noise"),
         *("80 ± 4", "noise was seeded", "version 1 is served, pinned", "server renew"),
+        "Trust federation: 3 honest and up to 1 colluding survivors of each sum; there were 5, 4",
     ):
         assert words in table, words
     empty = {"up": False, "listeners": [], "shops": [], "run": None, "certificates": []}
+    alone = {**last, "sums": None}
+    assert "Trust" not in text_of(status_table({**document, "run": alone}))
     empty["registry"] = {"where": "reg", "versions": 0, "served": None, "pinned": False}
     table = text_of(status_table({**document, **empty}))
     for words in ("not up", "server enrol", "No run yet", "holds no models yet"):
