@@ -1,6 +1,7 @@
 """A new shop's folder, and what its check says of good, bad and missing data."""
 
 import hashlib
+import io
 import json
 import shutil
 import sqlite3
@@ -11,17 +12,21 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from rich.console import Console
 from typer.testing import CliRunner
 
 from client.__main__ import app
 from client.check import check_shop
 from client.check_table import check_table
+from client.roster import accept
 from client.settings import ShopSettings, read_settings
 from client.starting import start_shop
 from common.errors import ConfigError, DataError
 from common.features import Catalogue, read_catalogue, write_catalogue
 from common.protocol import TrainingPlan
+from common.secure_sum.members import roster_text
 
 HEADER = "user_id,item_id,timestamp,behavior,merchant_id,session_id\n"
 ROWS = [
@@ -383,3 +388,32 @@ def test_the_command_line_starts_a_shop(tmp_path: Path) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert "is there already" in done.stderr
+
+
+def test_a_shop_learns_what_secure_sums_it_takes_part_in(folder: Path, tmp_path: Path) -> None:
+    def told(plan: TrainingPlan = PLAN) -> tuple[dict[str, Any], str]:
+        document = check(folder, plan)
+        out = Console(width=200, record=True, file=io.StringIO())
+        out.print(check_table(document))
+        return document, out.export_text()
+
+    shared = PLAN.model_copy(update={"trust": "federation", "honest_shops": 2})
+    document, text = told()
+    assert document["sums"] is None
+    assert "runs whose trust is federation are refused" in text
+    assert any("no [secure_sum] section" in problem for problem in told(shared)[0]["problems"])
+    setting(folder, "\n# [secure_sum]\n", "\n[secure_sum]\n")
+    document, _ = told()
+    # It trains all the same in plans of the other trust.
+    assert not any("roster" in problem for problem in document["problems"])
+    assert any("accepted no roster" in sentence for sentence in document["advice"])
+    assert any("accepted no roster" in problem for problem in told(shared)[0]["problems"])
+    key = load_ssh_public_key((folder / "keys" / "node.pub").read_bytes())
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    (tmp_path / "sent").write_text(roster_text([("corner", key)]))
+    found = accept(folder / "shop.toml", read_settings(folder / "shop.toml"), tmp_path / "sent")
+    document, text = told(shared)
+    assert document["sums"] == {"shops": 1, "digest": found["digest"]}
+    assert document["problems"] == []
+    for words in (found["digest"], "shared-gaussian-histogram and shared-gaussian-step", "1/2 of"):
+        assert words in text
