@@ -34,6 +34,7 @@ REASONS = {
     "over-budget": "the plan costs more than the shop's cap: it took no part",
     "refused-config": "the shop's settings refuse the plan",
     "ledger-error": "the shop's ledger could not be trusted or written",
+    "no-secure-sum": "the shop is not set up for secure sums: its own log says what is missing",
     "sum-refused": "the shop refused the secure sum: its own log says why",
     "data-error": "the shop's data were refused",
     "failed": "training failed at the shop: its own log says why",
