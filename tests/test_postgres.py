@@ -4,15 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import sqlalchemy as sa
 
 import postgres_support
+from client.assortment import Assortment, home_catalogue
+from client.check import check_shop
+from client.home import read_records
 from client.settings import ShopSettings, read_settings
-from client.source import open_source, read_shop
+from client.source import open_source, read_shop, shop_mapping
 from common.errors import DataError
-from common.features import Catalogue
+from common.features import Catalogue, read_catalogue, write_catalogue
+from common.protocol import TrainingPlan
 from postgres_support import Postgres
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -32,7 +37,24 @@ INSERT INTO page_views VALUES
     (8, '4012345678002', '2019-12-31 19:00:00-05', '2020-02-01');
 CREATE SEQUENCE tickets;
 CREATE ROLE reader LOGIN PASSWORD 'reader-s3cret';
+CREATE TABLE sales.articles (
+    no bigint, barcode text, ean numeric(14, 0), department text, price numeric(8, 2),
+    organic boolean);
+INSERT INTO sales.articles VALUES
+    (1, ' 4006381-333931', 4006381333931, 'tea', 2.50, true),
+    (2, '96385074', 96385074, 'milk', 1.00, false),
+    (3, '0096385074', 96385074, 'milk', 5.00, false),
+    (4, NULL, NULL, 'tea', 3.10, true),
+    (5, '', NULL, 'house', NULL, NULL),
+    (6, '5000000000000', 5000000000000, 'tea', 9.90, false);
+CREATE TABLE sales.tickets (customer uuid, article bigint, day timestamptz);
+INSERT INTO sales.tickets
+    SELECT ('00000000-0000-0000-0000-' || lpad(mod(k, 7)::text, 12, '0'))::uuid, 1 + mod(k, 6),
+        timestamptz '2024-01-01 00:00+00' + k * interval '1 hour'
+    FROM generate_series(0, 599) AS k;
+CREATE TABLE sales.hidden (no bigint, barcode text);
 GRANT USAGE ON SCHEMA sales TO reader;
+GRANT SELECT ON sales.articles, sales.tickets TO reader;
 GRANT SELECT ON sales."Orders", page_views TO reader;
 GRANT USAGE ON SEQUENCE tickets TO reader;
 """
@@ -182,3 +204,156 @@ def test_who_can_be_no_customer_is_nobody(tmp_path: Path, server: Postgres, user
     settings = shop(tmp_path, server)
     assert not len(open_source(settings, user_id=user).tables().interactions)
     assert len(open_source(settings, user_id="7").tables().interactions)
+
+
+# --- the shop's own numbers ------------------------------------------------------------------
+
+PRODUCTS = pd.DataFrame(
+    {
+        "item_id": ["tea", "milk", "rice", "4"],
+        "gtin": ["04006381333931", "00000096385074", "036000291452", None],
+        "category": ["tea", "milk", "rice", "rice"],
+        "price": [2.4, 1.1, 0.8, 0.7],
+        "organic": [True, False, False, True],
+    }
+)
+MAPPED = """
+merchant_id = "corner"
+catalogue = "catalogue"
+ledger = "ledger.sqlite"
+cap_epsilon = 8.0
+
+[catalogue_mapping]
+{mapping}
+
+[database]
+url = "{url}"
+password_env = "SHOP_PASSWORD"
+
+[database.interactions]
+table = "sales.tickets"
+columns = {{ user_id = "customer", item_id = "article", timestamp = "day" }}
+constants = {{ behavior = "purchase" }}
+
+[database.products]
+{products}
+"""
+ARTICLES = (
+    'table = "sales.articles"\n'
+    'columns = {{ item_id = "no", category = "department", gtin = "{code}" }}'
+)
+
+
+def mapped(
+    folder: Path,
+    server: Postgres,
+    mapping: str = 'by = "gtin"',
+    products: str = ARTICLES.format(code="barcode"),
+) -> ShopSettings:
+    write_catalogue(Catalogue.of(PRODUCTS), folder / "catalogue")
+    text = MAPPED.format(url=server.url("reader"), mapping=mapping, products=products)
+    (folder / "shop.toml").write_text(text, encoding="utf-8")
+    return read_settings(folder / "shop.toml")
+
+
+def sold(settings: ShopSettings) -> dict[str, int]:
+    """Return catalogue id -> records that train."""
+    catalogue = read_catalogue(settings.catalogue)
+    items = catalogue.item_ids[read_shop(settings, catalogue).items]
+    return {str(name): int(count) for name, count in pd.Series(items).value_counts().items()}
+
+
+BY_QUERY = (
+    "query = \"SELECT no AS item_id, replace(barcode, '-', '') AS gtin, department AS category "
+    'FROM sales.articles WHERE no < 100"'
+)
+
+
+@pytest.mark.parametrize(
+    "products", [ARTICLES.format(code="barcode"), ARTICLES.format(code="ean"), BY_QUERY]
+)
+def test_own_numbers_are_mapped_by_a_code_however_it_is_stored(
+    tmp_path: Path, server: Postgres, products: str
+) -> None:
+    settings = mapped(tmp_path, server, products=products)
+    # 100 records of each article; 2 and 3 are one product, 4 to 6 are none of the catalogue's.
+    assert sold(settings) == {"tea": 100, "milk": 200}
+    found = shop_mapping(settings)
+    assert found is not None
+    assert found.own_of("milk") == ["2", "3"]
+    assert (found.without.tolist(), found.unknown.tolist()) == (["4", "5"], ["6"])
+
+
+def test_a_mapping_table_beside_a_database(tmp_path: Path, server: Postgres) -> None:
+    (tmp_path / "map.csv").write_text("item_id,catalogue_item_id\n1,rice\n4,tea\n")
+    settings = mapped(tmp_path, server, mapping='table = "map.csv"')
+    assert sold(settings) == {"rice": 100, "tea": 100}
+
+
+def test_one_customer_s_records_are_mapped_too(tmp_path: Path, server: Postgres) -> None:
+    settings = mapped(tmp_path, server)
+    customer = f"00000000-0000-0000-0000-{3:012}"
+    found = open_source(settings, user_id=customer).tables().interactions
+    whole = open_source(settings).tables().interactions
+    expected = whole[(whole["user_id"] == customer).to_numpy()]
+    assert len(found) == len(expected) > 80
+    assert sorted(found["item_id"].astype(str)) == sorted(expected["item_id"].astype(str))
+    # The shop's own 4 is not the catalogue's.
+    assert set(found["item_id"]) == {"tea", "milk", "own:4", "5", "6"}
+
+
+def test_what_the_server_describes_besides_is_known_at_home(
+    tmp_path: Path, server: Postgres
+) -> None:
+    settings = mapped(tmp_path, server)
+    found = home_catalogue(settings)
+    assert isinstance(found, Assortment)
+    own = found.own.products.set_index("item_id")
+    assert own.index.tolist() == ["5", "6", "own:4"]
+    assert own["price"].tolist()[1:] == [9.9, 3.1]
+    assert np.isnan(own["price"]["5"])
+    assert own["organic"].tolist() == [None, False, True]
+    assert own["category"].tolist() == ["house", "tea", "tea"]
+    events = read_records(settings, found).events
+    assert len(events) == 600
+    counts = np.bincount(events.items, minlength=found.size)
+    assert counts[found.rows(["own:4", "milk"])].tolist() == [100, 200]
+
+
+def test_check_tells_what_is_mapped_and_what_is_not(tmp_path: Path, server: Postgres) -> None:
+    settings = mapped(tmp_path, server)
+    plan = TrainingPlan(rounds=1, noise_multiplier=4.0, popularity_noise_multiplier=4.0)
+    found = check_shop(tmp_path / "shop.toml", settings, plan)
+    assert found["problems"] == []
+    coverage = found["catalogue"]
+    assert coverage["share_of_sales"] == 0.5
+    assert coverage["mapping"]["merged"] == [{"item_id": "milk", "own": ["2", "3"]}]
+    assert coverage["mapping"]["look_alike"] == {"products": 1, "examples": ["4"]}
+    assert coverage["at_home"] == {
+        "products": 3,
+        "sold": 3,
+        "sales": 300,
+        "share_of_sales": 0.5,
+        "interactions": 300,
+    }
+
+
+@pytest.mark.parametrize(
+    ("products", "words"),
+    [
+        (ARTICLES.format(code="gtin"), r"'sales\.articles' has no column 'gtin' for 'gtin'"),
+        ('table = "sales.article"\ncolumns = { item_id = "no" }', "no table 'sales.article'"),
+        ('table = "sales.articles"\ncolumns = { item_id = "no" }', "no column 'gtin'"),
+        (
+            'table = "sales.hidden"\ncolumns = { item_id = "no", gtin = "barcode" }',
+            "permission denied for table hidden",
+        ),
+    ],
+)
+def test_products_that_the_server_does_not_give_are_named(
+    tmp_path: Path, server: Postgres, products: str, words: str
+) -> None:
+    settings = mapped(tmp_path, server, products=products)
+    with pytest.raises(DataError, match=words) as error:
+        sold(settings)
+    assert "reader-s3cret" not in str(error.value)
