@@ -146,8 +146,8 @@ class FolderSource:
         texts = texts_of(frame, ITEM_ID, path.name).set_axis([ITEM_ID], axis=1)
         for name in columns:
             if name in frame:
-                values = content_text(frame[name])
-                texts[name] = np.where(values == "", None, values)
+                values = pd.Series(content_text(frame[name]), dtype=object)
+                texts[name] = values.where(values != "", None)
         return texts
 
 

@@ -176,7 +176,7 @@ def model_of(catalogue: Catalogue, **shape: Any) -> GlobalModel:
     return GlobalModel(plan, catalogue, state)
 
 
-SHAPES = [
+SHAPES: list[dict[str, Any]] = [
     {},
     {"learned_items": 30},
     {"feature_rows": 32},

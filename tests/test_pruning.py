@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from client import adapting, models
+from client.adapted_state import save_adapted
 from client.adapting import adapt
 from client.home_host import HomeHost
 from client.models import adapted_to, current_model, in_use, prune
@@ -89,7 +90,7 @@ def test_what_the_shop_adapted_to_elsewhere_is_left_alone(shop: HomeShop, tmp_pa
 def test_a_crash_while_adapting_leaves_the_model_of_either_adaptation(
     shop: HomeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = adapting.save_adapted
+    real = save_adapted
 
     def saved_and_cut(*arguments: Any) -> Any:
         real(*arguments)
