@@ -22,6 +22,7 @@ from simulations.audit_canaries import STEPS, TRAINING, audit_step, audit_traini
 from simulations.audit_membership import LEVELS, Trial, membership
 from simulations.audit_page import render_audit
 from simulations.audit_recovery import active_customers, recovery
+from simulations.audit_sums import SHARES, audit_sums
 from simulations.experiment import Experiment, server_config, training_plan
 from simulations.federating import Watcher
 from simulations.in_process import run_defaults
@@ -58,11 +59,6 @@ def run_audit(experiment: Experiment, out: Path, watcher: Watcher) -> Document:
         raise ConfigError(
             f'the attacks are on customers: set privacy.unit = "customer", not '
             f'"{experiment.privacy.unit}"'
-        )
-    if experiment.privacy.trust == "federation":
-        raise ConfigError(
-            'the audit attacks single shops\' updates, and under privacy.trust = "federation" '
-            'none leaves its shop bare: set privacy.trust = "shop"'
         )
     with _folder(experiment, out) as folder:
         watcher.stage("reading data")
@@ -108,7 +104,8 @@ class _Audit:
         """Return the document of the whole audit."""
         seconds = 0.0
         found: dict[str, list[Document]] = {"canaries": [], "membership": [], "recovery": []}
-        for kind, name, part in self._parts():
+        shared = self._experiment.privacy.trust == "federation"
+        for kind, name, part in self._sum_parts() if shared else self._parts():
             path = self._folder / f"{name}.json"
             if not path.exists():
                 self._watcher.stage(f"{kind}: {name}")
@@ -147,6 +144,12 @@ class _Audit:
                     continue
                 yield "recovery", f"{arm}-of-{customers}", self._recovery(arm, customers)
 
+    def _sum_parts(self) -> Iterator[tuple[str, str, Part]]:
+        """Yield the parts where no update of a single shop is there to attack, but sums alone."""
+        for claim in self._settings.claims:
+            for way in SHARES:
+                yield "canaries", f"{way}-{claim:g}", self._sum_canaries(way, claim)
+
     def _canaries(self, step: str, claim: float) -> Part:
         return lambda: [audit_step(step, claim, self._settings, self._seed)]
 
@@ -156,6 +159,11 @@ class _Audit:
         return lambda: [
             audit_training(claim, shop, catalogue, self._settings, self._seed, self._watcher.step)
         ]
+
+    def _sum_canaries(self, way: str, claim: float) -> Part:
+        shop = min(self._shops, key=_products)
+        catalogue, step = self._world.catalogue, self._watcher.step
+        return lambda: [audit_sums(way, claim, shop, catalogue, self._settings, self._seed, step)]
 
     def _trials(self) -> Iterator[tuple[str, Trial]]:
         target, other = self._experiment.privacy.target_epsilon, self._settings.also_epsilon

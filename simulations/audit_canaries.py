@@ -87,7 +87,7 @@ def audit_step(name: str, claimed: float, settings: AuditSection, seed: int) -> 
     claim = Claim(
         epsilon([Spend(sigma, 1.0, _STEPS)], settings.claimed_delta).value, settings.claimed_delta
     )
-    return _verdict(name, claim, weights @ released, inside, settings)
+    return canary_record(name, claim, weights @ released, inside, settings)
 
 
 def audit_training(
@@ -103,13 +103,10 @@ def audit_training(
     Each canary buys one product that no customer of the shop has bought. Where there are fewer of
     them than guesses, the shop has no other customers.
     """
-    free = np.setdiff1d(np.arange(catalogue.size), shop.items)[: settings.canaries]
-    if len(free) < settings.guesses:
-        shop = only(shop, np.zeros(len(shop.user_ids), dtype=bool))
-        free = np.arange(min(catalogue.size, settings.canaries))
+    shop, free = with_room(shop, catalogue, settings)
     stream = derive(seed, purpose=f"audit-coins-{claimed}-{TRAINING}")
     inside = stream.random(len(free)) < 0.5
-    plan = _audited_plan(claimed, settings.claimed_delta)
+    plan = audited_plan(claimed, settings.claimed_delta)
     planted = plant(shop, free)
     everyone = np.concatenate([np.ones(len(shop.user_ids), dtype=bool), inside])
     scores = np.zeros(len(everyone))
@@ -128,7 +125,21 @@ def audit_training(
     noise_seed = int(derive(seed, purpose=f"audit-noise-{claimed}-{TRAINING}").integers(2**31))
     train(plan, ServerOptimizer(), [only(planted, everyone)], catalogue, noise_seed, look)
     claim = Claim(epsilon(plan_spends(plan), settings.claimed_delta).value, settings.claimed_delta)
-    return _verdict(TRAINING, claim, scores[len(shop.user_ids) :], inside, settings)
+    return canary_record(TRAINING, claim, scores[len(shop.user_ids) :], inside, settings)
+
+
+def with_room(
+    shop: ShopEvents, catalogue: Catalogue, settings: AuditSection
+) -> tuple[ShopEvents, np.ndarray]:
+    """Return a shop, and products of which none of its customers has bought one.
+
+    Where there are fewer of them than guesses, the shop has no customers.
+    """
+    free = np.setdiff1d(np.arange(catalogue.size), shop.items)[: settings.canaries]
+    if len(free) >= settings.guesses:
+        return shop, free
+    nobody = only(shop, np.zeros(len(shop.user_ids), dtype=bool))
+    return nobody, np.arange(min(catalogue.size, settings.canaries))
 
 
 def plant(shop: ShopEvents, items: np.ndarray) -> ShopEvents:
@@ -162,7 +173,8 @@ def _loss(rows: Tensors, _: Tensors, __: UnitBatch) -> torch.Tensor:
     return sum((1000.0 * values.sum(dim=(1, 2)) for values in rows.values()), torch.zeros(1))
 
 
-def _audited_plan(claimed: float, delta: float) -> TrainingPlan:
+def audited_plan(claimed: float, delta: float) -> TrainingPlan:
+    """Return a plan that clips every canary, with the noise that ``claimed`` needs."""
     plan = TrainingPlan(
         target_epsilon=claimed,
         target_delta=delta,
@@ -176,9 +188,10 @@ def _audited_plan(claimed: float, delta: float) -> TrainingPlan:
     )
 
 
-def _verdict(
+def canary_record(
     name: str, claim: Claim, scores: np.ndarray, inside: np.ndarray, settings: AuditSection
 ) -> Document:
+    """Return what guesses by ``scores`` about the coins ``inside``, both (C,), say of a claim."""
     correct, guesses = guess(scores, inside, settings.guesses)
     bound = one_run_lower_bound(len(inside), guesses, correct, claim.delta, settings.confidence)
     return {

@@ -11,7 +11,7 @@ from simulations.plots import COLOURS, html
 Document = dict[str, Any]
 
 #: The steps that shops run; all others have a mistake planted.
-SOUND = ("exact", "training")
+SOUND = ("exact", "training", "shared")
 _DASHES = {"updates": "solid", "model": "dash"}
 # One in so many points of a curve has its interval drawn.
 _BARRED = 6

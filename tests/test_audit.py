@@ -13,6 +13,7 @@ from report_support import whole_run
 from simulations.__main__ import app
 from simulations.audit import add_to_report, run_audit
 from simulations.audit_plots import SOUND, audit_section, audit_words, verdict
+from simulations.audit_sums import SHARES
 from simulations.experiment import Experiment, read_experiment
 from simulations.page import render_report
 from simulations.report import build_report, write_report
@@ -197,10 +198,26 @@ def test_what_cannot_be_attacked_is_refused(experiment: Experiment, tmp_path: Pa
     baskets = experiment.privacy.model_copy(update={"unit": "basket"})
     with pytest.raises(ConfigError, match=r'privacy\.unit = "customer"'):
         run_audit(experiment.model_copy(update={"privacy": baskets}), tmp_path / "x", Silent())
-    sums = experiment.privacy.model_copy(update={"trust": "federation"})
-    with pytest.raises(ConfigError, match=r'privacy\.trust = "shop"'):
-        run_audit(experiment.model_copy(update={"privacy": sums}), tmp_path / "x", Silent())
     assert not (tmp_path / "x").exists()
+
+
+def test_where_sums_alone_are_seen_they_alone_are_audited(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    sums = experiment.privacy.model_copy(update={"trust": "federation"})
+    shared = experiment.model_copy(update={"privacy": sums})
+    document = run_audit(shared, tmp_path / "x", Silent())
+    assert [r["step"] for r in document["canaries"]] == [*SHARES]
+    assert document["membership"] == document["recovery"] == []
+    assert document["canaries"][0]["claimed_epsilon"] == pytest.approx(2, rel=0.01)
+    # 60 canaries cannot refute much, but they tell a table without noise from one that has it.
+    first, *_, last = (r["lower_bound"] for r in document["canaries"])
+    assert first < 1 < last
+    assert document["experiment"]["privacy"]["trust"] == "federation"
+    page = (tmp_path / "x" / "audit.html").read_text(encoding="utf-8")
+    assert "table-of-sums-without-noise" in page
+    assert verdict(document) == "mixed"
+    assert audit_words(document)[0].startswith("None of 1 claims of the deployed step and round")
 
 
 def test_the_command_speaks_of_bad_settings(tmp_path: Path) -> None:

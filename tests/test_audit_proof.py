@@ -1,13 +1,18 @@
 """The claims held against attacks, with fixed seeds: refuted for mistakes, and for nothing else."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from audit_support import shops, trial, world
+from common.features import Catalogue
+from common.schema import ShopEvents
 from simulations.audit_canaries import audit_step, audit_training
 from simulations.audit_membership import LEVELS, Level, membership
 from simulations.audit_recovery import recovery
 from simulations.audit_settings import AuditSection
+from simulations.audit_sums import SHARES, audit_sums
+from simulations.audit_training import only
 from simulations.broken import BROKEN
 
 pytestmark = [pytest.mark.statistical, pytest.mark.timeout(600)]
@@ -51,6 +56,43 @@ def test_every_mistake_is_audited() -> None:
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_canaries_among_customers_do_not_refute_the_deployed_round(claim: float) -> None:
     record = audit_training(claim, shops()[0], world().catalogue, SETTINGS, 0)
+    assert record["canaries"] >= 400
+    assert record["lower_bound"] < record["claimed_epsilon"]
+
+
+def canary_town(count: int) -> tuple[ShopEvents, Catalogue]:
+    """A shop without customers, and a catalogue with a product for each canary."""
+    items = [f"i{number:05}" for number in range(count)]
+    catalogue = Catalogue.of(pd.DataFrame({"item_id": items, "category": "c"}))
+    shop = shops()[0]
+    return only(shop, np.zeros(len(shop.user_ids), dtype=bool)), catalogue
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_canaries_do_not_refute_sums_with_shared_noise(claim: float, seed: int) -> None:
+    record = audit_sums("shared", claim, *canary_town(20_000), SETTINGS, seed)
+    assert 0.998 * claim <= record["claimed_epsilon"] <= claim
+    assert record["canaries"] == 20_000
+    assert record["lower_bound"] < record["claimed_epsilon"]
+    if claim >= 1:
+        assert record["lower_bound"] > 0.2 * claim
+
+
+@pytest.mark.parametrize("claim", [1.0, 2.0])
+@pytest.mark.parametrize("way", [way for way in SHARES if way != "shared"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_canaries_refute_sums_with_a_mistake_in_the_noise(
+    way: str, claim: float, seed: int
+) -> None:
+    settings = SETTINGS.model_copy(update={"canaries": 40_000})
+    record = audit_sums(way, claim, *canary_town(40_000), settings, seed)
+    assert record["refuted"], record
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_canaries_among_customers_do_not_refute_sums(claim: float) -> None:
+    record = audit_sums("shared", claim, shops()[0], world().catalogue, SETTINGS, 0)
     assert record["canaries"] >= 400
     assert record["lower_bound"] < record["claimed_epsilon"]
 

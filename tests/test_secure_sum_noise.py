@@ -21,11 +21,13 @@ from common.accounting import (
     plan_spends,
     second_opinion_on_sums,
 )
-from common.errors import ConfigError, PrivacyError
+from common.errors import ConfigError, PrivacyError, SecureSumError
 from common.planning import with_noise
 from common.protocol import TrainingPlan
 from common.secure_sum.encoding import coordinate_bound, from_words, to_words
+from common.secure_sum.messages import MASKED, SHARES
 from common.secure_sum.noise import LEAST_SHARE, accounted_multiplier, share_std, tau
+from secure_sum_support import play
 
 PLAN = TrainingPlan(trust="federation", honest_shops=13, rounds=10, target_epsilon=8.0)
 
@@ -190,6 +192,35 @@ def test_the_sums_noise_is_what_was_planned_for_every_number_of_survivors(surviv
         ).pvalue
         > 1e-6
     )
+
+
+@pytest.mark.statistical
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("gone", range(9))
+def test_the_noise_of_the_unmasked_sum_with_every_number_of_drop_outs(gone: int) -> None:
+    """Through the protocol, m = 13 of 20: up to 7 may go, before their vectors came or after."""
+    shops, honest, multiplier, steps, size = 20, 13, 3.3, 64, 4000
+    plan = PLAN.model_copy(update={"noise_steps": steps, "honest_shops": honest})
+    std = share_std(plan, multiplier)
+    bound = coordinate_bound(shops, size, std, steps)
+    draws = discrete_gaussian(SystemNoise(), shops * size, std).reshape(shops, size)
+    words = [to_words(np.zeros(size, np.int64), row, bound) for row in draws]
+    stages = [SHARES, MASKED]
+    leaves = {shop: stages[shop % 2] for shop in range(gone)}
+    if gone > shops - honest:
+        with pytest.raises(SecureSumError, match="13 are needed"):
+            play(words, leaves, honest=honest)
+        return
+    total = from_words(play(words, leaves, honest=honest).collector.sum())
+    assert np.array_equal(total, draws[gone:].sum(axis=0))
+    planned = (multiplier * steps) ** 2 * (shops - gone) / honest
+    assert abs(total.var() / planned - 1) < 5 * math.sqrt(2 / size)
+    assert abs(total.mean()) < 5 * math.sqrt(planned / size)
+    # Whole numbers: held against the planned distribution in bins of ten per cent each.
+    edges = np.floor(stats.norm.ppf(np.linspace(0, 1, 11)[1:-1], scale=math.sqrt(planned))) + 0.5
+    chances = np.diff(np.r_[0, stats.norm.cdf(edges, scale=math.sqrt(planned)), 1])
+    counts = np.bincount(np.searchsorted(edges, total), minlength=10)
+    assert stats.chisquare(counts, chances * size).pvalue > 1e-6
 
 
 def test_the_sampler_draws_the_discrete_gaussian() -> None:
