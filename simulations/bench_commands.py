@@ -85,13 +85,16 @@ def bench_sums_command(
         list[float] | None, typer.Option(help="Megabytes of 32-bit numbers; may be repeated.")
     ] = None,
     shops: Annotated[list[int] | None, typer.Option(help="How many; may be repeated.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="File of what is measured so far: go on from there.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Weigh and time a secure sum beside a plain exchange and Flower's SecAgg+: 1 to 64 MB."""
     from simulations.bench_sums import MEGABYTES, SHOPS, bench_sums, lines
 
     with Bars() as bars:
-        result = bench_sums(sizes or MEGABYTES, shops or SHOPS, bars.stage)
+        result = bench_sums(sizes or MEGABYTES, shops or SHOPS, bars.stage, keep)
     _say_missed(result["missed"])
     _print(result, lines(result), as_json=as_json)
 

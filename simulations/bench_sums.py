@@ -9,6 +9,7 @@ out the masks among themselves, which cancel in the sum: what they send has the 
 server's work is the same, and the sums are held against the right ones.
 """
 
+import json
 import math
 import statistics
 import tempfile
@@ -20,6 +21,7 @@ from common.errors import ConfigError
 from common.protocol import ITEMS
 from simulations.machine import machine_facts
 from simulations.metered import Meter
+from simulations.report import to_json, write_text
 from simulations.secagg_plus import secagg_plus_exchange
 from simulations.sum_arms import Cell, plain_exchange, secure_exchange
 
@@ -41,8 +43,14 @@ def bench_sums(
     megabytes: Sequence[float] = MEGABYTES,
     shops: Sequence[int] = SHOPS,
     progress: Callable[[str], object] = lambda _: None,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """Measure all sizes with all numbers of shops.
+
+    Parameters
+    ----------
+    keep
+        File of what is measured so far: what it holds is not measured again.
 
     Returns
     -------
@@ -58,19 +66,19 @@ def bench_sums(
     """
     if min(shops) < 3 or min(megabytes) <= 0:
         raise ConfigError("a sum takes 3 shops at least, and arrays of some size")
-    cells: list[dict[str, Any]] = []
-    drawn: tuple[float, float] | None = None
+    kept = _kept(keep)
     for size in sorted(megabytes):
         for count in sorted(shops):
+            if (size, count) in kept:
+                continue
             progress(f"{size:g} MB, {count} shops")
-            found = _measure(size, count, progress)
-            noise = found["secure_sum"]["noise_seconds"]
-            if noise is not None:
-                drawn = (found["numbers"], noise)
-            found["secure_sum"]["noise_extrapolated"] = noise is None and drawn is not None
-            if noise is None and drawn is not None:
-                found["secure_sum"]["noise_seconds"] = drawn[1] * found["numbers"] / drawn[0]
-            cells.append(found)
+            drawn = any(s == size and "drawn" in c["secure_sum"] for (s, _), c in kept.items())
+            noisy = size <= NOISE_MEGABYTES and not drawn
+            kept[size, count] = _measure(size, count, progress, noisy=noisy)
+            if keep is not None:
+                write_text(keep, to_json({"cells": [*kept.values()]}))
+    cells = [kept[size, count] for size in sorted(megabytes) for count in sorted(shops)]
+    _tell_noise(cells)
     return {
         "cells": cells,
         "growth": growth(cells),
@@ -124,12 +132,11 @@ def lines(result: dict[str, Any]) -> list[str]:
         for arm in ARMS:
             one = cell[arm]
             noise = one.get("noise_seconds")
-            drawn = "extrapolated" if one.get("noise_extrapolated") else "drawn"
             found.append(
                 f"{cell['megabytes']:g} MB, {cell['shops']} shops, {arm}: "
                 f"{one['bytes'] / 2**20:.2f} MB ({one['bytes'] / cell['plain']['bytes']:.3f} times "
                 f"plain), {one['shop_seconds']:.3f} s a shop, {one['server_seconds']:.3f} s at the "
-                "server" + ("" if noise is None else f", noise {noise:.1f} s ({drawn})")
+                "server" + ("" if noise is None else f", noise {noise:.1f} s ({one['noise']})")
             )
     for arm, figures in result["growth"].items():
         found += [f"growth of {arm}, {figure}: {grown}" for figure, grown in figures.items()]
@@ -143,20 +150,46 @@ def make_cell(megabytes: float, shops: int) -> Cell:
     return Cell({ITEMS: (rows, _WIDTH)}, shops, shops if few else 1)
 
 
-def _measure(megabytes: float, shops: int, progress: Callable[[str], object]) -> dict[str, Any]:
+def _kept(file: Path | None) -> dict[tuple[float, int], dict[str, Any]]:
+    if file is None or not file.exists():
+        return {}
+    try:
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        return {(cell["megabytes"], cell["shops"]): cell for cell in cells}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} holds nothing that this bench measured") from error
+
+
+def _tell_noise(cells: Sequence[dict[str, Any]]) -> None:
+    """Say of each cell what its noise takes: it depends on the size, not on the shops."""
+    drawn = {c["numbers"]: c["secure_sum"]["drawn"] for c in cells if "drawn" in c["secure_sum"]}
+    for cell in cells:
+        secure = cell["secure_sum"]
+        numbers = max((n for n in drawn if n <= cell["numbers"]), default=None)
+        if numbers is None:
+            secure["noise_seconds"], secure["noise"] = None, "not drawn"
+            continue
+        secure["noise_seconds"] = drawn[numbers] * cell["numbers"] / numbers
+        secure["noise"] = "extrapolated" if numbers < cell["numbers"] else "drawn"
+
+
+def _measure(
+    megabytes: float, shops: int, progress: Callable[[str], object], *, noisy: bool
+) -> dict[str, Any]:
     cell = make_cell(megabytes, shops)
     repeats = _REPEATS if cell.timed == shops else 1
     runs: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
-    noise: float | None = None
+    drawn: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="ft-sums-") as name:
         for repeat in range(repeats):
             progress(f"  plain, {repeat + 1} of {repeats}")
             runs["plain"].append(_figures(cell, plain_exchange(cell)))
             progress(f"  secure sum, {repeat + 1} of {repeats}")
             # Once is enough: it is told apart, and takes longer than all else together.
-            noisy = repeat == 0 and megabytes <= NOISE_MEGABYTES
-            secure = secure_exchange(cell, Path(name) / str(repeat), noisy=noisy)
-            noise = secure.noise_seconds if noisy else noise
+            draws = noisy and repeat == 0
+            secure = secure_exchange(cell, Path(name) / str(repeat), noisy=draws)
+            if secure.noise_seconds is not None:
+                drawn["drawn"] = secure.noise_seconds
             runs["secure_sum"].append(_figures(cell, secure.meter))
             progress(f"  SecAgg+, {repeat + 1} of {repeats}")
             runs["secagg_plus"].append(_figures(cell, secagg_plus_exchange(cell)))
@@ -164,7 +197,7 @@ def _measure(megabytes: float, shops: int, progress: Callable[[str], object]) ->
         arm: {key: statistics.median(run[key] for run in found) for key in found[0]}
         for arm, found in runs.items()
     }
-    medians["secure_sum"]["noise_seconds"] = noise
+    medians["secure_sum"] |= drawn
     return {
         "megabytes": megabytes,
         "numbers": cell.length,

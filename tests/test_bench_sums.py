@@ -95,7 +95,7 @@ def test_the_bench_says_bytes_and_seconds_of_every_cell_and_arm() -> None:
         assert cell["secagg_plus"]["bytes_from_shop"] > 2 * sent
         assert cell["secure_sum"]["bytes_from_shop"] < sent + 6000
         assert cell["secure_sum"]["noise_seconds"] > 0
-        assert not cell["secure_sum"]["noise_extrapolated"]
+        assert cell["secure_sum"]["noise"] == "drawn"
         assert cell["fully_timed_shops"] == cell["shops"]
     assert document["growth"]["plain"]["bytes"]["with_shops"] == pytest.approx(0, abs=0.01)
     # At so few numbers what is beside them weighs more than they do: nothing is kept silent.
@@ -108,11 +108,27 @@ def test_noise_that_is_not_drawn_is_extrapolated_and_shown_so(
 ) -> None:
     monkeypatch.setattr(bench_sums_module, "NOISE_MEGABYTES", TINY)
     small, large = bench_sums([TINY, 8 * TINY], [3])["cells"]
-    assert not small["secure_sum"]["noise_extrapolated"]
-    assert large["secure_sum"]["noise_extrapolated"]
-    assert large["secure_sum"]["noise_seconds"] == pytest.approx(
-        8 * small["secure_sum"]["noise_seconds"]
-    )
+    assert [cell["secure_sum"]["noise"] for cell in (small, large)] == ["drawn", "extrapolated"]
+    assert "drawn" not in large["secure_sum"]
+    assert large["secure_sum"]["noise_seconds"] == pytest.approx(8 * small["secure_sum"]["drawn"])
+
+
+def test_what_is_measured_is_kept_and_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cells.json"
+    first = bench_sums([TINY], [3], keep=file)["cells"]
+
+    def never(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(bench_sums_module, "plain_exchange", never)
+    assert bench_sums([TINY], [3], keep=file)["cells"] == json.loads(json.dumps(first))
+    with pytest.raises(AssertionError, match="again"):
+        bench_sums([TINY], [3, 4], keep=file)
+    file.write_text("[]")
+    with pytest.raises(ConfigError, match="holds nothing"):
+        bench_sums([TINY], [3], keep=file)
 
 
 @pytest.mark.parametrize("shops", [3, 7])
