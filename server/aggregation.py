@@ -145,8 +145,9 @@ class ServerOptimizer:
         state: Arrays,
         delta: Arrays,
         memory: Arrays,
-        shops: int = 1,  # noqa: ARG002 - only optimisers that know the noise need these two
+        shops: int = 1,  # noqa: ARG002 - only optimisers that know the noise need these three
         server_round: int = 1,  # noqa: ARG002
+        variances: float | None = None,  # noqa: ARG002
     ) -> tuple[Arrays, Arrays]:
         """Return the new state (float32) and memory; arrays without a delta stay as they are."""
         new_state, new_memory = dict(state), dict(memory)

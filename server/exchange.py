@@ -28,6 +28,9 @@ class Exchange:
         Enrolled shop -> code, where its node sent nothing well-formed.
     said
         Shop -> what it says in a stage of a secure sum.
+    variances
+        How many times the plan's noise variance is in a product's row of a secure sum, on average;
+        None: as the plan says of so many shops.
     """
 
     asked: int = 0
@@ -38,6 +41,7 @@ class Exchange:
     accepted_nodes: dict[int, str] = field(default_factory=dict)
     unheard: dict[str, str] = field(default_factory=dict)
     said: dict[str, str] = field(default_factory=dict)
+    variances: float | None = None
 
     @property
     def accepted(self) -> int:

@@ -132,7 +132,7 @@ class Federation:
             if mean is not None:
                 self._noise = weakest((self._noise, exchange.noise))
                 state, memory = optimizer.apply(
-                    state, mean, memory, exchange.accepted, server_round
+                    state, mean, memory, exchange.accepted, server_round, exchange.variances
                 )
             self._checkpoint(server_round, state, memory)
             self._tell(

@@ -46,12 +46,20 @@ class SubspaceOptimizer:
         }
 
     def apply(
-        self, state: Arrays, delta: Arrays, memory: Arrays, shops: int, server_round: int
+        self,
+        state: Arrays,
+        delta: Arrays,
+        memory: Arrays,
+        shops: int,
+        server_round: int,
+        variances: float | None = None,
     ) -> tuple[Arrays, Arrays]:
         """Return the new state (float32) and memory from ``shops`` shops' mean update.
 
         ``server_round`` is the plan's own number of the round: it fixes the noise in the update,
-        also where rounds before it found no quorum and were never applied.
+        also where rounds before it found no quorum and were never applied. ``variances`` is how
+        many times the plan's noise variance is in a row of the sum, on average; None: as the plan
+        says of so many shops.
         """
         change = delta[ITEMS].astype(np.float64)
         total = self.momentum * memory[_SUM] + change
@@ -67,7 +75,7 @@ class SubspaceOptimizer:
         tall, small = np.linalg.qr(np.pad(mean, ((0, spare), (0, 0))))
         turn, values, _ = np.linalg.svd(small)
         basis = (tall @ turn)[: len(mean)]
-        spectrum = denoise(values, self._noise(shops, weight, squares), len(mean))
+        spectrum = denoise(values, self._noise(shops, weight, squares, variances), len(mean))
         # From the mean update back to the sum over all units.
         step = self.plan.learning_rate * self.plan.local_steps / self.plan.batch_normalizer
         energy = spectrum * shops / step
@@ -85,14 +93,21 @@ class SubspaceOptimizer:
         }
         return new_state, memory
 
-    def _noise(self, shops: int, weight: np.ndarray, squares: np.ndarray) -> float:
+    def _noise(
+        self,
+        shops: int,
+        weight: np.ndarray,
+        squares: np.ndarray,
+        variances: float | None = None,
+    ) -> float:
         """Return the standard deviation of the noise in one entry of the averaged update."""
         plan = self.plan
         if not plan.private:
             return 0.0
         step = plan.learning_rate * plan.noise_multiplier
         one = step * plan.local_steps**0.5 / plan.batch_normalizer / shops**0.5
-        one *= (plan.noise_variances(shops) / shops) ** 0.5
+        times = plan.noise_variances(shops) if variances is None else variances
+        one *= (times / shops) ** 0.5
         return float(one * np.sqrt(squares[0]) / weight[0])
 
 

@@ -4,6 +4,7 @@ import shutil
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from common.protocol import (
 from experiment_support import SMALL
 from federation_support import Fault, FaultyGrid
 from secure_rounds_support import ITEM_COUNT, PLAN, SHOPS, Town, broken, make_town, of
+from server.aggregation import ServerOptimizer
 from server.strategy import Federation
 from simulations.experiment import read_experiment
 from simulations.in_process import run_in_process
@@ -100,6 +102,24 @@ def test_the_noise_of_the_rarest_row_is_what_the_plan_says(town: Town) -> None:
         # One stocker alone, or all: a third of the variance of every shop.
         assert one.var() == pytest.approx((5 - left) / 3, rel=within)
         assert every.var() == pytest.approx((5 - left) / 3, rel=within)
+
+
+def test_the_server_knows_how_much_noise_its_rows_hold(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    apply = ServerOptimizer.apply
+
+    def noting(self: ServerOptimizer, *given: Any) -> Any:
+        seen.append(given[5])
+        return apply(self, *given)
+
+    monkeypatch.setattr(ServerOptimizer, "apply", noting)
+    town.train(SPARSE, gone(1))
+    assert seen == [None]
+    town.publish_stock(STOCKED)
+    town.train(SPARSE, gone(1))
+    assert seen[1] == pytest.approx((10 * 2 + 20 * 4 / 3) / 30)
 
 
 def test_with_next_to_no_noise_it_learns_what_stocked_rows_say(town: Town) -> None:

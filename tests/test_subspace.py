@@ -320,6 +320,22 @@ def test_a_round_that_was_never_applied_does_not_shift_the_clipping_norms(
         assert np.isfinite(found[SPECTRUM]).all()
 
 
+def test_rows_with_more_noise_than_planned_leave_less_of_the_spectrum(catalogue: Catalogue) -> None:
+    plan = plan_of(private=True, max_grad_norm=0.4)
+    optimizer = SubspaceOptimizer(plan)
+    memory = optimizer.start(trained_spec(plan.model, N))
+    state = initial_state(plan.model, N) | {POPULARITY: popularity_of(planted()[0])}
+    delta = {ITEMS: np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)}
+    found = {}
+    for times in (None, float(SHOPS), 9.0 * SHOPS):
+        found[times] = optimizer._noise(SHOPS, np.ones(1), np.ones(1), times)
+        new, _ = optimizer.apply(state, delta, memory, SHOPS, 1, times)
+        found[times, "left"] = float(new[SPECTRUM].sum())
+    # Under trust "shop" the sum holds the noise of all shops: the plan says so itself.
+    assert found[None] == found[float(SHOPS)] == pytest.approx(found[9.0 * SHOPS] / 3)
+    assert found[None, "left"] == found[float(SHOPS), "left"] > found[9.0 * SHOPS, "left"]
+
+
 @pytest.mark.parametrize("dimension", [59, 60, 75])
 def test_a_catalogue_may_be_smaller_than_the_dimension(
     dimension: int, catalogue: Catalogue

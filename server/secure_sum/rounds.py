@@ -9,6 +9,7 @@ import numpy as np
 
 from common.errors import SecureSumError
 from common.protocol import (
+    ITEMS,
     POPULARITY,
     PUBLIC_WEIGHT,
     SUM_KEYS,
@@ -127,6 +128,9 @@ class SecureSums:
         if job.stock is not None:
             variances = layout.variances(job.plan, collector.contributors)
             summed.variances = as_arrays(variances, shapes)
+            if (rows := summed.variances.get(ITEMS)) is not None:
+                # Rows that do not travel hold no noise.
+                one.whole.variances = float(np.where(np.isfinite(rows), rows, 0.0).mean())
         return summed
 
 
