@@ -3,6 +3,7 @@
 One of two shops is enough for a run, so that what happens to the other costs little time.
 """
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -10,8 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from client.running import superexec, supernode
+from client.settings import RUN_VARIABLE, read_settings
+from client.shop_folder import ShopFolder
 from common.bundle import FEDERATION
 from common.config import ConfigValue
+from common.processes import free_port
 from deployment_support import SECONDS, Deployed, deployed
 from simulations.local_deployment import LocalShop
 
@@ -56,6 +61,53 @@ def fragile(
         federation.programs.wait_until(
             lambda: not federation.programs.running(), "the end of all processes", _END_SECONDS
         )
+
+
+def start_by_hand(
+    federation: Deployed, shop: LocalShop, script: str
+) -> tuple[list[subprocess.Popen[bytes]], int]:
+    """Start a shop's node and executor as its client does, with another program for its messages.
+
+    Parameters
+    ----------
+    script
+        Takes the place of Flower's own program, in which the approved code runs.
+
+    Returns
+    -------
+    tuple
+        The two processes, the caller's to end, and the port at which the node will listen.
+    """
+    folder = ShopFolder.of(shop.settings)
+    programs, empty = shop.folder / "bin", shop.folder / "empty"
+    for place in (programs, empty, folder.flower, folder.state):
+        place.mkdir(exist_ok=True)
+    program = programs / "flwr-clientapp"
+    program.write_text(script)
+    program.chmod(0o700)
+    settings = read_settings(shop.settings).federation
+    assert settings is not None
+    port = free_port()
+    node = supernode(shop.settings, folder, settings, port, empty)
+    executor = superexec(folder, port, empty)
+    path = f"{programs}:{executor.environment['PATH']}"
+    executor = dataclasses.replace(executor, environment={**executor.environment, "PATH": path})
+    mark = {**federation.programs.mark, RUN_VARIABLE: str(folder.root)}
+    started = []
+    for one in (node, executor):
+        with one.log.open("ab") as log:
+            started.append(
+                subprocess.Popen(
+                    list(one.command),
+                    env={**one.environment, **mark},
+                    cwd=one.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
+    return started, port
 
 
 def end_of(federation: Deployed) -> tuple[int, str]:

@@ -21,15 +21,14 @@ import psutil
 from client.keys import make_keys
 from client.privacy.ledger import Ledger
 from client.roster import accept
-from client.running import superexec, supernode
 from client.settings import RUN_VARIABLE, read_settings
-from client.shop_folder import ShopFolder
 from common.artifact import load_model
 from common.bundle import FEDERATION
 from common.config import ConfigValue
-from common.processes import carriers, free_port
+from common.processes import carriers
 from common.protocol import POPULARITY
 from deployment_support import ITEMS, SECONDS, Deployed, sales
+from faults_support import start_by_hand
 from server.operating import control
 from server.sum_roster import write_roster
 from simulations.local_deployment import LocalShop, change
@@ -126,35 +125,9 @@ class Summing(Deployed):
 
     def begin(self, shop: LocalShop) -> None:
         """Start a shop's node and executor, with the program that looks for faults."""
-        folder = ShopFolder.of(shop.settings)
-        programs, empty = shop.folder / "bin", shop.folder / "empty"
-        for place in (programs, empty, folder.flower, folder.state):
-            place.mkdir(exist_ok=True)
-        script = programs / "flwr-clientapp"
-        script.write_text(_FAULTY.format(python=sys.executable, home=str(shop.folder)))
-        script.chmod(0o700)
-        settings = read_settings(shop.settings).federation
-        assert settings is not None
-        port = free_port()
-        node = supernode(shop.settings, folder, settings, port, empty)
-        executor = superexec(folder, port, empty)
-        path = f"{programs}:{executor.environment['PATH']}"
-        executor = dataclasses.replace(executor, environment={**executor.environment, "PATH": path})
-        mark = {**self.programs.mark, RUN_VARIABLE: str(folder.root)}
-        started: list[subprocess.Popen[bytes]] = []
+        script = _FAULTY.format(python=sys.executable, home=str(shop.folder))
+        started, _ = start_by_hand(self, shop, script)
         self._started[shop.name] = started
-        for program in (node, executor):
-            with program.log.open("ab") as log:
-                process = subprocess.Popen(
-                    list(program.command),
-                    env={**program.environment, **mark},
-                    cwd=program.folder,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            started.append(process)
         (shop.folder / "pids").write_text(json.dumps([process.pid for process in started]))
 
     def end(self, shop: LocalShop) -> None:

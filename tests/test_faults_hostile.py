@@ -1,8 +1,6 @@
 """A shop that answers rubbish: enrolled, with a real key, and none of it enters the model."""
 
-import dataclasses
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.running import superexec, supernode
-from client.settings import read_settings
-from client.shop_folder import ShopFolder
 from common.artifact import load_model
-from common.processes import free_port, listens
+from common.processes import listens
 from deployment_support import SECONDS, Deployed
-from faults_support import check_ended_well, end_of, fragile
+from faults_support import check_ended_well, end_of, fragile, start_by_hand
 from simulations.local_deployment import LocalShop
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -72,36 +67,9 @@ sys.exit(flwr_clientapp())
 @contextmanager
 def hostile(federation: Deployed, shop: LocalShop) -> Iterator[None]:
     """Run a shop's node and executor with a program of the attacker's in place of Flower's."""
-    folder = ShopFolder.of(shop.settings)
-    programs = shop.folder / "bin"
-    programs.mkdir()
-    script = programs / "flwr-clientapp"
-    script.write_text(HOSTILE.format(python=sys.executable, kept=str(shop.folder), rounds=ROUNDS))
-    script.chmod(0o700)
-    settings = read_settings(shop.settings).federation
-    assert settings is not None
-    empty = shop.folder / "empty"
-    for place in (empty, folder.flower, folder.state):
-        place.mkdir(exist_ok=True)
-    port = free_port()
-    node = supernode(shop.settings, folder, settings, port, empty)
-    executor = superexec(folder, port, empty)
-    path = f"{programs}:{executor.environment['PATH']}"
-    executor = dataclasses.replace(executor, environment={**executor.environment, "PATH": path})
-    started = []
+    script = HOSTILE.format(python=sys.executable, kept=str(shop.folder), rounds=ROUNDS)
+    started, port = start_by_hand(federation, shop, script)
     try:
-        for program in (node, executor):
-            with program.log.open("ab") as log:
-                started.append(
-                    subprocess.Popen(
-                        list(program.command),
-                        env={**program.environment, **federation.programs.mark},
-                        cwd=program.folder,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                    )
-                )
         federation.programs.wait_until(lambda: listens(port), "the hostile node", 120)
         yield
     finally:
