@@ -111,12 +111,18 @@ def bench_serving_command(
     model: Annotated[
         Path | None, typer.Option(help="Folder of a run: state the recall on its model, too.")
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="flat, core, graph, model, grpc; may be repeated. Default: all."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of vectors, customers and arrivals.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Time answers on one core beside numpy.sum, faiss and usearch, and a server's latency."""
-    from simulations.bench_serving import ServingSizes, bench_serving, targets_missed
+    from simulations.bench_serving import PARTS, ServingSizes, bench_serving, targets_missed
 
+    if unknown := sorted(set(only or ()) - set(PARTS)):
+        raise typer.BadParameter(f"--only {unknown[0]!r} is none of {', '.join(PARTS)}")
     sizes = ServingSizes(
         products=products,
         graph_products=graph_products,
@@ -126,7 +132,8 @@ def bench_serving_command(
         seed=seed,
     )
     with Bars() as bars:
-        result = bench_serving(sizes, model=model, progress=bars.stage)
+        parts = tuple(part for part in PARTS if not only or part in only)
+        result = bench_serving(sizes, model=model, only=parts, progress=bars.stage)
     if result["missing"]:
         sys.stderr.write(f"not installed, so not measured: {', '.join(result['missing'])}\n")
     _say_missed(targets_missed(result["cells"]))

@@ -10,14 +10,14 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from common.artifact import load_model
 from common.asking import Answer, Query
 from common.features import read_catalogue
 from server.query.core import ServedModel
-from server.query.index import ExactIndex, Int8Index
+from server.query.index import Int8Index
 from simulations.asking import ARRIVALS, Arrivals, Latencies, open_loop
 from simulations.machine import machine_facts
 from simulations.served import on_processor, served
@@ -51,6 +51,8 @@ from simulations.serving_models import (
 )
 
 K = 20
+Part = Literal["flat", "core", "graph", "model", "grpc"]
+PARTS: tuple[Part, ...] = get_args(Part)
 _RECALL_QUERIES = 100
 _SLOWER_KERNEL = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -86,14 +88,17 @@ def bench_serving(
     sizes: ServingSizes | None = None,
     *,
     model: Path | None = None,
+    only: Collection[Part] = PARTS,
     progress: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
-    """Measure all cells.
+    """Measure the cells of all parts, or of some.
 
     Parameters
     ----------
     model
         Folder of a run with ``models/federated-dp`` and ``catalogue``: recall on it is stated, too.
+    only
+        The parts to be measured.
 
     Returns
     -------
@@ -103,18 +108,19 @@ def bench_serving(
     """
     sizes = sizes or ServingSizes()
     cells: list[dict[str, Any]] = []
-    steps: list[tuple[str, Callable[..., list[dict[str, Any]]], tuple[Any, ...]]] = [
-        (f"flat: {sizes.products:,} x {sizes.dimension}", _flat_cells, (sizes,)),
-        (f"served core: {sizes.products:,} products", _core_cells, (sizes,)),
-        (f"graphs: {sizes.graph_products:,} x {sizes.dimension}", _graph_cells, (sizes,)),
-    ]
+    steps: dict[Part, tuple[str, Callable[..., list[dict[str, Any]]], tuple[Any, ...]]] = {
+        "flat": (f"flat: {sizes.products:,} x {sizes.dimension}", _flat_cells, (sizes,)),
+        "core": (f"served core: {sizes.products:,} products", _core_cells, (sizes,)),
+        "graph": (f"graphs: {sizes.graph_products:,} x {sizes.dimension}", _graph_cells, (sizes,)),
+    }
     if model is not None:
-        steps.append((f"recall on {model.name}", _model_cells, (model, sizes.seed)))
+        steps["model"] = (f"recall on {model.name}", _model_cells, (model, sizes.seed))
     kernel = _alone(_kernel)
-    for words, measure, arguments in steps:
-        progress(words)
-        cells += _alone(measure, *arguments)
-    for precision in ("float32", "int8"):
+    for part, (words, measure, arguments) in steps.items():
+        if part in only:
+            progress(words)
+            cells += _alone(measure, *arguments)
+    for precision in ("float32", "int8") if "grpc" in only else ():
         progress(f"latency: {sizes.latency_products:,} products, {precision}")
         cells += _latency_cells(sizes, precision)
     setting = {
@@ -277,14 +283,18 @@ def _latency_cells(sizes: ServingSizes, precision: str) -> list[dict[str, Any]]:
                 return found
 
             ask("steady", 3.0)  # Until all is loaded on both sides.
-            found = {arrivals: ask(arrivals, sizes.seconds) for arrivals in ARRIVALS}
+            cells = []
+            for arrivals in ARRIVALS:
+                before = service.processor_seconds()
+                found = ask(arrivals, sizes.seconds)
+                used = service.processor_seconds() - before
+                cells.append(_latency_cell(sizes, precision, arrivals, found, used))
     processors = {"server": last, "client": first}
-    cells = [_latency_cell(sizes, precision, name, seen) for name, seen in found.items()]
     return [{**cell, "processors": processors} for cell in cells]
 
 
 def _latency_cell(
-    sizes: ServingSizes, precision: str, arrivals: Arrivals, found: Latencies
+    sizes: ServingSizes, precision: str, arrivals: Arrivals, found: Latencies, used: float
 ) -> dict[str, Any]:
     milliseconds = np.array(found.seconds) * 1e3
     levels = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "largest": 100}
@@ -296,6 +306,7 @@ def _latency_cell(
         "failed": found.failed,
         "requests_per_second": sizes.rate,
         **{f"{name}_ms": float(np.percentile(milliseconds, at)) for name, at in levels.items()},
+        "server_processor_ms": 1e3 * used / (len(milliseconds) + found.failed),
         "sent_late_p99_ms": float(np.percentile(found.late, 99)) * 1e3,
     }
     if arrivals == "steady":
@@ -377,7 +388,7 @@ def _kernel() -> list[dict[str, Any]]:
     """Return which kernels of linear algebra this process runs."""
     from threadpoolctl import threadpool_info
 
-    ExactIndex(np.ones((2, 2), np.float32)).scores(np.ones(2, np.float32))
+    np.ones((2, 2), np.float32) @ np.ones(2, np.float32)
     return [
         {name: found.get(name) for name in ("internal_api", "version", "architecture")}
         | {"threads": found.get("num_threads")}

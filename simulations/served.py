@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from common.errors import RunError
 
 _START_SECONDS = 300.0
@@ -31,6 +33,11 @@ class Served:
     rest: str
     grpc: str
     log: Path
+
+    def processor_seconds(self) -> float:
+        """Return how long the server's threads have worked so far."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
 
 
 @contextmanager

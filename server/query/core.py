@@ -83,6 +83,8 @@ class ServedModel:
         made = cls(version, model, artifact, make_index(vectors), stock or {})
         for name in ("content", "expected", "exposure", "tail", "table", "columns", "rows_of"):
             getattr(made, name)
+        # What an answer reads for the first time is computed now, not while somebody waits.
+        made.recommend(Query({str(item): 1.0 for item in catalogue.item_ids[:1]}, k=1))
         return made
 
     @cached_property
