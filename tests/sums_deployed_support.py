@@ -1,8 +1,8 @@
-"""Five shops of real processes that share sums, each with faults at hand, stage by stage.
+"""Five shops of real processes that share sums, four of them with faults at hand.
 
-A shop's node and executor are started as its client starts them, but for the program in which the
-approved code runs: that one looks, before and after each message, whether it is to die there, to
-say again what it said before, or to sign with a key that is not its own.
+Such a shop's node and executor are started as its client starts them, but for the program in which
+the approved code runs: that one looks, before and after each message, whether it is to die there,
+to say again what it said before, or to sign with a key that is not its own.
 """
 
 import dataclasses
@@ -35,6 +35,8 @@ from simulations.local_deployment import LocalShop, change
 from simulations.local_programs import Programs
 
 SHOPS = ("ada", "ben", "cleo", "dan", "eve")
+#: Runs by its own command lines alone, and has no faults.
+ALWAYS_WELL = "eve"
 THRESHOLD = 3
 #: A promise that is nearly none, so that what was summed can be told from what was not.
 PLAN: Mapping[str, ConfigValue] = {
@@ -114,11 +116,16 @@ class Summing(Deployed):
             change(shop.settings, SHOP)
             with shop.settings.open("a", encoding="utf-8") as file:
                 file.write("\n[secure_sum]\n")
-            accept(shop.settings, read_settings(shop.settings), roster)
-            self.plant_faults(shop, {})
+            if shop.name != ALWAYS_WELL:
+                accept(shop.settings, read_settings(shop.settings), roster)
+                self.plant_faults(shop, {})
+        self.client(self.shops[ALWAYS_WELL], "roster", str(roster), "--accept")
         self.up()
         for shop in self.shops.values():
-            self.begin(shop)
+            if shop.name == ALWAYS_WELL:
+                self.open(shop)
+            else:
+                self.begin(shop)
         self.all_online()
 
     # --- shops -----------------------------------------------------------------------------------
@@ -139,18 +146,25 @@ class Summing(Deployed):
             started.kill()
             started.wait()
 
+    def heal(self) -> None:
+        """Take all faults away, and have every shop there."""
+        for name in self._started:
+            self.plant_faults(self.shops[name], {})
+        self.all_online()
+
     def all_online(self) -> None:
         """Start whatever died anew, once SuperLink has given it up; wait until all are there."""
         link = control(self.federation)
-        for shop in self.shops.values():
-            if all(process.poll() is None for process in self._started[shop.name]):
+        for name, started in list(self._started.items()):
+            if all(process.poll() is None for process in started):
                 continue
+            shop = self.shops[name]
             self.end(shop)
             self.programs.wait_until(
-                lambda name=shop.name: all(  # type: ignore[misc]
+                lambda name=name: all(  # type: ignore[misc]
                     n.status != "online" for n in link.nodes() if n.name == name
                 ),
-                f"the end of {shop.name}'s old connection",
+                f"the end of {name}'s old connection",
                 SECONDS,
             )
             self.begin(shop)

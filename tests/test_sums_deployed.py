@@ -22,9 +22,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Summing]:
 
 @pytest.fixture(autouse=True)
 def _everyone_is_well(town: Summing) -> None:
-    for shop in town.shops.values():
-        town.plant_faults(shop, {})
-    town.all_online()
+    town.heal()
 
 
 def test_a_clean_run_ends_in_a_model_and_charges_everyone_for_a_share_of_its_noise(
@@ -103,7 +101,7 @@ def test_shops_that_say_again_what_they_said_or_sign_with_another_key_are_left_o
 
 
 def test_too_few_survivors_and_nothing_is_unmasked(town: Summing) -> None:
-    gone = ("ada", "ben", "eve")
+    gone = ("ada", "ben", "dan")
     assert len(SHOPS) - len(gone) < THRESHOLD
     for name in gone:
         town.plant_faults(town.shops[name], {"sum_view 0": "die after"})
