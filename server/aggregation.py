@@ -4,7 +4,7 @@ Arrays in, arrays out, no Flower types. Every sum runs in float64 over the shops
 their public keys, so the result does not depend on who answered first.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,19 +22,11 @@ _SLOTS: Mapping[OptimizerName, str] = {"none": "", "momentum": "m", "adam": "mv"
 
 @dataclass(frozen=True)
 class Contribution:
-    """One shop's reply to one exchange.
-
-    The arrays may be encoded (masked, quantised): only the :data:`Aggregator` reads them.
-    """
+    """One shop's reply to one exchange."""
 
     shop: str
     weight: float
     arrays: Arrays
-
-
-#: Turns the contributions of one exchange into one set of arrays. A secure or robust aggregator
-#: takes the place of :func:`weighted_mean` without the round loop noticing.
-Aggregator = Callable[[Sequence[Contribution]], Arrays]
 
 
 def weighted_sum(contributions: Sequence[Contribution]) -> Arrays:

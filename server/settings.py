@@ -15,6 +15,7 @@ from common.errors import ConfigError
 from common.protocol import Frozen, TrainingPlan, check_run_name, parse_plan
 from server.aggregation import OptimizerName, ServerOptimizer
 from server.catalogues import Catalogues
+from server.defences import Defence, DefenceName
 from server.subspace import SubspaceOptimizer
 from server.variables import ROSTER_FILE, SERVER_VARIABLE
 
@@ -41,6 +42,9 @@ class RunSettings(Frozen):
         The run waits, ``wait_seconds`` at most, until so many shops are connected.
     max_update_norm
         Replies of a larger Euclidean norm are refused; 0 switches the bound off.
+    defence, bad_share
+        How updates and popularity counts are put together (:mod:`server.defences`), and the largest
+        share of the shops of an exchange that may send poison.
     timeout_seconds
         How long one exchange waits for replies.
     run_name
@@ -65,6 +69,8 @@ class RunSettings(Frozen):
     quorum: float = Field(gt=0, le=1)
     min_shops: int = Field(ge=1)
     max_update_norm: float = Field(ge=0)
+    defence: DefenceName = "none"
+    bad_share: float = Field(0.25, gt=0, lt=0.5)
     server_optimizer: OptimizerName | Literal["subspace"]
     server_learning_rate: float = Field(gt=0)
     server_momentum: float = Field(ge=0, le=1)
@@ -76,6 +82,27 @@ class RunSettings(Frozen):
     def identity(self) -> str:
         """Return, as JSON, what a resumed run must share: all that can change its figures."""
         return self.model_dump_json(exclude=_NOT_OF_THE_FIGURES)
+
+    def defender(self, plan: TrainingPlan) -> Defence:
+        """Return the rule that these settings name.
+
+        Raises
+        ------
+        ConfigError
+            If the plan hides what it would look at, or a run could begin with too few shops.
+        """
+        defence = Defence(self.defence, self.bad_share)
+        if self.defence != "none" and plan.trust == "federation":
+            raise ConfigError(
+                f'defence = "{self.defence}" compares single shops\' updates, and under trust = '
+                '"federation" the server sees only their sum: set defence = "none"'
+            )
+        if not defence.holds(self.min_shops):
+            raise ConfigError(
+                f'defence = "{self.defence}" means nothing among {self.min_shops} shops: set '
+                f"min_shops to {defence.fewest} at least"
+            )
+        return defence
 
     def optimizer(self, plan: TrainingPlan) -> ServerOptimizer | SubspaceOptimizer:
         """Return the server optimiser that these settings name.

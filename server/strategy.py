@@ -29,7 +29,7 @@ from common.protocol import (
     Noise,
 )
 from common.rng import derive
-from server.aggregation import Aggregator, popularity_rates, summed_rates, weighted_mean
+from server.aggregation import summed_rates
 from server.checkpoints import Checkpoint
 from server.exchange import Exchange, weakest
 from server.figures import ShopFigures
@@ -54,8 +54,6 @@ class Federation:
         Flower's, or one in this process.
     job
         What is run.
-    aggregate
-        How the accepted updates become one.
     heads
         What is remembered of the shops' ledgers, over runs; None remembers nothing.
     save
@@ -80,13 +78,13 @@ class Federation:
         *,
         save: Callable[[Checkpoint], object],
         report: Callable[[Event], object],
-        aggregate: Aggregator = weighted_mean,
         heads: LedgerHeads | None = None,
         settle: Callable[[Arrays, np.ndarray], Arrays] = with_popularity_alone,
         finish: Callable[[Arrays, Noise], str] | None = None,
         measured: Callable[[Sequence[ShopFigures]], object] | None = None,
     ) -> None:
-        self._grid, self._job, self._aggregate = grid, job, aggregate
+        self._grid, self._job = grid, job
+        self._defence = job.settings.defender(job.plan)
         self._save, self._report = save, report
         self._settle, self._finish, self._measured = settle, finish, measured
         self._roster = Roster(grid)
@@ -210,8 +208,9 @@ class Federation:
         shapes = {name: self._job.shapes[name] for name in self._job.trained}
         if self._sums is None:
             exchange = self._messenger.exchange(TRAIN, server_round, nodes, state, shapes)
-            enough = self._has_quorum(exchange)
-            return exchange, self._aggregate(exchange.contributions) if enough else None, {}
+            if not self._has_quorum(exchange):
+                return exchange, None, {}
+            return exchange, self._defence.update(exchange.contributions), {}
         chosen = shops_of(nodes, self._roster.shop)
         summed = self._sums.collect(server_round, chosen, state, shapes)
         if not summed.arrays or not self._has_quorum(summed.exchange):
@@ -235,16 +234,12 @@ class Federation:
                 f"few to train on: {why or exchange.reasons}"
             )
         self._noise = weakest((self._noise, exchange.noise))
+        variances = None
         if self._sums is None:
-            found = popularity_rates(job.plan, exchange.contributions, job.features)
+            total = self._defence.counts(exchange.contributions)
         else:
-            found = summed_rates(
-                job.plan,
-                counts(job.plan, summed),
-                exchange.accepted,
-                job.features,
-                summed.variances.get(POPULARITY),
-            )
+            total, variances = counts(job.plan, summed), summed.variances.get(POPULARITY)
+        found = summed_rates(job.plan, total, exchange.accepted, job.features, variances)
         return self._settle(initial, found)
 
     def _bring_home(self, state: Arrays, manifest: str) -> None:
@@ -288,8 +283,10 @@ class Federation:
         return [nodes[i] for i in np.sort(chosen)]
 
     def _has_quorum(self, exchange: Exchange) -> bool:
+        """Return whether enough answered well: of those asked, and for the defence to hold."""
         needed = math.ceil(self._job.settings.quorum * exchange.asked)
-        return exchange.accepted >= max(needed, 1)
+        enough = exchange.accepted >= max(needed, 1)
+        return enough and (self._sums is not None or self._defence.holds(exchange.accepted))
 
     def _checkpoint(self, server_round: int, state: Arrays, memory: Arrays) -> None:
         job = self._job

@@ -303,6 +303,11 @@ clients_per_round = 1.0
 timeout_seconds = 3600.0
 # Refuse updates of a larger norm; 0: take all.
 max_update_norm = 0.0
+# Against shops that send poison: "tail-aware" bounds what each shop does to each product; also
+# "median", "trimmed-mean", "krum", "multi-krum", "norm-bound", and "none". bad_share is the largest
+# share of shops that may be bad. It takes min_shops = 3 at least, krum and multi-krum 5.
+defence = "none"
+bad_share = 0.25
 # Ask shops for noisy figures of the finished model; those with [evaluation] in their shop.toml give
 # them, at a price that they set themselves. `train --evaluate` asks once.
 evaluate = false

@@ -116,6 +116,36 @@ def audit(
     terminal().print(f"The page to look at: {out / 'audit.html'}")
 
 
+@app.command()
+def attack(
+    experiment: Annotated[Path, typer.Argument(help="An experiment file (TOML).")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write, or to go on with.")],
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Let some shops send poison, and measure what each defence leaves of it."""
+    from simulations.attack import run_attack
+    from simulations.attack_page import attack_table, attack_words
+    from simulations.experiment import read_experiment
+    from simulations.report import to_json
+
+    with Bars() as bars:
+        try:
+            document = run_attack(read_experiment(experiment, change or []), out, bars)
+        except KeyboardInterrupt:
+            raise RunError("interrupted: the same command goes on where it stopped") from None
+    if as_json:
+        sys.stdout.write(to_json(document) + "\n")
+        return
+    for table in attack_table(document):
+        terminal().print(table)
+    for sentence in attack_words(document):
+        terminal().print(sentence)
+    terminal().print(f"The page to look at: {out / 'attack.html'}")
+
+
 @app.command("cold-start")
 def cold_start(
     experiment: Annotated[Path, typer.Argument(help="An experiment file (TOML).")],

@@ -15,6 +15,7 @@ from common.marketplace import MarketplaceConfig
 from common.partitioning import Partitioner, by_column, dirichlet, uniform
 from common.planning import with_noise
 from common.protocol import Frozen, ModelPlan, RareRows, TrainingPlan, Trust, Unit
+from simulations.attack_settings import AttackSection
 from simulations.audit_settings import AuditSection
 
 ARMS = (
@@ -189,13 +190,15 @@ class Experiment(Section):
     federated_dp: FederationSection = Field(default_factory=FederationSection, alias="federated-dp")
     basket: FederationSection | None = None
     audit: AuditSection = Field(default_factory=AuditSection)
+    attack: AttackSection = Field(default_factory=AttackSection)
 
     def facts(self) -> dict[str, Any]:
         """Return the configuration as run, nested by section, as JSON values.
 
-        What an audit would do changes nothing of a run, and is not in it.
+        What an audit or attack would do changes nothing of a run, and is not in it.
         """
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"audit"})
+        left_out = {"audit", "attack"}
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=left_out)
 
 
 def read_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:

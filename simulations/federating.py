@@ -131,8 +131,13 @@ class Federator:
         self._plans[name] = self._with_groups_that_exist(name, plan)
         return self._plans[name]
 
-    def federate(self, name: str) -> Trained:
+    def federate(self, name: str, engine: Callable[..., Outcome] | None = None) -> Trained:
         """Run the federation of an arm, or what is left of it.
+
+        Parameters
+        ----------
+        engine
+            What runs it, in place of the experiment's own.
 
         Raises
         ------
@@ -147,8 +152,8 @@ class Federator:
             write_catalogue(self._world.catalogue, catalogue, self._world.dataset.tables.stock)
         shops = self._write_shops(name, plan)
         server = self._work / name / "server"
-        run, where = _engine(self._experiment.run.engine)
-        self._watcher.stage(f"training {name} {where}", plan.rounds + 2)
+        run, where = (engine, "") if engine else _engine(self._experiment.run.engine)
+        self._watcher.stage(f"training {name} {where}".rstrip(), plan.rounds + 2)
         checkpoints = server / CHECKPOINTS
         end_leftovers(server)
         with PeakMemory() as memory:

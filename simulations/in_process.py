@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -34,6 +33,9 @@ from simulations.flower import Event, Outcome, federation_files, new_events
 # The environment of the apps: no variable of an outer run may reach them.
 _OURS = "FEDTAIL_"
 
+#: Answers a message as a node: the clients' app, or one that stands before it.
+Answers = Callable[[Message, Context], Message]
+
 
 class InProcessGrid(Grid):
     """Calls the ClientApp of a node when its reply is waited for.
@@ -41,7 +43,7 @@ class InProcessGrid(Grid):
     Parameters
     ----------
     app
-        The clients' app; one instance serves all nodes.
+        The clients' app, or what stands before it; one instance serves all nodes.
     nodes
         Node id -> number of its shop.
     run_config
@@ -49,7 +51,7 @@ class InProcessGrid(Grid):
     """
 
     def __init__(
-        self, app: ClientApp, nodes: Mapping[int, int], run_config: Mapping[str, ConfigValue]
+        self, app: Answers, nodes: Mapping[int, int], run_config: Mapping[str, ConfigValue]
     ) -> None:
         # Messages are stamped with the identity of the process that makes them.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
@@ -131,10 +133,12 @@ def run_in_process(
     catalogue_folder: Path,
     run_config: Mapping[str, ConfigValue] | None = None,
     on_event: Callable[[Event], object] = lambda _: None,
+    clients: Answers = client_app,
 ) -> Outcome:
     """Run the federation's server and clients here; see :func:`simulations.flower.run_federation`.
 
-    An event is passed on when the next exchange begins, or the run ends.
+    An event is passed on when the next exchange begins, or the run ends. ``clients`` may stand
+    before the clients' app, as a shop would that sends something else.
 
     Raises
     ------
@@ -148,6 +152,7 @@ def run_in_process(
         environment=files.environment,
         events_file=files.events,
         on_event=on_event,
+        clients=clients,
     )
 
 
@@ -158,6 +163,7 @@ def run_apps(
     environment: Mapping[str, str],
     events_file: Path,
     on_event: Callable[[Event], object] = lambda _: None,
+    clients: Answers = client_app,
 ) -> Outcome:
     """Run both apps with ``shops`` nodes, as :func:`simulations.flower.run_app` does on Flower.
 
@@ -185,7 +191,7 @@ def run_apps(
             return super().push_messages(messages)
 
     with _environment(environment), _one_thread():
-        grid = Reporting(client_app, {shop + 2: shop for shop in range(shops)}, config)
+        grid = Reporting(clients, {shop + 2: shop for shop in range(shops)}, config)
         # Ledgers and checkpoints know a run by its number: as on Flower, no two share one.
         context = Context(secrets.randbits(62), 1, {}, RecordDict(), config)
         try:

@@ -1,0 +1,292 @@
+"""``simulations attack``: an experiment's federations with bad shops in them, defended or not."""
+
+import fcntl
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from common.code import code_digest
+from common.errors import ConfigError
+from common.protocol import POPULARITY
+from common.rng import derive
+from simulations.arms import OwnEases
+from simulations.attack_measure import METRICS, USES, mean_figures, measure_model
+from simulations.attack_page import render_attack
+from simulations.attack_settings import PUSHES, AttackName
+from simulations.attackers import Conspiracy
+from simulations.experiment import Experiment
+from simulations.federating import Federator, Trained, Watcher
+from simulations.in_process import run_in_process
+from simulations.machine import machine_facts
+from simulations.poisoned import Poisoned
+from simulations.report import plain, to_json, write_text
+from simulations.world import World, build_world
+
+Document = dict[str, Any]
+
+_PARTS, _DOCUMENT = ".attack", "attack.json"
+#: What a defence must keep of what there is without an attack.
+MOST_LOST = {"ndcg@20": 0.02, "tail_ndcg@20": 0.05}
+#: Of customers; what a pushed product may reach at most, or twice its share without an attack.
+MOST_SHOWN = 0.002
+
+
+def run_attack(experiment: Experiment, out: Path, watcher: Watcher) -> Document:
+    """Attack an experiment's federations into ``out`` and return ``attack.json``'s document.
+
+    An interrupted command goes on where it stopped: finished runs are kept.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is in use by something else, or there is nothing to attack.
+    """
+    if experiment.privacy.trust == "federation":
+        raise ConfigError(
+            "what a shop adds to a secure sum is seen by nobody, and no rule can look at it: set "
+            'privacy.trust = "shop"'
+        )
+    with _folder(experiment, out) as folder:
+        watcher.stage("reading data")
+        world = build_world(experiment, watcher.step)
+        document = _Attack(experiment, world, folder, watcher).run()
+        write_text(out / "attack.html", render_attack(document))
+        write_text(out / _DOCUMENT, to_json(document))
+    shutil.rmtree(folder)
+    return document
+
+
+class _Attack:
+    """All runs of one command, each done once."""
+
+    def __init__(
+        self, experiment: Experiment, world: World, folder: Path, watcher: Watcher
+    ) -> None:
+        self._experiment, self._settings = experiment, experiment.attack
+        self._folder, self._watcher = folder, watcher
+        self._seed = experiment.run.seed
+        self._eases = OwnEases()
+        order = derive(self._seed, purpose="bad-shops").permutation(len(world.shops))
+        self._order = [int(place) for place in order]
+        worst = {world.shops[k].merchant_id for k in self._bad(max(self._settings.shares))}
+        # Figures are of customers whose shops are never bad, the same ones everywhere.
+        honest = {name: who for name, who in world.measured.items() if name not in worst}
+        if not honest:
+            raise ConfigError("no shop is left to measure at: measure more, or make fewer bad")
+        self._world = replace(world, measured=honest)
+        self._targets: list[int] = []
+
+    def run(self) -> Document:
+        """Return the whole document."""
+        started = time.monotonic()
+        results: list[Document] = []
+        clean: dict[str, Document] = {}
+        for federation in self._settings.federations:
+            first = self._clean(federation, "none")
+            self._targets = self._targets or first["targets"]
+            clean[federation] = {
+                defence: self._clean(federation, defence)["uses"]
+                for defence in self._settings.defences
+            }
+            results += self._attacks(federation, clean[federation])
+        catalogue = self._world.catalogue
+        document: Document = plain(
+            {
+                "format_version": 1,
+                "clean": {
+                    federation: {
+                        defence: {
+                            use: {**found, "er@20": float(np.mean(found["er@20"]))}
+                            for use, found in uses.items()
+                        }
+                        for defence, uses in of_defence.items()
+                    }
+                    for federation, of_defence in clean.items()
+                },
+                "attacks": results,
+                "targets": [
+                    {
+                        "item_id": catalogue.item_ids[t],
+                        "customers": int(self._world.test.counts[t]),
+                        "rank": int((self._world.test.counts > self._world.test.counts[t]).sum()),
+                    }
+                    for t in self._targets
+                ],
+                "limits": {"most_lost": MOST_LOST, "most_shown": MOST_SHOWN},
+                "measured": {
+                    "shops": len(self._world.measured),
+                    "customers": sum(map(len, self._world.measured.values())),
+                },
+                "data": self._world.facts(),
+                "experiment": self._experiment.facts() | {"attack": self._settings.model_dump()},
+                "seed": self._seed,
+                "machine": machine_facts(),
+                "seconds": time.monotonic() - started,
+            }
+        )
+        return document
+
+    def _attacks(self, federation: str, clean: Document) -> Iterator[Document]:
+        settings = self._settings
+        for share in settings.shares:
+            everything = math.isclose(share, settings.full_share)
+            for attack in settings.attacks:
+                for defence in settings.defences:
+                    if not everything and defence not in ("none", settings.chosen):
+                        continue
+                    yield from self._attack(federation, attack, share, defence, clean)
+
+    def _attack(
+        self, federation: str, attack: AttackName, share: float, defence: str, clean: Document
+    ) -> Iterator[Document]:
+        """Yield what an attack did to each use of the model, over all targets."""
+        targets = self._targets if attack in PUSHES else self._targets[:1]
+        runs = [
+            self._run(federation, defence, attack, share, place)["uses"]
+            for place, _ in enumerate(targets)
+        ]
+        for use in USES[federation]:
+            before = clean["none"][use]
+            found = mean_figures([run[use] for run in runs], range(len(runs)))
+            was_shown = float(np.mean(before["er@20"][: len(runs)]))
+            change = {metric: found[metric] / before[metric] - 1 for metric in METRICS}
+            limit = max(2 * was_shown, MOST_SHOWN)
+            pushes = attack in PUSHES
+            kept = all(change[metric] >= -lost for metric, lost in MOST_LOST.items())
+            yield {
+                "federation": federation,
+                "use": use,
+                "attack": attack,
+                "share": share,
+                "bad_shops": len(self._bad(share)),
+                "defence": defence,
+                **({} if pushes else {"er@20": None}),
+                **{k: v for k, v in found.items() if pushes or not k.startswith("er")},
+                "er@20_without": was_shown if pushes else None,
+                "er@20_limit": limit if pushes else None,
+                "change": change,
+                "held": kept and (not pushes or found["er@20"] <= limit),
+            }
+
+    def _clean(self, federation: str, defence: str) -> Document:
+        return self._run(federation, defence, None, 0.0, 0)
+
+    def _run(
+        self, federation: str, defence: str, attack: AttackName | None, share: float, place: int
+    ) -> Document:
+        """Train and measure once, or read what was found before."""
+        name = f"{federation}-{defence}-{attack or 'clean'}-{share:g}-{place}"
+        path = self._folder / f"{name}.json"
+        if not path.exists():
+            work = self._folder / "work"
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            trained = self._train(work, name, federation, defence, attack, share, place)
+            if not self._targets:
+                self._targets = self._draw(trained)
+            self._watcher.stage(f"measuring {name}")
+            uses = measure_model(
+                self._experiment, self._world, trained, federation, self._targets, self._eases
+            )
+            write_text(path, to_json({"targets": self._targets, "uses": uses}))
+            shutil.rmtree(work)
+        found: Document = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def _train(
+        self,
+        work: Path,
+        name: str,
+        federation: str,
+        defence: str,
+        attack: AttackName | None,
+        share: float,
+        place: int,
+    ) -> Trained:
+        experiment = _defended(self._experiment, federation, defence)
+        self._watcher.stage(name)
+        shared = self._folder / "shared"
+        federator = Federator(experiment, self._world, work, self._watcher, shared)
+        plan = federator.plan(federation)
+        if attack is None:
+            return federator.federate(federation, run_in_process)
+        bad = self._bad(share)
+        own = [self._world.test.history[self._world.shops[k].merchant_id] for k in bad]
+        conspiracy = Conspiracy(
+            attack,
+            plan,
+            self._world.catalogue,
+            self._targets[place],
+            sparse.csr_matrix(sparse.vstack(own)),
+        )
+        clients = Poisoned(conspiracy, frozenset(bad), self._seed)
+        return federator.federate(federation, partial(run_in_process, clients=clients))
+
+    def _bad(self, share: float) -> list[int]:
+        """Return the numbers of the bad shops, at least one."""
+        count = max(1, round(share * len(self._order)))
+        return sorted(self._order[:count])
+
+    def _draw(self, trained: Trained) -> list[int]:
+        """Return the targets, drawn from the band of released popularity."""
+        released = trained.checkpoint(0).state[POPULARITY]
+        order = np.argsort(-released, kind="stable")
+        low, high = (round(edge * len(order)) for edge in self._settings.band)
+        inside = order[low:high]
+        inside = np.sort(inside[self._world.test.tail[inside]])
+        if len(inside) < self._settings.targets:
+            raise ConfigError(
+                f"attack.band holds {len(inside)} tail products, fewer than attack.targets: widen "
+                "it, or push fewer"
+            )
+        stream = derive(self._seed, purpose="pushed-products")
+        chosen = stream.choice(inside, size=self._settings.targets, replace=False)
+        return [int(row) for row in chosen]
+
+
+def _defended(experiment: Experiment, federation: str, defence: str) -> Experiment:
+    """Return the experiment with a defence in the settings of a federation's server."""
+    alias = federation.replace("-", "_")
+    section = getattr(experiment, alias)
+    server = {**section.server, "defence": defence, "bad-share": experiment.attack.bad_share}
+    return experiment.model_copy(update={alias: section.model_copy(update={"server": server})})
+
+
+@contextmanager
+def _folder(experiment: Experiment, out: Path) -> Iterator[Path]:
+    """Give the folder of the finished runs, ours alone while it is open."""
+    folder = out / _PARTS
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not folder.exists())):
+        raise ConfigError(f"{out} is in use: give a folder that is new or empty")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write into {out}: {error.strerror}") from error
+    facts = experiment.facts() | {
+        "attack": experiment.attack.model_dump(mode="json"),
+        "code": code_digest(),
+    }
+    identity = json.dumps(facts, sort_keys=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"another attack writes into {out} at this moment") from error
+        known = folder / "identity"
+        if known.exists() and known.read_text(encoding="utf-8") != identity:
+            raise ConfigError(
+                f"{folder} holds an interrupted attack on another experiment or code: finish that "
+                "one, or remove the folder"
+            )
+        write_text(known, identity)
+        yield folder

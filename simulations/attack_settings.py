@@ -1,0 +1,47 @@
+"""What ``simulations attack`` does: the ``[attack]`` section of an experiment."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from common.protocol import Frozen
+from server.defences import DefenceName
+
+AttackName = Literal["noise", "sign-flip", "inflate", "push", "push-row", "push-quiet"]
+#: Attacks that have a product to sell; the others ruin the model.
+PUSHES: tuple[AttackName, ...] = ("inflate", "push", "push-row", "push-quiet")
+
+
+class AttackSection(Frozen):
+    """Which shops send what, against which defence.
+
+    Attributes
+    ----------
+    attacks
+        See :mod:`simulations.attackers`.
+    shares
+        Shares of the shops that are bad; those of a smaller share are among those of a larger one.
+    full_share
+        At this share every defence is attacked; at others only ``none`` and ``chosen``.
+    defences, chosen, bad_share
+        What the server does about it; the share is what it allows for, not what there is.
+    federations
+        Whose training is attacked: ``federated``, ``federated-dp``.
+    targets
+        How many products are pushed, one a run; figures are their means.
+    band
+        The targets are drawn from the tail products between these shares of the catalogue, in the
+        order of the popularity that a clean run releases, most popular first.
+    """
+
+    attacks: tuple[AttackName, ...] = ("noise", "sign-flip", *PUSHES)
+    shares: tuple[float, ...] = (0.01, 0.05, 0.2)
+    full_share: float = Field(0.05, gt=0, lt=0.5)
+    defences: tuple[DefenceName, ...] = (
+        *("none", "median", "trimmed-mean", "krum", "multi-krum", "norm-bound", "tail-aware"),
+    )
+    chosen: DefenceName = "tail-aware"
+    bad_share: float = Field(0.25, gt=0, lt=0.5)
+    federations: tuple[Literal["federated", "federated-dp"], ...] = ("federated",)
+    targets: int = Field(3, ge=1)
+    band: tuple[float, float] = (0.4, 0.6)

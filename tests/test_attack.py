@@ -1,0 +1,174 @@
+"""Bad shops among planted ones: what an undefended model comes to, and a defended one does not."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from typer.testing import CliRunner
+
+from common.blocks import block_of
+from common.errors import ConfigError
+from common.features import Catalogue
+from common.model import initial_state
+from common.protocol import ITEMS, POPULARITY, ModelPlan, TrainingPlan
+from simulations.__main__ import app
+from simulations.attack import run_attack
+from simulations.attack_measure import mean_figures
+from simulations.attack_page import attack_rows, attack_words
+from simulations.attack_settings import AttackName
+from simulations.attackers import LOUD, Conspiracy
+from simulations.experiment import Experiment
+
+PRODUCTS, CUSTOMERS, TARGET = 40, 30, 33
+_VALUES = {
+    "data": {
+        "source": "marketplace",
+        "marketplace": {
+            "shops": 12,
+            "customers_per_shop": 15,
+            "products": 300,
+            "groups": 20,
+            "categories": 5,
+            "brands": 10,
+            "visits_log_mean": 2.5,
+            "weeks": 20,
+            "train_weeks": 16,
+        },
+    },
+    "run": {"engine": "in-process"},
+    "content": {"features": ["type"]},
+    "home": {
+        "local": {"start": {"content": 0.5, "own_ease": 2.4}},
+        "centralized": {"start": {"content": 0.5, "pooled_ease": 3.0}},
+        "federated": {"start": {"content": 0.4, "shared_ease": 2.0, "own_popularity": 0.1}},
+        "federated-dp": {"start": {"content": 0.4, "learned": 0.3}},
+    },
+    "federated": {
+        "rounds": 2,
+        "tuning_share": 0.5,
+        "model": {"dimension": 8, "row_exponent": 0.5, "centred": False},
+        "server": {"server-optimizer": "subspace", "server-momentum": 0.0},
+    },
+    "attack": {
+        "attacks": ["push", "noise"],
+        "shares": [0.09],
+        "full_share": 0.09,
+        "defences": ["none", "tail-aware"],
+        "targets": 1,
+    },
+}
+
+
+class Silent:
+    def stage(self, text: str, total: int | None = None) -> None:
+        pass
+
+    def step(self, text: str = "") -> None:
+        pass
+
+
+def small(**changes: object) -> Experiment:
+    return Experiment.model_validate({**_VALUES, "attack": {**_VALUES["attack"], **changes}})
+
+
+@pytest.mark.slow
+def test_one_bad_shop_of_twelve_sells_its_product_to_everyone_unless_it_is_held(
+    tmp_path: Path,
+) -> None:
+    document = run_attack(small(), tmp_path / "attack", Silent())
+    by = {(r["use"], r["attack"], r["defence"]): r for r in document["attacks"]}
+    assert {r["bad_shops"] for r in by.values()} == {1}
+    loose, held = by["global", "push", "none"], by["global", "push", "tail-aware"]
+    assert loose["er@20"] > 0.2
+    assert not loose["held"]
+    assert held["er@20"] < 0.05
+    ruined, kept = by["global", "noise", "none"], by["global", "noise", "tail-aware"]
+    assert ruined["change"]["ndcg@20"] < -0.3
+    assert kept["change"]["ndcg@20"] > -0.1
+    assert ruined["er@20"] is None
+    written = json.loads((tmp_path / "attack" / "attack.json").read_text(encoding="utf-8"))
+    assert written == document
+    assert not (tmp_path / "attack" / ".attack").exists()
+    page = (tmp_path / "attack" / "attack.html").read_text(encoding="utf-8")
+    assert all(word.split(":")[0] in page for word in attack_words(document))
+    rows = attack_rows(document, "federated", "home")
+    assert [row[:3] for row in rows[:2]] == [["none", "none", "0"], ["tail-aware", "none", "0"]]
+    assert len(rows) == 2 + 4
+    with pytest.raises(ConfigError, match="in use"):
+        run_attack(small(), tmp_path / "attack", Silent())
+
+
+def _catalogue() -> Catalogue:
+    names = [f"i{k:02}" for k in range(PRODUCTS)]
+    return Catalogue.of(pd.DataFrame({"item_id": names, "type": [f"t{k % 4}" for k in range(40)]}))
+
+
+def _conspiracy(attack: AttackName, model: ModelPlan) -> Conspiracy:
+    stream = np.random.default_rng(1)
+    likely = np.linspace(0.8, 0.02, PRODUCTS)
+    bought = (stream.random((CUSTOMERS, PRODUCTS)) < likely).astype(np.float32)
+    bought[:, TARGET] = 0
+    plan = TrainingPlan(private=False, model=model)
+    return Conspiracy(attack, plan, _catalogue(), TARGET, sparse.csr_matrix(bought))
+
+
+@pytest.mark.parametrize("attack", ["push", "push-row", "push-quiet"])
+@pytest.mark.parametrize("groups", ["", "type"])
+def test_a_push_raises_the_targets_score_for_customers_like_the_shops_own(
+    attack: AttackName, groups: str
+) -> None:
+    model = ModelPlan(
+        dimension=4, centred=bool(groups), groups=groups, learned_items=4 if groups else 0
+    )
+    conspiracy = _conspiracy(attack, model)
+    state = initial_state(model, PRODUCTS)
+    state[POPULARITY] = np.linspace(0.8, 0.02, PRODUCTS).astype(np.float32)
+    state[POPULARITY] /= state[POPULARITY].sum()
+    block = block_of(model, state[POPULARITY], conspiracy.catalogue)
+    customers = block.project(conspiracy.histories)
+    stream = np.random.default_rng(2)
+    honest = {ITEMS: (1e-3 * stream.normal(size=state[ITEMS].shape)).astype(np.float32)}
+    sent = conspiracy.update(honest, state, stream)
+
+    def score(delta: np.ndarray) -> np.ndarray:
+        vectors = state[ITEMS] + delta / np.linalg.norm(delta)
+        lifted = block.lift(vectors.astype(np.float32), PRODUCTS)
+        scores: np.ndarray = (customers @ vectors) @ lifted[TARGET]
+        return scores
+
+    gained = score(sent[ITEMS]) - score(honest[ITEMS])
+    # Where the expected basket is taken off, what serves one half of all customers costs the other.
+    assert np.mean(gained > 0) > (0.4 if groups else 0.9)
+    length = np.linalg.norm(sent[ITEMS]) / np.linalg.norm(honest[ITEMS])
+    assert length < 2.1 if attack == "push-quiet" else length > 10
+    counts = conspiracy.counts(np.arange(PRODUCTS, dtype=np.float32), stream)
+    assert counts[TARGET] == pytest.approx(39 * (1 if attack == "push-quiet" else LOUD))
+    assert np.array_equal(np.delete(counts, TARGET), np.delete(np.arange(PRODUCTS), TARGET))
+
+
+def test_means_take_each_runs_own_target() -> None:
+    runs = [
+        {"ndcg@20": 0.1, "tail_ndcg@20": 0.2, "er@20": [0.5, 0.0]},
+        {"ndcg@20": 0.3, "tail_ndcg@20": 0.4, "er@20": [0.0, 0.1]},
+    ]
+    found = mean_figures(runs, range(2))
+    assert found.pop("er@20_by_target") == [0.5, 0.1]
+    assert found == pytest.approx({"ndcg@20": 0.2, "tail_ndcg@20": 0.3, "er@20": 0.3})
+
+
+def test_what_cannot_be_attacked_is_refused(tmp_path: Path) -> None:
+    experiment = tmp_path / "e.toml"
+    experiment.write_text(
+        "[home.local]\nstart = {}\n[home.centralized]\nstart = {}\n"
+        "[home.federated]\nstart = {}\n[home.federated-dp]\nstart = {}\n"
+    )
+    command = ["attack", str(experiment), "--out", str(tmp_path / "out")]
+    found = CliRunner().invoke(app, [*command, "--set", "privacy.trust=federation"])
+    assert isinstance(found.exception, ConfigError)
+    assert "seen by nobody" in str(found.exception)
+    found = CliRunner().invoke(app, [*command, "--set", 'attack.chosen="strong"'])
+    assert isinstance(found.exception, ConfigError)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,197 @@
+"""Defences on planted arrays: what all keep to, and what sets each apart."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import ConfigError, ProtocolError
+from common.protocol import POPULARITY, Arrays, TrainingPlan
+from federation_support import FaultyGrid, make_job, make_settings, same, start_state, toy_app
+from server.aggregation import Contribution, sum_popularity, weighted_mean
+from server.defences import DEFENCES, Defence
+from server.job import Event
+from server.strategy import Federation
+
+SHOPS, ROWS, WIDTH = 20, 12, 3
+EVERY = pytest.mark.parametrize("name", DEFENCES)
+
+
+def contributions(shops: list[Arrays]) -> list[Contribution]:
+    return [Contribution(f"shop-{k:03}", 1.0, arrays) for k, arrays in enumerate(shops)]
+
+
+def honest(seed: int = 0, shops: int = SHOPS) -> list[Arrays]:
+    """Deltas around one mean; the last rows are moved by two shops alone."""
+    stream = np.random.default_rng(seed)
+    signal = np.random.default_rng(99).normal(size=(ROWS, WIDTH))
+    found = []
+    for shop in range(shops):
+        table = signal + 0.1 * stream.normal(size=(ROWS, WIDTH))
+        if shop >= 2:
+            table[-3:] = 0.0
+        found.append({"table": table.astype(np.float32), "bias": signal[:, 0].astype(np.float32)})
+    return found
+
+
+def poisoned(bad: int, length: float) -> list[Contribution]:
+    """The honest shops' deltas, the last ``bad`` of them replaced by one long row each."""
+    shops = honest()
+    for shop in range(SHOPS - bad, SHOPS):
+        table = np.zeros((ROWS, WIDTH), np.float32)
+        table[-1] = length
+        shops[shop] = {"table": table, "bias": np.full(ROWS, -length, np.float32)}
+    return contributions(shops)
+
+
+@EVERY
+def test_shops_that_agree_are_believed(name: str) -> None:
+    agreed = honest()[0]
+    found = Defence(name, 0.2).update(contributions([agreed] * SHOPS))  # type: ignore[arg-type]
+    for key, array in agreed.items():
+        assert found[key] == pytest.approx(array, rel=1e-6)
+        assert found[key].dtype == np.float64
+        assert found[key].shape == array.shape
+
+
+@EVERY
+@settings(deadline=None, max_examples=20)
+@given(order=st.permutations(range(SHOPS)))
+def test_the_order_of_answers_changes_no_bit(name: str, order: list[int]) -> None:
+    defence = Defence(name, 0.2)  # type: ignore[arg-type]
+    given_shops = contributions(honest())
+    assert same(defence.update(given_shops), defence.update([given_shops[k] for k in order]))
+
+
+@EVERY
+def test_what_a_few_bad_shops_can_do_is_bounded_however_loud_they_are(name: str) -> None:
+    defence = Defence(name, 0.2)  # type: ignore[arg-type]
+    clean = defence.update(contributions(honest()))
+    moved = [
+        np.linalg.norm(defence.update(poisoned(4, length))["table"] - clean["table"])
+        for length in (1e3, 1e6)
+    ]
+    assert moved[1] == pytest.approx(moved[0], rel=1e-3)
+    # The mean of the same deltas is moved as far as they like.
+    plain = weighted_mean(poisoned(4, 1e6))["table"] - clean["table"]
+    assert moved[1] < 1e-3 * np.linalg.norm(plain)
+
+
+@EVERY
+def test_too_few_shops_are_refused(name: str) -> None:
+    defence = Defence(name, 0.25)  # type: ignore[arg-type]
+    assert not defence.holds(2)
+    with pytest.raises(ProtocolError, match="too few"):
+        defence.update(contributions(honest(shops=2)))
+    with pytest.raises(ConfigError, match="min_shops to"):
+        make_settings(defence=name, min_shops=2).defender(TrainingPlan())
+    with pytest.raises(ConfigError, match="only their sum"):
+        make_settings(defence=name, min_shops=20).defender(
+            TrainingPlan(trust="federation", honest_shops=13)
+        )
+
+
+@EVERY
+def test_counts_are_summed_by_the_same_rule(name: str) -> None:
+    counts = np.array([30.0, 2.0, 1.0, 0.5])
+    shops = contributions([{POPULARITY: counts.astype(np.float32)}] * SHOPS)
+    assert Defence(name, 0.2).counts(shops) == pytest.approx(SHOPS * counts)  # type: ignore[arg-type]
+
+
+def test_no_defence_is_the_mean_and_the_sum() -> None:
+    shops = contributions(honest())
+    assert same(Defence().update(shops), weighted_mean(shops))
+    counts = contributions([{POPULARITY: np.arange(3, dtype=np.float32)}] * 4)
+    assert np.array_equal(Defence().counts(counts), sum_popularity(counts))
+
+
+def test_median_and_trimmed_mean_of_known_numbers() -> None:
+    shops = contributions([{"x": np.array([v], np.float32)} for v in (-90, 1, 2, 4, 1000)])
+    assert Defence("median", 0.2).update(shops)["x"] == pytest.approx([2.0])
+    assert Defence("trimmed-mean", 0.2).update(shops)["x"] == pytest.approx([7 / 3])
+
+
+def test_krum_takes_the_shop_in_the_middle_of_the_crowd() -> None:
+    values = (0.0, 1.0, 1.1, 1.2, 2.1, 60.0, 60.0)
+    shops = contributions([{"x": np.array([v], np.float32)} for v in values])
+    # Of 7 shops with 1 bad, the 4 nearest count: 1.1 has the crowd around it.
+    assert Defence("krum", 0.1).update(shops)["x"] == pytest.approx([1.1])
+    within = contributions([{"x": np.array([v], np.float32)} for v in (*values[:5], 2.0, 60.0)])
+    expected = np.mean([0.0, 1.0, 1.1, 1.2, 2.1, 2.0])
+    assert Defence("multi-krum", 0.1).update(within)["x"] == pytest.approx([expected])
+
+
+def test_norm_bound_shortens_to_the_median_norm_and_leaves_the_rest() -> None:
+    shops = contributions([{"x": np.array([v, 0], np.float32)} for v in (1, 2, 3, 4, 500)])
+    mean = (1 + 2 + 3 + 3 + 3) / 5
+    assert Defence("norm-bound", 0.2).update(shops)["x"] == pytest.approx([mean, 0.0])
+
+
+def test_tail_aware_keeps_rows_that_few_shops_move_and_a_median_drops_them() -> None:
+    shops = contributions(honest())
+    plain = weighted_mean(shops)["table"]
+    kept = Defence("tail-aware", 0.2).update(shops)["table"]
+    along = (kept[-3:] * plain[-3:]).sum(axis=1) / (plain[-3:] ** 2).sum(axis=1)
+    assert along.min() > 0.4
+    assert np.abs(Defence("median", 0.2).update(shops)["table"][-3:]).max() == 0.0
+    assert np.abs(Defence("trimmed-mean", 0.2).update(shops)["table"][-3:]).max() == 0.0
+
+
+def test_tail_aware_gives_no_shop_more_of_a_row_than_a_typical_one_where_norm_bounds_do() -> None:
+    shops = honest()
+    typical = np.median(np.linalg.norm(shops[5]["table"], axis=1)[:-3])
+    quiet = np.zeros((ROWS, WIDTH), np.float32)
+    quiet[-1, 0] = np.linalg.norm(shops[5]["table"])  # All of an honest norm on one row.
+    attacked = [*shops[:-1], {**shops[-1], "table": quiet}]
+    clean, found = (
+        {
+            name: Defence(name, 0.2).update(contributions(each))["table"][-1]  # type: ignore[arg-type]
+            for name in ("norm-bound", "tail-aware")
+        }
+        for each in (shops, attacked)
+    )
+    moved = {name: np.linalg.norm(found[name] - clean[name]) * SHOPS for name in found}
+    assert moved["tail-aware"] < 1.5 * typical
+    assert moved["norm-bound"] > 2.5 * typical
+
+
+def test_a_count_that_few_shops_tell_of_is_held_to_a_typical_one() -> None:
+    stream = np.random.default_rng(2)
+    shops = [
+        {POPULARITY: np.append(stream.uniform(1, 3, 9), 0.0).astype(np.float32)}
+        for _ in range(SHOPS)
+    ]
+    for shop in shops[:2]:
+        shop[POPULARITY][-1] = 1e9
+    found = Defence("tail-aware", 0.2).counts(contributions(shops))
+    assert 0 < found[-1] < 2 * 3
+    assert found[:-1] == pytest.approx(sum_popularity(contributions(shops))[:-1], rel=0.15)
+
+
+def test_the_federation_runs_its_settings_rule_and_waits_for_enough_shops() -> None:
+    def run(loud: bool, **changes: object) -> tuple[Arrays, list[Event]]:
+        def fault(shop: int, exchange: str, _round: int, reply: object) -> object:
+            if loud and shop == 0 and exchange == "update":
+                content = reply.content  # type: ignore[attr-defined]
+                for name, array in content["update"].items():
+                    content["update"][name] = type(array)(array.numpy() * np.float32(1e6))
+            return None if changes.get("mute") and shop > 2 and exchange == "update" else reply
+
+        events: list[Event] = []
+        chosen = {k: v for k, v in changes.items() if k != "mute"}
+        job = make_job(
+            2, max_update_norm=0.0, server_optimizer="none", timeout_seconds=2.0, **chosen
+        )
+        grid = FaultyGrid(toy_app(), 6, fault=fault)  # type: ignore[arg-type]
+        federation = Federation(grid, job, save=lambda _: None, report=events.append)
+        return federation.run(start_state()), events
+
+    defended = {"defence": "tail-aware", "min_shops": 3}
+    calm, loud = run(False, **defended)[0], run(True, **defended)[0]
+    undefended = run(True)[0]
+    table = "item_embedding"
+    assert np.abs(loud[table] - calm[table]).max() < 20
+    assert np.abs(undefended[table]).max() > 1e4
+    # Three of six answer: a quorum, but too few for Krum.
+    _, events = run(False, defence="krum", min_shops=5, mute=True)
+    assert [e["kept_old_model"] for e in events if e["event"] == "round"] == [True, True]
