@@ -15,6 +15,7 @@ from client.forecast import PlanFlags, forecast
 from client.mapping import ItemMapping
 from client.settings import ShopSettings
 from client.source import open_own_source, shop_mapping
+from client.stocking import published_stock
 from common.contract import BEHAVIOR_WEIGHTS, BEHAVIORS
 from common.errors import ArtifactError, ConfigError, DataError, InputError
 from common.features import Catalogue, read_catalogue
@@ -54,7 +55,8 @@ def check_shop(
     -------
     dict
         ``shop, source, customers, products, interactions, other_merchants, behaviors, span,
-        baskets, bad_rows, catalogue, history, price``, ``sums`` (``shops`` and ``digest`` of the
+        baskets, bad_rows, catalogue, history, price``, ``stock`` (see
+        :func:`client.stocking.published_stock`), ``sums`` (``shops`` and ``digest`` of the
         accepted roster, null without one; null where the shop takes part in none), ``problems``:
         sentences on what stops training, none where the shop could train, and ``advice``: what
         would make it better.
@@ -87,6 +89,9 @@ def check_shop(
     if catalogue is not None:
         described = _described(settings, catalogue, mapping, advice)
         found = coverage(own, catalogue, mapping, described, problems, advice)
+    stock = None
+    if catalogue is not None:
+        stock = published_stock(settings, catalogue, mapping, own, problems, advice)
     sums = _sums(settings, problems if plan and plan.trust == "federation" else advice)
     stage("pricing a plan")
     return {
@@ -102,6 +107,7 @@ def check_shop(
         "bad_rows": bad,
         "catalogue": found,
         "history": None if catalogue is None else _history(own, catalogue, mapping, weights),
+        "stock": stock,
         "sums": sums,
         "price": _price(path, settings, plan, problems),
         "problems": problems,

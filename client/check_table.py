@@ -20,6 +20,7 @@ def check_table(document: Document) -> Group:
         lines += _coverage(document["catalogue"])
         lines.append(_history(document["history"]))
     lines += ["", *_price(document["price"]), *_sums(document["sums"])]
+    lines += _stock(document["stock"])
     parts = [Text(line) for line in lines]
     problems = document["problems"]
     verdict = "To do before training:" if problems else "Ready to train."
@@ -153,6 +154,15 @@ def _sums(sums: Document | None) -> list[str]:
     if sums["shops"] is None:
         return []
     return [f"secure sums: a roster of {sums['shops']} shops, digest {sums['digest']}"]
+
+
+def _stock(stock: Document | None) -> list[str]:
+    if stock is None:
+        return []
+    what = "every product" if stock["products"] is None else _count(stock["products"], "product")
+    shops = _count(stock["shops"], "shop")
+    line = f"by the published stock table the shop stocks {what}; the table is of {shops}, "
+    return [line + f"fingerprint {stock['fingerprint']}"]
 
 
 def _bar(spent: float, after: float) -> str:

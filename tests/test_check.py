@@ -27,6 +27,7 @@ from common.errors import ConfigError, DataError
 from common.features import Catalogue, read_catalogue, write_catalogue
 from common.protocol import TrainingPlan
 from common.secure_sum.members import roster_text
+from common.stock import Stock
 
 HEADER = "user_id,item_id,timestamp,behavior,merchant_id,session_id\n"
 ROWS = [
@@ -417,3 +418,30 @@ def test_a_shop_learns_what_secure_sums_it_takes_part_in(folder: Path, tmp_path:
     assert document["problems"] == []
     for words in (found["digest"], "shared-gaussian-histogram and shared-gaussian-step", "1/2 of"):
         assert words in text
+
+
+def test_what_is_published_of_the_shops_shelves_is_held_against_its_records(folder: Path) -> None:
+    assert check(folder)["stock"] is None
+    catalogue = read_catalogue(folder / "catalogue")
+    for merchants, products, unlisted in (
+        (["corner", "corner"], 2, 1),
+        (["other", "other"], None, 0),
+    ):
+        shutil.rmtree(folder / "catalogue")
+        table = pd.DataFrame({"merchant_id": merchants, "item_id": ["tea", "rice"]})
+        write_catalogue(catalogue, folder / "catalogue", table)
+        document = check(folder)
+        fingerprint = Stock.of(table, catalogue).fingerprint
+        assert document["stock"] == {
+            "fingerprint": fingerprint,
+            "shops": 1,
+            "products": products,
+            "unlisted": unlisted,
+        }
+        # Milk was sold; what the catalogue does not hold is no matter of stock.
+        told = [line for line in document["advice"] if "stock table" in line]
+        assert len(told) == (1 if unlisted else 0)
+        assert f"the shop stocks {'2 products' if products else 'every product'}" in words(document)
+        assert fingerprint in words(document)
+    (folder / "catalogue" / "stock.parquet").write_text("rubbish")
+    assert any("no stock table" in line for line in check(folder)["problems"])

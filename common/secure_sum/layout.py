@@ -60,7 +60,7 @@ class Layout:
     @cached_property
     def senders(self) -> np.ndarray:
         """(R,) how many members send each row: 0 for one that does not travel."""
-        return np.count_nonzero(self.sends, axis=0)
+        return np.asarray(np.count_nonzero(self.sends, axis=0))
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -100,8 +100,7 @@ class Layout:
 
     def _rows(self, *shops: str) -> np.ndarray:
         places = [self._places[shop] for shop in shops]
-        rows: np.ndarray = self.sends[places].all(axis=0)
-        return rows
+        return np.asarray(self.sends[places].all(axis=0))
 
 
 def whole_layout(members: Sequence[str], length: int) -> Layout:
@@ -145,7 +144,7 @@ def layout_of(
 def honest_senders(plan: TrainingPlan, members: int, senders: int | np.ndarray) -> np.ndarray:
     """Return ``m_r``: the honest survivors that are sure to be among so many senders of a row."""
     sure = threshold(members, plan.honest_shops, plan.colluding_shops) - plan.colluding_shops
-    return np.minimum(plan.honest_shops, sure - (members - np.asarray(senders)))
+    return np.asarray(np.minimum(plan.honest_shops, sure - (members - np.asarray(senders))))
 
 
 def add_mask(total: np.ndarray, where: Where, key: bytes, *, subtract: bool = False) -> None:
