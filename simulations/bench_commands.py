@@ -99,6 +99,22 @@ def bench_sums_command(
     _print(result, lines(result), as_json=as_json)
 
 
+@bench_app.command("homomorphic")
+def bench_homomorphic_command(
+    sizes: Annotated[
+        list[float] | None, typer.Option(help="Megabytes of 32-bit numbers; may be repeated.")
+    ] = None,
+    shops: Annotated[list[int] | None, typer.Option(help="How many; may be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Weigh and time homomorphic encryption beside a secure sum; takes TenSEAL."""
+    from simulations.bench_homomorphic import MEGABYTES, SHOPS, bench_homomorphic, lines
+
+    with Bars() as bars:
+        result = bench_homomorphic(sizes or MEGABYTES, shops or SHOPS, bars.stage)
+    _print(result, lines(result), as_json=as_json)
+
+
 @bench_app.command("serving")
 def bench_serving_command(
     products: Annotated[int, typer.Option(min=1000, help="Of the searches in memory.")] = 1_000_000,
