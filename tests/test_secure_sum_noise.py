@@ -89,6 +89,23 @@ def test_a_unit_of_several_numbers_costs_no_more_than_the_bound() -> None:
         assert joint <= delta
 
 
+@pytest.mark.parametrize("fewer", [1, 2])
+def test_a_row_of_fewer_and_larger_shares_costs_no_more_beside_one_of_all(fewer: int) -> None:
+    """A number that four honest shops add to, and one that one or two do: δ of the product."""
+    steps, delta = 25, 1e-5
+    sigma, _ = calibrate(2.0, delta, 1.0, 1.0, 0, discrete=True)
+    plan = PLAN.model_copy(update={"noise_steps": steps, "honest_shops": 4})
+    every, few = (
+        summed_pmf(share_std(plan, sigma, shares), shares) for shares in (plan.honest_shops, fewer)
+    )
+    ours = epsilon([Spend(sigma, 1.0, 1, discrete=True)], delta).value
+    for first, second in ((0, 25), (7, 24), (15, 20), (20, 15), (25, 0)):
+        p1, q1 = np.r_[every, np.zeros(first)], np.r_[np.zeros(first), every]
+        p2, q2 = np.r_[few, np.zeros(second)], np.r_[np.zeros(second), few]
+        joint = np.maximum(np.outer(p1, p2) - math.exp(ours) * np.outer(q1, q2), 0).sum()
+        assert 0.1 * delta < joint <= delta
+
+
 @pytest.mark.parametrize("target", [1.0, 8.0])
 def test_a_second_accountant_agrees_on_a_plan(target: float) -> None:
     plan = with_noise(PLAN.model_copy(update={"target_epsilon": target, "rounds": 4}))
