@@ -32,6 +32,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 #: Numbers of a vector: all of them, or those where (n,) bools say so.
 Where = slice | np.ndarray
 EVERYWHERE = slice(None)
+# Rows of a large catalogue that are worked on at a time.
+_PART = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -208,9 +210,12 @@ def _helpers(plan: TrainingPlan, sends: np.ndarray, products: np.ndarray, least:
     counts = np.arange(shops + 1)
     enough = np.flatnonzero(honest_senders(plan, shops, counts) >= least)
     needed = int(enough[0]) if len(enough) else shops
-    turn = (np.arange(shops)[:, None] - products) % shops
-    turn[sends] = shops
     lacking = needed - np.count_nonzero(sends, axis=0)
-    last = np.take_along_axis(np.sort(turn, axis=0), lacking[None] - 1, axis=0)
-    helping: np.ndarray = turn <= last
+    helping = np.zeros_like(sends)
+    for start in range(0, len(products), _PART):
+        part = slice(start, start + _PART)
+        turn = (np.arange(shops)[:, None] - products[part]) % shops
+        turn[sends[:, part]] = shops
+        last = np.take_along_axis(np.sort(turn, axis=0), lacking[None, part] - 1, axis=0)
+        helping[:, part] = turn <= last
     return helping
