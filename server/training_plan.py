@@ -183,6 +183,12 @@ def prepare(
     )
     settings, config = _settings(file, PLAN_FILE)
     settings.optimizer(plan)
+    settings.defender(plan)
+    if plan.trust == "federation" and settings.max_update_norm:
+        raise ConfigError(
+            f"server.max_update_norm = {settings.max_update_norm:g} looks at single updates, and "
+            'under trust = "federation" the server sees only their sum: set it to 0'
+        )
     return Run(plan, settings, {**config, "plan": plan.model_dump_json()}, notes)
 
 

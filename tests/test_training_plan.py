@@ -132,6 +132,8 @@ def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, words:
         ("[privacy]\npopularity_share = 1.0", "popularity_share"),
         (f"{SUMS}[training]\nlocal_steps = 2", "one sum a round"),
         (f"{SUMS}[training]\nsample_rate = 0.5", "one sum a round"),
+        (f"{SUMS}[server]\nmax_update_norm = 1.0", "sees only their sum: set it to 0"),
+        (f"{SUMS}[server]\ndefence = 'median'", "sees only their sum: set defence"),
         ("[privacy]\ntarget_epsilon = 1e-9", "target_epsilon|no noise costs"),
         ("[training]\ntuning_share = 0.5", "validation_days"),
         ("[training.model]\ngroups = 'aisle*brand'", "no column 'aisle'.*it has type, brand"),
