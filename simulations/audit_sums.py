@@ -6,6 +6,7 @@ known and taken off. The other honest shops have no customers. Masks are left ou
 the plain sum to the last bit, which tests of their own hold.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -57,7 +58,7 @@ def _deployed(plan: TrainingPlan, multiplier: float, _: int) -> float:
 
 
 def _for_all(plan: TrainingPlan, multiplier: float, _: int) -> float:
-    return multiplier * plan.noise_steps / MEMBERS**0.5
+    return multiplier * plan.noise_steps / math.sqrt(MEMBERS)
 
 
 def _of_deviation(plan: TrainingPlan, multiplier: float, _: int) -> float:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
@@ -29,7 +30,7 @@ class Meter:
 
     to_shops: Counter[str] = field(default_factory=Counter)
     from_shops: Counter[str] = field(default_factory=Counter)
-    shops: dict[int, Counter[str]] = field(default_factory=dict)
+    shops: dict[int, dict[str, float]] = field(default_factory=dict)
     all_seconds: float = 0.0
 
     @contextmanager
@@ -48,8 +49,8 @@ class Meter:
         try:
             yield
         finally:
-            seconds = self.shops.setdefault(node, Counter())
-            seconds[stage] += time.process_time() - started
+            seconds = self.shops.setdefault(node, {})
+            seconds[stage] = seconds.get(stage, 0.0) + time.process_time() - started
 
     @property
     def server_seconds(self) -> float:
@@ -82,8 +83,8 @@ class MeteredGrid(InProcessGrid):
         stage_of: Callable[[Message], str],
         meter: Meter,
     ) -> None:
-        super().__init__(app, nodes, {})  # type: ignore[arg-type] - called, and no more
-        self._stage_of, self._meter = stage_of, meter
+        super().__init__(ClientApp(), nodes, {})
+        self._answer, self._stage_of, self._meter = app, stage_of, meter
 
     def answer(self, message: Message) -> Message:
         """Send a message to its node as bytes, and return the reply that came back as bytes."""
@@ -91,7 +92,7 @@ class MeteredGrid(InProcessGrid):
         sent = _encoded(message)
         self._meter.to_shops[stage] += len(sent)
         with self._meter.shop(node, stage):
-            reply = self._app(_decoded(sent), self._contexts[node])
+            reply = self._answer(_decoded(sent), self._contexts[node])
             del sent
             back = _encoded(reply)
             del reply

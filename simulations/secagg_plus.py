@@ -9,7 +9,9 @@ built is weaker than its design: that costs nothing here and is not compared.)
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -108,7 +110,8 @@ class _Clients:
         sent = compat.recorddict_to_fitins(message.content, keep_input=True).parameters
         one = ndarrays_to_parameters([np.zeros(1, np.float32)])
         reply = secaggplus_mod(message, context, lambda m, _: _fit(m, one))
-        state = context.state.config_records[RECORD_KEY_STATE]
+        # Of what kind each entry is, Flower's own types do not say.
+        state: dict[str, Any] = dict(context.state.config_records[RECORD_KEY_STATE])
         if not self._quantized:
             self._quantized = _quantized(parameters_to_ndarrays(sent))
         vector = [array.astype(np.int64) for array in self._quantized]
@@ -159,10 +162,8 @@ class _LateGrid(MeteredGrid):
         asked = list(messages)
         if _stage(asked[0]) != Stage.COLLECT_MASKED_VECTORS:
             return super().send_and_receive(asked, timeout=timeout)
-        late: list[object] = [
-            _LateReply(m.metadata.dst_node_id, lambda m=m: self.answer(m)) for m in asked
-        ]
-        return late  # type: ignore[return-value]
+        late = [_LateReply(m.metadata.dst_node_id, partial(self.answer, m)) for m in asked]
+        return cast("list[Message]", late)
 
 
 def _same(message: Message, _: Context) -> Message:

@@ -15,6 +15,7 @@ from common.errors import ConfigError, RunError
 from common.model import state_spec
 from common.protocol import SUM_MASKED, SUM_STAGES
 from federation_support import FaultyGrid
+from secure_rounds_support import ITEM_COUNT, PLAN, SHOPS, Town, make_town
 from simulations import bench_sums as bench_sums_module
 from simulations import sum_arms
 from simulations.__main__ import app
@@ -22,11 +23,13 @@ from simulations.bench_sums import ARMS, bench_sums, growth, make_cell, missed
 from simulations.metered import Meter
 from simulations.secagg_plus import secagg_plus_exchange
 from simulations.sum_arms import Cell, secure_exchange
-from test_secure_rounds import ITEM_COUNT, PLAN, SHOPS, Town, town
-
-__all__ = ["town"]
 
 TINY = 4096 / 2**20
+
+
+@pytest.fixture
+def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Town:
+    return make_town(tmp_path, monkeypatch)
 
 
 def weighed(town: Town, monkeypatch: pytest.MonkeyPatch) -> tuple[Counter[str], Counter[str]]:
