@@ -273,6 +273,10 @@ def recommend(
     settings: Shop,
     user: Annotated[str, typer.Option(help="A customer's user_id.")] = "",
     history: Annotated[str, typer.Option(help="For a guest: item ids, separated by commas.")] = "",
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE, such as age=35-44, for who has no history; repeatable."),
+    ] = None,
     count: Annotated[int, typer.Option("-k", "--count", help="How many products.")] = 20,
     tail_dial: Annotated[
         float, typer.Option(help="0: relevance alone; 1: rarely bought products first.")
@@ -285,12 +289,12 @@ def recommend(
 ) -> None:
     """Say what a customer would be shown: what the shop stocks and they have no record of."""
     from client.home_tables import recommendations_table
-    from client.recommending import Request
+    from client.recommending import Request, attributes_of
     from client.recommending import recommend as recommend_to
     from client.settings import read_settings
 
     items = tuple(filter(None, (item.strip() for item in history.split(","))))
-    request = Request(user, items, count, tail_dial, why, plain)
+    request = Request(user, items, attributes_of(attribute or []), count, tail_dial, why, plain)
     document = recommend_to(settings, read_settings(settings), request)
     print_document(document, recommendations_table, as_json=as_json)
 

@@ -35,6 +35,7 @@ from client.assortment import Assortment
 from client.ease import Ease
 from client.home_settings import HomeSettings
 from client.personalization import HomeModel
+from client.segments import Segments
 from common.code import code_digest
 from common.disk import sha256, sync
 from common.errors import ArtifactError
@@ -49,7 +50,7 @@ _KEPT = 2
 PRODUCTS = "products.parquet"
 _DRAFT = ".draft-"
 _CONTENT, _CUSTOMERS, _OWN = "content", "customers", "own_learned"
-_OWN_PRODUCTS = "own_products"
+_OWN_PRODUCTS, _SEGMENTS = "own_products", "segments"
 
 
 class AdaptedFacts(Frozen):
@@ -72,6 +73,8 @@ class AdaptedFacts(Frozen):
     customers, records, validated
         How many customers with records, how many records, and how many customers the weights were
         chosen on.
+    segments
+        Attribute and value of those whose taste is kept.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -95,6 +98,7 @@ class AdaptedFacts(Frozen):
     customers: int
     records: int
     validated: int
+    segments: tuple[tuple[str, str], ...] = ()
     mixing_weights: dict[str, float]
     part_scales: dict[str, float]
     ridges: dict[str, float] = Field(default_factory=dict)
@@ -131,6 +135,7 @@ def _write(folder: Path, home: HomeModel, facts: AdaptedFacts) -> AdaptedFacts:
             "part_scales": dict(home.part_scales),
             "ridges": {name: ease.ridge for name, ease in eases.items()},
             "own_plan": home.own_learned.plan if home.own_learned else None,
+            "segments": home.segments.names if home.segments else (),
             "state_digest": sha256(draft / STATE),
         }
     )
@@ -240,6 +245,7 @@ def home_of(arrays: Arrays, facts: AdaptedFacts, model: GlobalModel) -> HomeMode
         arrays["expected_content"],
         facts.part_scales,
         facts.mixing_weights,
+        Segments(facts.segments, arrays[_SEGMENTS]) if facts.segments else None,
     )
 
 
@@ -266,6 +272,8 @@ def _arrays(home: HomeModel, eases: Mapping[str, Ease]) -> Arrays:
             arrays[f"{name}.{field}"] = getattr(ease, field)
     if isinstance(catalogue := home.model.catalogue, Assortment):
         arrays[_OWN_PRODUCTS] = _as_bytes(catalogue.own.products)
+    if home.segments is not None:
+        arrays[_SEGMENTS] = home.segments.tastes
     if home.own_learned is not None:
         arrays |= {f"{_OWN}.{name}": array for name, array in home.own_learned.state.items()}
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}

@@ -27,6 +27,7 @@ from client.home_settings import HomeSettings
 from client.models import adapted_to, current_model, in_use
 from client.periods import ShopPeriod, histories
 from client.personalization import HomeModel, choose_weights
+from client.segment_fitting import fit_segments
 from client.settings import ShopSettings
 from client.shop_folder import ShopFolder
 from common.code import code_digest
@@ -56,8 +57,8 @@ def adapt(
     Returns
     -------
     dict
-        ``shop, model, span, validation_from, customers, records, validated, weights, kept_in,
-        notes``.
+        ``shop, model, span, validation_from, customers, records, validated, weights, segments``
+        (whose taste is kept), ``kept_in, notes``.
 
     Raises
     ------
@@ -98,6 +99,11 @@ def _adapt(
         end,
         progress,
     )
+    progress("reading off what segments of the customers like")
+    segments = fit_segments(
+        records, home.plan.half_life_days, fitted, mixed, settings.home.validation_customers, begin
+    )
+    fitted = replace(fitted, segments=segments)
     progress("keeping the adaptation")
     facts = _kept(
         folder.adapted,
@@ -137,6 +143,7 @@ def _adapt(
         "records": facts.records,
         "validated": validated,
         "weights": facts.mixing_weights,
+        "segments": [f"{name} {value}" for name, value in facts.segments],
         "kept_in": str(folder.adapted),
         "notes": _notes(home, mixed, validated, begin),
     }

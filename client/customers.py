@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import sparse
@@ -11,7 +11,7 @@ from client.home import HeldTables
 from client.mapping import ItemMapping
 from client.periods import histories, stocked
 from client.settings import ShopSettings
-from client.source import encode_source, open_source, shop_mapping
+from client.source import encode_source, open_own_source, open_source, shop_mapping
 from common.features import Catalogue
 from common.schema import ShopEvents
 
@@ -36,6 +36,8 @@ class Customer:
         (n,) bool of what the shop may list; None: everything.
     mapping
         What the shop's own product numbers are in the catalogue; None: the same.
+    attributes
+        What the shop's customers table says of one without records that count.
     """
 
     known: bool
@@ -46,6 +48,7 @@ class Customer:
     stock: np.ndarray | None
     mapping: ItemMapping | None
     notes: tuple[str, ...]
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
     def history(self, half_life_days: float) -> sparse.csr_matrix:
         """Return the (1, n) float32 weights of what they did, as old as it is now.
@@ -105,7 +108,10 @@ def read_customer(
     if tables.set_aside:
         notes.append(f"{sum(tables.set_aside.values())} bad rows were left out")
     known = bool(len(frame))
-    return Customer(known, events, named, outside, unknown, stock, mapping, tuple(notes))
+    person = {}
+    if not len(events):
+        person = open_own_source(settings, "set-aside").person(user_id)
+    return Customer(known, events, named, outside, unknown, stock, mapping, tuple(notes), person)
 
 
 def rows_of(catalogue: Catalogue, items: Sequence[str], mapping: ItemMapping | None) -> np.ndarray:

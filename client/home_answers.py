@@ -11,19 +11,16 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from client.assortment import own_numbers
 from client.customers import Customer, read_customer, rows_of
-from client.recommending import Ready
+from client.ready import Ready
 from client.settings import ShopSettings
 from common.asking import Answer, Query, Ranking, public_columns
 from common.errors import InputError, UnavailableError
 from common.explanation import Explanation
 from common.filters import Filters, Table
-from common.model import GlobalModel, attribute_matrix
-
-_IGNORED = "the shop's own adaptation knows customers by what they do: attributes do not count"
+from common.model import GlobalModel
 
 
 @dataclass(frozen=True)
@@ -99,20 +96,18 @@ class HomeAnswers:
         UnavailableError
             If the shop's data can't be read now.
         """
-        ready, known = self.ready, None
-        notes: tuple[str, ...] = ()
+        ready = self.ready
         customer = self._customer(query.user_id, query.history)
-        if query.attributes and ready.home is None:
-            known = self._attributes(query.attributes)
-        elif query.attributes:
-            notes = (_IGNORED,)
-        return self._answer(customer, query, ready.scores(ready.history(customer), known), notes)
+        query = replace(query, attributes={**customer.attributes, **query.attributes})
+        history = ready.history(customer)
+        notes = ready.about(history, query.attributes)
+        return self._answer(customer, query, ready.scores(history, query.attributes), notes)
 
     def similar(self, item_id: str, k: int, filters: Filters | None = None) -> Answer:
         """Return what has most in common with one product.
 
         The score is that of a customer with this product and nothing else, less what every
-        customer's has; see :meth:`client.recommending.Ready.alike`.
+        customer's has; see :meth:`client.ready.Ready.alike`.
 
         Raises
         ------
@@ -147,7 +142,8 @@ class HomeAnswers:
         row = int(rows_of(self.ready.catalogue, [item_id], customer.mapping)[0])
         if row < 0:
             raise _no_product(item_id)
-        return self.ready.explained(self.ready.history(customer), row, attributes)
+        known = {**customer.attributes, **attributes}
+        return self.ready.explained(self.ready.history(customer), row, known)
 
     def product(self, item_id: str) -> dict[str, Any]:
         """Return the public columns of a product by its number in the catalogue."""
@@ -198,11 +194,6 @@ class HomeAnswers:
             known_customer=customer.known if query.user_id else None,
             notes=(*ready.notes, *customer.notes, *notes),
         )
-
-    def _attributes(self, attributes: Mapping[str, str]) -> sparse.csr_matrix | None:
-        rows = self.model.plan.customer_rows
-        columns = {name: np.array([value], dtype=object) for name, value in attributes.items()}
-        return attribute_matrix(columns, 1, rows) if rows else None
 
 
 def _no_product(item_id: str) -> InputError:

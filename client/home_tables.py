@@ -32,6 +32,7 @@ def adapted_table(document: Document) -> Group:
             f"{span['first'][:10]} to {span['last'][:10]}; weights chosen on "
             f"{document['validated']} customers since {document['validation_from'][:10]}."
         ),
+        Text(_segments(document["segments"])),
         Text(f"Kept in {document['kept_in']}; it never leaves this machine."),
         *_notes(document),
     )
@@ -93,6 +94,16 @@ def recommendations_table(document: Document) -> Group:
         table,
         Text(f"Model {model['version']}, {how}; from {seen} products in the history."),
         *_notes(document),
+    )
+
+
+def _segments(names: list[str]) -> str:
+    if not names:
+        return "Who has no history is served what sells, here and everywhere."
+    more = f" and {len(names) - _REASONS} more" if len(names) > _REASONS else ""
+    return (
+        "Who has no history is served what sells, moved by the taste of their segment: "
+        f"{', '.join(names[:_REASONS])}{more}."
     )
 
 

@@ -17,6 +17,7 @@ from client.ease import Ease, Scores
 from client.home_settings import HomeSettings
 from client.low_rank import own_low_rank
 from client.periods import ShopPeriod
+from client.segments import Segments
 from common.config import nearest
 from common.errors import ConfigError
 from common.metrics import evaluate
@@ -54,6 +55,8 @@ class HomeModel:
         Part -> its spread over the shop's customers and all products.
     mixing_weights
         Part -> weight; parts without a weight are never computed.
+    segments
+        What moves what sells for a customer without a history; None where nothing does.
     """
 
     model: GlobalModel
@@ -63,6 +66,7 @@ class HomeModel:
     expected_content: np.ndarray
     part_scales: Mapping[str, float]
     mixing_weights: Mapping[str, float]
+    segments: Segments | None = None
 
     @classmethod
     def fit(

@@ -13,6 +13,7 @@ import pandas as pd
 
 from client.mapping import ItemMapping, read_mapping, texts_of
 from client.mapping_settings import CatalogueMapping
+from client.people import person_of
 from client.settings import ShopSettings
 from common.checks import Checker
 from common.content_columns import ITEM_ID
@@ -53,6 +54,9 @@ class OwnSource(Source, Protocol):
 
         None where the shop has no products table.
         """
+
+    def person(self, user_id: str) -> dict[str, str]:
+        """Return what the shop's customers table says of one customer, as text."""
 
 
 class FolderSource:
@@ -149,6 +153,20 @@ class FolderSource:
                 values = pd.Series(content_text(frame[name]), dtype=object)
                 texts[name] = values.where(values != "", None)
         return texts
+
+    def person(self, user_id: str) -> dict[str, str]:
+        """Return what the folder's customers table says of one customer.
+
+        Raises
+        ------
+        DataError
+            If the table breaks the contract.
+        """
+        path = find_table(self._folder, "customers")
+        if path is None:
+            return {}
+        people = check_customers(read_small(path), Checker(path.name, self._bad_rows))
+        return person_of(people, user_id, self._merchant_id)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, NoSuchTableError, S
 from sqlalchemy.exc import DataError as WrongValue
 
 from client.database import OPTIONAL, Database, TableSource
+from client.people import person_of
 from client.sql_customer import as_relation, of_customer
 from common.checks import Checker
 from common.config import nearest
@@ -155,6 +156,22 @@ class SqlSource:
         frame: pd.DataFrame = arrow.concat_tables(blocks).to_pandas()
         return frame
 
+    def person(self, user_id: str) -> dict[str, str]:
+        """Return what the shop's customers table says of one customer, whom the database finds.
+
+        Raises
+        ------
+        DataError
+            If the database does not answer, or the table breaks the contract.
+        """
+        source = self._database.customers
+        if source is None:
+            return {}
+        with _connection(self._database) as connection:
+            people = self._small(connection, source, "customers", user_id)
+        checked = check_customers(people, Checker(source.label("customers"), self._bad_rows))
+        return person_of(checked, user_id, self._merchant_id)
+
     def _part(
         self, connection: sa.Connection, source: TableSource, name: str, optional: Sequence[str]
     ) -> "_Part":
@@ -184,7 +201,13 @@ class SqlSource:
             )
         return _Part(source, source.label(name), places, constants)
 
-    def _small(self, connection: sa.Connection, source: TableSource, name: str) -> pd.DataFrame:
+    def _small(
+        self,
+        connection: sa.Connection,
+        source: TableSource,
+        name: str,
+        user_id: str | None = None,
+    ) -> pd.DataFrame:
         """Return a table that fits into memory: the contract's columns and those that are mapped.
 
         A database's customers have names and addresses, which nobody here needs to see.
@@ -192,7 +215,7 @@ class SqlSource:
         part = self._part(connection, source, name, ())
         if name == "customers" and "merchant_id" not in source.constants:
             part.constants.pop("merchant_id", None)
-        blocks = list(_chunks(connection, part, [*part.places, *part.constants]))
+        blocks = list(_chunks(connection, part, [*part.places, *part.constants], user_id))
         frame: pd.DataFrame = arrow.concat_tables(blocks).to_pandas()
         return frame
 

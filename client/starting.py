@@ -24,9 +24,9 @@ merchant_id = {merchant}
 # The shop's tables: a folder that holds interactions.csv or interactions.parquet, with the columns
 #   user_id, item_id, timestamp (2024-05-31T14:00:00Z, or seconds since 1970 UTC) and
 #   behavior (view, favourite, cart, purchase or rating)
-# and perhaps merchant_id, rating and session_id (the basket). customers (user_id) and stock
-# (item_id) may be there too. item_id is the number that the catalogue uses, or your own: see
-# [catalogue_mapping] below.
+# and perhaps merchant_id, rating and session_id (the basket). customers (user_id, and what is known
+# of them, such as age) and stock (item_id) may be there too. item_id is the number that the
+# catalogue uses, or your own: see [catalogue_mapping] below.
 data = "data"
 
 # Or a SQL database: take out the line above, and use [database] at the end of this file.

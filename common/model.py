@@ -58,7 +58,7 @@ GLOBAL_PARTS = ("content", "learned", "popularity")
 LOCAL_NAMES = frozenset(
     (
         *("own_popularity", "own_ease", "shared_ease", "own_learned", "expected_content"),
-        *("mixing_weights", "part_scales"),
+        *("mixing_weights", "part_scales", "segments"),
     )
 )
 

@@ -11,13 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from client.adapting import fit_home
+from client.home import HomeRecords
+from client.home_settings import HomeSection
 from client.periods import customer_counts, histories
+from client.segment_fitting import fit_segments, what_sells
 from common.metrics import evaluate
 from common.model import GlobalModel
 from common.rng import derive
 from common.schema import ShopEvents
 from common.scoring import top_lists
 from simulations.cold_measure import Case, Models, asked_only, everyone, measure
+from simulations.experiment import Experiment
 from simulations.world import World
 
 QUESTION = "What does a customer buy of whom only {names} are known?"
@@ -145,6 +150,7 @@ class _Place:
 
 
 def cold_customers(
+    experiment: Experiment,
     world: World,
     folds: Iterator[tuple[Mapping[str, np.ndarray], World, Mapping[str, Models]]],
 ) -> Case:
@@ -165,7 +171,7 @@ def cold_customers(
         chosen.append(strengths)
         for shop in seen.shops:
             users = hidden[shop.merchant_id]
-            _add_shop(case, world, seen, shop, users, trained, strengths)
+            _add_shop(case, experiment, world, seen, shop, users, trained, strengths)
     case.facts = {
         "attributes": names,
         "trainings": len(chosen),
@@ -176,6 +182,7 @@ def cold_customers(
 
 def _add_shop(
     case: Case,
+    experiment: Experiment,
     world: World,
     seen: World,
     shop: ShopEvents,
@@ -218,7 +225,35 @@ def _add_shop(
         for kind in place.segments:
             words = "the same, moved by the segment's " + _KINDS[kind.split(":")[0]]
             add(kind, words, place.scores(place.tastes(kind), strengths[kind]))
+        served = _served(experiment, seen, shop, models, people)
+        add(f"served:{name}", "as a shop serves it, which chooses for itself", served)
         first = False
+
+
+def _served(
+    experiment: Experiment,
+    seen: World,
+    shop: ShopEvents,
+    models: Models,
+    people: Sequence[Mapping[str, str]],
+) -> np.ndarray:
+    """Return (B, n) what ``python -m client serve`` scores for people of whom only this is known.
+
+    As ``python -m client adapt`` fits it, on all that came before the test weeks.
+    """
+    how = experiment.home.federated_dp if models.private else experiment.home.federated
+    records = HomeRecords(shop.before(seen.split.train_until), seen.stock.get(shop.merchant_id))
+    begin, half_life = seen.split.validation_from, seen.half_life_days
+    most = HomeSection().validation_customers
+    end = records.span[1] + 1
+    home, _ = fit_home(models.final, half_life, records, how, most, begin, end)
+    segments = fit_segments(records, half_life, home, how, most, begin)
+    scores = np.tile(what_sells(home), (len(people), 1))
+    if segments is not None:
+        for row, person in enumerate(people):
+            for taste in segments.parts(person).values():
+                scores[row] += taste
+    return scores
 
 
 _KINDS = {

@@ -134,7 +134,7 @@ class _ColdStart:
                 self._watcher.stage(f"customers without a history, {fold + 1} of {FOLDS}")
                 yield hidden, seen, models
 
-        yield cold_customers(self._world, folds())
+        yield cold_customers(self._experiment, self._world, folds())
 
     def _products(self) -> Iterator[Case]:
         new = new_products(self._world, self._experiment.run.seed)

@@ -1,0 +1,260 @@
+"""Who has no history is served by what customers of their age like, where age tells of it."""
+
+import json
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from typer.testing import CliRunner
+
+from client import segment_fitting
+from client.__main__ import app
+from client.adapted_state import read_facts
+from client.adapting import adapt, last_part
+from client.home import HomeRecords, read_records
+from client.home_answers import HomeAnswers
+from client.periods import histories
+from client.personalization import HomeModel
+from client.recommending import Request, attributes_of, get_ready, recommend
+from client.segment_fitting import LEAST_MEMBERS, _Sums, fit_segments
+from client.shop_folder import ShopFolder
+from common.asking import Query
+from common.errors import ConfigError, DataError
+from common.model import LOCAL_NAMES
+from home_support import DAY, START, HomeShop, N, Record
+
+CUSTOMERS = 160
+#: What each age takes more of.
+TASTE = {"young": 0, "old": 1, "middle": 2}
+
+
+def people(*, told: bool = True) -> pd.DataFrame:
+    """Return customers whose age says what they like, or says nothing."""
+    ages = np.array([list(TASTE)[k % 3] for k in range(CUSTOMERS)])
+    stream = np.random.default_rng(4)
+    shown = ages if told else stream.permutation(ages)
+    frame = pd.DataFrame({"user_id": [f"c{k:03}" for k in range(CUSTOMERS)], "age": shown})
+    # Too few to be a segment; a guest to be; somebody of whom nothing is known.
+    frame["job"] = ["diver" if k < LEAST_MEMBERS - 1 else "" for k in range(CUSTOMERS)]
+    extra = pd.DataFrame({"user_id": ["new-young", "new-old"], "age": ["young", "old"], "job": ""})
+    return pd.concat([frame, extra], ignore_index=True)
+
+
+def records() -> list[Record]:
+    """Return what customers bought: mostly what those of their true age like."""
+    stream, found = np.random.default_rng(2), list[Record]()
+    for k in range(CUSTOMERS):
+        liked = np.arange(N) % 3 == k % 3
+        for item in np.flatnonzero(stream.random(N) < np.where(liked, 0.25, 0.03)):
+            at = START + int(stream.integers(0, 100 * DAY))
+            found.append((f"c{k:03}", f"i{item:02}", at))
+    return found
+
+
+def made(root: Path, *, told: bool = True) -> HomeShop:
+    shop = HomeShop(root)
+    shop.publish(kinds=3)
+    shop.model()
+    shop.sell(records())
+    people(told=told).to_csv(shop.folder / "data" / "customers.csv", index=False)
+    return shop
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> HomeShop:
+    shop = made(tmp_path_factory.mktemp("segments"))
+    document = adapt(shop.path, shop.settings)
+    assert set(document["segments"]) == {f"age {age}" for age in TASTE}
+    return shop
+
+
+def ask(shop: HomeShop, **changes: Any) -> dict[str, Any]:
+    return recommend(shop.path, shop.settings, Request(**{"count": 10, **changes}))
+
+
+def kinds(document: dict[str, Any]) -> list[int]:
+    return [int(entry["item_id"][1:]) % 3 for entry in document["recommendations"]]
+
+
+@pytest.mark.parametrize("age", list(TASTE))
+def test_a_guest_is_served_by_the_taste_of_their_age(adapted: HomeShop, age: str) -> None:
+    found = kinds(ask(adapted, attributes={"age": age}))
+    assert found.count(TASTE[age]) >= 8
+
+
+def test_a_customer_without_records_is_known_by_the_customers_table(adapted: HomeShop) -> None:
+    for user, age in (("new-young", "young"), ("new-old", "old")):
+        document = ask(adapted, user_id=user)
+        assert not document["known"]
+        expected = ask(adapted, attributes={"age": age})["recommendations"]
+        assert document["recommendations"] == expected
+    nobody = ask(adapted, user_id="nobody")["recommendations"]
+    assert nobody != ask(adapted, user_id="new-old")["recommendations"]
+
+
+def test_reasons_add_up_and_name_the_segment(adapted: HomeShop) -> None:
+    for entry in ask(adapted, attributes={"age": "old"}, why=True)["recommendations"]:
+        values = [reason["value"] for reason in entry["reasons"]]
+        assert sum(values) == pytest.approx(entry["score"], abs=2e-5 * sum(map(abs, values)))
+        assert {"kind": "attribute", "label": "age old"} in [
+            {"kind": r["kind"], "label": r["label"]} for r in entry["reasons"]
+        ]
+
+
+def test_who_has_a_history_is_known_by_that(adapted: HomeShop) -> None:
+    plain, told = (ask(adapted, user_id="c003", attributes=a) for a in ({}, {"age": "old"}))
+    assert told["recommendations"] == plain["recommendations"]
+    assert any("attributes do not count" in note for note in told["notes"])
+    assert plain["notes"] == []
+
+
+def test_what_is_known_of_nobody_is_said(adapted: HomeShop) -> None:
+    sells = ask(adapted, user_id="nobody")["recommendations"]
+    for attributes in ({"age": "ancient"}, {"job": "diver"}, {"shoe": "44"}):
+        document = ask(adapted, attributes=attributes)
+        assert document["recommendations"] == sells
+        assert any("learned nothing of customers" in note for note in document["notes"])
+
+
+def test_the_service_answers_alike(adapted: HomeShop) -> None:
+    answers = HomeAnswers.of(1, get_ready(adapted.path, adapted.settings), adapted.settings)
+    found = answers.recommend(Query(attributes={"age": "young"}, k=10, reasons=True))
+    listed = ask(adapted, attributes={"age": "young"})["recommendations"]
+    assert list(found.item_ids) == [entry["item_id"] for entry in listed]
+    why = answers.explain(found.item_ids[0], {}, {"age": "young"})
+    assert why.score == pytest.approx(found.scores[0], rel=1e-5)
+    assert why.parts == found.reasons[0].parts
+    by_user = answers.recommend(Query(user_id="new-young", k=10))
+    assert by_user.item_ids == found.item_ids
+    assert "segments" in LOCAL_NAMES
+
+
+def test_an_age_that_tells_nothing_changes_nothing(tmp_path: Path) -> None:
+    shop = made(tmp_path, told=False)
+    document = adapt(shop.path, shop.settings)
+    assert document["segments"] == []
+    found = ask(shop, attributes={"age": "old"})
+    assert found["recommendations"] == ask(shop, user_id="nobody")["recommendations"]
+    facts = read_facts(ShopFolder.of(shop.path).adapted)
+    assert facts is not None
+    assert facts[1].segments == ()
+
+
+def test_a_shop_that_knows_nothing_of_its_customers_is_served_as_before(tmp_path: Path) -> None:
+    shop = made(tmp_path)
+    (shop.folder / "data" / "customers.csv").unlink()
+    assert adapt(shop.path, shop.settings)["segments"] == []
+    assert not any("attributes" in note for note in ask(shop, user_id="nobody")["notes"])
+
+
+# --- how it is fitted ------------------------------------------------------------------------
+
+
+def fitting(shop: HomeShop) -> tuple[HomeRecords, HomeModel, int]:
+    ready = get_ready(shop.path, shop.settings)
+    assert ready.home is not None
+    found = read_records(shop.settings, ready.catalogue)
+    first, last = found.span
+    return found, ready.home, last_part(first, last + 1, shop.settings.home.validation_share)
+
+
+def test_a_customer_is_left_out_of_their_own_segments(adapted: HomeShop) -> None:
+    found, home, _ = fitting(adapted)
+    history = histories(found.events, N, 0.0, 0)
+    sums = _Sums.of(home, found.events, history, 10_000)
+    user = 7
+    own = home.scores(history[[user]])[0]
+    apart = sums.taste_of_others(found.events, user, own)
+    # The same with their history, and so their say in it, exchanged for another's.
+    other = sparse.vstack([history[:user], history[[20]], history[user + 1 :]]).tocsr()
+    changed = _Sums.of(home, found.events, other, 10_000)
+    also = changed.taste_of_others(found.events, user, home.scores(history[[20]])[0])
+    age = str(found.events.attributes["age"][user])
+    others = (found.events.attributes["age"] == age) & (np.arange(len(history.indptr) - 1) != user)
+    said = home.scores(history[others])
+    count = int(others.sum())
+    expected = (said.sum(axis=0) - count * sums.mean) / ((count + 10.0) * sums.spread)
+    np.testing.assert_allclose(apart, expected, atol=1e-4)
+    # Only the mean of all, of which they are one, has changed.
+    assert np.abs(also - apart).max() < 0.05 * np.abs(apart).max()
+
+
+def test_weights_are_chosen_on_others_than_those_who_are_asked_for(adapted: HomeShop) -> None:
+    """Only what was bought from the beginning of the last part on chooses."""
+    found, home, begin = fitting(adapted)
+    arguments = (0.0, home, adapted.settings.home.mixed, 2000, begin)
+    kept = fit_segments(found, *arguments)
+    assert kept is not None
+    assert np.isfinite(kept.tastes).all()
+    before = replace(found, events=found.events.before(begin))
+    assert fit_segments(before, *arguments) is None
+
+
+def test_customers_and_segments_are_limited(
+    adapted: HomeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, home, _ = fitting(adapted)
+    history = histories(found.events, N, 0.0, 0)
+    few = _Sums.of(home, found.events, history, 30)
+    assert few.heard.sum() == 30
+    assert few.counts.sum() <= 30
+    monkeypatch.setattr(segment_fitting, "_BYTES", 4 * N * 2)
+    two = _Sums.of(home, found.events, history, 10_000)
+    assert len(two.names) == 2
+    assert two.counts.tolist() == sorted(two.counts.tolist(), reverse=True)
+
+
+# --- where it comes from ---------------------------------------------------------------------
+
+
+def test_a_database_tells_of_one_customer_alone(adapted: HomeShop, tmp_path: Path) -> None:
+    shop = made(tmp_path)
+    with sqlite3.connect(shop.folder / "shop.db") as database:
+        database.execute("CREATE TABLE orders (who TEXT, item TEXT, at INTEGER)")
+        database.executemany("INSERT INTO orders VALUES (?, ?, ?)", records())
+        frame = people().rename(columns={"user_id": "no", "age": "band"})
+        frame.assign(name="secret").to_sql("people", database, index=False)
+    database.close()
+    shop.configure(
+        '[database]\nurl = "sqlite:///shop.db"\n[database.interactions]\ntable = "orders"\n'
+        'columns = { user_id = "who", item_id = "item", timestamp = "at" }\n'
+        'constants = { behavior = "purchase" }\n[database.customers]\ntable = "people"\n'
+        'columns = { user_id = "no", age = "band" }\n',
+        data=None,
+    )
+    adapt(shop.path, shop.settings)
+    for user in ("new-old", "new-young", "nobody"):
+        found, expected = (ask(s, user_id=user, why=True) for s in (shop, adapted))
+        assert found["recommendations"] == expected["recommendations"]
+
+
+def test_of_another_merchant_s_customer_nothing_is_known(adapted: HomeShop, tmp_path: Path) -> None:
+    shop = made(tmp_path)
+    frame = people().assign(merchant_id="corner")
+    frame.loc[frame["user_id"] == "new-old", "merchant_id"] = "other"
+    frame.to_csv(shop.folder / "data" / "customers.csv", index=False)
+    adapt(shop.path, shop.settings)
+    sells = ask(shop, user_id="nobody")["recommendations"]
+    assert ask(shop, user_id="new-old")["recommendations"] == sells
+    assert ask(shop, user_id="new-young")["recommendations"] != sells
+    frame.drop(columns=["user_id"]).to_csv(shop.folder / "data" / "customers.csv", index=False)
+    with pytest.raises(DataError, match="user_id"):
+        ask(shop, user_id="nobody")
+
+
+def test_attributes_are_given_on_the_command_line(adapted: HomeShop) -> None:
+    command = ["recommend", str(adapted.path), "--attribute", "age=old", "-k", "10", "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == ask(adapted, attributes={"age": "old"})
+    assert attributes_of(["a=b=c"]) == {"a": "b=c"}
+    for wrong in ("age", "=old", "age="):
+        with pytest.raises(ConfigError, match="NAME=VALUE"):
+            attributes_of([wrong])
+    with pytest.raises(ConfigError, match="for a guest"):
+        Request(user_id="u", history=("i01",), attributes={"age": "old"})
