@@ -141,9 +141,12 @@ def _trust_means(plan: TrainingPlan) -> str:
     means = TRUST[plan.trust]
     if plan.trust == "shop":
         return means
+    few = min(plan.honest_stockers, plan.honest_shops)
     return (
         f"{means}. Nothing is unmasked unless {plan.honest_shops} shops that do not collude with "
-        f"whoever looks at the sum are in it, though {plan.colluding_shops} that do may be"
+        f"whoever looks at the sum are in it, though {plan.colluding_shops} that do may be. Where "
+        f"a stock table is published, a product's row may be of fewer of them, {few} at least, "
+        "with as much noise"
     )
 
 

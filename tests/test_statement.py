@@ -73,6 +73,7 @@ def test_a_plan_of_secure_sums_says_what_is_shared_and_how_it_is_drawn() -> None
         assert words in text
     assert (found["honest_shops"], found["colluding_shops"]) == (13, 0)
     assert "unless 13 shops that do not collude with whoever looks at the sum are in it" in text
+    assert "a product's row may be of fewer of them, 3 at least" in text
     assert "honest_shops" not in statement(plan())
     # Whole numbers have no lowest bits that were rounded.
     assert "Mironov" not in text
