@@ -10,8 +10,10 @@ built is weaker than its design: that costs nothing here and is not compared.)
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -25,6 +27,7 @@ from flwr.common import (
     ndarrays_to_parameters,
     parameters_to_ndarrays,
 )
+from flwr.common.secure_aggregation.crypto.shamir import create_shares
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
 from flwr.common.secure_aggregation.ndarrays_arithmetic import factor_combine, parameters_multiply
 from flwr.common.secure_aggregation.quantization import quantize
@@ -51,6 +54,9 @@ from simulations.sum_arms import Cell
 
 _MAX_WEIGHT, _CLIPPING = 1000.0, 8.0
 _QUANTIZATION = 2**22
+_SEED_BYTES = 32
+# Its function has the same name, and hides it.
+_MOD = import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")
 
 
 def secagg_plus_exchange(cell: Cell) -> Meter:
@@ -95,12 +101,30 @@ class _Clients:
         self._cell = cell
         self._timed = [node for node, shop in cell.nodes.items() if shop < cell.timed]
         self._quantized: list[np.ndarray] = []
+        self._shares: dict[int, list[bytes]] = {}
 
     def answer(self, message: Message, context: Context) -> Message:
         """Answer one stage."""
-        if _stage(message) == Stage.COLLECT_MASKED_VECTORS and context.node_id not in self._timed:
+        stage = _stage(message)
+        if context.node_id in self._timed:
+            return secaggplus_mod(message, context, _same)
+        if stage == Stage.COLLECT_MASKED_VECTORS:
             return self._stand_in(message, context)
+        if stage == Stage.SHARE_KEYS:
+            with patch.object(_MOD, "create_shares", self._create_shares):
+                return secaggplus_mod(message, context, _same)
         return secaggplus_mod(message, context, _same)
+
+    def _create_shares(self, secret: bytes, threshold: int, count: int) -> list[bytes]:
+        """Share a secret; of private keys, which nobody puts together without drop-outs, one's.
+
+        They are as long as any other's, and sharing them is most of the time that is not timed.
+        """
+        if len(secret) <= _SEED_BYTES:
+            return create_shares(secret, threshold, count)
+        if len(secret) not in self._shares:
+            self._shares[len(secret)] = create_shares(secret, threshold, count)
+        return self._shares[len(secret)]
 
     def _stand_in(self, message: Message, context: Context) -> Message:
         """Answer with a vector whose masks among such shops are left out: they cancel.
