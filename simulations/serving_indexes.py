@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from server.query.index import ExactIndex, Index, Int8Index, best_rows
+from server.query.index import ExactIndex, Index, Int8Index, search
 
 #: Of the graphs: neighbours a product, and candidates while building.
 NEIGHBOURS, BUILDING = 32, 80
@@ -24,15 +24,11 @@ def missing_libraries() -> list[str]:
 def ours(index: Index) -> Search:
     """Return what the served model does with an index, without content, filters and dial."""
 
-    def search(vector: np.ndarray, k: int) -> np.ndarray:
+    def find(vector: np.ndarray, k: int) -> np.ndarray:
         scores = index.scores(vector)
-        if not index.refine:
-            return best_rows(scores, k)
-        rows = best_rows(scores, k * index.refine)
-        found: np.ndarray = rows[best_rows(index.exact(rows, vector), k)]
-        return found
+        return search(index, vector, scores, scores, k)[0]
 
-    return search
+    return find
 
 
 def flat_searches(vectors: np.ndarray) -> dict[str, Search]:

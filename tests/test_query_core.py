@@ -1,6 +1,7 @@
 """What is served is the model's own score; filters, the dial and reasons hold to it."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from common.filters import Filters
 from common.model import GlobalModel, initial_state
 from common.protocol import ModelPlan, TrainingPlan
 from server.query.core import ServedModel
-from server.query.index import ExactIndex, Index, Int8Index, best_rows
+from server.query.index import ExactIndex, Index, Int8Index, best_rows, search
 
 SIZE = 3000
 
@@ -232,19 +233,56 @@ def test_a_model_of_another_catalogue_is_refused() -> None:
         ServedModel.of(1, whole.artifact, other)
 
 
-def test_eight_bits_find_what_32_find_with_exact_scores() -> None:
+@pytest.mark.parametrize("dial", [0.0, 0.6])
+def test_eight_bits_find_what_32_find_with_exact_scores(dial: float) -> None:
     exact, coarse = served(), served(Int8Index.of)
     rng = np.random.default_rng(2)
-    found = []
     for _ in range(20):
         history = {f"p{i:04d}": 1.0 for i in rng.choice(SIZE, 8, replace=False)}
-        a, b = exact.recommend(Query(history)), coarse.recommend(Query(history))
-        found.append(len(set(a.item_ids) & set(b.item_ids)) / 20)
-        same = dict(zip(a.item_ids, a.scores, strict=True))
-        for item, score in zip(b.item_ids, b.scores, strict=True):
-            if item in same:
-                assert score == pytest.approx(same[item], rel=1e-4, abs=1e-3)
-    assert np.mean(found) >= 0.99
+        query = Query(history, tail_dial=dial)
+        a, b = exact.recommend(query), coarse.recommend(query)
+        assert b.item_ids == a.item_ids
+        np.testing.assert_allclose(b.scores, a.scores, rtol=1e-5, atol=1e-4)
+        least = Query(history, k=SIZE, filters=Filters(minimum_score=a.scores[-1] - 1e-4))
+        assert coarse.recommend(least).item_ids == exact.recommend(least).item_ids
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 300),
+    st.sampled_from([1, 3, 64, 70]),
+    st.integers(1, 12),
+    st.sampled_from([0.0, 1.0, 4.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_search_over_codes_finds_the_best_of_any_vectors(
+    seed: int, size: int, width: int, k: int, spread: float
+) -> None:
+    """Also where lengths differ by orders of magnitude, and codes of the short say nothing."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((size, width)).astype(np.float32)
+    vectors *= rng.lognormal(0.0, spread, (size, 1)).astype(np.float32)
+    vectors[rng.random(vectors.shape) < 0.5] = 0.0
+    rest = rng.standard_normal(size).astype(np.float32)
+    rest[rng.random(size) < 0.3] = -np.inf
+    vector = rng.standard_normal(width).astype(np.float32)
+    index = Int8Index.of(vectors)
+    learned = index.scores(vector)
+    rows, found = search(index, vector, rest + learned, learned, k)
+    truth = rest + (vectors.astype(np.float64) @ vector)
+    best = np.sort(truth[truth > -np.inf])[::-1][:k]
+    tolerance = 1e-5 * (1 + np.abs(vectors).max() * np.abs(vector).sum())
+    np.testing.assert_allclose(found, best, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(truth[rows], best, rtol=0, atol=tolerance)
+    assert len(set(rows.tolist())) == len(rows)
+
+
+def test_threads_that_answer_at_once_do_not_disturb_each_other(model: ServedModel) -> None:
+    rng = np.random.default_rng(3)
+    asked = [{f"p{i:04d}": 1.0 for i in rng.choice(SIZE, 5, replace=False)} for _ in range(200)]
+    alone = [model.recommend(Query(history)) for history in asked]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda history: model.recommend(Query(history)), asked)) == alone
 
 
 @given(
@@ -269,7 +307,11 @@ def test_codes_are_off_by_less_than_their_step(width: int) -> None:
     index, vector = Int8Index.of(vectors), rng.normal(size=width).astype(np.float32)
     step = np.abs(vectors).max(axis=1) / 127
     bound = step / 2 * np.abs(vector).sum() * 1.01 + 1e-5
-    assert (np.abs(index.scores(vector) - vectors @ vector) <= bound).all()
+    off = np.abs(index.scores(vector) - vectors.astype(np.float64) @ vector)
+    assert (off <= bound).all()
+    rows = np.arange(50)
+    assert (off <= np.asarray(index.error(vector, rows)) + 1e-6 * (1 + np.abs(vectors).max())).all()
+    assert float(index.error(vector)) == pytest.approx(np.max(index.error(vector, rows)))
     assert not index.scores(np.zeros(width, np.float32)).any()
     rows = np.array([4, 2])
     np.testing.assert_allclose(index.exact(rows, vector), vectors[rows] @ vector, rtol=1e-6)

@@ -32,7 +32,10 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     rate: Annotated[float, typer.Option(min=0.001, help="Requests a second a caller.")] = 200.0,
     burst: Annotated[float, typer.Option(min=1, help="Requests at once a caller.")] = 400.0,
-    precision: Annotated[str, typer.Option(help="float32, or int8: less memory.")] = "float32",
+    precision: Annotated[
+        str,
+        typer.Option(help="float32, or int8: the same answers, sooner where products are many."),
+    ] = "float32",
     look_every: Annotated[
         float, typer.Option(min=0.1, help="Seconds between two looks at the registry.")
     ] = 2.0,

@@ -9,6 +9,7 @@ pays little for. With ``x`` the history, ``k = Σ x_j``, ``e`` the expected cont
 share one of them are visited. The learned part is one pass over the products' vectors.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,10 +28,21 @@ from common.model import GlobalModel, attribute_matrix
 from common.protocol import TrainingPlan
 from common.reasons import sides_of
 from server.query.content import ContentIndex
-from server.query.index import ExactIndex, Index, best_rows
+from server.query.index import ExactIndex, Index, search
 
 #: With the tail dial the list is chosen among so many times k candidates.
 _DIAL_CANDIDATES = 10
+
+
+class _Room(threading.local):
+    """Two arrays of (n,) float32 for each thread that answers.
+
+    New ones for each request would come from the system as pages to be cleared, and go back: that
+    takes longer than what is computed in them.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.learned, self.scores = np.empty((2, size), np.float32)
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,8 @@ class ServedModel:
         model = GlobalModel(plan.model, catalogue, artifact.arrays)
         vectors = np.ascontiguousarray(model.lifted_vectors, np.float32)
         made = cls(version, model, artifact, make_index(vectors), stock or {})
-        for name in ("content", "expected", "exposure", "tail", "table", "columns", "rows_of"):
+        names = ("content", "expected", "exposure", "tail", "table", "columns", "rows_of", "_room")
+        for name in names:
             getattr(made, name)
         # What an answer reads for the first time is computed now, not while somebody waits.
         made.recommend(Query({str(item): 1.0 for item in catalogue.item_ids[:1]}, k=1))
@@ -124,6 +137,10 @@ class ServedModel:
         """item_id -> catalogue row."""
         return {str(item): row for row, item in enumerate(self.model.catalogue.item_ids)}
 
+    @cached_property
+    def _room(self) -> "_Room":
+        return _Room(self.model.catalogue.size)
+
     def recommend(self, query: Query) -> Answer:
         """Return the best products for one customer.
 
@@ -136,11 +153,12 @@ class ServedModel:
         history, unknown = self._history(query.history)
         scores, learned, vector = self._scores(history, query.attributes)
         scores[history.indices] = -np.inf
-        self.table.hide(scores, query.filters, self.rows_of)
+        self._hide(scores, query.filters, vector)
         if query.tail_dial:
             rows, found = self._for_dial(scores, learned, vector, query.k * _DIAL_CANDIDATES)
         else:
-            rows, found = self._best(scores, learned, vector, query.k)
+            rows, found = search(self.index, vector, scores, learned, query.k)
+        rows, found = _at_least(rows, found, query.filters)
         ranking = Ranking.of(rows, found, query, self.exposure, self.tail)
         answer = ranking.answer(self.model.catalogue.item_ids, unknown)
         if not query.reasons:
@@ -165,8 +183,9 @@ class ServedModel:
         history, unknown = self._history(query.history)
         scores, learned, vector = self._scores(history, {}, own=True)
         scores[history.indices] = -np.inf
-        self.table.hide(scores, query.filters, self.rows_of)
-        rows, found = self._best(scores, learned, vector, k)
+        self._hide(scores, query.filters, vector)
+        rows, found = search(self.index, vector, scores, learned, k)
+        rows, found = _at_least(rows, found, query.filters)
         ranking = Ranking.of(rows, found, query, self.exposure, self.tail)
         return ranking.answer(self.model.catalogue.item_ids, unknown)
 
@@ -194,28 +213,23 @@ class ServedModel:
         row = self._row(item_id)
         return {name: values[row] for name, values in self.columns.items()}
 
-    def _best(
-        self, scores: np.ndarray, learned: np.ndarray, vector: np.ndarray, wanted: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows of the best (n,) scores, best first, and their scores made exact."""
-        rows = best_rows(scores, max(wanted * self.index.refine, wanted))
-        found = scores[rows]
-        if self.index.refine:
-            found = found + self.index.exact(rows, vector) - learned[rows]
-            best = best_rows(found, wanted)
-            rows, found = rows[best], found[best]
-        return rows, found
+    def _hide(self, scores: np.ndarray, filters: Filters, vector: np.ndarray) -> None:
+        """Hide what may not be listed; of a least score, what is sure to be below it."""
+        if filters.minimum_score is not None:
+            off = self.index.error(vector)
+            filters = replace(filters, minimum_score=filters.minimum_score - float(off))
+        self.table.hide(scores, filters, self.rows_of)
 
     def _for_dial(
         self, scores: np.ndarray, learned: np.ndarray, vector: np.ndarray, wanted: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best of all products and the best of the tail together, as :meth:`_best`.
+        """Return the best of all products and the best of the tail together, as :func:`search`.
 
         Where popularity decides, the best hold none of the tail: no dial could bring it up.
         """
-        rows, found = self._best(scores, learned, vector, wanted)
+        rows, found = search(self.index, vector, scores, learned, wanted)
         of_tail = np.where(self.tail, scores, -np.inf)
-        more, scored = self._best(of_tail, learned, vector, wanted)
+        more, scored = search(self.index, vector, of_tail, learned, wanted)
         new = ~np.isin(more, rows)
         rows, found = np.append(rows, more[new]), np.append(found, scored[new])
         order = np.argsort(-found, kind="stable")
@@ -240,6 +254,8 @@ class ServedModel:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (n,) scores, the learned part of them as the index gave it, and (d,) ``u``.
 
+        What is returned stands in this thread's room: its next call writes over it.
+
         Parameters
         ----------
         own
@@ -250,16 +266,27 @@ class ServedModel:
         columns = {name: np.array([value], dtype=object) for name, value in attributes.items()}
         known = attribute_matrix(columns, 1, rows) if rows and columns else None
         vector = model.customer_vectors(history, known)[0]
-        learned = self.index.scores(vector)
+        room = self._room
+        learned = self.index.scores(vector, room.learned)
         if own:
-            scores = learned.copy()
+            np.copyto(room.scores, learned)
         else:
-            scores = self.expected * -np.float32(history.data.sum())
-            scores += model.popularity_part
-            scores += learned
+            np.multiply(self.expected, -np.float32(history.data.sum()), out=room.scores)
+            room.scores += model.popularity_part
+            room.scores += learned
         if history.nnz:
-            self.content.add(scores, history)
-        return scores, learned, vector
+            self.content.add(room.scores, history)
+        return room.scores, learned, vector
+
+
+def _at_least(
+    rows: np.ndarray, found: np.ndarray, filters: Filters
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return those rows, and their exact scores, that have the least score asked for."""
+    if filters.minimum_score is None:
+        return rows, found
+    kept = found >= filters.minimum_score
+    return rows[kept], found[kept]
 
 
 def _refuse_customer(user_id: str | None) -> None:

@@ -28,7 +28,7 @@ class ServeSettings(ListenSettings):
     stock
         JSON: merchant_id -> item_ids that the shop stocks; optional.
     precision
-        ``float32`` exact, or ``int8``.
+        How products' vectors are read: ``float32``, or ``int8``, with the same answers.
     """
 
     registry: str
