@@ -155,6 +155,12 @@ def test_rows_of_too_few_stockers_are_not_trained_where_the_plan_says_so(town: T
     assert not popularity[10:20].any()
     assert (popularity[20:] > 0).all()
     assert popularity.sum() == pytest.approx(1)
+    # A shop of rare products alone sends vectors without a number, and counts as a survivor.
+    town.publish_stock({**dict.fromkeys(range(4), range(20, 30)), 4: [0]})
+    saved, events = town.train(SPARSE.model_copy(update={"rare_rows": "none"}))
+    assert of(events, "round")[0]["accepted"] == SHOPS
+    changed = (saved[1].state[ITEMS] != saved[0].state[ITEMS]).any(axis=1)
+    assert changed.tolist() == [False] * 20 + [True] * 10
 
 
 def test_the_ledger_says_which_stock_and_the_fewest_honest_shops_of_a_row(town: Town) -> None:
