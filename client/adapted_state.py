@@ -50,7 +50,7 @@ _KEPT = 2
 PRODUCTS = "products.parquet"
 _DRAFT = ".draft-"
 _CONTENT, _CUSTOMERS, _OWN = "content", "customers", "own_learned"
-_OWN_PRODUCTS, _SEGMENTS = "own_products", "segments"
+_OWN_PRODUCTS, _LIKE, _SEGMENTS = "own_products", "popularity_of_like", "segments"
 
 
 class AdaptedFacts(Frozen):
@@ -231,6 +231,9 @@ def home_of(arrays: Arrays, facts: AdaptedFacts, model: GlobalModel) -> HomeMode
         )
         for name, ridge in facts.ridges.items()
     }
+    if _LIKE in arrays:
+        # Slow to make: it takes the features of all products.
+        vars(model).update(popularity_of_like=arrays[_LIKE])
     own = None
     if facts.own_plan is not None:
         state = {
@@ -272,6 +275,7 @@ def _arrays(home: HomeModel, eases: Mapping[str, Ease]) -> Arrays:
             arrays[f"{name}.{field}"] = getattr(ease, field)
     if isinstance(catalogue := home.model.catalogue, Assortment):
         arrays[_OWN_PRODUCTS] = _as_bytes(catalogue.own.products)
+        arrays[_LIKE] = home.model.popularity_of_like
     if home.segments is not None:
         arrays[_SEGMENTS] = home.segments.tastes
     if home.own_learned is not None:

@@ -354,6 +354,11 @@ def test_the_stored_mixture_scores_as_the_one_that_was_fitted(
     history = histories(records.events, N + M, 0.0, 0)
     assert history[:, N:].nnz > 50
     np.testing.assert_array_equal(stored.home.scores(history), fitted[0].scores(history))
+    # Features of all products are slow to make: an answer does without.
+    again = get_ready(shop.path, shop.settings)
+    again.scores(history[:1])
+    again.scores(sparse.csr_matrix((1, N + M), dtype=np.float32))
+    assert "features" not in vars(again.catalogue)
 
 
 def _no_table(shop: HomeShop) -> None:
