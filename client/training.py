@@ -17,7 +17,7 @@ from client.privacy.noise import NoiseSource
 from client.privacy.step import ExactDPStep, Tensors, UnitBatch
 from client.privacy.whole import WholeOptimizer, WholeStep
 from client.units import planned_units, uniforms
-from common.blocks import block_of
+from common.blocks import block_of, taken_off
 from common.features import Catalogue
 from common.losses import LOSSES, UnitVectors
 from common.model import (
@@ -150,8 +150,8 @@ class _Forward:
     def __init__(self, plan: TrainingPlan, catalogue: Catalogue, popularity: np.ndarray) -> None:
         self._plan, self._loss = plan, LOSSES[plan.loss]
         self.block = block_of(plan.model, popularity, catalogue)
-        self._gain = torch.tensor(self.block.gain)
-        self._expected_weights = self.block.rates / self.block.gain
+        along, self._expected_weights = taken_off(self.block, plan.model)
+        self._along = torch.tensor(along)
         self._edges = np.cumsum(self.block.rates, dtype=np.float64)
         self._features: tuple[np.ndarray, np.ndarray] | None = None
         self._feature_table: sparse.csr_matrix | None = None
@@ -176,7 +176,7 @@ class _Forward:
         vectors = np.asarray(state[ITEMS])
         if self._feature_table is not None:
             vectors = vectors + self._feature_table @ np.asarray(state[FEATURES])
-        expected = self._expected_weights @ vectors * float(self._plan.model.centred)
+        expected = self._expected_weights @ vectors
         self._expected = torch.tensor(expected, dtype=torch.float32)
         self._gram = torch.tensor(vectors.T @ vectors, dtype=torch.float32)
 
@@ -225,15 +225,15 @@ class _Forward:
             features = rows[FEATURES].view(count, places, width, -1)
             vectors = vectors + (features * data["features"].unsqueeze(3)).sum(dim=2)
         length = data["history"].shape[1]
-        gains = self._gain[batch.ids[ITEMS][:, :length].clamp(min=0)]
+        along = self._along[batch.ids[ITEMS][:, :length].clamp(min=0)]
         own = vectors[:, :length]
-        customer = self._pool(own, data["history"], gains)
+        customer = self._pool(own, data["history"], along)
         if CUSTOMERS in rows:
             customer = customer + (rows[CUSTOMERS] * data["attributes"].unsqueeze(2)).sum(dim=1)
         customer = _tower(customer, dense)
         unit = UnitVectors(
             customer=customer,
-            target=self._pool(own, data["target"], gains),
+            target=self._pool(own, data["target"], along),
             targets=own,
             target_mask=(data["target"] > 0).to(own.dtype),
             negatives=vectors[:, length:],
@@ -241,8 +241,8 @@ class _Forward:
         )
         return self._loss(unit)
 
-    def _pool(self, vectors: Tensor, weights: Tensor, gains: Tensor) -> Tensor:
-        count = (weights * gains).sum(dim=1, keepdim=True)
+    def _pool(self, vectors: Tensor, weights: Tensor, along: Tensor) -> Tensor:
+        count = (weights * along).sum(dim=1, keepdim=True)
         return (vectors * weights.unsqueeze(2)).sum(dim=1) - count * self._expected
 
 

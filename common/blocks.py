@@ -101,6 +101,14 @@ class LearnedBlock(_Projection):
         inverse: np.ndarray = (1.0 / self.gain).astype(np.float32)
         return inverse
 
+    @cached_property
+    def popular(self) -> np.ndarray:
+        """(L,) float32 the direction, of norm 1, of the popularity rates among training rows."""
+        direction = self.rates * self._inverse_gain
+        norm = float(np.linalg.norm(direction))
+        popular: np.ndarray = (direction / (norm or 1.0)).astype(np.float32)
+        return popular
+
     def lift(self, vectors: np.ndarray, catalogue_size: int) -> np.ndarray:
         """Return (n, d) float32 ``g_i v_i``; 0 for a product without a row."""
         lifted = np.zeros((catalogue_size, vectors.shape[1]), np.float32)
@@ -207,6 +215,17 @@ def learned_names(model: ModelPlan, popularity: np.ndarray, catalogue: Catalogue
 
 
 Block = LearnedBlock | GroupBlock
+
+
+def taken_off(block: Block, model: ModelPlan) -> tuple[np.ndarray, np.ndarray]:
+    """Return what a unit's vector loses: (L,) ``a`` and (L,) ``e`` of ``u = Vᵀx - ⟨a, x⟩ Vᵀe``.
+
+    The expected basket, or most of what the unit has along the released popularity; else nothing.
+    """
+    if model.popular_share < 1.0:
+        assert isinstance(block, LearnedBlock)
+        return block.popular, block.popular * np.float32(1.0 - model.popular_share)
+    return block.gain, block.rates / block.gain * float(model.centred)
 
 
 def block_of(model: ModelPlan, popularity: np.ndarray, catalogue: Catalogue) -> Block:

@@ -25,7 +25,7 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse
 
-from common.blocks import Block, block_of, learned_count
+from common.blocks import Block, LearnedBlock, block_of, learned_count
 from common.errors import ArtifactError, ProtocolError
 from common.features import Catalogue, hashed_rows
 from common.popularity import of_like
@@ -215,7 +215,14 @@ class GlobalModel:
         energy = float(trained.multiply(trained).sum())
         ratio = float(whole.multiply(whole).sum()) / energy if energy else 0.0
         scale = np.sqrt(np.maximum(self.state[SPECTRUM], 0.0) * ratio)
-        return np.ascontiguousarray((self.lifted_vectors * scale).T, dtype=np.float32)
+        lifted = self.lifted_vectors
+        if self.plan.popular_share < 1.0:
+            # What units left away along the released popularity, put back.
+            assert isinstance(self.block, LearnedBlock)
+            popular, left = self.block.popular, self.plan.popular_share
+            along = np.outer(popular, popular @ self.item_vectors) * np.float32(1.0 / left - 1.0)
+            lifted = self.block.lift(self.item_vectors + along, self.catalogue.size)
+        return np.ascontiguousarray((lifted * scale).T, dtype=np.float32)
 
     def content_profiles(
         self, history: sparse.csr_matrix, expected: np.ndarray | None = None

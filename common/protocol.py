@@ -116,6 +116,11 @@ class ModelPlan(Frozen):
         those with long histories more.
     centred
         Whether the expected basket is taken off a history in the learned block.
+    popular_share
+        Of what a unit's training row has along the released popularity, so much is trained on. All
+        units have much there, and all know it from the histogram: less of it leaves a unit's norm,
+        and so the noise, to what sets units apart. :meth:`common.model.GlobalModel.
+        pseudo_customers` puts it back. 1: all of it.
     content_scale
         The ``a`` before the content block, until a shop's own adaptation chooses it.
     learned_scale
@@ -132,6 +137,7 @@ class ModelPlan(Frozen):
     groups: str = ""
     row_exponent: float = Field(1.0, ge=0, le=1)
     centred: bool = True
+    popular_share: float = Field(1.0, gt=0, le=1)
     content_scale: float = Field(1.0, ge=0)
     learned_scale: float = Field(1.0, ge=0)
     tower: Literal["linear", "mlp"] = "linear"
@@ -143,6 +149,16 @@ class ModelPlan(Frozen):
         if self.groups and (not self.learned_items or self.feature_rows or self.tower != "linear"):
             raise ValueError(
                 "groups needs learned_items (how many groups), feature_rows = 0 and a linear tower"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _share_fits(self) -> "ModelPlan":
+        other = self.centred or self.groups or self.feature_rows or self.tower != "linear"
+        if self.popular_share < 1 and other:
+            raise ValueError(
+                "popular_share below 1 needs centred = false, no groups, feature_rows = 0 and a "
+                "linear tower"
             )
         return self
 

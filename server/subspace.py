@@ -69,6 +69,9 @@ class SubspaceOptimizer:
         mean = total / weight
         if self.plan.model.centred and not self.plan.model.groups:
             mean = centre(mean, LearnedBlock.of(self.plan.model, state[POPULARITY]))
+        if self.plan.model.popular_share < 1.0:
+            popular = LearnedBlock.of(self.plan.model, state[POPULARITY]).popular
+            mean = damp(mean, popular, self.plan.model.popular_share)
         # Rows of zeros where there are fewer products than dimensions.
         spare = max(mean.shape[1] - len(mean), 0)
         # The SVD by way of QR: of the tall matrix only once, and the rest is d x d.
@@ -121,6 +124,15 @@ def centre(update: np.ndarray, block: LearnedBlock) -> np.ndarray:
     products = products - np.outer(block.rates, products.sum(axis=0))
     centred: np.ndarray = products / block.gain[:, None]
     return centred
+
+
+def damp(update: np.ndarray, popular: np.ndarray, share: float) -> np.ndarray:
+    """Leave ``share`` of what the columns of (L, d) have along (L,) ``popular``, of norm 1.
+
+    Units took it off their side of ``Σ_u x_u uᵀ``; this takes it off the side of the rows.
+    """
+    damped: np.ndarray = update - (1.0 - share) * np.outer(popular, popular @ update)
+    return damped
 
 
 def denoise(values: np.ndarray, noise: float, rows: int) -> np.ndarray:

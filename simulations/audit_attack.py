@@ -16,7 +16,7 @@ import numpy as np
 from scipy import sparse, special
 
 from client.units import event_weights, unit_histories, unit_rows
-from common.blocks import block_of
+from common.blocks import block_of, taken_off
 from common.features import Catalogue
 from common.protocol import ITEMS, POPULARITY, Arrays, TrainingPlan
 from common.schema import ShopEvents
@@ -206,8 +206,8 @@ def gradients(
     histories = _histories(plan, events, catalogue.size)
     x = block.training_rows(histories, plan.model.row_exponent)
     vectors = state[ITEMS].astype(np.float64)
-    expected = (block.rates / block.gain) @ vectors * float(plan.model.centred)
-    u = np.asarray(x @ vectors) - np.outer(np.asarray(x @ block.gain), expected)
+    along, expected = taken_off(block, plan.model)
+    u = np.asarray(x @ vectors) - np.outer(np.asarray(x @ along), expected @ vectors)
     w = u @ (vectors.T @ vectors) - 2.0 * u
     if plan.private:
         norms = np.sqrt(np.asarray(x.multiply(x).sum(axis=1)).ravel()) * np.linalg.norm(w, axis=1)

@@ -93,12 +93,14 @@ def federate(
 
 
 def pooled_rows(plan: TrainingPlan, shops: list[ShopEvents]) -> np.ndarray:
-    """Return (U, L) float64 rows of all customers, the expected basket taken off."""
+    """Return (U, L) float64 rows of all customers, less what the plan takes off."""
     block = LearnedBlock.of(plan.model, popularity_of(shops))
     gain, rates = block.gain.astype(float), block.rates.astype(float)
     rows = np.concatenate([s.matrix(N).toarray() for s in shops])[:, block.rows] / gain
     rows /= np.linalg.norm(rows, axis=1, keepdims=True) ** plan.model.row_exponent
     expected = np.outer(rows @ gain, rates / gain) * float(plan.model.centred)
+    popular = rates / gain / np.linalg.norm(rates / gain)
+    expected += (1 - plan.model.popular_share) * np.outer(rows @ popular, popular)
     centred: np.ndarray = rows - expected
     return centred
 
@@ -110,7 +112,14 @@ def overlap(left: np.ndarray, right: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    "model", [{}, {"centred": False}, {"learned_items": 25}, {"row_exponent": 0.3}]
+    "model",
+    [
+        {},
+        {"centred": False},
+        {"learned_items": 25},
+        {"row_exponent": 0.3},
+        {"centred": False, "popular_share": 0.3, "learned_items": 25},
+    ],
 )
 def test_a_round_is_one_step_of_the_power_method_on_pooled_rows(
     model: dict[str, Any], catalogue: Catalogue
@@ -125,6 +134,18 @@ def test_a_round_is_one_step_of_the_power_method_on_pooled_rows(
         np.testing.assert_allclose(state[SPECTRUM], values, rtol=1e-3)
         np.testing.assert_allclose(state[ITEMS] @ state[ITEMS].T, basis @ basis.T, atol=1e-3)
         vectors = basis
+
+
+def test_what_units_leave_away_along_the_released_popularity_is_put_back(
+    catalogue: Catalogue,
+) -> None:
+    model = {"centred": False, "popular_share": 0.4, "row_exponent": 0.0}
+    plan, (shops, _) = plan_of(N, model=model), planted()
+    state, _ = federate(plan, shops, catalogue, 2)
+    histories = np.concatenate([shop.matrix(N).toarray() for shop in shops])
+    pseudo = GlobalModel(plan.model, catalogue, state).pseudo_customers(shops[0].matrix(N))
+    gram, found = histories.T @ histories, pseudo.T @ pseudo
+    assert np.linalg.norm(found - gram) < 1e-3 * np.linalg.norm(gram)
 
 
 def test_rounds_end_at_the_leading_eigenvectors(catalogue: Catalogue) -> None:
