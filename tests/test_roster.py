@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from client.__main__ import app as client_app
@@ -17,10 +18,13 @@ from common.protocol import TrainingPlan
 from common.secure_sum.members import read_roster
 from federation_support import make_settings
 from server.__main__ import app as server_app
+from server.catalogue_publishing import publish
+from server.catalogues import Catalogues
 from server.federation import Federation, make_federation
 from server.settings import read_home
 from server.shops import Shops
 from server.sum_roster import members, needed_shops, write_roster
+from simulations.local_deployment import change
 
 NAMES = ("corner", "Bäcker & Söhne", "harbour")
 
@@ -229,6 +233,35 @@ def test_a_run_needs_as_many_shops_as_its_sums_take(
         Shops(place.federation.shops).remove("harbour")
         with pytest.raises(RunError, match=r"sum takes 3|are enrolled"):
             needed_shops(members(place.federation), plan, settings)
+
+
+def test_what_a_run_of_sums_needs_is_said_before_it_is_asked_for(
+    place: Place,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Packing the code takes seconds, and is tested where it matters.
+    monkeypatch.setattr("server.training_request.build", lambda: b"code")
+    products = tmp_path / "products"
+    products.mkdir()
+    frame = pd.DataFrame({"item_id": [f"p{n}" for n in range(9)], "type": "t", "brand": "b"})
+    frame.to_csv(products / "products.csv", index=False)
+    publish(Catalogues(place.federation.catalogue), products)
+    change(place.federation.plan, {"trust": "federation", "honest_shops": 2, "rounds": 1})
+    words = ("train", "--plan-only", "--federation", place.federation.folder)
+    first = document(capsys, server_app, *words)
+    assert 'it cannot be run yet: trust = "federation" needs a roster' in first["notes"][-1]
+    digest = write_roster(place.federation)["digest"]
+    second = document(capsys, server_app, *words)
+    assert second["notes"][-1] == (
+        f"every sum takes 2 of the 3 shops on the roster; its digest is {digest}"
+    )
+    privacy = second["privacy"]
+    assert (privacy["trust"], privacy["honest_shops"]) == ("federation", 2)
+    change(place.federation.plan, {"colluding_shops": 2})
+    third = document(capsys, server_app, *words)
+    assert "it cannot be run yet: honest_shops = 2 and colluding" in third["notes"][-1]
 
 
 def test_no_roster_without_shops(tmp_path: Path) -> None:
