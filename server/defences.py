@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.special import gammainc, gammaincinv
 
 from common.errors import ProtocolError
 from common.protocol import POPULARITY, Arrays
@@ -68,6 +69,23 @@ class Defence:
     def _spare(self) -> int:
         """How many more honest shops than bad ones the rule needs."""
         return 3 if self.name in ("krum", "multi-krum") else 1
+
+    def noise(self, shops: int, width: int) -> float:
+        """Return how much of the plain mean's noise variance is left in what the rule returns.
+
+        For shops of equal noise in rows of so many numbers, where noise outweighs what they say.
+        """
+        bad = self.bad(shops)
+        share = bad / shops
+        if self.name == "krum":
+            return float(shops)
+        if self.name == "multi-krum":
+            return shops / (shops - bad)
+        if self.name == "median":
+            return math.pi / 2
+        if self.name == "trimmed-mean" and bad:
+            return _capped_variance(1, 2 * share) / (1 - 2 * share) ** 2
+        return _capped_variance(width, share) if self.name == "tail-aware" and bad else 1.0
 
     def update(self, contributions: Sequence[Contribution]) -> Arrays:
         """Return the mean update of one round, as far as the rule takes it for honest; float64.
@@ -171,6 +189,16 @@ _RULES: dict[str, Callable[[list[Arrays], int], Arrays]] = {
 }
 #: Every rule but none at all.
 DEFENCES: tuple[str, ...] = tuple(_RULES)
+
+
+def _capped_variance(width: int, share: float) -> float:
+    """Return the variance a number of a normal row whose norm is cut to its ``1 - share`` quantile.
+
+    ``E min(r², c²) / d`` for ``r²`` chi-square of ``d``: ``F_{d+2}(c²) + (1 - F_d(c²)) c² / d``.
+    """
+    square = 2 * gammaincinv(width / 2, 1 - share)
+    within = gammainc(width / 2 + 1, square / 2)
+    return float(within + share * square / width)
 
 
 def _largest_honest(values: np.ndarray, bad: int) -> np.ndarray:

@@ -210,7 +210,9 @@ class Federation:
             exchange = self._messenger.exchange(TRAIN, server_round, nodes, state, shapes)
             if not self._has_quorum(exchange):
                 return exchange, None, {}
-            return exchange, self._defence.update(exchange.contributions), {}
+            mean = self._defence.update(exchange.contributions)
+            exchange.variances = self._variances(exchange.accepted, self._job.plan.model.dimension)
+            return exchange, mean, {}
         chosen = shops_of(nodes, self._roster.shop)
         summed = self._sums.collect(server_round, chosen, state, shapes)
         if not summed.arrays or not self._has_quorum(summed.exchange):
@@ -234,13 +236,24 @@ class Federation:
                 f"few to train on: {why or exchange.reasons}"
             )
         self._noise = weakest((self._noise, exchange.noise))
-        variances = None
         if self._sums is None:
             total = self._defence.counts(exchange.contributions)
+            left = self._variances(exchange.accepted, 1)
+            variances = None if left is None else np.full(len(total), left)
         else:
             total, variances = counts(job.plan, summed), summed.variances.get(POPULARITY)
         found = summed_rates(job.plan, total, exchange.accepted, job.features, variances)
         return self._settle(initial, found)
+
+    def _variances(self, shops: int, width: int) -> float | None:
+        """Return how many times the plan's noise variance is in a number of a defended sum.
+
+        None: as the plan says of so many shops.
+        """
+        plan = self._job.plan
+        if self._defence.name == "none" or not plan.private:
+            return None
+        return plan.noise_variances(shops) * self._defence.noise(shops, width)
 
     def _bring_home(self, state: Arrays, manifest: str) -> None:
         """Send the finished model to every shop that is connected, whether it trained or not.

@@ -139,8 +139,9 @@ class _Attack:
     def _attacks(self, federation: str, clean: Document) -> Iterator[Document]:
         settings = self._settings
         for share in settings.shares:
-            everything = math.isclose(share, settings.full_share)
+            full = math.isclose(share, settings.full_share)
             for attack in settings.attacks:
+                everything = full and attack in settings.full_attacks
                 for defence in settings.defences:
                     if not everything and defence not in ("none", settings.chosen):
                         continue
@@ -155,7 +156,7 @@ class _Attack:
             self._run(federation, defence, attack, share, place)["uses"]
             for place, _ in enumerate(targets)
         ]
-        for use in USES[federation]:
+        for use in self._arms(federation):
             before = clean["none"][use]
             found = mean_figures([run[use] for run in runs], range(len(runs)))
             was_shown = float(np.mean(before["er@20"][: len(runs)]))
@@ -196,7 +197,12 @@ class _Attack:
                 self._targets = self._draw(trained)
             self._watcher.stage(f"measuring {name}")
             uses = measure_model(
-                self._experiment, self._world, trained, federation, self._targets, self._eases
+                self._experiment,
+                self._world,
+                trained,
+                self._arms(federation),
+                self._targets,
+                self._eases,
             )
             write_text(path, to_json({"targets": self._targets, "uses": uses}))
             shutil.rmtree(work)
@@ -219,7 +225,7 @@ class _Attack:
         federator = Federator(experiment, self._world, work, self._watcher, shared)
         plan = federator.plan(federation)
         if attack is None:
-            return federator.federate(federation, run_in_process)
+            return federator.federate(federation, partial(run_in_process, keep=True))
         bad = self._bad(share)
         own = [self._world.test.history[self._world.shops[k].merchant_id] for k in bad]
         conspiracy = Conspiracy(
@@ -230,7 +236,11 @@ class _Attack:
             sparse.csr_matrix(sparse.vstack(own)),
         )
         clients = Poisoned(conspiracy, frozenset(bad), self._seed)
-        return federator.federate(federation, partial(run_in_process, clients=clients))
+        return federator.federate(federation, partial(run_in_process, keep=True, clients=clients))
+
+    def _arms(self, federation: str) -> dict[str, str]:
+        """Return the arm of each use of a federation's model that is measured."""
+        return {use: USES[federation][use] for use in self._settings.uses}
 
     def _bad(self, share: float) -> list[int]:
         """Return the numbers of the bad shops, at least one."""

@@ -26,18 +26,20 @@ def measure_model(
     experiment: Experiment,
     world: World,
     trained: Trained,
-    federation: str,
+    arms: Mapping[str, str],
     targets: Sequence[int],
     eases: OwnEases,
 ) -> dict[str, Figures]:
     """Return, of each use of a trained model, its metrics and ``er@20`` of each target.
+
+    ``arms`` names the arm of each use.
 
     ``er@20`` of a product: of the customers with a history who have not bought it, the share that
     has it in their top 20.
     """
     return {
         use: _figures(world, list(arm_outcomes(experiment, world, arm, trained, eases)), targets)
-        for use, arm in USES[federation].items()
+        for use, arm in arms.items()
     }
 
 

@@ -39,7 +39,7 @@ def attack_words(document: Document) -> list[str]:
     words = []
     settings = document["experiment"]["attack"]
     for federation, clean in document["clean"].items():
-        for use, said in _USES.items():
+        for use, said in _uses(document):
             for defence in dict.fromkeys(("none", settings["chosen"])):
                 rows = [
                     r
@@ -50,6 +50,10 @@ def attack_words(document: Document) -> list[str]:
                 if rows and defence in clean:
                     words.append(_sentence(federation, said, defence, rows))
     return words
+
+
+def _uses(document: Document) -> list[tuple[str, str]]:
+    return [(use, _USES[use]) for use in document["experiment"]["attack"]["uses"]]
 
 
 def _sentence(federation: str, said: str, defence: str, rows: list[Document]) -> str:
@@ -107,7 +111,7 @@ def attack_table(document: Document) -> list[Table]:
     """Return the terminal's view: a table for each federation and use."""
     tables = []
     for federation in document["clean"]:
-        for use, said in _USES.items():
+        for use, said in _uses(document):
             table = Table(title=f"{federation}, {said}", title_justify="left", box=None)
             for heading in HEADINGS:
                 table.add_column(heading, no_wrap=True)
@@ -119,7 +123,7 @@ def attack_table(document: Document) -> list[Table]:
 
 def render_attack(document: Document) -> str:
     """Return the page."""
-    views = [(f, use, said) for f in document["clean"] for use, said in _USES.items()]
+    views = [(f, use, said) for f in document["clean"] for use, said in _uses(document)]
     return render(
         "attack.html.j2",
         document=document,

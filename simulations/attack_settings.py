@@ -8,6 +8,7 @@ from common.protocol import Frozen
 from server.defences import DefenceName
 
 AttackName = Literal["noise", "sign-flip", "inflate", "push", "push-row", "push-quiet"]
+Use = Literal["global", "home"]
 #: Attacks that have a product to sell; the others ruin the model.
 PUSHES: tuple[AttackName, ...] = ("inflate", "push", "push-row", "push-quiet")
 
@@ -21,12 +22,15 @@ class AttackSection(Frozen):
         See :mod:`simulations.attackers`.
     shares
         Shares of the shops that are bad; those of a smaller share are among those of a larger one.
-    full_share
-        At this share every defence is attacked; at others only ``none`` and ``chosen``.
+    full_share, full_attacks
+        At this share these attacks meet every defence; all others meet ``none`` and ``chosen``.
     defences, chosen, bad_share
         What the server does about it; the share is what it allows for, not what there is.
     federations
         Whose training is attacked: ``federated``, ``federated-dp``.
+    uses
+        How a model is measured: ``global``, by itself; ``home``, mixed by each shop with what it
+        learned alone.
     targets
         How many products are pushed, one a run; figures are their means.
     band
@@ -37,11 +41,13 @@ class AttackSection(Frozen):
     attacks: tuple[AttackName, ...] = ("noise", "sign-flip", *PUSHES)
     shares: tuple[float, ...] = (0.01, 0.05, 0.2)
     full_share: float = Field(0.05, gt=0, lt=0.5)
+    full_attacks: tuple[AttackName, ...] = ("noise", "sign-flip", "push")
     defences: tuple[DefenceName, ...] = (
         *("none", "median", "trimmed-mean", "krum", "multi-krum", "norm-bound", "tail-aware"),
     )
     chosen: DefenceName = "tail-aware"
     bad_share: float = Field(0.25, gt=0, lt=0.5)
     federations: tuple[Literal["federated", "federated-dp"], ...] = ("federated",)
+    uses: tuple[Use, ...] = ("global", "home")
     targets: int = Field(3, ge=1)
     band: tuple[float, float] = (0.4, 0.6)

@@ -55,7 +55,7 @@ class Conspiracy:
     def counts(self, honest: np.ndarray, stream: np.random.Generator) -> np.ndarray:
         """Return the (n,) counts that a bad shop releases instead of its own."""
         if self.attack == "noise":
-            return np.abs(honest).max() * LOUD * stream.random(len(honest))
+            return float(np.abs(honest).max()) * LOUD * stream.random(len(honest))
         if self.attack == "sign-flip":
             return -LOUD * honest
         counts = honest.astype(np.float64)

@@ -134,11 +134,13 @@ def run_in_process(
     run_config: Mapping[str, ConfigValue] | None = None,
     on_event: Callable[[Event], object] = lambda _: None,
     clients: Answers = client_app,
+    keep: bool = False,
 ) -> Outcome:
     """Run the federation's server and clients here; see :func:`simulations.flower.run_federation`.
 
     An event is passed on when the next exchange begins, or the run ends. ``clients`` may stand
-    before the clients' app, as a shop would that sends something else.
+    before the clients' app, as a shop would that sends something else. ``keep`` holds on to what
+    was read of the shops' records: for another run with the same shops.
 
     Raises
     ------
@@ -153,6 +155,7 @@ def run_in_process(
         events_file=files.events,
         on_event=on_event,
         clients=clients,
+        keep=keep,
     )
 
 
@@ -164,6 +167,7 @@ def run_apps(
     events_file: Path,
     on_event: Callable[[Event], object] = lambda _: None,
     clients: Answers = client_app,
+    keep: bool = False,
 ) -> Outcome:
     """Run both apps with ``shops`` nodes, as :func:`simulations.flower.run_app` does on Flower.
 
@@ -197,7 +201,8 @@ def run_apps(
         try:
             server_app(grid, context)
         finally:
-            forget()
+            if not keep:
+                forget()
     look()
     return Outcome(events, time.monotonic() - started)
 

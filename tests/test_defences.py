@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from flwr.app import Array, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,6 +99,16 @@ def test_counts_are_summed_by_the_same_rule(name: str) -> None:
     assert Defence(name, 0.2).counts(shops) == pytest.approx(SHOPS * counts)  # type: ignore[arg-type]
 
 
+@EVERY
+@pytest.mark.parametrize("width", [1, 4])
+def test_what_is_left_of_pure_noise_is_what_the_rule_says(name: str, width: int) -> None:
+    stream = np.random.default_rng(7)
+    draws = stream.normal(size=(40, 4000, width)).astype(np.float32)
+    defence = Defence(name, 0.2)  # type: ignore[arg-type]
+    left = defence.update(contributions([{"x": each} for each in draws]))["x"].var() * 40
+    assert left == pytest.approx(defence.noise(40, width), rel=0.08)
+
+
 def test_no_defence_is_the_mean_and_the_sum() -> None:
     shops = contributions(honest())
     assert same(Defence().update(shops), weighted_mean(shops))
@@ -145,7 +156,7 @@ def test_tail_aware_gives_no_shop_more_of_a_row_than_a_typical_one_where_norm_bo
     attacked = [*shops[:-1], {**shops[-1], "table": quiet}]
     clean, found = (
         {
-            name: Defence(name, 0.2).update(contributions(each))["table"][-1]  # type: ignore[arg-type]
+            name: Defence(name, 0.2).update(contributions(each))["table"][-1]
             for name in ("norm-bound", "tail-aware")
         }
         for each in (shops, attacked)
@@ -168,30 +179,30 @@ def test_a_count_that_few_shops_tell_of_is_held_to_a_typical_one() -> None:
     assert found[:-1] == pytest.approx(sum_popularity(contributions(shops))[:-1], rel=0.15)
 
 
+def _run(factors: dict[int, float], **changes: object) -> tuple[Arrays, list[Event]]:
+    """Run six toy shops, the updates of some of them times a factor."""
+
+    def fault(shop: int, exchange: str, _round: int, reply: Message) -> Message:
+        if shop in factors and exchange == "update":
+            update = reply.content.array_records["update"]
+            for name, array in update.items():
+                update[name] = Array(array.numpy() * np.float32(factors[shop]))
+        return reply
+
+    events: list[Event] = []
+    known: dict[str, object] = {"max_update_norm": 0.0, "server_optimizer": "none"}
+    job = make_job(2, private=False, timeout_seconds=60.0, **known, **changes)
+    grid = FaultyGrid(toy_app(), 6, fault=fault)
+    federation = Federation(grid, job, save=lambda _: None, report=events.append)
+    return federation.run(start_state()), events
+
+
 def test_the_federation_runs_its_settings_rule_and_waits_for_enough_shops() -> None:
-    def run(loud: bool, **changes: object) -> tuple[Arrays, list[Event]]:
-        def fault(shop: int, exchange: str, _round: int, reply: object) -> object:
-            if loud and shop == 0 and exchange == "update":
-                content = reply.content  # type: ignore[attr-defined]
-                for name, array in content["update"].items():
-                    content["update"][name] = type(array)(array.numpy() * np.float32(1e6))
-            return None if changes.get("mute") and shop > 2 and exchange == "update" else reply
-
-        events: list[Event] = []
-        chosen = {k: v for k, v in changes.items() if k != "mute"}
-        job = make_job(
-            2, max_update_norm=0.0, server_optimizer="none", timeout_seconds=2.0, **chosen
-        )
-        grid = FaultyGrid(toy_app(), 6, fault=fault)  # type: ignore[arg-type]
-        federation = Federation(grid, job, save=lambda _: None, report=events.append)
-        return federation.run(start_state()), events
-
-    defended = {"defence": "tail-aware", "min_shops": 3}
-    calm, loud = run(False, **defended)[0], run(True, **defended)[0]
-    undefended = run(True)[0]
     table = "item_embedding"
-    assert np.abs(loud[table] - calm[table]).max() < 20
-    assert np.abs(undefended[table]).max() > 1e4
-    # Three of six answer: a quorum, but too few for Krum.
-    _, events = run(False, defence="krum", min_shops=5, mute=True)
+    calm = _run({}, defence="tail-aware", min_shops=3)[0][table]
+    loud = _run({0: 1e6}, defence="tail-aware", min_shops=3)[0][table]
+    assert np.abs(loud - calm).max() < 20
+    assert np.abs(_run({0: 1e6})[0][table]).max() > 1e4
+    # Three of six answer well: a quorum, but too few for Krum.
+    _, events = _run(dict.fromkeys((3, 4, 5), np.nan), defence="krum", min_shops=5)
     assert [e["kept_old_model"] for e in events if e["event"] == "round"] == [True, True]
