@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import Message
+from flwr.common.secure_aggregation.crypto.shamir import create_shares
 from flwr.common.serde import message_to_proto
 from typer.testing import CliRunner
 
@@ -17,7 +18,7 @@ from common.protocol import SUM_MASKED, SUM_STAGES
 from federation_support import FaultyGrid
 from secure_rounds_support import ITEM_COUNT, PLAN, SHOPS, Town, make_town
 from simulations import bench_sums as bench_sums_module
-from simulations import sum_arms
+from simulations import secagg_plus, sum_arms
 from simulations.__main__ import app
 from simulations.bench_sums import ARMS, bench_sums, growth, make_cell, missed
 from simulations.metered import Meter
@@ -147,6 +148,17 @@ def test_stand_ins_send_as_much_and_the_sums_are_still_right(tmp_path: Path, sho
     flowers = [secagg_plus_exchange(cell) for cell in (whole, few)]
     up = [sum(meter.from_shops.values()) / shops for meter in flowers]
     assert up[0] == pytest.approx(up[1], rel=0.02)
+
+
+def test_secrets_that_are_not_put_together_are_charged_like_those_that_are() -> None:
+    sharing, secret = secagg_plus._Sharing(), bytes(range(32))
+    for size in (32, 306):
+        real = create_shares(bytes(size), 3, 5)
+        assert {len(share) for share in real} == {len(s) for s in sharing.create(bytes(size), 3, 5)}
+    assert sharing.combine(create_shares(secret, 3, 5)[1:4]) == secret
+    for _ in range(2):
+        assert sharing.combine(sharing.create(secret, 3, 5)[:3]) == secret
+    assert sharing.seconds_left_out == pytest.approx(2 * sharing._seconds[0])
 
 
 def test_what_does_not_add_up_is_no_measurement(
