@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from server.query.index import ExactIndex, Index, Int8Index, search
+from server.query.choosing import search
+from server.query.index import ExactIndex, Index, Int8Index
 
 #: Of the graphs: neighbours a product, and candidates while building.
 NEIGHBOURS, BUILDING = 32, 80

@@ -18,8 +18,9 @@ from common.features import Catalogue, ContentSpec
 from common.filters import Filters
 from common.model import GlobalModel, initial_state
 from common.protocol import ModelPlan, TrainingPlan
+from server.query.choosing import best_rows, search
 from server.query.core import ServedModel
-from server.query.index import ExactIndex, Index, Int8Index, best_rows, search
+from server.query.index import ExactIndex, Index, Int8Index
 
 SIZE = 3000
 

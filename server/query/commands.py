@@ -34,8 +34,11 @@ def serve(
     burst: Annotated[float, typer.Option(min=1, help="Requests at once a caller.")] = 400.0,
     precision: Annotated[
         str,
-        typer.Option(help="float32, or int8: the same answers, sooner where products are many."),
-    ] = "float32",
+        typer.Option(
+            help="How vectors are read, with the same answers: float32; int8, sooner where "
+            "products are many; auto: whichever is sooner."
+        ),
+    ] = "auto",
     look_every: Annotated[
         float, typer.Option(min=0.1, help="Seconds between two looks at the registry.")
     ] = 2.0,

@@ -1,4 +1,7 @@
-"""The content part of all products' scores: only what shares a place with the history is read."""
+"""The parts of all products' scores that are not learned: content, popularity.
+
+Of the content code only what shares a place with the history is read.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +33,7 @@ class ContentIndex:
         """Turn the (n, W) content code over; ``scale`` is the model's ``a``."""
         by_place = sparse.csr_matrix(content.T.tocsr() * np.float32(scale))
         if worth_compiling(content.shape[0]):
-            _adding()  # Compiled here, not at the first request.
+            _adding(), _base()  # Compiled here, not at the first request.
         return cls(content, by_place)
 
     def add(self, scores: np.ndarray, history: sparse.csr_matrix) -> None:
@@ -47,6 +50,43 @@ class ContentIndex:
         touched = np.empty(int(np.diff(own.indptr)[history.indices].sum()), np.int32)
         matrices = (own.indptr, own.indices, own.data, turned.indptr, turned.indices, turned.data)
         _adding()(history.indices, history.data, *matrices, profile, touched, scores)
+
+
+def add_base(
+    learned: np.ndarray,
+    popularity: np.ndarray,
+    expected: np.ndarray,
+    count: float,
+    scores: np.ndarray,
+) -> None:
+    """Write ``learned + popularity - count expected``, each (n,) float32, into ``scores``."""
+    if worth_compiling(len(scores)):
+        _base()(learned, popularity, expected, np.float32(count), scores)
+        return
+    np.multiply(expected, -np.float32(count), out=scores)
+    scores += popularity
+    scores += learned
+
+
+@cache
+def _base() -> Callable[..., None]:
+    import numba  # Slow: small catalogues do without.
+
+    arrays = "float32[::1], float32[::1], float32[::1], float32, float32[::1]"
+
+    @numba.njit(f"void({arrays})", nogil=True)
+    def base(
+        learned: np.ndarray,
+        popularity: np.ndarray,
+        expected: np.ndarray,
+        count: float,
+        scores: np.ndarray,
+    ) -> None:
+        for row in range(len(scores)):
+            scores[row] = learned[row] + (popularity[row] - count * expected[row])
+
+    loop: Callable[..., None] = base
+    return loop
 
 
 @cache

@@ -27,8 +27,9 @@ from common.filters import Filters, Table
 from common.model import GlobalModel, attribute_matrix
 from common.protocol import TrainingPlan
 from common.reasons import sides_of
-from server.query.content import ContentIndex
-from server.query.index import ExactIndex, Index, search
+from server.query.choosing import search
+from server.query.content import ContentIndex, add_base
+from server.query.index import ExactIndex, Index
 
 #: With the tail dial the list is chosen among so many times k candidates.
 _DIAL_CANDIDATES = 10
@@ -271,9 +272,8 @@ class ServedModel:
         if own:
             np.copyto(room.scores, learned)
         else:
-            np.multiply(self.expected, -np.float32(history.data.sum()), out=room.scores)
-            room.scores += model.popularity_part
-            room.scores += learned
+            count = float(history.data.sum())
+            add_base(learned, model.popularity_part, self.expected, count, room.scores)
         if history.nnz:
             self.content.add(room.scores, history)
         return room.scores, learned, vector

@@ -13,8 +13,6 @@ import numpy as np
 
 from server.query.dots import float32_dots, int8_dots, worth_compiling
 
-#: Scores are searched in blocks of so many: the best of all are among the blocks with a large best.
-_BLOCK = 512
 _LANES = 64
 
 
@@ -134,71 +132,6 @@ class Int8Index:
         return found
 
 
-def search(
-    index: Index, vector: np.ndarray, scores: np.ndarray, learned: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of the k best of all, best first, and their exact scores.
-
-    Parameters
-    ----------
-    scores
-        (n,) float32: ``learned`` and whatever belongs to a score besides; ``-inf``: not to be
-        found.
-    learned
-        (n,) float32 as the index gave it for ``vector``.
-    """
-    maxima = _maxima(scores)
-    rows = best_rows(scores, k, maxima)
-    found, off = scores[rows], index.error(vector)
-    if not off or not len(rows):
-        return rows, found
-    found += index.exact(rows, vector) - learned[rows]
-    if len(rows) == k:
-        # The k-th best of all is at least as good as the worst of these k.
-        least = _below(found.min())
-        rows = _rows_from(scores, least - off, maxima)
-        rows = rows[scores[rows] + index.error(vector, rows) >= least]
-        found = scores[rows] + index.exact(rows, vector) - learned[rows]
-    order = np.argsort(-found, kind="stable")[:k]
-    return rows[order], found[order]
-
-
-def _below(score: float) -> float:
-    """Return a score so far below that what float32 rounds off does not matter."""
-    return float(score) - 1e-5 * (abs(float(score)) + 1.0)
-
-
-def best_rows(scores: np.ndarray, k: int, maxima: np.ndarray | None = None) -> np.ndarray:
-    """Return the rows of the k largest of (n,) scores, best first; of equals, the earlier row.
-
-    ``-inf`` is never among them, so fewer may come back. ``maxima`` are those of blocks, if known.
-    """
-    k = min(k, scores.size)
-    if k <= 0:
-        return np.zeros(0, np.int64)
-    # The k-th largest block maximum has at least k scores at or above it.
-    maxima = _maxima(scores) if maxima is None else maxima
-    if len(maxima) > 2 * k:
-        edge = np.partition(maxima, len(maxima) - k)[len(maxima) - k]
-    else:
-        edge = np.partition(scores, scores.size - k)[scores.size - k]
-    rows = _rows_from(scores, edge, maxima)
-    found: np.ndarray = rows[np.argsort(-scores[rows], kind="stable")[:k]]
-    return found
-
-
-def _maxima(scores: np.ndarray) -> np.ndarray:
-    """Return the largest score of each whole block."""
-    whole = scores.size // _BLOCK * _BLOCK
-    maxima: np.ndarray = scores[:whole].reshape(-1, _BLOCK).max(axis=1)
-    return maxima
-
-
-def _rows_from(scores: np.ndarray, least: float, maxima: np.ndarray) -> np.ndarray:
-    """Return the rows, ascending, whose score is at least ``least``, and not ``-inf``."""
-    high = np.flatnonzero(maxima >= least)
-    whole = scores.size // _BLOCK * _BLOCK
-    block, place = np.nonzero(scores[:whole].reshape(-1, _BLOCK)[high] >= least)
-    last = whole + np.flatnonzero(scores[whole:] >= least)
-    rows: np.ndarray = np.concatenate([high[block] * _BLOCK + place, last])
-    return rows[scores[rows] > -np.inf]
+def index_of(vectors: np.ndarray) -> Index:
+    """Return the index that takes least time for so many (n, d) float32 vectors."""
+    return Int8Index.of(vectors) if worth_compiling(len(vectors)) else ExactIndex(vectors)

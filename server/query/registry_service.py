@@ -12,7 +12,7 @@ from common.features import Catalogue, read_catalogue
 from server.catalogues import Catalogues
 from server.query.answering import Service
 from server.query.host import FindCatalogue, ModelHost
-from server.query.index import ExactIndex, Index, Int8Index
+from server.query.index import ExactIndex, Index, Int8Index, index_of
 from server.query.serving import ListenSettings, service_of
 from server.registry import Registry
 
@@ -28,23 +28,25 @@ class ServeSettings(ListenSettings):
     stock
         JSON: merchant_id -> item_ids that the shop stocks; optional.
     precision
-        How products' vectors are read: ``float32``, or ``int8``, with the same answers.
+        How products' vectors are read, all with the same answers: as ``float32``, by way of
+        ``int8``, or ``auto``: the latter where products are many.
     """
 
     registry: str
     catalogue: Path
     stock: Path | None = None
-    precision: str = "float32"
+    precision: str = "auto"
 
 
 def make_service(settings: ServeSettings) -> Service:
     """Return the service over the registry, with its model loaded if there is one."""
     makers: dict[str, Callable[[np.ndarray], Index]] = {
+        "auto": index_of,
         "float32": ExactIndex,
         "int8": Int8Index.of,
     }
     if settings.precision not in makers:
-        raise ConfigError(f"precision {settings.precision!r}: choose float32 or int8")
+        raise ConfigError(f"precision {settings.precision!r}: choose auto, float32 or int8")
     host = ModelHost(
         Registry(settings.registry),
         find_catalogue(settings.catalogue, settings.stock),
