@@ -181,14 +181,18 @@ def cold_start(
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders that runs wrote.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder for compare.html.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="File for a picture of private runs.")] = None,
     as_json: Json = False,
 ) -> None:
     """Put runs side by side."""
     from simulations.compare import compare as compare_runs
-    from simulations.report import to_json
+    from simulations.compare_picture import picture
+    from simulations.report import to_json, write_text
     from simulations.tables import comparison_table
 
     document = compare_runs(folders, out)
+    if svg is not None:
+        write_text(svg, picture(document))
     if as_json:
         sys.stdout.write(to_json(document) + "\n")
     else:
