@@ -474,3 +474,25 @@ def test_own_product_numbers_are_taken_and_shown(tmp_path: Path) -> None:
         assert why["score"] == pytest.approx(first["score"], rel=1e-4)
         guest = ask(history=[{"item_id": "own-03"}, {"item_id": "i03"}], k=3)
         assert guest["unknown_items"] == ["i03"]
+
+
+def test_what_the_shop_alone_sells_is_served_and_shown(tmp_path: Path) -> None:
+    shop = made(tmp_path, "")
+    shop.sell([*purchases(), *(("u03", f"house-{k}", START) for k in range(2))])
+    rows = [f"house-{k},t{k % 5},House {k}" for k in range(6)]
+    (shop.folder / "data" / "products.csv").write_text("\n".join(["item_id,type,title", *rows]))
+    with serving(shop) as service, asking(service) as ask:
+        answer = ask(user_id="u03", k=N + 6)
+        assert same(answer, expected(shop, user_id="u03", count=N + 6))
+        listed = {item["item_id"] for item in answer["items"]}
+        assert {item for item in listed if item.startswith("house")} == {
+            f"house-{k}" for k in range(2, 6)
+        }
+        why = ask("explain", item_id="house-3", user_id="u03")
+        assert "everywhere, as its like" in {part["label"] for part in why["parts"]}
+        with httpx.Client(base_url=service.rest, timeout=60) as client:
+            found = client.get("/v1/products", params={"query": "house 3"}).json()
+            assert "house-3" in json.dumps(found)
+            laid = client.get("/v1/models/0/map", params={"most": 100, "include": "house-3"}).json()
+            assert laid["catalogue_products"] == N + 6
+            assert "house-3" in laid["item_ids"]
