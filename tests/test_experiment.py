@@ -6,7 +6,7 @@ import pytest
 
 from common.accounting import epsilon, plan_spends
 from common.errors import ConfigError
-from common.protocol import TrainingPlan
+from common.protocol import ModelPlan, TrainingPlan
 from experiment_support import SMALL
 from simulations.experiment import (
     ARMS,
@@ -170,3 +170,24 @@ def test_home_only_has_no_part_that_training_makes(small: Path) -> None:
 def test_every_kind_of_partition_has_a_partitioner(kind: str) -> None:
     assert PartitionSection.model_validate({"kind": kind}).partitioner(0) is not None
     assert PartitionSection().partitioner(0) is None
+
+
+@pytest.mark.parametrize(("name", "target"), [("shared-noise", 8.0), ("shared-noise-1", 1.0)])
+def test_plans_for_shared_noise_are_held_against_the_demos_baselines(
+    name: str, target: float
+) -> None:
+    demo, shared = read_experiment(DEMO), read_experiment(DEMO.with_name(f"{name}.toml"))
+    assert (shared.data, shared.split, shared.content) == (demo.data, demo.split, demo.content)
+    assert shared.home.local == demo.home.local
+    assert shared.home.centralized == demo.home.centralized
+    assert shared.home.federated_dp.reference == demo.home.federated_dp.reference
+    plan = training_plan(shared, "federated-dp", validation_from=1, train_until=2, shops=20)
+    assert (plan.trust, plan.honest_shops) == ("federation", 13)
+    assert epsilon(plan_spends(plan), plan.target_delta).value <= target
+
+
+def test_less_along_popularity_goes_with_rows_of_products_alone() -> None:
+    assert ModelPlan(centred=False, popular_share=0.4, learned_items=9).popular_share == 0.4
+    for other in ({"centred": True}, {"groups": "type", "learned_items": 9}, {"tower": "mlp"}):
+        with pytest.raises(ValueError, match="popular_share"):
+            ModelPlan.model_validate({"centred": False, "popular_share": 0.4, **other})
