@@ -167,5 +167,5 @@ def _figure(document: Document, federation: str, use: str) -> str:
         )
     limit = max(r["er@20_limit"] for r in rows)
     figure.add_hline(y=limit, line={"dash": "dot", "color": "#444"})
-    figure.update_yaxes(type="log", range=[-4, 0.05])
+    figure.update_yaxes(type="log", range=[-4, 0.05], dtick=1, tickformat=".2~%")
     return html(figure, x="attack", y="customers shown the product (ER@20)", height=420)

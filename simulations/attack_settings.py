@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.protocol import Frozen
 from server.defences import DefenceName
@@ -51,3 +51,13 @@ class AttackSection(Frozen):
     uses: tuple[Use, ...] = ("global", "home")
     targets: int = Field(3, ge=1)
     band: tuple[float, float] = (0.4, 0.6)
+
+    @model_validator(mode="after")
+    def _there_is_something_to_compare(self) -> "AttackSection":
+        if not {"none", self.chosen} <= set(self.defences):
+            raise ValueError(f'defences must hold "none" and chosen, "{self.chosen}"')
+        if not all(0 < share < 1 for share in self.shares) or not self.shares:
+            raise ValueError("shares are between 0 and 1")
+        if not 0 <= self.band[0] < self.band[1] <= 1:
+            raise ValueError("band is two shares of the catalogue, the smaller one first")
+        return self

@@ -170,6 +170,7 @@ def test_what_cannot_be_attacked_is_refused(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, [*command, "--set", "privacy.trust=federation"])
     assert isinstance(found.exception, ConfigError)
     assert "seen by nobody" in str(found.exception)
-    found = CliRunner().invoke(app, [*command, "--set", 'attack.chosen="strong"'])
-    assert isinstance(found.exception, ConfigError)
+    for wrong in ('chosen="strong"', 'defences=["tail-aware"]', "shares=[5]", "band=[0.6, 0.4]"):
+        found = CliRunner().invoke(app, [*command, "--set", f"attack.{wrong}"])
+        assert isinstance(found.exception, ConfigError)
     assert not (tmp_path / "out").exists()

@@ -164,3 +164,18 @@ def test_days_that_the_first_rounds_leave_out(tmp_path: Path) -> None:
     plan = prepare(plan_file(tmp_path, text), catalogue(20), now=NOW).plan
     assert plan.tuning_round == 2
     assert plan.reference_time - plan.validation_from == 10 * 86400
+
+
+def test_a_defence_goes_to_the_server_or_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    asked = "[server]\nmin_shops = 3\ndefence = 'tail-aware'\nbad_share = 0.3\n"
+    run = prepare(plan_file(tmp_path, asked), catalogue(20), now=NOW)
+    _, settings = read_run_config(run.config)
+    defence = settings.defender(run.plan)
+    assert (defence.name, defence.bad(10)) == ("tail-aware", 3)
+    for text, word in (
+        (asked.replace("= 3", "= 2"), "min_shops to 3"),
+        (asked + SUMS, "only their sum"),
+        (asked.replace("tail-aware", "strong"), "defence"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            prepare(plan_file(tmp_path, text), catalogue(20), now=NOW)
