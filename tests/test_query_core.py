@@ -94,7 +94,7 @@ def test_the_list_is_the_model_s_own(model: ServedModel, history: dict[str, floa
 def test_compiled_loops_find_what_plain_ones_find(
     more: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = served(**more)
+    plain = served(ExactIndex, **more)
     rng = np.random.default_rng(5)
     chosen = [rng.choice(SIZE, size, replace=False) for size in (0, 1, 3, 40, 2000)]
     histories = [
@@ -104,7 +104,7 @@ def test_compiled_loops_find_what_plain_ones_find(
     expected = [plain.recommend(query) for query in queries]
     like = plain.similar("p0003", 10)
     monkeypatch.setattr("server.query.dots._COMPILED_FROM", 0)
-    compiled = served(**more)
+    compiled = served(ExactIndex, **more)
     for query, answer in zip(queries, expected, strict=True):
         found = compiled.recommend(query)
         assert found.item_ids == answer.item_ids
@@ -311,8 +311,8 @@ def test_codes_are_off_by_less_than_their_step(width: int) -> None:
     off = np.abs(index.scores(vector) - vectors.astype(np.float64) @ vector)
     assert (off <= bound).all()
     rows = np.arange(50)
-    assert (off <= np.asarray(index.error(vector, rows)) + 1e-6 * (1 + np.abs(vectors).max())).all()
-    assert float(index.error(vector)) == pytest.approx(np.max(index.error(vector, rows)))
+    assert (off <= index.errors(rows, vector) + 1e-6 * (1 + np.abs(vectors).max())).all()
+    assert index.error(vector) == pytest.approx(float(index.errors(rows, vector).max()))
     assert not index.scores(np.zeros(width, np.float32)).any()
     rows = np.array([4, 2])
     np.testing.assert_allclose(index.exact(rows, vector), vectors[rows] @ vector, rtol=1e-6)

@@ -35,7 +35,7 @@ def search(
         # The k-th best of all is at least as good as the worst of these k.
         least = _below(found.min())
         rows = _rows_from(scores, least - off, maxima)
-        rows = rows[scores[rows] + index.error(vector, rows) >= least]
+        rows = rows[scores[rows] + index.errors(rows, vector) >= least]
         found = scores[rows] + index.exact(rows, vector) - learned[rows]
     order = np.argsort(-found, kind="stable")[:k]
     return rows[order], found[order]
@@ -82,7 +82,8 @@ def _rows_from(scores: np.ndarray, least: float, maxima: np.ndarray) -> np.ndarr
     block, place = np.nonzero(scores[:whole].reshape(-1, _BLOCK)[high] >= least)
     last = whole + np.flatnonzero(scores[whole:] >= least)
     rows: np.ndarray = np.concatenate([high[block] * _BLOCK + place, last])
-    return rows[scores[rows] > -np.inf]
+    listed: np.ndarray = rows[scores[rows] > -np.inf]
+    return listed
 
 
 @cache

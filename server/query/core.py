@@ -218,7 +218,7 @@ class ServedModel:
         """Hide what may not be listed; of a least score, what is sure to be below it."""
         if filters.minimum_score is not None:
             off = self.index.error(vector)
-            filters = replace(filters, minimum_score=filters.minimum_score - float(off))
+            filters = replace(filters, minimum_score=filters.minimum_score - off)
         self.table.hide(scores, filters, self.rows_of)
 
     def _for_dial(

@@ -25,8 +25,11 @@ class Index(Protocol):
         The caller may write into it.
         """
 
-    def error(self, vector: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray | float:
-        """Return how far each score of some rows, or any of all, is off at most."""
+    def error(self, vector: np.ndarray) -> float:
+        """Return how far any score is off at most; 0: none is."""
+
+    def errors(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
+        """Return how far the score of each of some rows is off at most."""
 
     def exact(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
         """Return float32 inner products of some rows, from the vectors as they were given."""
@@ -42,9 +45,13 @@ class ExactIndex:
         if worth_compiling(len(self.vectors)):
             float32_dots(self.vectors.shape[1])  # Compiled here, not at the first request.
 
-    def error(self, vector: np.ndarray, rows: np.ndarray | None = None) -> float:  # noqa: ARG002
+    def error(self, vector: np.ndarray) -> float:  # noqa: ARG002 - of any vector
         """Return 0."""
         return 0.0
+
+    def errors(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """Return zeros."""
+        return np.zeros(len(rows), np.float32)
 
     def scores(self, vector: np.ndarray, found: np.ndarray | None = None) -> np.ndarray:
         """Return (n,) float32 inner products."""
@@ -111,16 +118,23 @@ class Int8Index:
     @property
     def _bound(self) -> int:
         """The largest value of a query: 127 x 32767 x 512 dimensions stay below 2^31."""
-        return min(32767, (2**31 - 1) // (127 * self.codes.shape[1]))
+        width: int = self.codes.shape[1]
+        return min(32767, (2**31 - 1) // (127 * width))
 
-    def error(self, vector: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray | float:
-        """Return a row's scale times its codes' largest error, and times 127 times the query's."""
+    def error(self, vector: np.ndarray) -> float:
+        """Return the error of the row with the largest scale."""
+        return self._error_in_scales(vector) * self._largest_scale
+
+    def errors(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
+        """Return each row's scale times what it is off in units of its scale."""
+        found: np.ndarray = np.float32(self._error_in_scales(vector)) * self.scales[rows]
+        return found
+
+    def _error_in_scales(self, vector: np.ndarray) -> float:
+        """Return half a code times ``|u|_1``, and codes of at most 127 times the query's error."""
         sizes = np.abs(vector)
         largest, total = float(sizes.max(initial=0.0)), float(sizes.sum(dtype=np.float64))
-        codes = 0.5 * total + 127 * len(vector) * 0.5 * largest / self._bound
-        if rows is None:
-            return codes * self._largest_scale
-        return np.float32(codes) * self.scales[rows]
+        return 0.5 * total + 127 * len(vector) * 0.5 * largest / self._bound
 
     @cached_property
     def _largest_scale(self) -> float:
