@@ -166,10 +166,10 @@ def roster_table(document: Document) -> Group:
     if document["copy"]:
         lines.append(f"a copy in {document['copy']}")
     lines.append(f"digest {document['digest']}")
-    if document["new"] or document["added"] or document["gone"]:
-        changes = [] if document["new"] else [*document["added"], *document["gone"]]
-        if changes:
-            lines.append(f"changed: {', '.join(dict.fromkeys(changes))}")
+    changed = list(dict.fromkeys([*document["added"], *document["gone"]]))
+    if changed and not document["new"]:
+        lines.append(f"changed: {', '.join(changed)}")
+    if changed:
         lines.append(
             "Give every shop the file; they accept it with `python -m client roster SHOP.toml FILE "
             "--accept`. Read the digest to each other by telephone, not over this server."
