@@ -55,7 +55,8 @@ def _panel(runs: list[dict[str, Any]], metric: str) -> Iterator[str]:
     low, high = low - room, high + room
 
     def up(value: float) -> float:
-        return _TOP + (high - value) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+        share = float((high - value) / (high - low))
+        return _TOP + share * (_HEIGHT - _TOP - _BOTTOM)
 
     yield _text(_LEFT, 24, f"{metric}: gain over local", size=14)
     right = _WIDTH - 20
