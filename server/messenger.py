@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Rec
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from common.errors import ProtocolError
+from common.errors import ProtocolError, RunError
 from common.protocol import (
     EVALUATE,
     HEADER,
@@ -242,10 +242,18 @@ class Messenger:
         """Yield (node, reply) as they come, until all are there or the time is up.
 
         At most ``at_once`` of them are pulled together.
+
+        Raises
+        ------
+        RunError
+            If SuperLink takes none of the messages, as it does once a run is stopped: nobody was
+            asked, so it is no round without answers, and the run goes on before it.
         """
         sent = set(self._grid.push_messages(messages))
         waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
         waiting = {key: node for key, node in waiting.items() if key in sent}
+        if messages and not waiting:
+            raise RunError("SuperLink took no message to any shop: the run was stopped")
         deadline = time.monotonic() + self._job.settings.timeout_seconds
         poll = _FIRST_POLL
         while waiting:

@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,24 @@ def test_a_shop_that_connects_later_joins_the_next_round() -> None:
     Federation(grid, make_job(rounds=2), save=lambda _: None, report=report).run(start_state())
     assert [r for s, r in names(grid.sent, "update") if s == shop] == [2]
     assert names(grid.sent, "join")[-1] == (shop, 2)
+
+
+def test_a_round_in_which_nobody_could_be_asked_is_none() -> None:
+    # A run that is stopped may work on for a moment. If what it could not ask any more counted as
+    # a round without answers, the run would go on one round too late.
+    class Stopped(FaultyGrid):
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            messages = list(messages)
+            if any(m.metadata.group_id == "2" for m in messages):
+                return []
+            return super().push_messages(messages)
+
+    saved: list[Checkpoint] = []
+    grid = Stopped(toy_app(), 3)
+    federation = Federation(grid, make_job(rounds=3), save=saved.append, report=lambda _: None)
+    with pytest.raises(RunError, match="the run was stopped"):
+        federation.run(start_state())
+    assert [checkpoint.server_round for checkpoint in saved][-1] == 1
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
