@@ -193,13 +193,14 @@ def test_a_contribution_is_bit_identical_whoever_else_is_there(seed: int, clip: 
 @example(97686, 4)
 @settings(max_examples=20, deadline=None)
 def test_without_noise_and_bound_it_is_plain_sgd(seed: int, size: int) -> None:
+    # With a larger rate some draws' second step explodes, and float32 tells nothing there.
     parameters, batch = start(seed), make(seed, size)
-    step = new(parameters, rate=0.01)
+    step = new(parameters, rate=0.001)
     for _ in range(2):
         step.accumulate(loss, batch)
         step.step()
     leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
-    plain = torch.optim.SGD(leaves.values(), lr=0.01)
+    plain = torch.optim.SGD(leaves.values(), lr=0.001)
     for _ in range(2):
         plain.zero_grad()
         rows = {
@@ -209,11 +210,8 @@ def test_without_noise_and_bound_it_is_plain_sgd(seed: int, size: int) -> None:
         dense = {k: leaves[k].expand(size, *SHAPES[k]) for k in SHAPES if k not in TABLES}
         (loss(rows, dense, batch).sum() / 5.0).backward()  # type: ignore[no-untyped-call]
         plain.step()
-    # Some draws' losses are so steep that the second step goes far: float32 is as coarse as that.
-    moved = max(float((leaves[k].detach() - parameters[k]).abs().max()) for k in parameters)
     for name, value in step.state().items():
-        expected = leaves[name].detach()
-        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5 * max(moved, 1.0))
+        torch.testing.assert_close(value, leaves[name].detach(), rtol=1e-4, atol=1e-5)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 6), st.integers(1, 3))
