@@ -1,6 +1,5 @@
 """``simulations attack``: an experiment's federations with bad shops in them, defended or not."""
 
-import fcntl
 import json
 import math
 import shutil
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from common.code import code_digest
 from common.errors import ConfigError
 from common.protocol import POPULARITY
 from common.rng import derive
@@ -26,6 +24,7 @@ from simulations.attack_settings import PUSHES, AttackName
 from simulations.attackers import Conspiracy
 from simulations.experiment import Experiment
 from simulations.federating import Federator, Trained, Watcher
+from simulations.finished_parts import finished_parts
 from simulations.in_process import run_in_process
 from simulations.machine import machine_facts
 from simulations.poisoned import Poisoned
@@ -278,25 +277,6 @@ def _folder(experiment: Experiment, out: Path) -> Iterator[Path]:
     folder = out / _PARTS
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not folder.exists())):
         raise ConfigError(f"{out} is in use: give a folder that is new or empty")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write into {out}: {error.strerror}") from error
-    facts = experiment.facts() | {
-        "attack": experiment.attack.model_dump(mode="json"),
-        "code": code_digest(),
-    }
-    identity = json.dumps(facts, sort_keys=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"another attack writes into {out} at this moment") from error
-        known = folder / "identity"
-        if known.exists() and known.read_text(encoding="utf-8") != identity:
-            raise ConfigError(
-                f"{folder} holds an interrupted attack on another experiment or code: finish that "
-                "one, or remove the folder"
-            )
-        write_text(known, identity)
+    facts = experiment.facts() | {"attack": experiment.attack.model_dump(mode="json")}
+    with finished_parts(folder, "attack", facts):
         yield folder

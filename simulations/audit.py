@@ -3,7 +3,6 @@
 Nothing here proves privacy: an audit can refute a claim, or fail to.
 """
 
-import fcntl
 import json
 import logging
 import shutil
@@ -13,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.code import code_digest
 from common.errors import ConfigError
 from common.protocol import TrainingPlan
 from common.schema import ShopEvents
@@ -25,6 +23,7 @@ from simulations.audit_recovery import active_customers, recovery
 from simulations.audit_sums import SHARES, audit_sums
 from simulations.experiment import Experiment, server_config, training_plan
 from simulations.federating import Watcher
+from simulations.finished_parts import finished_parts
 from simulations.in_process import run_defaults
 from simulations.machine import machine_facts
 from simulations.page import render_report
@@ -37,7 +36,6 @@ Document = dict[str, Any]
 Part = Callable[[], list[Document]]
 
 _PARTS = ".audit"
-_IDENTITY = "identity.json"
 _AUDIT, _REPORT = "audit.json", "report.json"
 _FEWEST_SHOPS = 2
 # Sections that decide what is trained: an audit of a run must be of the same ones.
@@ -236,27 +234,8 @@ def _folder(experiment: Experiment, out: Path) -> Iterator[Path]:
             f"{out} is in use: give a folder that is new or empty, or that of a run of this "
             "experiment"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write into {out}: {error.strerror}") from error
-    facts = experiment.facts() | {
-        "audit": experiment.audit.model_dump(mode="json"),
-        "code": code_digest(),
-    }
-    identity = json.dumps(facts, sort_keys=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"another audit writes into {out} at this moment") from error
-        known = folder / _IDENTITY
-        if known.exists() and known.read_text(encoding="utf-8") != identity:
-            raise ConfigError(
-                f"{folder} holds an interrupted audit of another experiment or code: finish that "
-                "one, or remove the folder"
-            )
-        write_text(known, identity)
+    facts = experiment.facts() | {"audit": experiment.audit.model_dump(mode="json")}
+    with finished_parts(folder, "audit", facts):
         yield folder
 
 

@@ -1,0 +1,52 @@
+"""Where a long command keeps its finished parts, so that the same command goes on from them."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.code import code_digest
+from common.errors import ConfigError
+from simulations.report import write_text
+
+_IDENTITY = "identity.json"
+
+
+@contextmanager
+def finished_parts(folder: Path, what: str, facts: Mapping[str, object]) -> Iterator[Path]:
+    """Give the folder of the finished parts, ours alone while it is open.
+
+    Parameters
+    ----------
+    folder
+        Made where it is not there.
+    what
+        The command, in words of errors: ``audit``.
+    facts
+        Plain JSON values that parts belong to; so does the code.
+
+    Raises
+    ------
+    ConfigError
+        If it can't be written, another process writes there, or it holds parts of other facts.
+    """
+    out = folder.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write into {out}: {error.strerror}") from error
+    identity = json.dumps({**facts, "code": code_digest()}, sort_keys=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"another {what} writes into {out} at this moment") from error
+        known = folder / _IDENTITY
+        if known.exists() and known.read_text(encoding="utf-8") != identity:
+            raise ConfigError(
+                f"{folder} holds an interrupted {what} of another experiment or code: finish that "
+                "one, or remove the folder"
+            )
+        write_text(known, identity)
+        yield folder

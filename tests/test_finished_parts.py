@@ -1,0 +1,40 @@
+"""A long command's folder of finished parts belongs to one process and to one experiment."""
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError
+from simulations.finished_parts import finished_parts
+
+
+def test_the_same_command_goes_on_and_another_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / ".audit"
+    with finished_parts(folder, "audit", {"seed": 0}) as parts:
+        (parts / "one.json").write_text("{}")
+    with finished_parts(folder, "audit", {"seed": 0}) as parts:
+        assert (parts / "one.json").exists()
+    with (
+        pytest.raises(ConfigError, match="interrupted audit of another experiment"),
+        finished_parts(folder, "audit", {"seed": 1}),
+    ):
+        pass
+
+
+def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / ".attack"
+    with (
+        finished_parts(folder, "attack", {}),
+        pytest.raises(ConfigError, match="another attack writes into"),
+        finished_parts(folder, "attack", {}),
+    ):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigError, match="cannot write into"),
+        finished_parts(tmp_path / "file" / ".audit", "audit", {}),
+    ):
+        pass
