@@ -1,11 +1,12 @@
 """``python -m simulations``: parses and calls."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
 from common.cli import run as run_command_line
 from common.cli import terminal
@@ -41,22 +42,15 @@ def run(
 ) -> None:
     """Run an experiment: every arm, a report, a page, recommendations, models and ledgers."""
     from simulations.experiment import read_experiment
-    from simulations.report import to_json
     from simulations.run import run_experiment
     from simulations.tables import result_table
 
-    with Bars() as bars:
-        try:
-            document = run_experiment(read_experiment(experiment, change or []), out, bars)
-        except KeyboardInterrupt:
-            # Caught here: Typer would end with a status and a word of its own.
-            raise RunError("interrupted: the same command goes on where it stopped") from None
-    if as_json:
-        sys.stdout.write(to_json(document) + "\n")
-        return
-    console = terminal()
-    console.print(result_table(document))
-    console.print(f"The page to look at: {out / 'report.html'}")
+    _answer(
+        lambda bars: run_experiment(read_experiment(experiment, change or []), out, bars),
+        lambda document: [result_table(document)],
+        out / "report.html",
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -69,21 +63,16 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Quality against ε and customers a shop; the same command goes on where it stopped."""
-    from simulations.report import to_json
     from simulations.sweep import run_sweep
     from simulations.sweep_plan import read_sweep
     from simulations.tables import sweep_table
 
-    with Bars() as bars:
-        try:
-            document = run_sweep(read_sweep(file, change or []), out, bars)
-        except KeyboardInterrupt:
-            raise RunError("interrupted: the same command goes on where it stopped") from None
-    if as_json:
-        sys.stdout.write(to_json(document) + "\n")
-        return
-    terminal().print(sweep_table(document))
-    terminal().print(f"The page to look at: {out / 'sweep.html'}")
+    _answer(
+        lambda bars: run_sweep(read_sweep(file, change or []), out, bars),
+        lambda document: [sweep_table(document)],
+        out / "sweep.html",
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -101,19 +90,13 @@ def audit(
     from simulations.audit import run_audit
     from simulations.audit_plots import audit_words
     from simulations.experiment import read_experiment
-    from simulations.report import to_json
 
-    with Bars() as bars:
-        try:
-            document = run_audit(read_experiment(experiment, change or []), out, bars)
-        except KeyboardInterrupt:
-            raise RunError("interrupted: the same command goes on where it stopped") from None
-    if as_json:
-        sys.stdout.write(to_json(document) + "\n")
-        return
-    for sentence in audit_words(document):
-        terminal().print(sentence)
-    terminal().print(f"The page to look at: {out / 'audit.html'}")
+    _answer(
+        lambda bars: run_audit(read_experiment(experiment, change or []), out, bars),
+        audit_words,
+        out / "audit.html",
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -129,21 +112,13 @@ def attack(
     from simulations.attack import run_attack
     from simulations.attack_page import attack_table, attack_words
     from simulations.experiment import read_experiment
-    from simulations.report import to_json
 
-    with Bars() as bars:
-        try:
-            document = run_attack(read_experiment(experiment, change or []), out, bars)
-        except KeyboardInterrupt:
-            raise RunError("interrupted: the same command goes on where it stopped") from None
-    if as_json:
-        sys.stdout.write(to_json(document) + "\n")
-        return
-    for table in attack_table(document):
-        terminal().print(table)
-    for sentence in attack_words(document):
-        terminal().print(sentence)
-    terminal().print(f"The page to look at: {out / 'attack.html'}")
+    _answer(
+        lambda bars: run_attack(read_experiment(experiment, change or []), out, bars),
+        lambda document: [*attack_table(document), *attack_words(document)],
+        out / "attack.html",
+        as_json=as_json,
+    )
 
 
 @app.command("cold-start")
@@ -162,19 +137,15 @@ def cold_start(
     from simulations.cold_start import CASES, run_cold_start
     from simulations.cold_start_page import cold_start_tables
     from simulations.experiment import read_experiment
-    from simulations.report import to_json
 
-    with Bars() as bars:
-        try:
-            asked = read_experiment(experiment, change or [])
-            document = run_cold_start(asked, out, bars, case or CASES)
-        except KeyboardInterrupt:
-            raise RunError("interrupted: the same command goes on where it stopped") from None
-    if as_json:
-        sys.stdout.write(to_json(document) + "\n")
-        return
-    terminal().print(cold_start_tables(document))
-    terminal().print(f"The page to look at: {out / 'cold-start.html'}")
+    _answer(
+        lambda bars: run_cold_start(
+            read_experiment(experiment, change or []), out, bars, case or CASES
+        ),
+        lambda document: [cold_start_tables(document)],
+        out / "cold-start.html",
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -264,6 +235,31 @@ def data(
             marketplace=parse(MarketplaceConfig, sizes, "marketplace"),
         )
     terminal().print(f"{name} is in {out}")
+
+
+def _answer(
+    work: Callable[[Bars], dict[str, Any]],
+    words: Callable[[dict[str, Any]], Iterable[RenderableType]],
+    page: Path,
+    *,
+    as_json: bool,
+) -> None:
+    """Do what takes long, then show what was found: one JSON document, or words and a page."""
+    from simulations.report import to_json
+
+    with Bars() as bars:
+        try:
+            document = work(bars)
+        except KeyboardInterrupt:
+            # Caught here: Typer would end with a status and a word of its own.
+            raise RunError("interrupted: the same command goes on where it stopped") from None
+    if as_json:
+        sys.stdout.write(to_json(document) + "\n")
+        return
+    console = terminal()
+    for part in words(document):
+        console.print(part)
+    console.print(f"The page to look at: {page}")
 
 
 def main(command: Callable[[], object] = app) -> None:

@@ -94,6 +94,16 @@ def test_with_one_shop_too_few_nothing_is_unmasked(stage: str) -> None:
         play(vectors, dict.fromkeys(range(3), stage), honest=5).collector.sum()
 
 
+@pytest.mark.parametrize(
+    ("stage", "failed"), [(SHARES, "shared"), (MASKED, "contributed"), (VIEW, "signed")]
+)
+def test_where_all_have_left_the_reason_names_the_stage_that_failed(
+    stage: str, failed: str
+) -> None:
+    with pytest.raises(SecureSumError, match=f"^0 shops {failed};"):
+        play(words(4, 8), dict.fromkeys(range(4), stage), honest=3)
+
+
 def test_what_a_shop_sends_looks_like_noise_to_whoever_lacks_one_mask() -> None:
     """All zeros, masked: bytes of any value, and not the same twice."""
     seen = []

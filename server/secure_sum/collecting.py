@@ -114,6 +114,8 @@ class Collector:
 
     def view_request(self) -> ViewRequest:
         """Return what is sent to the contributors."""
+        # Where no shop shares, none was asked for a vector either.
+        self._enough(self._sealed, "shared")
         self._enough(self._contributors, "contributed")
         return ViewRequest(session=self.session.id, contributors=tuple(self.contributors))
 
