@@ -27,7 +27,7 @@ from simulations.federating import Federator, Trained, Watcher
 from simulations.finished_parts import finished_parts
 from simulations.in_process import run_in_process
 from simulations.machine import machine_facts
-from simulations.poisoned import Poisoned
+from simulations.poisoned import Poisoned, Remembered
 from simulations.report import plain, to_json, write_text
 from simulations.world import World, build_world
 
@@ -74,7 +74,7 @@ class _Attack:
         self._experiment, self._settings = experiment, experiment.attack
         self._folder, self._watcher = folder, watcher
         self._seed = experiment.run.seed
-        self._eases = OwnEases()
+        self._eases, self._shops = OwnEases(), Remembered()
         order = derive(self._seed, purpose="bad-shops").permutation(len(world.shops))
         self._order = [int(place) for place in order]
         worst = {world.shops[k].merchant_id for k in self._bad(max(self._settings.shares))}
@@ -224,7 +224,8 @@ class _Attack:
         federator = Federator(experiment, self._world, work, self._watcher, shared)
         plan = federator.plan(federation)
         if attack is None:
-            return federator.federate(federation, partial(run_in_process, keep=True))
+            honest = partial(run_in_process, keep=True, clients=self._shops)
+            return federator.federate(federation, honest)
         bad = self._bad(share)
         own = [self._world.test.history[self._world.shops[k].merchant_id] for k in bad]
         conspiracy = Conspiracy(
@@ -234,7 +235,7 @@ class _Attack:
             self._targets[place],
             sparse.csr_matrix(sparse.vstack(own)),
         )
-        clients = Poisoned(conspiracy, frozenset(bad), self._seed)
+        clients = Poisoned(conspiracy, frozenset(bad), self._seed, self._shops)
         return federator.federate(federation, partial(run_in_process, keep=True, clients=clients))
 
     def _arms(self, federation: str) -> dict[str, str]:
