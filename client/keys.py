@@ -9,8 +9,12 @@ import secrets
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 _OWNER_ONLY = 0o600
 _READABLE_BY_OTHERS = 0o077
@@ -96,7 +100,12 @@ def make_secret(path: Path) -> None:
 
 
 def check_private_key(path: Path) -> None:
-    """Refuse a key that Flower could not use, or that others can read.
+    """Refuse a key that Flower could not use, or that others can read; see :func:`private_key`."""
+    private_key(path)
+
+
+def private_key(path: Path) -> "EllipticCurvePrivateKey":
+    """Return the shop's key, if Flower could use it and nobody else can read it.
 
     Raises
     ------
@@ -119,6 +128,7 @@ def check_private_key(path: Path) -> None:
             f"{path} is a key of another kind: an elliptic curve key P-384 (nistp384) is needed; "
             "`python -m client key new SHOP.toml` makes one"
         )
+    return key
 
 
 def read_own(path: Path, what: str) -> bytes:

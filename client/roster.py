@@ -11,13 +11,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_ssh_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from client.keys import check_private_key
+from client.keys import private_key
 from client.settings import SecureSumSettings, ShopSettings, secure_sum_settings
 from common.errors import ConfigError
 from common.secure_sum.members import Roster, parse_members, read_members
@@ -35,14 +31,18 @@ def own_key(settings: SecureSumSettings) -> ec.EllipticCurvePrivateKey:
     ConfigError
         If it is missing, open to others, or of another kind.
     """
-    check_private_key(settings.key)
-    key = load_ssh_private_key(settings.key.read_bytes(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return key
+    return private_key(settings.key)
 
 
-def own_roster(merchant_id: str, settings: SecureSumSettings) -> Roster:
+def own_roster(
+    merchant_id: str, settings: SecureSumSettings, key: ec.EllipticCurvePrivateKey | None = None
+) -> Roster:
     """Return the roster that the shop has accepted, with the shop itself on it.
+
+    Parameters
+    ----------
+    key
+        The one that will sign, where it was read already: it is what the roster must hold.
 
     Raises
     ------
@@ -55,7 +55,8 @@ def own_roster(merchant_id: str, settings: SecureSumSettings) -> Roster:
             "SHOP.toml FILE --accept` does, with the file that the operator sends"
         )
     found = read_members(settings.roster)
-    _check_own(found, merchant_id, own_key(settings).public_key(), settings.roster)
+    mine = own_key(settings) if key is None else key
+    _check_own(found, merchant_id, mine.public_key(), settings.roster)
     return Roster.of(found.items())
 
 
@@ -85,7 +86,8 @@ def look(path: Path, settings: ShopSettings, file: Path | None) -> Document:
     sums = secure_sum_settings(path, settings)
     if file is None and not sums.roster.exists():
         raise ConfigError(f"this shop has accepted no roster: there is no {sums.roster}")
-    return _document(sums, settings, file or sums.roster, read_members(file or sums.roster))
+    found = read_members(file or sums.roster)
+    return _document(sums, settings, file or sums.roster, found, own_key(sums).public_key())
 
 
 def accept(path: Path, settings: ShopSettings, file: Path) -> Document:
@@ -102,8 +104,9 @@ def accept(path: Path, settings: ShopSettings, file: Path) -> Document:
     except OSError as error:
         raise ConfigError(f"cannot read the roster {file}: {error.strerror}") from error
     found = parse_members(content, file)
-    _check_own(found, settings.merchant_id, own_key(sums).public_key(), file)
-    document = _document(sums, settings, file, found)
+    mine = own_key(sums).public_key()
+    _check_own(found, settings.merchant_id, mine, file)
+    document = _document(sums, settings, file, found, mine)
     _write(sums.roster, content)
     return {**document, "accepted": True}
 
@@ -113,11 +116,12 @@ def _document(
     settings: ShopSettings,
     file: Path,
     found: dict[str, ec.EllipticCurvePublicKey],
+    mine: ec.EllipticCurvePublicKey,
 ) -> Document:
     known = read_members(sums.roster) if sums.roster.exists() else {}
     keys = {name: _digest(key) for name, key in found.items()}
     old = {name: _digest(key) for name, key in known.items()}
-    own, mine = keys.get(settings.merchant_id), _digest(own_key(sums).public_key())
+    own = keys.get(settings.merchant_id)
     return {
         "shop": settings.merchant_id,
         "file": str(file),
@@ -132,7 +136,7 @@ def _document(
             for name, key in sorted(keys.items())
         ],
         "digest": Roster.of(found.items()).digest,
-        "own": "missing" if own is None else "there" if own == mine else "other-key",
+        "own": "missing" if own is None else "there" if own == _digest(mine) else "other-key",
         "gone": sorted(set(old) - set(keys)),
         "accepted": keys == old,
         "in_use": settings.secure_sum is not None,
