@@ -1,4 +1,5 @@
 import json
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from client.secure_sum.party import begin
 from client.secure_sum.sessions import Sessions
 from common.errors import LedgerError, SecureSumError
 from common.protocol import shop_key
+from common.secure_sum.members import roster_text
 from common.secure_sum.messages import (
     Advertisement,
     KeysRequest,
@@ -19,7 +21,7 @@ from common.secure_sum.messages import (
     ViewAnswer,
     parse,
 )
-from secure_sum_support import make_identity, make_roster, make_session
+from secure_sum_support import make_identity, make_roster, make_session, node_key
 from server.secure_sum.collecting import Collector
 
 NAMES = sorted(shop_key(f"m{k}") for k in range(4))
@@ -185,15 +187,18 @@ def test_a_kill_between_answer_and_disk_leaves_the_stage_before(room: Room) -> N
         "import os, sys\n"
         "from pathlib import Path\n"
         "import client.secure_sum.sessions as sessions\n"
-        "from secure_sum_support import make_identity, make_roster\n"
+        "from common.secure_sum.members import read_roster\n"
+        "from secure_sum_support import make_identity\n"
         "sessions.Sessions._store = staticmethod(lambda *a: os._exit(9))\n"
         "sessions.share = lambda party, request, me: (party, request)\n"
-        "one = sessions.Sessions(Path(sys.argv[1]), make_identity(0, make_roster(4)))\n"
+        "me = make_identity(0, read_roster(Path(sys.argv[3])))\n"
+        "one = sessions.Sessions(Path(sys.argv[1]), me)\n"
         "one.share(sys.argv[2])\n"
     )
-    path = room.folder / f"s{number}.sqlite"
+    path, roster = room.folder / f"s{number}.sqlite", room.folder / "roster"
+    roster.write_text(roster_text((f"m{k}", node_key(k).public_key()) for k in range(4)))
     found = subprocess.run(
-        [sys.executable, "-c", program, str(path), request],
+        [sys.executable, "-c", program, str(path), request, str(roster)],
         capture_output=True,
         text=True,
         check=False,
@@ -226,3 +231,71 @@ def test_a_file_that_cannot_be_written_stops_the_shop(room: Room, tmp_path: Path
     with pytest.raises(LedgerError, match="cannot be written"):
         Sessions(tmp_path / "text", identity).begin(room.first, take_part)
     assert begin(room.collector.session, identity)[0].stage == "keys"
+
+
+def test_what_masks_are_made_of_is_gone_once_they_are_made(room: Room) -> None:
+    room.keys()
+    room.shares()
+    shop = NAMES[0]
+    party = room.of(shop).peek(room.collector.session.id)
+    path = room.folder / f"s{NUMBERS[shop]}.sqlite"
+    assert len(party.seed) == len(party.mask_secret) == 32
+    room.masked([shop])
+    for secret in (party.seed, party.mask_secret):
+        assert secret.hex().encode() not in path.read_bytes()
+
+
+def test_a_roster_that_changes_within_a_session_ends_it_for_the_shop(room: Room) -> None:
+    """By the new roster's places a shop would seal shares for others than the old one counted."""
+    room.keys()
+    room.shares()
+    request = room.collector.masked_request(NAMES[0]).model_dump_json()
+    later = Sessions(room.folder / f"s{NUMBERS[NAMES[0]]}.sqlite", make_identity(0, make_roster(5)))
+    with pytest.raises(SecureSumError, match="another roster"):
+        later.mask(request)
+    room.masked()
+    with pytest.raises(SecureSumError, match="another roster"):
+        later.see(room.collector.view_request().model_dump_json())
+    room.views()
+    with pytest.raises(SecureSumError, match="another roster"):
+        later.unmask(room.collector.unmask_request().model_dump_json())
+
+
+def test_on_a_full_disk_a_shop_says_nothing_and_stays_where_it_was(room: Room) -> None:
+    room.keys()
+    me = room.of(NAMES[0])
+    request = room.collector.shares_request().model_dump_json()
+    path = room.folder / f"s{NUMBERS[NAMES[0]]}.sqlite"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python turns the signal into an error, as of a disk that is full.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, before[1]))
+    try:
+        with pytest.raises(LedgerError, match="cannot be written"):
+            me.share(request)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert me.peek(room.collector.session.id).stage == "keys"
+    room.shares()
+    room.masked()
+    room.views()
+    room.unmask()
+    assert np.array_equal(room.collector.sum(), VECTOR * np.uint32(4))
+
+
+def test_a_file_that_is_gone_within_a_session_ends_it_for_the_shop(room: Room) -> None:
+    """The others do without it; begun again, the session has other keys than they were shown."""
+    room.keys()
+    room.shares()
+    shop = NAMES[0]
+    (room.folder / f"s{NUMBERS[shop]}.sqlite").unlink()
+    with pytest.raises(SecureSumError, match="no such session"):
+        room.of(shop).mask(room.collector.masked_request(shop).model_dump_json())
+    shown = {a.shop: a for a in room.collector.shares_request().advertisements}
+    again = parse(Advertisement, room.of(shop).begin(room.first, take_part))
+    assert again.mask_key != shown[shop].mask_key
+    with pytest.raises(SecureSumError, match="own keys"):
+        room.of(shop).share(room.collector.shares_request().model_dump_json())
+    room.masked(NAMES[1:])
+    room.views()
+    room.unmask()
+    assert np.array_equal(room.collector.sum(), VECTOR * np.uint32(3))

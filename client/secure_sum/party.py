@@ -70,7 +70,8 @@ class Party(Said):
     stage
         The last one that it answered.
     sealing_secret, mask_secret, seed
-        X25519 secrets, and the seed of the shop's own mask; empty once they are of no more use.
+        X25519 secrets, and the seed of the shop's own mask; empty once they are of no more use:
+        what masks are made of, once they were made.
     advertisements
         Of all shops whose keys it was shown.
     kept_shares
@@ -224,7 +225,9 @@ def mask(party: Party, request: MaskedRequest, me: Identity) -> tuple[Party, Mas
         key = derive(secret, session.id, pair_label(me.shop, shop))
         pairwise[shop] = (key, me.shop > shop)
     masks = Masks(own_mask_key(session.id, me.shop, party.seed), pairwise)
-    return party.after(MASKED, request, None, sealed=dict(request.sealed)), masks
+    after = party.after(MASKED, request, None, sealed=dict(request.sealed))
+    # They are made once: from here on only shares of the secrets are out there.
+    return after.model_copy(update={"mask_secret": b"", "seed": b""}), masks
 
 
 def see(party: Party, request: ViewRequest, me: Identity) -> tuple[Party, ViewAnswer]:
@@ -241,9 +244,7 @@ def see(party: Party, request: ViewRequest, me: Identity) -> tuple[Party, ViewAn
         )
     seen = view(party.session.id, party.advertisements, sharing, contributors)
     answer = ViewAnswer(signature=sign(me.key, CONSISTENCY, seen))
-    after = party.after(VIEW, request, answer, contributors=tuple(sorted(contributors)))
-    # No mask is made any more: only shares of the secrets are out there.
-    return after.model_copy(update={"mask_secret": b"", "seed": b""}), answer
+    return party.after(VIEW, request, answer, contributors=tuple(sorted(contributors))), answer
 
 
 def unmask(party: Party, request: UnmaskRequest, me: Identity) -> tuple[Party, UnmaskAnswer]:

@@ -117,12 +117,15 @@ class Sessions:
             self._store(connection, party)
         return answer.model_dump_json()
 
-    @staticmethod
-    def _load(connection: sqlite3.Connection, session: bytes) -> Party:
+    def _load(self, connection: sqlite3.Connection, session: bytes) -> Party:
         row = connection.execute("SELECT party FROM sessions WHERE id = ?", (session,)).fetchone()
         if row is None or row[0] is None:
             raise SecureSumError("this shop knows no such session, or a later one replaced it")
-        return parse(Party, row[0])
+        party = parse(Party, row[0])
+        if party.session.roster_digest != self._me.roster.digest:
+            # Places on it say whose share is whose, and its keys who has signed.
+            raise SecureSumError("this shop has accepted another roster since the session began")
+        return party
 
     @staticmethod
     def _store(connection: sqlite3.Connection, party: Party) -> None:
@@ -149,7 +152,9 @@ class Sessions:
                     yield connection
                     connection.execute("COMMIT")
                 except BaseException:
-                    connection.execute("ROLLBACK")
+                    # A full disk may have undone it already.
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
                     raise
         except (OSError, sqlite3.Error) as error:
             raise LedgerError(f"the sessions {self._path} cannot be written: {error}") from error
