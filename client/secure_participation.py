@@ -18,6 +18,7 @@ from client.participation import (
 )
 from client.popularity_release import whole_popularity
 from client.privacy.discrete import discrete_gaussian
+from client.privacy.events import SESSION
 from client.privacy.plan import check_plan
 from client.records import held_records, held_stock
 from client.replying import Answer, Node, reply_to
@@ -104,9 +105,11 @@ class _Stage:
         self._catalogue = agreed_catalogue(header, settings)
         self._stock = held_stock(settings)
         self._shapes = _shapes(plan, self._catalogue, header.server_round)
-        self._roster = own_roster(settings.merchant_id, settings.secure_sum)
+        # Read once: what is on the roster is what signs, also while the key is being renewed.
+        key = own_key(settings.secure_sum)
+        self._roster = own_roster(settings.merchant_id, settings.secure_sum, key)
         self._shop = shop_key(settings.merchant_id)
-        me = Identity(self._shop, own_key(settings.secure_sum), self._roster)
+        me = Identity(self._shop, key, self._roster)
         self._sessions = Sessions(settings.secure_sum.sessions, me)
 
     def say(self, stage: str, said: str) -> str:
@@ -138,7 +141,7 @@ class _Stage:
         noise, bound = self._noise_and_bound(layout)
         # From here on this session is used up, also if what follows fails.
         _, masks = self._sessions.mask(said)
-        head = charge(header, plan, settings, header.server_round, self._facts(layout))
+        head = charge(header, plan, settings, header.server_round, self._facts(session, layout))
         if header.server_round:
             sampling = sampling_source(settings, header.server_round)
             gradients = whole_gradients(
@@ -178,13 +181,14 @@ class _Stage:
             bound[here] = coordinate_bound(count, layout.length, std, plan.noise_steps)
         return noise, bound
 
-    def _facts(self, layout: Layout) -> dict[str, object]:
-        """Return what the ledger keeps of a sum of which shops send the rows that they stock."""
+    def _facts(self, session: Session, layout: Layout) -> dict[str, object]:
+        """Return what the ledger keeps of a sum: whom it was with, and of rows that some stock."""
+        facts: dict[str, object] = {SESSION: session.id.hex(), "roster": session.roster_digest}
         if self._stock is None:
-            return {}
+            return facts
         fewest = layout.senders[layout.senders > 0].min(initial=len(layout.members))
         honest = honest_senders(self._plan, len(layout.members), fewest)
-        return {"stock": self._stock.fingerprint, "fewest_honest": int(honest)}
+        return {**facts, "stock": self._stock.fingerprint, "fewest_honest": int(honest)}
 
     def _check(self, session: Session) -> None:
         """Refuse a session that is not what this message's header and plan ask for."""

@@ -17,6 +17,8 @@ DISCRETE = frozenset((SHARED_HISTOGRAM, SHARED_STEP))
 ROUNDS = frozenset((DP_SGD, SHARED_STEP))
 #: The logged act of raising the cap: costs nothing, has no steps.
 CAP = "cap"
+#: The parameter that names the session of a secure sum: no two events have the same.
+SESSION = "session"
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,14 @@ from client.privacy.events import (
     DP_SGD,
     EVENT_FIELDS,
     HISTOGRAM,
+    SESSION,
     Entry,
     Event,
     canonical,
     entry_hash,
 )
 from common.accounting import Epsilon
-from common.errors import LedgerError
+from common.errors import LedgerError, SecureSumError
 from common.protocol import NO_FINGERPRINT
 
 __all__ = ["CAP", "DP_SGD", "HISTOGRAM", "Entry", "Event", "Ledger"]
@@ -198,8 +199,14 @@ class Ledger:
         A round that is done again is charged again. The entry also keeps the cap it was admitted
         under; a cap higher than the last entry's is logged first, as an event of its own.
 
+        The session of a secure sum is charged once. Its masks hide one vector: a second one under
+        them would show the difference of the two, under the noise of one shop's share alone. The
+        shop's sessions see to that; here is what remembers if their file was put back.
+
         Raises
         ------
+        SecureSumError
+            If the event's session was charged before.
         BudgetError
             If everything so far, this event and the rest of the plan cost more than the cap.
             Nothing is written then.
@@ -208,6 +215,10 @@ class Ledger:
         """
         with self._writing():
             past = self.verify()
+            if (session := event.parameters.get(SESSION)) is not None and any(
+                entry.event.parameters.get(SESSION) == session for entry in past
+            ):
+                raise SecureSumError("the ledger was charged for a vector of this session already")
             check_fits([entry.event for entry in past], [event, *remaining], cap_epsilon, delta)
             cap: dict[str, object] = {"cap_epsilon": cap_epsilon, "cap_delta": delta}
             before = past[-1].event.parameters.get("cap_epsilon") if past else None
