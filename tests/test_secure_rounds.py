@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from client.app import app
-from client.keys import renew_keys
+from client.keys import private_key, renew_keys
 from client.participation import answer
 from client.privacy.ledger import Ledger
 from client.privacy.noise import SeededNoise
@@ -23,6 +23,7 @@ from client.training import train_round
 from common.errors import ConfigError, RunError
 from common.model import initial_state
 from common.protocol import (
+    HEADER,
     ITEMS,
     JOIN,
     MASKED_VECTOR,
@@ -31,6 +32,7 @@ from common.protocol import (
     SUM_KEYS,
     SUM_MASKED,
     SUM_STAGES,
+    SUM_UNMASK,
     SUM_VIEW,
     TRAIN,
     Arrays,
@@ -39,7 +41,7 @@ from common.protocol import (
     plan_digest,
     shop_key,
 )
-from common.secure_sum.messages import KeysRequest
+from common.secure_sum.messages import Advertisement, KeysRequest, parse
 from common.secure_sum.primitives import fresh
 from federation_support import FaultyGrid, same
 from secure_rounds_support import (
@@ -190,6 +192,27 @@ def test_a_shop_with_a_key_that_is_not_in_the_roster_is_left_out(town: Town) -> 
     assert of(events, "join")[0]["declined"] == {"no-secure-sum": 1}
     assert [e["accepted"] for e in of(events, "round")] == [4]
     assert town.spent(1) == []
+
+
+def test_a_key_that_is_renewed_while_a_shop_answers_is_the_same_all_along(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read twice, one key could be looked for on the roster, and another one sign."""
+    read: list[Path] = []
+
+    def then_renewed(path: Path) -> object:
+        read.append(path)
+        key = private_key(path)
+        renew_keys(path)
+        return key
+
+    monkeypatch.setattr("client.roster.private_key", then_renewed)
+    said = KeysRequest(session=town.session(1, {})).model_dump_json()
+    status, text, _ = ask(town, 0, SUM_KEYS, said)
+    assert (status, len(read)) == ("ok", 1)
+    Collector(parse(KeysRequest, said).session, town.roster).take_keys(
+        shop_key("m0"), parse(Advertisement, text)
+    )
 
 
 @pytest.mark.parametrize("changed", ["no section", "no roster", "not on it"])
@@ -463,3 +486,67 @@ def test_on_flowers_engine_the_figures_are_the_same(town: Town, tmp_path: Path) 
         assert [e["accepted"] for e in outcome.of("round")] == [SHOPS]
         states.append(read_checkpoint(copy / "server" / "checkpoints", 1).state)
     assert same(*states)
+
+
+@pytest.mark.parametrize("stage", [SUM_MASKED, pytest.param(SUM_UNMASK, marks=pytest.mark.slow)])
+def test_a_shop_that_says_again_what_it_said_in_another_round_spoils_no_model(
+    town: Town, stage: str
+) -> None:
+    """An old vector is found in the sum alone, which is no model; old shares are done without."""
+    kept: dict[int, RecordDict] = {}
+
+    def fault(shop: int, kind: str, server_round: int, reply: Message) -> Message | None:
+        if (shop, kind) == (2, stage):
+            kept[server_round] = reply.content
+            if server_round == 2:
+                old = kept[1].copy()
+                old[HEADER] = reply.content[HEADER]
+                reply.content = old
+        return reply
+
+    saved, events = town.train(fault=fault)
+    first, second = of(events, "round")
+    assert (first["accepted"], first["kept_old_model"]) == (5, False)
+    if stage == SUM_UNMASK:
+        assert (second["accepted"], second["kept_old_model"]) == (5, False)
+        assert not np.array_equal(saved[1].state[ITEMS], saved[2].state[ITEMS])
+        assert np.abs(saved[2].state[ITEMS]).max() < 10 * np.abs(saved[1].state[ITEMS]).max()
+    else:
+        assert (second["accepted"], second["kept_old_model"]) == (0, True)
+        assert "spread over all of 32 bits" in str(second["reason"])
+        assert np.array_equal(saved[1].state[ITEMS], saved[2].state[ITEMS])
+    # A ledger never knows what becomes of a vector.
+    assert [town.spent(shop) for shop in range(SHOPS)] == [[0, 1, 2]] * SHOPS
+
+
+def test_a_release_with_an_old_vector_in_it_ends_the_run(town: Town) -> None:
+    kept: list[RecordDict] = []
+
+    def fault(shop: int, kind: str, server_round: int, reply: Message) -> Message | None:
+        if (shop, kind, server_round) == (2, SUM_MASKED, 0):
+            kept.append(reply.content)
+            reply.content = kept[0].copy()
+        return reply
+
+    town.train(PLAN.model_copy(update=ONE), fault)
+    with pytest.raises(RunError, match=r"further below 0 than any noise|spread over all"):
+        town.train(PLAN.model_copy(update=ONE), fault)
+    assert len(kept) == 2
+    assert [town.spent(shop) for shop in range(SHOPS)] == [[0, 1, 0]] * SHOPS
+
+
+def test_sessions_that_were_put_back_get_no_second_vector_out_of_a_shop(town: Town) -> None:
+    """Under the same masks their difference would be bare but for one shop's shares of noise."""
+    walk = Walk(town, initial_state(PLAN.model, ITEM_COUNT))
+    settings = read_settings(town.folder / "shops" / "0" / "shop.toml")
+    assert settings.secure_sum is not None
+    path = settings.secure_sum.sessions
+    before = path.read_bytes()
+    assert walk.masked(0)[0] == "ok"
+    path.write_bytes(before)
+    assert walk.masked(0) == ("sum-refused", {})
+    assert town.spent(0) == [1]
+    with Ledger.open(settings.ledger) as ledger:
+        (entry,) = ledger.verify()
+    assert entry.event.parameters["session"] == walk.collector.session.id.hex()
+    assert entry.event.parameters["roster"] == town.roster.digest

@@ -354,6 +354,16 @@ def _anothers_keys(collector: Collector, played: Played) -> None:
     collector.take_keys(first, played.collector._advertisements[second])
 
 
+def _keys_of_small_order(collector: Collector, played: Played) -> None:
+    """Signed by its shop: nobody could agree on anything with it, and all would have to stop."""
+    shop = played.collector.sharing[0]
+    shown = played.collector._advertisements[shop].model_copy(update={"mask_key": bytes(32)})
+    signature = sign(
+        played.identities[shop].key, ADVERTISEMENT, shown.covered(collector.session.id)
+    )
+    collector.take_keys(shop, shown.model_copy(update={"signature": signature}))
+
+
 def _shares_for_others(collector: Collector, played: Played) -> None:
     shop = played.collector.sharing[0]
     sealed = dict(played.collector._sealed[shop])
@@ -387,6 +397,7 @@ def _unasked_shares(collector: Collector, played: Played) -> None:
     [
         _unsigned,
         _anothers_keys,
+        _keys_of_small_order,
         _shares_for_others,
         _second_vector,
         _odd_vector,
@@ -403,7 +414,7 @@ def test_the_server_takes_no_rubbish(wrong: Wrong) -> None:
 
 
 def test_wrong_shares_are_told_from_right_ones() -> None:
-    """A shop that gives wrong shares spoils the sum of that round; nobody takes it for one."""
+    """Where so many give wrong shares that too few are left, nobody takes what comes for a sum."""
     for leaves, kind, match in (({}, "seeds", "seed"), ({0: MASKED}, "keys", "key")):
         played = play(words(5, 4), leaves, honest=4)
         collector = played.collector
@@ -412,6 +423,37 @@ def test_wrong_shares_are_told_from_right_ones() -> None:
             collector._answers[giver] = answer.model_copy(update={kind: wrong})
         with pytest.raises(SecureSumError, match=f"shares of the {match}"):
             collector.sum()
+
+
+@pytest.mark.parametrize("liars", [1, 2])
+def test_a_shop_that_gives_wrong_shares_is_done_without(liars: int) -> None:
+    """As one that says again what it said in another session: the right shares are enough."""
+    vectors = words(7, 4)
+    collector = play(vectors, {6: MASKED}, honest=4).collector
+    wrong = play(vectors, {6: MASKED}, honest=4).collector
+    # Their places are the first, which are asked first.
+    lying = sorted(collector._answers)[:liars]
+    for shop in lying:
+        collector.take_unmask(shop, wrong._answers[shop])
+    assert np.array_equal(collector.sum(), plain_sum(vectors, collector.contributors))
+    assert collector.doubtful == set(lying)
+
+
+def test_whoever_seals_a_wrong_share_for_another_does_not_silence_it() -> None:
+    """Doubted for one secret, it is believed in all others where it takes its share."""
+    vectors = words(5, 4)
+    collector = play(vectors, {4: MASKED}, honest=4).collector
+    first, second = sorted(collector._answers)[:2]
+    answer = collector._answers[first]
+    collector._answers[first] = answer.model_copy(
+        update={"seeds": {**answer.seeds, second: fresh()}}
+    )
+    # Of four that are needed there are four: the sum fails for that secret, by its name.
+    with pytest.raises(SecureSumError, match=f"seed of {second[:12]}"):
+        collector.sum()
+    collector._answers[first] = answer
+    collector.doubtful = {first}
+    assert np.array_equal(collector.sum(), plain_sum(vectors, collector.contributors))
 
 
 def test_a_shop_that_seals_rubbish_is_outvoted() -> None:

@@ -43,14 +43,23 @@ def coordinate_bound(shops: int, length: int, share_std: float, steps: int) -> i
     ConfigError
         If not even one unit's contribution fits.
     """
-    noise = share_std * math.sqrt(2 * shops * (math.log(2 * length) + WRAP_BITS * math.log(2)))
-    bound = math.floor((_LARGEST - math.ceil(noise)) / shops)
+    bound = math.floor((_LARGEST - noise_bound(shops, length, share_std)) / shops)
     if bound < steps:
         raise ConfigError(
             f"{shops} shops' sums of {steps} steps with noise of {share_std:.4g} steps each do not "
             "fit 32 bits: take fewer steps"
         )
     return bound
+
+
+def noise_bound(shops: int, length: int, share_std: float) -> int:
+    """Return what no noise of a sum exceeds in any of its coordinates, but with chance 2^-40.
+
+    Parameters as of :func:`coordinate_bound`.
+    """
+    return math.ceil(
+        share_std * math.sqrt(2 * shops * (math.log(2 * length) + WRAP_BITS * math.log(2)))
+    )
 
 
 def vector_length(shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -4,7 +4,8 @@ Arrays and messages in, arrays and messages out, no Flower types. Shops are know
 names. A shop that sends nothing, or rubbish, at some stage has dropped out there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations, islice
 
 import numpy as np
 
@@ -29,8 +30,11 @@ from common.secure_sum.messages import (
     pair_label,
     view,
 )
-from common.secure_sum.primitives import agree, derive, is_signed, public_key
+from common.secure_sum.primitives import agree, derive, fresh, is_signed, public_key
 from common.secure_sum.sharing import combine
+
+# Sets of givers that a secret is looked for with: all that leave out one of a hundred.
+_MOST_TRIES = 128
 
 
 class Collector:
@@ -55,6 +59,8 @@ class Collector:
         self._contributors: set[str] = set()
         self._signatures: dict[str, bytes] = {}
         self._answers: dict[str, UnmaskAnswer] = {}
+        #: Shops that gave a share which was wrong, of a secret that others gave right ones of.
+        self.doubtful: set[str] = set()
 
     @property
     def contributors(self) -> list[str]:
@@ -77,6 +83,9 @@ class Collector:
         known = {k for a in self._advertisements.values() for k in (a.mask_key, a.sealing_key)}
         if known & {said.mask_key, said.sealing_key} or said.mask_key == said.sealing_key:
             raise SecureSumError("keys that another shop shows")
+        # Of a point of small order nobody can agree on anything: all others would have to stop.
+        for shown in (said.mask_key, said.sealing_key):
+            agree(fresh(), shown)
         self._advertisements[shop] = said
 
     def shares_request(self) -> SharesRequest:
@@ -155,20 +164,15 @@ class Collector:
         Raises
         ------
         SecureSumError
-            If too few shares came, or wrong ones: nothing is unmasked then.
+            If too few shares came, or too few right ones: nothing is unmasked then.
         """
         self._enough(self._answers, "gave their shares")
         total = self._total.copy()
         for shop in self.contributors:
-            seed = self._secret(shop, {s: a.seeds for s, a in self._answers.items()})
-            if commitment(self.session.id, shop, seed) != self._advertisements[shop].commitment:
-                raise SecureSumError(f"shares of the seed of {shop[:12]}... are not that shop's")
-            mask = own_mask_key(self.session.id, shop, seed)
+            mask = own_mask_key(self.session.id, shop, self._seed(shop))
             add_mask(total, self.layout.where(shop), mask, subtract=True)
         for shop in sorted(self._sealed.keys() - self._contributors):
-            secret = self._secret(shop, {s: a.keys for s, a in self._answers.items()})
-            if public_key(secret) != self._advertisements[shop].mask_key:
-                raise SecureSumError(f"shares of the key of {shop[:12]}... are not that shop's")
+            secret = self._mask_secret(shop)
             for other in self.contributors:
                 agreed = agree(secret, self._advertisements[other].mask_key)
                 key = derive(agreed, self.session.id, pair_label(shop, other))
@@ -177,13 +181,38 @@ class Collector:
                 add_mask(total, where, key, subtract=other < shop)
         return total
 
-    def _secret(self, shop: str, said: Mapping[str, Mapping[str, bytes]]) -> bytes:
-        shares = {
-            self._roster.place(giver): shares[shop]
-            for giver, shares in said.items()
-            if shop in shares
-        }
-        return combine(shares, self.session.threshold)
+    def _seed(self, shop: str) -> bytes:
+        committed = self._advertisements[shop].commitment
+        return self._secret(
+            f"seed of {shop[:12]}...",
+            {s: a.seeds[shop] for s, a in self._answers.items() if shop in a.seeds},
+            lambda seed: commitment(self.session.id, shop, seed) == committed,
+        )
+
+    def _mask_secret(self, shop: str) -> bytes:
+        shown = self._advertisements[shop].mask_key
+        return self._secret(
+            f"key of {shop[:12]}...",
+            {s: a.keys[shop] for s, a in self._answers.items() if shop in a.keys},
+            lambda secret: public_key(secret) == shown,
+        )
+
+    def _secret(
+        self, what: str, shares: Mapping[str, bytes], is_right: Callable[[bytes], bool]
+    ) -> bytes:
+        """Return the secret that shares, by giver, are of, without those whose shares are wrong.
+
+        With as few left out as possible, who are asked last for all further secrets. Last, not
+        never: that a share is wrong may be the fault of whoever sealed it.
+        """
+        place = self._roster.place
+        order = sorted(shares, key=lambda giver: (giver in self.doubtful, place(giver)))
+        for givers, left_out in islice(_subsets(order, self.session.threshold), _MOST_TRIES):
+            secret = combine({place(g): shares[g] for g in givers}, self.session.threshold)
+            if is_right(secret):
+                self.doubtful.update(left_out)
+                return secret
+        raise SecureSumError(f"shares of the {what} are not that shop's")
 
     def _enough(self, there: Mapping[str, object] | set[str], what: str) -> None:
         if len(there) < self.session.threshold:
@@ -191,3 +220,17 @@ class Collector:
                 f"{len(there)} shops {what}; {self.session.threshold} are needed, and with fewer "
                 "nothing is unmasked"
             )
+
+
+def _subsets(order: Sequence[str], size: int) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Yield the first ``size`` of ``order``, then of what is left without one of it, without two...
+
+    Each subset once, and beside it who was left out for it. All there is, where it is less.
+    """
+    seen: set[tuple[str, ...]] = set()
+    for few in range(max(len(order) - size, 0) + 1):
+        for left_out in combinations(order, few):
+            chosen = tuple(one for one in order if one not in left_out)[:size]
+            if chosen not in seen:
+                seen.add(chosen)
+                yield chosen, left_out

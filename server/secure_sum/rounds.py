@@ -42,6 +42,7 @@ from server.exchange import Exchange
 from server.job import Job, Shapes
 from server.messenger import Masked, Messenger
 from server.secure_sum.collecting import Collector
+from server.secure_sum.plausible import check_counts, check_spread
 
 logger = logging.getLogger(__name__)
 
@@ -119,12 +120,17 @@ class SecureSums:
         collector = Collector(session, members, layout)
         one = _Sum(self._messenger, collector, dict(nodes), server_round)
         try:
-            total = one.run(state)
+            total = from_words(one.run(state))
+            check_spread(total, layout, collector.contributors)
+            if not server_round:
+                check_counts(total, layout, job.plan)
         except SecureSumError as error:
             one.whole.contributions, one.whole.accepted_nodes = [], {}
             logger.warning("sum=none round=%d reason=%s", server_round, error)
             return Summed(one.whole, reason=str(error))
-        summed = Summed(one.whole, as_arrays(from_words(total), shapes))
+        for shop in sorted(collector.doubtful):
+            logger.warning("shares=wrong shop=%s round=%d", shop[:12], server_round)
+        summed = Summed(one.whole, as_arrays(total, shapes))
         if job.stock is not None:
             variances = layout.variances(job.plan, collector.contributors)
             summed.variances = as_arrays(variances, shapes)
