@@ -18,7 +18,7 @@ from common.errors import ConfigError
 from common.protocol import POPULARITY
 from common.rng import derive
 from simulations.arms import OwnEases
-from simulations.attack_measure import METRICS, USES, mean_figures, measure_model
+from simulations.attack_measure import USES, changes, mean_figures, measure_model
 from simulations.attack_page import render_attack
 from simulations.attack_settings import PUSHES, AttackName
 from simulations.attackers import Conspiracy
@@ -55,6 +55,10 @@ def run_attack(experiment: Experiment, out: Path, watcher: Watcher) -> Document:
             "what a shop adds to a secure sum is seen by nobody, and no rule can look at it: set "
             'privacy.trust = "shop"'
         )
+    # With a published stock table a bad shop can push what it says it stocks alone: here it says
+    # that of everything.
+    privacy = experiment.privacy.model_copy(update={"publish_stock": False})
+    experiment = experiment.model_copy(update={"privacy": privacy})
     with _folder(experiment, out) as folder:
         watcher.stage("reading data")
         world = build_world(experiment, watcher.step)
@@ -91,13 +95,8 @@ class _Attack:
         results: list[Document] = []
         clean: dict[str, Document] = {}
         for federation in self._settings.federations:
-            first = self._clean(federation, "none")
-            self._targets = self._targets or first["targets"]
-            clean[federation] = {
-                defence: self._clean(federation, defence)["uses"]
-                for defence in self._settings.defences
-            }
-            results += self._attacks(federation, clean[federation])
+            clean[federation], found = self._attacked(federation)
+            results += found
         catalogue = self._world.catalogue
         document: Document = plain(
             {
@@ -105,7 +104,7 @@ class _Attack:
                 "clean": {
                     federation: {
                         defence: {
-                            use: {**found, "er@20": float(np.mean(found["er@20"]))}
+                            use: self._clean_figures(found, of_defence["none"][use])
                             for use, found in uses.items()
                         }
                         for defence, uses in of_defence.items()
@@ -135,31 +134,51 @@ class _Attack:
         )
         return document
 
-    def _attacks(self, federation: str, clean: Document) -> Iterator[Document]:
+    def _clean_figures(self, found: Document, before: Document) -> Document:
+        """Return what there is without an attack, the targets' exposure in the mean."""
+        places = range(len(self._targets))
+        mean = mean_figures([found] * len(places), places)
+        return {**_without_customers(mean), **changes(mean, before, self._seed)}
+
+    def _attacked(self, federation: str) -> tuple[dict[str, Document], list[Document]]:
+        """Return, of a federation, each defence's uses without an attack, and all attacks.
+
+        One defence after the other: its runs have most to ask again of what shops were asked.
+        """
         settings = self._settings
-        for share in settings.shares:
-            full = math.isclose(share, settings.full_share)
-            for attack in settings.attacks:
+        clean: dict[str, Document] = {}
+        found: list[tuple[int, Document]] = []
+        for defence in sorted(settings.defences, key=lambda name: name != "none"):
+            run = self._clean(federation, defence)
+            self._targets = self._targets or run["targets"]
+            clean[defence] = run["uses"]
+            cells = [(share, attack) for share in settings.shares for attack in settings.attacks]
+            for place, (share, attack) in enumerate(cells):
+                full = math.isclose(share, settings.full_share)
                 everything = full and attack in settings.full_attacks
-                for defence in settings.defences:
-                    if not everything and defence not in ("none", settings.chosen):
-                        continue
-                    yield from self._attack(federation, attack, share, defence, clean)
+                if everything or defence in ("none", settings.chosen):
+                    rows = self._attack(federation, attack, share, defence, clean["none"])
+                    found += [(place, row) for row in rows]
+        return clean, [row for _, row in sorted(found, key=lambda one: one[0])]
 
     def _attack(
-        self, federation: str, attack: AttackName, share: float, defence: str, clean: Document
+        self, federation: str, attack: AttackName, share: float, defence: str, without: Document
     ) -> Iterator[Document]:
-        """Yield what an attack did to each use of the model, over all targets."""
+        """Yield what an attack did to each use of the model, over all targets.
+
+        ``without`` is what each use is with neither attack nor defence.
+        """
         targets = self._targets if attack in PUSHES else self._targets[:1]
         runs = [
             self._run(federation, defence, attack, share, place)["uses"]
             for place, _ in enumerate(targets)
         ]
         for use in self._arms(federation):
-            before = clean["none"][use]
+            before = without[use]
             found = mean_figures([run[use] for run in runs], range(len(runs)))
             was_shown = float(np.mean(before["er@20"][: len(runs)]))
-            change = {metric: found[metric] / before[metric] - 1 for metric in METRICS}
+            changed = changes(found, before, self._seed)
+            change = changed["change"]
             limit = max(2 * was_shown, MOST_SHOWN)
             pushes = attack in PUSHES
             kept = all(change[metric] >= -lost for metric, lost in MOST_LOST.items())
@@ -171,10 +190,14 @@ class _Attack:
                 "bad_shops": len(self._bad(share)),
                 "defence": defence,
                 **({} if pushes else {"er@20": None}),
-                **{k: v for k, v in found.items() if pushes or not k.startswith("er")},
+                **{
+                    k: v
+                    for k, v in _without_customers(found).items()
+                    if pushes or not k.startswith("er")
+                },
                 "er@20_without": was_shown if pushes else None,
                 "er@20_limit": limit if pushes else None,
-                "change": change,
+                **changed,
                 "held": kept and (not pushes or found["er@20"] <= limit),
             }
 
@@ -262,6 +285,10 @@ class _Attack:
         stream = derive(self._seed, purpose="pushed-products")
         chosen = stream.choice(inside, size=self._settings.targets, replace=False)
         return [int(row) for row in chosen]
+
+
+def _without_customers(found: Document) -> Document:
+    return {name: value for name, value in found.items() if name != "per_customer"}
 
 
 def _defended(experiment: Experiment, federation: str, defence: str) -> Experiment:

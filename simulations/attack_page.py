@@ -31,6 +31,7 @@ LIMITS = (
     "The attackers are those named; they know the defence, but another may do better.",
     "Figures are of customers of shops that are never bad, the same ones in every row.",
     "Each row is one seed: one choice of bad shops, and one run for each target.",
+    "Intervals (95%) are over customers: of shops, targets and seeds they know nothing.",
 )
 
 
@@ -77,13 +78,10 @@ def _sentence(federation: str, said: str, defence: str, rows: list[Document]) ->
 
 def attack_rows(document: Document, federation: str, use: str) -> list[list[str]]:
     """Return the cells under :data:`HEADINGS`, clean runs first."""
-    clean = document["clean"][federation]
-    before = clean["none"][use]
-    rows = []
-    for defence, uses in clean.items():
-        found = uses[use]
-        change = {m: found[m] / before[m] - 1 for m in ("ndcg@20", "tail_ndcg@20")}
-        rows.append(_cells(defence, "none", 0, found | {"change": change}))
+    rows = [
+        _cells(defence, "none", 0, uses[use])
+        for defence, uses in document["clean"][federation].items()
+    ]
     return rows + [
         _cells(found["defence"], found["attack"], found["bad_shops"], found)
         for found in document["attacks"]
@@ -97,14 +95,20 @@ def _cells(defence: str, attack: str, bad: int, found: Document) -> list[str]:
         defence,
         attack,
         str(bad),
-        DASH if shown is None else f"{shown:.2%}",
+        DASH if shown is None else f"{shown:.2%}{_span(found.get('er@20_interval'), '.2f')}",
         DASH if allowed is None else f"{allowed:.2%}",
         *(
-            f"{number(found[metric])} ({found['change'][metric]:+.1%})"
+            f"{number(found[metric])} {found['change'][metric]:+.1%}"
+            + _span(found["change_interval"][metric], "+.1f")
             for metric in ("ndcg@20", "tail_ndcg@20")
         ),
         {True: "yes", False: "no"}.get(found.get("held"), DASH),  # type: ignore[arg-type]
     ]
+
+
+def _span(ends: list[float] | None, digits: str) -> str:
+    """Return an interval of shares in percent, in brackets."""
+    return "" if ends is None else f" [{ends[0] * 100:{digits}}, {ends[1] * 100:{digits}}]"
 
 
 def attack_table(document: Document) -> list[Table]:
@@ -114,7 +118,8 @@ def attack_table(document: Document) -> list[Table]:
         for use, said in _uses(document):
             table = Table(title=f"{federation}, {said}", title_justify="left", box=None)
             for heading in HEADINGS:
-                table.add_column(heading, no_wrap=True)
+                # An interval goes into a second line where the terminal is narrow.
+                table.add_column(heading, no_wrap="@" not in heading)
             for row in attack_rows(document, federation, use):
                 table.add_row(*row)
             tables.append(table)

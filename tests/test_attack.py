@@ -16,7 +16,7 @@ from common.model import initial_state
 from common.protocol import ITEMS, POPULARITY, ModelPlan, TrainingPlan
 from simulations.__main__ import app
 from simulations.attack import run_attack
-from simulations.attack_measure import mean_figures
+from simulations.attack_measure import changes, mean_figures
 from simulations.attack_page import attack_rows, attack_words
 from simulations.attack_settings import AttackName
 from simulations.attackers import LOUD, Conspiracy
@@ -150,14 +150,41 @@ def test_a_push_raises_the_targets_score_for_customers_like_the_shops_own(
     assert np.array_equal(np.delete(counts, TARGET), np.delete(np.arange(PRODUCTS), TARGET))
 
 
+def _figures(ndcg: list[float | None], shown: list[float]) -> dict[str, object]:
+    values = np.array(ndcg, dtype=np.float64)
+    return {
+        "ndcg@20": float(np.nanmean(values)),
+        "tail_ndcg@20": float(np.nanmean(values)) / 2,
+        "er@20": shown,
+        "asked": [400.0, 200.0],
+        "per_customer": {"ndcg@20": ndcg, "tail_ndcg@20": list(values / 2)},
+    }
+
+
 def test_means_take_each_runs_own_target() -> None:
-    runs = [
-        {"ndcg@20": 0.1, "tail_ndcg@20": 0.2, "er@20": [0.5, 0.0]},
-        {"ndcg@20": 0.3, "tail_ndcg@20": 0.4, "er@20": [0.0, 0.1]},
-    ]
+    runs = [_figures([0.1, 0.1, None], [0.5, 0.0]), _figures([0.2, 0.4, None], [0.0, 0.1])]
     found = mean_figures(runs, range(2))
     assert found.pop("er@20_by_target") == [0.5, 0.1]
-    assert found == pytest.approx({"ndcg@20": 0.2, "tail_ndcg@20": 0.3, "er@20": 0.3})
+    each = found.pop("per_customer")
+    assert each["ndcg@20"][:2] == pytest.approx([0.15, 0.25])
+    assert np.isnan(each["ndcg@20"][2])
+    # 90 of 300, by a table of the binomial distribution.
+    assert found.pop("er@20_interval") == pytest.approx([0.2487, 0.3553], abs=1e-4)
+    assert found == pytest.approx({"ndcg@20": 0.2, "tail_ndcg@20": 0.1, "er@20": 0.3})
+
+
+def test_a_change_is_paired_over_customers() -> None:
+    """All lose a fifth, whatever they have: the interval is as narrow as can be told."""
+    stream = np.random.default_rng(4)
+    values = [*stream.uniform(0.1, 0.4, 300), None]
+    before = _figures(values, [0.0, 0.0])
+    less = [None if v is None else 0.8 * v for v in values]
+    found = changes(_figures(less, [0.0, 0.0]), before, seed=1)
+    assert found["change"]["ndcg@20"] == pytest.approx(-0.2)
+    low, high = found["change_interval"]["ndcg@20"]
+    assert -0.22 < low < -0.2 < high < -0.18
+    level = changes(before, before, seed=1)
+    assert level["change_interval"] == {"ndcg@20": [0, 0], "tail_ndcg@20": [0, 0]}
 
 
 def test_what_cannot_be_attacked_is_refused(tmp_path: Path) -> None:
