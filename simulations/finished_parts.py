@@ -11,6 +11,8 @@ from common.errors import ConfigError
 from simulations.report import write_text
 
 _IDENTITY = "identity.json"
+# What a part may depend on: the server's rules and the attackers as much as what shops run.
+_CODE = ("client", "common", "server", "simulations")
 
 
 @contextmanager
@@ -24,7 +26,7 @@ def finished_parts(folder: Path, what: str, facts: Mapping[str, object]) -> Iter
     what
         The command, in words of errors: ``audit``.
     facts
-        Plain JSON values that parts belong to; so does the code.
+        Plain JSON values that parts belong to; so does all code that runs here.
 
     Raises
     ------
@@ -36,7 +38,7 @@ def finished_parts(folder: Path, what: str, facts: Mapping[str, object]) -> Iter
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write into {out}: {error.strerror}") from error
-    identity = json.dumps({**facts, "code": code_digest()}, sort_keys=True)
+    identity = json.dumps({**facts, "code": code_digest(_CODE)}, sort_keys=True)
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from common.code import code_digest
 from common.errors import ConfigError
 from simulations.finished_parts import finished_parts
 
@@ -19,6 +20,28 @@ def test_the_same_command_goes_on_and_another_is_refused(tmp_path: Path) -> None
         finished_parts(folder, "audit", {"seed": 1}),
     ):
         pass
+
+
+def test_parts_of_other_code_are_refused_whichever_package_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("client", "common", "server", "simulations"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("", encoding="utf-8")
+    monkeypatch.setattr("common.__file__", str(tmp_path / "common" / "__init__.py"))
+    for package in ("client", "common", "server", "simulations"):
+        folder = tmp_path / f"out-{package}"
+        code_digest.cache_clear()
+        with finished_parts(folder, "attack", {}):
+            pass
+        (tmp_path / package / "rules.py").write_text("BOUND = 1\n", encoding="utf-8")
+        code_digest.cache_clear()
+        with (
+            pytest.raises(ConfigError, match="of another experiment or code"),
+            finished_parts(folder, "attack", {}),
+        ):
+            pass
+    code_digest.cache_clear()
 
 
 def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
