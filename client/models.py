@@ -13,6 +13,7 @@ Of the older ones only the manifest stays: when it came, and what was promised o
 import fcntl
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 # No run is called by a name that begins with a dot.
 CURRENT, ADAPTED, _NEXT = "current", ".adapted", ".adapted.next"
 _DIGEST_CHARS = 8
+# Of a model (:func:`common.artifact.save_model`), and of a link (:func:`_point`).
+_DRAFT = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 
 def current_model(models: Path) -> Path:
@@ -76,6 +79,20 @@ def keep_model(
         If the manifest is not one of this run, plan, catalogue and arrays.
     """
     manifest = _manifest(manifest_json)
+    models.mkdir(parents=True, exist_ok=True)
+    with in_use(models):
+        # While it is written nobody takes its draft for one that was left behind.
+        return _keep(models, header, plan, arrays, manifest, catalogue)
+
+
+def _keep(
+    models: Path,
+    header: RoundHeader,
+    plan: TrainingPlan,
+    arrays: Arrays,
+    manifest: Manifest,
+    catalogue: Catalogue,
+) -> Path:
     for what, same in (
         ("run", manifest.version == header.run_id),
         ("round", manifest.server_round == header.server_round == plan.rounds),
@@ -130,18 +147,20 @@ def adapted_to(models: Path, folder: Path, before: Path | None) -> Iterator[None
 def prune(models: Path, keep: int) -> None:
     """Delete the arrays of old models: all but those of the newest, and of those that are needed.
 
-    The current one is kept, and the one that the shop adapted to. While one is in use, nothing is
-    deleted: the next model that comes home sees to it.
+    The current one is kept, and the one that the shop adapted to. What a process that was killed
+    left half written goes, too. While one is in use, or written, nothing is deleted: the next model
+    that comes home sees to it.
 
     Parameters
     ----------
     keep
         How many of the newest; 0: all.
     """
-    if not keep:
-        return
     try:
         with _locked(models, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            _sweep(models)
+            if not keep:
+                return
             needed = {(models / link).resolve() for link in (CURRENT, ADAPTED, _NEXT)}
             arrived = sorted(
                 (path.stat().st_mtime_ns, path.parent)
@@ -155,6 +174,21 @@ def prune(models: Path, keep: int) -> None:
         logger.info("models=in use, none pruned")
     except OSError as error:
         logger.warning("models=not pruned: %s", error)
+
+
+def _sweep(models: Path) -> None:
+    """Delete drafts that were left behind: nobody writes one while the folder is locked."""
+    for path in models.iterdir() if models.is_dir() else ():
+        if not _DRAFT.fullmatch(path.name):
+            continue
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_dir():
+            for name in (MODEL, ITEMS, MANIFEST):
+                (path / name).unlink(missing_ok=True)
+            # It stays if it holds anything else: then it is no draft of a model.
+            path.rmdir()
+        logger.info("draft=%s swept", path.name)
 
 
 def _strip(folder: Path) -> None:

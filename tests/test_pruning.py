@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from client import adapting, models
 from client.adapted_state import save_adapted
 from client.adapting import adapt
 from client.home_host import HomeHost
-from client.models import adapted_to, current_model, in_use, prune
+from client.models import CURRENT, adapted_to, current_model, in_use, keep_model, prune
 from client.recommending import Request, get_ready, recommend
-from common.artifact import ITEMS, MANIFEST, MODEL, load_model
+from common.artifact import ITEMS, MANIFEST, MODEL, load_model, save_model
 from common.errors import ArtifactError
+from common.protocol import RoundHeader, TrainingPlan
 from home_support import HomeShop, purchases
 
 
@@ -220,3 +222,87 @@ def test_a_folder_that_is_not_there_is_no_matter(tmp_path: Path) -> None:
     with adapted_to(folder, tmp_path / "elsewhere", None):
         pass
     assert not list(folder.iterdir())
+
+
+def drafts(models_folder: Path) -> set[str]:
+    """Return what begins with a dot and is no link that is meant to be there."""
+    found = {path.name for path in models_folder.iterdir() if path.name.startswith(".")}
+    return found - {models.ADAPTED, models._NEXT}
+
+
+def leave_drafts(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Leave what a kill leaves, within :func:`save_model` and while a link is put in its place.
+
+    No code runs after a kill: nothing is cleaned up.
+    """
+    kept = load_model(models_folder / "a")
+    with monkeypatch.context() as patched:
+        patched.setattr("common.artifact.sha256", _killed)
+        patched.setattr("common.artifact.shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            save_model(models_folder / "run-7.x", kept.arrays, kept.item_ids, kept.manifest)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            models._point(models_folder, CURRENT, "a")
+    return drafts(models_folder)
+
+
+def _killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_drafts_that_a_kill_left_behind_are_swept_when_the_next_model_comes_home(
+    shop: HomeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrive(shop, "a", "b")
+    ask(shop)
+    models_folder = shop.folder / "models"
+    left = leave_drafts(models_folder, monkeypatch)
+    assert len(left) == 2
+    (models_folder / ".mine.notadraf").write_text("a file of somebody's")
+    with in_use(models_folder):
+        # Somebody may be writing one just now.
+        prune(models_folder, 3)
+        assert left < drafts(models_folder)
+    prune(models_folder, 0)
+    assert drafts(models_folder) == {".mine.notadraf"}
+    assert whole(shop) == ["a", "b"]
+    assert current_model(models_folder).name == "b"
+    # What is no draft of a model is not deleted, and stops nothing.
+    strange = models_folder / ".run-7.abcdefgh"
+    strange.mkdir()
+    (strange / "notes").write_text("mine")
+    prune(models_folder, 1)
+    assert (strange / "notes").read_text() == "mine"
+
+
+def test_a_model_is_not_swept_while_it_is_written(
+    shop: HomeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process prunes just before the draft becomes the model."""
+    # As of a model that came home and whose folder was deleted: it comes again.
+    folder = shop.model("run-1")
+    kept = load_model(folder)
+    text = (folder / MANIFEST).read_text()
+    shutil.rmtree(folder)
+    plan = TrainingPlan.model_validate(kept.manifest.config["plan"])
+    header = RoundHeader(
+        run_id="run-1",
+        server_round=plan.rounds,
+        plan_json=plan.model_dump_json(),
+        catalogue_fingerprint=shop.catalogue.fingerprint,
+    )
+    models_folder = shop.folder / "models"
+    rename, seen = Path.rename, []
+
+    def pruned_before(path: Path, to: Path) -> Path:
+        seen.append(path.name)
+        prune(models_folder, 1)
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", pruned_before)
+    keep_model(models_folder, header, plan, kept.arrays, text, shop.catalogue)
+    assert len(seen) == 1
+    assert whole(shop) == ["run-1"]
+    assert drafts(models_folder) == set()
