@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from client.assortment import own_numbers
+from client.assortment import own_numbers, shared_size
 from client.customers import Customer, read_customer, rows_of
 from client.ready import Ready
 from client.settings import ShopSettings
@@ -191,6 +191,7 @@ class HomeAnswers:
             customer.unknown,
             reasons=reasons,
             own_item_ids=own,
+            outside_catalogue=tuple((ranking.rows >= shared_size(ready.catalogue)).tolist()),
             known_customer=customer.known if query.user_id else None,
             notes=(*ready.notes, *customer.notes, *notes),
         )

@@ -65,6 +65,8 @@ class Answer:
         (m,) what each score is the sum of; empty where nobody asked.
     own_item_ids
         (m,) the shop's own numbers of each product; empty where they are the catalogue's.
+    outside_catalogue
+        (m,) whether it is a product of the shop's own; empty where the catalogue holds all.
     known_customer
         Whether the shop has records of the customer; None where none was named.
     notes
@@ -80,6 +82,7 @@ class Answer:
     unknown: tuple[str, ...]
     reasons: tuple[Explanation, ...] = ()
     own_item_ids: tuple[tuple[str, ...], ...] = ()
+    outside_catalogue: tuple[bool, ...] = ()
     known_customer: bool | None = None
     notes: tuple[str, ...] = ()
 

@@ -488,6 +488,13 @@ def test_what_the_shop_alone_sells_is_served_and_shown(tmp_path: Path) -> None:
         assert {item for item in listed if item.startswith("house")} == {
             f"house-{k}" for k in range(2, 6)
         }
+        for item in answer["items"]:
+            assert item["outside_catalogue"] == item["item_id"].startswith("house")
+        with grpc.insecure_channel(service.grpc) as channel:
+            stub: Any = wire_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
+            over_grpc = stub.Recommend(wire.RecommendRequest(user_id="u03", k=N + 6))
+        marked = {item.item_id for item in over_grpc.items if item.outside_catalogue}
+        assert marked == {f"house-{k}" for k in range(2, 6)}
         why = ask("explain", item_id="house-3", user_id="u03")
         assert "everywhere, as its like" in {part["label"] for part in why["parts"]}
         with httpx.Client(base_url=service.rest, timeout=60) as client:

@@ -92,6 +92,9 @@ class Listed(Body):
     own_item_ids: tuple[str, ...] = Field(
         (), description="The shop's own numbers of it, where a shop's differ from the catalogue's."
     )
+    outside_catalogue: bool = Field(
+        False, description="At a shop: a product of its own, which the catalogue does not hold."
+    )
 
 
 class RecommendResponse(Body):
@@ -219,14 +222,16 @@ def _response(model: Model, answer: Answer) -> RecommendResponse:
             product=public_columns(model.product(item)),
             reasons=reason,
             own_item_ids=own,
+            outside_catalogue=outside,
         )
-        for rank, (item, score, tail, reason, own) in enumerate(
+        for rank, (item, score, tail, reason, own, outside) in enumerate(
             zip(
                 answer.item_ids,
                 answer.scores,
                 answer.tail,
                 reasons,
                 answer.own_item_ids or [()] * len(answer.item_ids),
+                answer.outside_catalogue or [False] * len(answer.item_ids),
                 strict=True,
             ),
             start=1,

@@ -62,6 +62,8 @@ def fill(reply: wire.RecommendResponse, model: Model, answer: Answer) -> wire.Re
             _fill_reasons(item.reasons, reasons_of(item_id, answer.reasons[place]))
         if answer.own_item_ids:
             item.own_item_ids.extend(answer.own_item_ids[place])
+        if answer.outside_catalogue:
+            item.outside_catalogue = answer.outside_catalogue[place]
     return reply
 
 

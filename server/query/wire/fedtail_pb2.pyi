@@ -115,7 +115,7 @@ class Reasons(_message.Message):
     def __init__(self, item_id: _Optional[str] = ..., score: _Optional[float] = ..., parts: _Optional[_Iterable[_Union[ReasonPart, _Mapping]]] = ..., words: _Optional[str] = ...) -> None: ...
 
 class Listed(_message.Message):
-    __slots__ = ("rank", "item_id", "score", "tail", "product", "reasons", "own_item_ids")
+    __slots__ = ("rank", "item_id", "score", "tail", "product", "reasons", "own_item_ids", "outside_catalogue")
     class ProductEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +130,7 @@ class Listed(_message.Message):
     PRODUCT_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
     OWN_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    OUTSIDE_CATALOGUE_FIELD_NUMBER: _ClassVar[int]
     rank: int
     item_id: str
     score: float
@@ -137,7 +138,8 @@ class Listed(_message.Message):
     product: _containers.ScalarMap[str, str]
     reasons: Reasons
     own_item_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, rank: _Optional[int] = ..., item_id: _Optional[str] = ..., score: _Optional[float] = ..., tail: _Optional[bool] = ..., product: _Optional[_Mapping[str, str]] = ..., reasons: _Optional[_Union[Reasons, _Mapping]] = ..., own_item_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    outside_catalogue: bool
+    def __init__(self, rank: _Optional[int] = ..., item_id: _Optional[str] = ..., score: _Optional[float] = ..., tail: _Optional[bool] = ..., product: _Optional[_Mapping[str, str]] = ..., reasons: _Optional[_Union[Reasons, _Mapping]] = ..., own_item_ids: _Optional[_Iterable[str]] = ..., outside_catalogue: _Optional[bool] = ...) -> None: ...
 
 class RecommendResponse(_message.Message):
     __slots__ = ("version", "items", "tail_share", "tail_share_undialled", "score_kept", "unknown_items", "adapted_at", "known_customer", "notes")
