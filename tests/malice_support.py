@@ -9,18 +9,24 @@ from sums_deployed_support import Summing
 
 #: Beside ``server.toml``: what the app does, and what it gained by that.
 MODE, GAINED = "malice", "gained"
+#: Beside it: a line of JSON for each old request that was sent again.
+AGAIN = "again"
 
 _MALICE = """
+import dataclasses
+import json
 import os
 import pathlib
+import pickle
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common.protocol import SUM_KEYS, SUM_SHARES, SUM_UNMASK, SUM_VIEW, shop_key
+from common.protocol import SUM_KEYS, SUM_MASKED, SUM_SHARES, SUM_UNMASK, SUM_VIEW, shop_key
 from common.secure_sum.messages import (
     ADVERTISEMENT, Advertisement, KeysRequest, UnmaskRequest, ViewAnswer, parse,
 )
 from common.secure_sum.primitives import fresh, public_key, sign
+from server.messenger import Masked
 from server.secure_sum import rounds
 
 honest = rounds._Sum._exchange
@@ -39,6 +45,8 @@ def exchange(self, stage, requests, state=None, masked=None):
             update={"advertisements": (*first.advertisements, invented(first.session))}
         )
         requests = dict.fromkeys(shops, more)
+    if mode == "again":
+        return again(self, stage, requests, state, masked)
     if mode != "views" or stage != SUM_VIEW:
         return honest(self, stage, requests, state, masked)
     # In the release two shops, later all but two, are told that one of the others has dropped out.
@@ -55,6 +63,54 @@ def exchange(self, stage, requests, state=None, masked=None):
     with (home / "gained").open("a") as file:
         file.write("".join(f"{self._round} {shop}\\n" for shop in given.said))
     return found
+
+
+def again(self, stage, requests, state, masked):
+    # Each request a second time, and with it those of the run's first sum and of an earlier run.
+    found = honest(self, stage, requests, state, masked)
+    send_again(self, "same", stage, self._round, requests, state, found.said)
+    kept = home / "requests"
+    old = pickle.loads(kept.read_bytes()) if kept.exists() else {}
+    name = self._messenger._job.run_name
+    for run, first in old.items():
+        what = "earlier round" if run == name else "earlier run"
+        if stage in first and (run != name or self._round):
+            send_again(self, what, stage, 0, first[stage], {}, {}, run)
+    if not self._round:
+        old.setdefault(name, {})[stage] = requests
+        kept.write_bytes(pickle.dumps(old))
+    return found
+
+
+def send_again(self, what, stage, server_round, requests, state, said, run=None):
+    messenger, vectors = self._messenger, []
+    nodes = [node for node, shop in self._nodes.items() if shop in requests]
+    texts = {node: requests[self._nodes[node]].model_dump_json() for node in nodes}
+    masked = None
+    if stage == SUM_MASKED:
+        lengths = {shop: self._collector.layout.length_of(shop) for shop in requests}
+        if not server_round:
+            lengths = dict.fromkeys(lengths, messenger._job.shapes["popularity"][0])
+        masked = Masked(lengths, lambda shop, _: vectors.append(shop))
+    job = messenger._job
+    messenger._job = dataclasses.replace(job, run_name=run or job.run_name)
+    try:
+        found = messenger.exchange(
+            stage, server_round, nodes, state or {}, {}, said=texts, masked=masked
+        )
+    finally:
+        messenger._job = job
+    line = {
+        "what": what,
+        "stage": stage,
+        "round": self._round,
+        "asked": len(nodes),
+        "same": sum(said.get(shop) == text for shop, text in found.said.items()),
+        "gained": len(vectors) + sum(said.get(shop) != text for shop, text in found.said.items()),
+        "declined": dict(found.declined),
+    }
+    with (home / "again").open("a") as file:
+        file.write(json.dumps(line) + "\\n")
 
 
 def invented(session):

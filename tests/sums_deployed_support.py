@@ -2,7 +2,7 @@
 
 Such a shop's node and executor are started as its client starts them, but for the program in which
 the approved code runs: that one looks, before and after each message, whether it is to die there,
-to say again what it said before, or to sign with a key that is not its own.
+to say again what it said in an earlier run, or to sign with a key that is not its own.
 """
 
 import dataclasses
@@ -55,8 +55,8 @@ _RUN_SECONDS = 1500.0
 
 #: In place of Flower's own program: the app is the approved one, what becomes of it is not.
 _FAULTY = """#!{python}
-import json, os, pathlib, signal, sys
-from flwr.app import ConfigRecord
+import json, os, pathlib, pickle, signal, sys
+from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.clientapp import ClientApp
 
 home = pathlib.Path({home!r})
@@ -94,6 +94,14 @@ def faulty(self, message, context):
             reply.content["said"] = ConfigRecord({{"said": kept.read_text()}})
         else:
             kept.write_text(str(reply.content.config_records["said"]["said"]))
+    if "update" in reply.content.array_records:
+        kept = home / ("vector-" + number)
+        if fault == "replay":
+            old = pickle.loads(kept.read_bytes())
+            reply.content["update"] = ArrayRecord({{n: Array(a) for n, a in old.items()}})
+        else:
+            arrays = reply.content.array_records["update"]
+            kept.write_bytes(pickle.dumps({{n: a.numpy() for n, a in arrays.items()}}))
     return reply
 
 ClientApp.__call__ = faulty
