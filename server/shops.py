@@ -76,7 +76,7 @@ def read_key(path: Path) -> ec.EllipticCurvePublicKey:
         )
     try:
         key = serialization.load_ssh_public_key(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError) as error:
         raise ConfigError(
             f"{path} is no public key in OpenSSH's form: `python -m client init` makes "
             f"keys/node.pub at the shop ({error})"

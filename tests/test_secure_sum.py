@@ -1,8 +1,11 @@
+import base64
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -155,6 +158,14 @@ def test_the_threshold_leaves_honest_noise_and_no_two_signed_views() -> None:
         threshold(5, 0, 1)
 
 
+def compressed(key: ec.EllipticCurvePublicKey) -> str:
+    """Return a key in OpenSSH's form with a point of half the length: not one that nodes have."""
+    point = key.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    parts = (b"ecdsa-sha2-nistp384", b"nistp384", point)
+    text = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return "ecdsa-sha2-nistp384 " + base64.b64encode(text).decode()
+
+
 def test_a_roster_survives_its_file_and_refuses_rubbish(tmp_path: Any) -> None:
     shops = [(name, node_key(k).public_key()) for k, name in enumerate(["b ü", "a", "c/d"])]
     path = tmp_path / "roster"
@@ -164,6 +175,7 @@ def test_a_roster_survives_its_file_and_refuses_rubbish(tmp_path: Any) -> None:
     assert set(roster.keys) == {shop_key(name) for name, _ in shops}
     for text, match in (
         ("rubbish", "line 1"),
+        (compressed(node_key(0).public_key()) + " x", "line 1"),
         (roster_text(shops[:1]) * 2, "second time"),
         ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ== x", "line 1"),
     ):

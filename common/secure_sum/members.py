@@ -132,7 +132,7 @@ def parse_members(content: bytes, path: Path) -> dict[str, ec.EllipticCurvePubli
         try:
             kind, text, quoted = line.split()
             key = load_ssh_public_key(f"{kind} {text}".encode())
-        except (ValueError, UnsupportedAlgorithm) as error:
+        except (ValueError, UnsupportedAlgorithm, NotImplementedError) as error:
             raise ConfigError(f"{path}, line {number}: no key and name of a shop") from error
         if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != _CURVE:
             raise ConfigError(f"{path}, line {number}: not an EC P-384 key, as shops have")
