@@ -49,7 +49,8 @@ def check_spread(total: np.ndarray, layout: Layout, contributors: list[str]) -> 
         if len(share) >= _LEAST_NUMBERS and np.count_nonzero(share) > len(share) / 4:
             raise SecureSumError(
                 "the sum is spread over all of 32 bits: a shop's vector was not under the masks "
-                "that it had agreed on, as one of another round is not"
+                "that it had agreed on, as one of another round is not (or the shops' own sums are "
+                "too large for 32 bits: then take fewer noise_steps)"
             )
 
 
