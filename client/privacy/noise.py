@@ -104,13 +104,18 @@ class SystemNoise:
 
     The key is drawn by ``os.urandom`` for each object and never leaves it. Normal values are
     float64 (see :mod:`client.privacy.normals`), uniforms have 53 bits. For one thread.
+
+    Attributes
+    ----------
+    normals
+        What makes normal values of the keystream.
     """
 
     name = "system"
 
     def __init__(self) -> None:
         self._words = Keystream(os.urandom(32))
-        self._normals = Normals(self._words)
+        self.normals = Normals(self._words)
 
     def normal(self, shape: int | Sequence[int], std: float) -> np.ndarray:
         """See :class:`NoiseSource`."""
@@ -122,7 +127,7 @@ class SystemNoise:
 
     def fill(self, values: np.ndarray) -> None:
         """See :class:`NoiseSource`."""
-        self._normals.fill(values.reshape(-1))
+        self.normals.fill(values.reshape(-1))
 
     def poisson_sample(self, n: int, rate: float) -> np.ndarray:
         """See :class:`NoiseSource`."""

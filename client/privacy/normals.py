@@ -16,13 +16,14 @@ from functools import cache
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-_BITS = 15
-_CELLS = 1 << _BITS
+BITS = 15
+CELLS = 1 << BITS
 _WIDTH = 2.0**-6
 # The upper 49 bits of a word, read as a mantissa under this exponent: offset + place · width.
-_OFFSET = _WIDTH * 2.0 ** (_BITS - 12)
-_EXPONENT = np.float64(_OFFSET).view(np.uint64)
-_CHUNK = 1 << 14
+_OFFSET = _WIDTH * 2.0 ** (BITS - 12)
+EXPONENT = np.float64(_OFFSET).view(np.uint64)
+#: Values that are drawn at a time, at most: they stay in the processor's cache.
+MOST = 1 << 14
 # Candidates for the remainder: 12 bits choose a bin, the next is the sign.
 _BIN_BITS = 12
 _BINS = 1 << _BIN_BITS
@@ -63,10 +64,10 @@ class _Tables:
         # The curve falls to the right: what fits below it is decided at the right edge.
         room = _density(edges + _WIDTH) * _WIDTH
         # The largest mass of a cell of which 2^14 fit under each half; less, for rounding.
-        per_cell = room[:, None] / np.arange(1, _CELLS // 64)
-        cell = np.sort(per_cell, axis=None)[-_CELLS // 2] * (1 - 1e-13)
+        per_cell = room[:, None] / np.arange(1, CELLS // 64)
+        cell = np.sort(per_cell, axis=None)[-CELLS // 2] * (1 - 1e-13)
         counts = np.floor(room / cell).astype(np.int64)
-        self.left_out = 1 - _CELLS * cell
+        self.left_out = 1 - CELLS * cell
         self.tail_bin = int((counts > 0).sum())
         edges, counts = edges[: self.tail_bin], counts[: self.tail_bin]
         lows = np.concatenate([np.repeat(edges, counts), np.repeat(-edges - _WIDTH, counts)])
@@ -106,25 +107,42 @@ class Normals:
         # Places of the remainder's values, ascending, and where the next value stands among them.
         self._marks, self._place = np.full(1, -1), 0
 
+    @property
+    def lows(self) -> np.ndarray:
+        """Return (2^15,) the left edge of each cell's rectangle, less the offset."""
+        return self._tables.lows
+
+    def draw(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what the next ``n`` values are made of, at most ``MOST``.
+
+        Returns
+        -------
+        tuple
+            ``(n,)`` words, to be overwritten by the next call: the value of a word ``w`` is
+            ``lows[w % CELLS]`` plus the float64 of ``w >> BITS | EXPONENT``. But at (k,) int64
+            places, ascending, the values are the (k,) float64 given.
+        """
+        places = self._left_out(n)
+        while len(self._rest) < len(places):
+            self._rest = np.concatenate([self._rest, self._remainder()])
+        values, self._rest = self._rest[: len(places)], self._rest[len(places) :]
+        return self._words(n), places, values
+
     def fill(self, values: np.ndarray) -> None:
         """Fill ``values`` (n,) float64."""
-        room = np.empty(min(len(values), _CHUNK), np.uint64)
-        for start in range(0, len(values), _CHUNK):
-            self._fill(values[start : start + _CHUNK], room)
+        room = np.empty(min(len(values), MOST), np.uint64)
+        for start in range(0, len(values), MOST):
+            self._fill(values[start : start + MOST], room)
 
     def _fill(self, values: np.ndarray, room: np.ndarray) -> None:
-        words = self._words(len(values))
-        cells = np.bitwise_and(words, np.uint64(_CELLS - 1), out=room[: len(values)])
+        words, left_out, rest = self.draw(len(values))
+        cells = np.bitwise_and(words, np.uint64(CELLS - 1), out=room[: len(values)])
         # "clip" only to write into ``out`` unbuffered: no cell is out of range.
-        self._tables.lows.take(cells.view(np.int64), out=values, mode="clip")
-        np.right_shift(words, np.uint64(_BITS), out=words)
-        np.bitwise_or(words, _EXPONENT, out=words)
+        self.lows.take(cells.view(np.int64), out=values, mode="clip")
+        np.right_shift(words, np.uint64(BITS), out=words)
+        np.bitwise_or(words, EXPONENT, out=words)
         values += words.view(np.float64)
-        left_out = self._left_out(len(values))
-        while len(self._rest) < len(left_out):
-            self._rest = np.concatenate([self._rest, self._remainder()])
-        values[left_out] = self._rest[: len(left_out)]
-        self._rest = self._rest[len(left_out) :]
+        values[left_out] = rest
 
     def _left_out(self, n: int) -> np.ndarray:
         """Return which of the next ``n`` values are the remainder's: each with its chance."""
@@ -145,7 +163,7 @@ class Normals:
         tables, words = self._tables, self._words(2 * _CANDIDATES)
         first, second = words[:_CANDIDATES], words[_CANDIDATES:]
         bins = np.take(tables.bins, (first & np.uint64(_BINS - 1)).view(np.int64))
-        place = (first >> np.uint64(_BITS)).view(np.int64) * 2.0 ** (_BITS - 64)
+        place = (first >> np.uint64(BITS)).view(np.int64) * 2.0 ** (BITS - 64)
         values = place * _WIDTH
         values += np.take(tables.edges, bins)
         height = _density(values)
@@ -153,7 +171,7 @@ class Normals:
         tail = np.flatnonzero(bins == tables.tail_bin)
         height[tail] = 1.0
         # Half a step up: the inverse at 0 is not finite.
-        values[tail] = -ndtri((place[tail] + 2.0 ** (_BITS - 65)) * tables.tail)
+        values[tail] = -ndtri((place[tail] + 2.0 ** (BITS - 65)) * tables.tail)
         np.bitwise_or(
             values.view(np.uint64),
             (first & _SIGN) << np.uint64(63 - _BIN_BITS),

@@ -1,14 +1,12 @@
 """A table's sum of gradients, and the noise it is owed, by rows: no step touches all of a table."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 
+from client.privacy.adding import adder, put_rows
 from client.privacy.noise import NoiseSource
+from client.privacy.normals import MOST
 
-# Noise is made this many values at a time: they stay in the processor's cache.
-_NOISE_CHUNK = 1 << 14
 # Values that are moved at a time.
 _MOVE_CHUNK = 1 << 15
 # Rows whose noise's sizes are computed at a time.
@@ -64,7 +62,7 @@ class RowSum:
                 places, found = some.numpy(), present[: len(some)]
                 array.take(places, axis=0, out=found, mode="clip")
                 torch.from_numpy(found).add_(part, alpha=scale)
-                _put_rows(array, places, found)
+                put_rows(array, places, found)
 
 
 class OwedNoise:
@@ -104,65 +102,34 @@ class OwedNoise:
         if not owed.all():
             # Paid by an earlier batch of the same step.
             chosen, owed = chosen[owed > 0], owed[owed > 0]
-        work, scales = _Workspace(self._weight.shape[1]), self._scales(owed)
-        present = np.empty((work.rows, self._weight.shape[1]), np.float32)
-        for part in work.parts(len(chosen)):
-            places = chosen[part]
-            found = present[: len(places)]
-            # "clip" only to write into ``out`` unbuffered.
-            self._weight.take(places, axis=0, out=found, mode="clip")
-            work.add(found, scales[part], self._noise)
-            _put_rows(self._weight, places, found)
+        work, scales = adder(self._noise, self._weight.shape[1]), self._scales(owed)
+        for start in range(0, len(chosen), work.rows):
+            part = slice(start, start + work.rows)
+            work.add(self._weight, chosen[part], scales[part])
         self._paid[chosen] = self._steps
 
     def pay_all(self) -> None:
         """Pay all that all rows are owed."""
         if self._all_paid == self._steps:
             return
-        work = _Workspace(self._weight.shape[1])
-        for start in range(0, len(self._weight), _SCALES):
-            block = slice(start, start + _SCALES)
-            scales, rows = self._scales(self._steps - self._paid[block]), self._weight[block]
-            for part in work.parts(len(rows)):
-                work.add(rows[part], scales[part], self._noise)
+        work, rows = adder(self._noise, self._weight.shape[1]), np.arange(_SCALES)
+        for begin in range(0, len(self._weight), _SCALES):
+            block = self._weight[begin : begin + _SCALES]
+            scales = self._scales(self._steps - self._paid[begin : begin + _SCALES])
+            for start in range(0, len(block), work.rows):
+                part = slice(start, min(start + work.rows, len(block)))
+                work.add(block, rows[part], scales[part])
         self._paid[:] = self._all_paid = self._steps
 
     def _scales(self, owed: np.ndarray) -> np.ndarray:
-        """Return the size of the noise of ``owed`` steps (R,), ``(R, 1)`` float64."""
-        scales: np.ndarray = self._scale * np.sqrt(owed)[:, None]
+        """Return the size of the noise of ``owed`` steps (R,), float64."""
+        scales: np.ndarray = self._scale * np.sqrt(owed)
         return scales
-
-
-class _Workspace:
-    """Room for the noise of a few rows of ``width`` values, in memory while it is needed."""
-
-    def __init__(self, width: int) -> None:
-        self.rows = max(1, _NOISE_CHUNK // width)
-        self._noise, self._total = np.empty((2, self.rows, width))
-
-    def parts(self, rows: int) -> Iterator[slice]:
-        """Return the slices of ``rows`` rows for which there is room."""
-        return (slice(start, start + self.rows) for start in range(0, rows, self.rows))
-
-    def add(self, present: np.ndarray, scales: np.ndarray, source: NoiseSource) -> None:
-        """Add noise times ``scales`` (R, 1) to rows (R, D), in float64 and rounded once."""
-        noise, total = self._noise[: len(present)], self._total[: len(present)]
-        source.fill(noise)
-        total[...] = present
-        # torch broadcasts along rows twice as fast as numpy; numpy is the faster to call.
-        torch.from_numpy(total).addcmul_(torch.from_numpy(noise), torch.from_numpy(scales))
-        present[...] = total
-
-
-def _put_rows(target: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
-    """Set distinct rows of a contiguous (N, D) array, each as one item: twice as fast."""
-    item = np.dtype((np.void, target.shape[1] * target.itemsize))
-    np.put(target.view(item), rows, values.view(item))
 
 
 def add_noise(values: torch.Tensor, std: float, noise: NoiseSource) -> None:
     """Add N(0, std²) to every entry of a contiguous float32 array, in float64, rounded once."""
     flat = values.view(-1).numpy()
-    for start in range(0, len(flat), _NOISE_CHUNK):
-        part = flat[start : start + _NOISE_CHUNK]
+    for start in range(0, len(flat), MOST):
+        part = flat[start : start + MOST]
         part[...] = np.asarray(noise.normal(len(part), std)) + part

@@ -1,0 +1,119 @@
+"""Noise added by the compiled loop and by numpy: one and the same, under the same words."""
+
+import builtins
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from client.privacy import adding
+from client.privacy.adding import CompiledAdder, NumpyAdder, adder
+from client.privacy.noise import Keystream, SeededNoise, SystemNoise
+from client.privacy.normals import CELLS, MOST, Normals
+
+
+class FixedNoise(SystemNoise):
+    """The deployment's noise under a key that a test knows."""
+
+    def __init__(self, key: int) -> None:
+        self.normals = Normals(Keystream(key.to_bytes(32, "big")))
+
+
+@pytest.fixture
+def no_llvm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    real = builtins.__import__
+
+    def refuse(name: str, *rest: Any) -> Any:
+        if name == "llvmlite":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    for made in (adding._loop, adding.compiled):
+        made.cache_clear()
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    yield
+    for made in (adding._loop, adding.compiled):
+        made.cache_clear()
+
+
+def test_deployments_noise_is_added_by_the_compiled_loop() -> None:
+    assert isinstance(adder(SystemNoise(), 32), CompiledAdder)
+    assert isinstance(adder(SystemNoise(), MOST), CompiledAdder)
+    assert isinstance(adder(SystemNoise(), MOST + 1), NumpyAdder)
+    assert isinstance(adder(SeededNoise(np.random.default_rng(0)), 32), NumpyAdder)
+
+
+def test_without_llvm_numpy_adds_it(no_llvm: None) -> None:
+    work = adder(SystemNoise(), 3)
+    assert isinstance(work, NumpyAdder)
+    table = np.zeros((4, 3), np.float32)
+    work.add(table, np.array([0, 2]), np.array([1.0, 1.0]))
+    assert table[[0, 2]].all()
+    assert not table[[1, 3]].any()
+
+
+@given(st.integers(0, 10**6), st.integers(1, 70), st.integers(0, 300))
+@settings(max_examples=60, deadline=None)
+def test_both_add_the_same_to_the_last_bit(seed: int, width: int, rows: int) -> None:
+    random = np.random.default_rng(seed)
+    table = random.normal(size=(300, width)).astype(np.float32)
+    other = table.copy()
+    compiled, plain = CompiledAdder(FixedNoise(seed), width), NumpyAdder(FixedNoise(seed), width)
+    assert compiled.rows == plain.rows
+    for _ in range(3):
+        chosen = np.sort(random.permutation(300)[: min(rows, compiled.rows)])
+        # Steps owed from none to many: sizes from nothing to far above what is there.
+        scales = random.choice([0.0, 1e-9, 0.3, 5.0, 1e6], len(chosen))
+        compiled.add(table, chosen, scales)
+        plain.add(other, chosen, scales)
+    assert np.array_equal(table.view(np.uint32), other.view(np.uint32))
+
+
+def test_both_add_the_same_to_many_values_those_that_are_left_out_too() -> None:
+    tables = []
+    for kind in (CompiledAdder, NumpyAdder):
+        table = np.zeros((1000, 512), np.float32)
+        work = kind(FixedNoise(7), 512)
+        for start in range(0, len(table), work.rows):
+            rows = np.arange(start, min(start + work.rows, len(table)))
+            work.add(table, rows, np.full(len(rows), 2.0))
+        tables.append(table)
+    assert np.array_equal(tables[0].view(np.uint32), tables[1].view(np.uint32))
+    values = tables[0].ravel() / 2.0
+    # Beyond the last rectangle, at 3.3, only what is left out comes.
+    expected = 2 * stats.norm.sf(3.5) * len(values)
+    assert abs((np.abs(values) > 3.5).sum() - expected) < 5 * expected**0.5
+    assert stats.kstest(values[:200_000], "norm").pvalue > 1e-4
+
+
+def test_what_a_word_stands_for_is_as_described() -> None:
+    normals = Normals(Keystream(bytes(32)))
+    words, places, values = normals.draw(100)
+    made = normals.lows[(words % np.uint64(CELLS)).astype(np.int64)]
+    made += (words >> np.uint64(15) | np.uint64(0x3FC0000000000000)).view(np.float64)
+    made[places] = values
+    found = np.empty(100)
+    Normals(Keystream(bytes(32))).fill(found)
+    assert np.array_equal(made, found)
+
+
+def test_no_other_row_is_touched_and_no_row_beyond_the_table() -> None:
+    whole = np.full((12, 5), 3.0, np.float32)
+    table = whole[1:11]
+    work = CompiledAdder(SystemNoise(), 5)
+    work.add(table, np.array([0, 9]), np.array([1.0, 1.0]))
+    assert (whole[[0, *range(2, 10), 11]] == 3.0).all()
+    assert (whole[[1, 10]] != 3.0).all()
+    for rows in ([10], [-1]):
+        with pytest.raises(IndexError):
+            work.add(table, np.array(rows), np.array([1.0]))
+    for wrong in (table.astype(np.float64), np.zeros((5, 10), np.float32).T):
+        with pytest.raises(TypeError):
+            work.add(wrong, np.array([0]), np.array([1.0]))
+    before = whole.copy()
+    work.add(table, np.zeros(0, np.int64), np.zeros(0))
+    assert np.array_equal(whole, before)
