@@ -14,13 +14,14 @@ from client.privacy.budget import check_fits
 from client.privacy.ledger import Ledger
 from client.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from client.privacy.plan import check_paid, check_plan, check_state, planned_events
-from client.records import held_catalogue, held_records
+from client.records import held_catalogue, held_records, held_stock
 from client.replying import (
     Answer,
     Node,
     NoEvaluationError,
     NoSecureSumError,
     WrongCatalogueError,
+    WrongStockError,
     reply_to,
 )
 from client.settings import ShopSettings
@@ -42,8 +43,10 @@ from common.protocol import (
     TrainingPlan,
     check_arrays,
     parse_plan,
+    shop_key,
 )
 from common.rng import derive
+from common.stock import Stock, stock_fingerprint
 
 
 def answer(
@@ -190,6 +193,16 @@ def agreed_catalogue(header: RoundHeader, settings: ShopSettings) -> Catalogue:
     return catalogue
 
 
+def _agreed_stock(header: RoundHeader, settings: ShopSettings) -> Stock | None:
+    """Return the published stock table that the shop holds if it is the server's too."""
+    stock = held_stock(settings)
+    if stock_fingerprint(stock) != header.stock_fingerprint:
+        raise WrongStockError(
+            "the server's table of what shops stock is not the one beside this shop's catalogue"
+        )
+    return stock
+
+
 def _take_part(
     kind: str,
     header: RoundHeader,
@@ -199,6 +212,12 @@ def _take_part(
 ) -> tuple[str, Arrays]:
     """Do what one exchange asks for; return the ledger's head and what leaves the shop."""
     catalogue = agreed_catalogue(header, settings)
+    stocked: np.ndarray | None = None
+    facts: dict[str, object] = {}
+    # A secure sum's session says which stock it is about.
+    if plan.trust == "shop" and (stock := _agreed_stock(header, settings)) is not None:
+        stocked = stock.rows.get(shop_key(settings.merchant_id))
+        facts["stock"] = stock.fingerprint
     if kind == JOIN:
         return _join(header, plan, settings), {}
     # Everything that can fail is tried before the charge: what is charged can't be taken back.
@@ -213,14 +232,14 @@ def _take_part(
         # An empty shop has no baskets to tell apart: it takes part, as it would with some.
         check_plan(plan, has_sessions=events.sessions is not None or not len(events))
     if kind == RELEASE:
-        head = charge(header, plan, settings, 0)
+        head = charge(header, plan, settings, 0, facts)
         noise = noise_source(settings, "popularity", 0)
-        return head, release_popularity(plan, events, catalogue.size, noise)
+        return head, release_popularity(plan, events, catalogue.size, noise, stocked)
     received = state()
     check_arrays(received, state_spec(plan.model, catalogue.size), max_norm=0.0)
     if plan.private:
         check_state(plan, header.server_round, received)
-    head = charge(header, plan, settings, header.server_round)
+    head = charge(header, plan, settings, header.server_round, facts)
     return head, train_round(
         plan,
         header.server_round,
@@ -229,6 +248,7 @@ def _take_part(
         catalogue,
         noise_source(settings, "training", header.server_round),
         sampling_source(settings, header.server_round),
+        stocked,
     )
 
 

@@ -9,28 +9,40 @@ import numpy as np
 from client.privacy.grid import on_grid, popularity_step
 from client.privacy.noise import NoiseSource
 from client.privacy.whole_rows import whole_rows
-from client.units import planned_units, unit_rows
+from client.units import of_stocked, planned_units, unit_rows
 from common.protocol import POPULARITY, Arrays, TrainingPlan
 from common.schema import ShopEvents
 
 
 def release_popularity(
-    plan: TrainingPlan, events: ShopEvents, n_items: int, noise: NoiseSource
+    plan: TrainingPlan,
+    events: ShopEvents,
+    n_items: int,
+    noise: NoiseSource,
+    stocked: np.ndarray | None = None,
 ) -> Arrays:
     """Return the shop's private popularity histogram.
 
     Every unit's row is scaled to norm 1, so adding or removing a unit moves the sum by at most 1.
 
+    Parameters
+    ----------
+    stocked
+        (k,) ascending catalogue rows that the shop stocks by the published table, and all that its
+        records may be of to count; None: it stocks the whole catalogue.
+
     Returns
     -------
     dict
-        ``popularity`` (n,) float32: the sum over units, plus noise of standard deviation
-        ``popularity_noise_multiplier``, on the plan's grid.
+        ``popularity`` (n,) float32, or (k,) of what is stocked: the sum over units, plus noise of
+        standard deviation ``popularity_noise_multiplier``, on the plan's grid.
     """
-    units = planned_units(plan, events, n_items)
+    units = planned_units(plan, events, n_items, of_stocked(events, n_items, stocked))
     counts = np.asarray(unit_rows(units.history).sum(axis=0), dtype=np.float64).ravel()
+    if stocked is not None:
+        counts = counts[stocked]
     if plan.private:
-        counts = counts + noise.normal(n_items, plan.popularity_noise_multiplier)
+        counts = counts + noise.normal(len(counts), plan.popularity_noise_multiplier)
     return {POPULARITY: on_grid(counts, popularity_step(plan))}
 
 

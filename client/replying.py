@@ -39,6 +39,10 @@ class WrongCatalogueError(ProtocolError):
     """The server trains on another catalogue than this shop holds."""
 
 
+class WrongStockError(ProtocolError):
+    """The server has another stock table than this shop holds: other rows would travel."""
+
+
 class NoEvaluationError(ConfigError):
     """The shop releases no figures of its own."""
 
@@ -58,6 +62,7 @@ _CODES: tuple[tuple[type[Exception], StatusCode], ...] = (
     (ConfigError, "refused-config"),
     (DataError, "data-error"),
     (WrongCatalogueError, "wrong-catalogue"),
+    (WrongStockError, "wrong-stock"),
     (ProtocolError, "wrong-protocol"),
     (Exception, "failed"),
 )

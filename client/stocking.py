@@ -54,7 +54,7 @@ def published_stock(
     if unlisted:
         advice.append(
             f"the published stock table does not say that the shop stocks {unlisted:,} products of "
-            "its records: in secure sums nothing of them is learned from it. Tell the operator"
+            "its records: next to nothing of them is learned from it. Tell the operator"
         )
     return {
         "fingerprint": stock.fingerprint,

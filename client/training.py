@@ -16,7 +16,7 @@ from client.privacy.grid import delta_step, on_grid
 from client.privacy.noise import NoiseSource
 from client.privacy.step import ExactDPStep, Tensors, UnitBatch
 from client.privacy.whole import WholeOptimizer, WholeStep
-from client.units import planned_units, uniforms
+from client.units import of_stocked, planned_units, uniforms
 from common.blocks import block_of, taken_off
 from common.features import Catalogue
 from common.losses import LOSSES, UnitVectors
@@ -30,6 +30,7 @@ from common.model import (
 )
 from common.protocol import ITEMS, POPULARITY, Arrays, TrainingPlan
 from common.schema import ShopEvents
+from common.stocked_rows import products_of, sent_rows
 
 # Arrays that a unit reads by rows; it has a copy of all others.
 TABLES = frozenset((ITEMS, FEATURES, CUSTOMERS))
@@ -45,6 +46,7 @@ def train_round(
     catalogue: Catalogue,
     noise: NoiseSource,
     sampling: np.random.Generator,
+    stocked: np.ndarray | None = None,
 ) -> Arrays:
     """Return the private delta of one round's local steps.
 
@@ -58,20 +60,25 @@ def train_round(
         The released global state.
     sampling
         Draws a unit's own targets and negatives; no privacy rests on it.
+    stocked
+        Catalogue rows that the shop stocks by the published table; None: all. Records of other
+        products count in nothing, and other products' rows are no parameters of the shop's: they
+        are not read, not among a unit's negatives, in no norm, and have no noise.
 
     Returns
     -------
     dict
-        Delta float32 of every trained array: gradient steps ``-η/N (Σ clip(g_u) + noise)``, on
-        the plan's grid. What a loss needs of the whole catalogue, the Gram matrix and the expected
-        basket, is that of the released state in every local step: a public constant of the round,
-        so that a step costs in the rows that its units read. With one local step there is no
-        difference.
+        Delta float32 of every trained array, of learned products the rows that the shop stocks
+        alone: gradient steps ``-η/N (Σ clip(g_u) + noise)``, on the plan's grid. What a loss needs
+        of the whole catalogue, the Gram matrix and the expected basket, is that of the released
+        state in every local step: a public constant of the round, so that a step costs in the rows
+        that its units read. With one local step there is no difference.
     """
-    forward, rows, people = _prepared(plan, server_round, state, events, catalogue)
+    forward, rows, people = _prepared(plan, server_round, state, events, catalogue, stocked)
     names = trained_names(plan)
+    start = {name: forward.own(name, state[name]) for name in names}
     step = ExactDPStep(
-        {name: torch.tensor(state[name]) for name in names},
+        {name: torch.tensor(start[name]) for name in names},
         tables=TABLES.intersection(names),
         max_grad_norm=plan.clipping_norm(server_round) if plan.private else math.inf,
         noise_multiplier=plan.noise_multiplier if plan.private else 0.0,
@@ -90,7 +97,7 @@ def train_round(
             step.accumulate(forward.losses, forward.batch(rows, members, key, people))
         step.step()
     trained, grid = step.state(), delta_step(plan, server_round)
-    return {name: on_grid(trained[name].numpy() - state[name], grid) for name in names}
+    return {name: on_grid(trained[name].numpy() - start[name], grid) for name in names}
 
 
 def whole_gradients(
@@ -127,16 +134,23 @@ def whole_gradients(
 
 
 def _prepared(
-    plan: TrainingPlan, server_round: int, state: Arrays, events: ShopEvents, catalogue: Catalogue
+    plan: TrainingPlan,
+    server_round: int,
+    state: Arrays,
+    events: ShopEvents,
+    catalogue: Catalogue,
+    stocked: np.ndarray | None = None,
 ) -> tuple["_Forward", sparse.csr_matrix, sparse.csr_matrix | None]:
     """Return the model's formula at the released state, the units' rows and their attributes."""
     among = events.timestamps >= plan.train_from if plan.train_from else np.ones(len(events), bool)
     if server_round <= plan.tuning_round:
         among &= events.timestamps < plan.validation_from
-    forward = _Forward(plan, catalogue, state[POPULARITY])
+    if (listed := of_stocked(events, catalogue.size, stocked)) is not None:
+        among &= listed
+    forward = _Forward(plan, catalogue, state[POPULARITY], stocked)
     forward.read(state)
     units = planned_units(plan, events, catalogue.size, among)
-    rows = forward.block.training_rows(units.history, plan.model.row_exponent)
+    rows = forward.own_rows(forward.block.training_rows(units.history, plan.model.row_exponent))
     people = None
     if plan.model.customer_rows and plan.unit == "customer":
         count = len(events.user_ids)
@@ -147,18 +161,31 @@ def _prepared(
 class _Forward:
     """From units' rows to their losses: the model's formula on gathered rows."""
 
-    def __init__(self, plan: TrainingPlan, catalogue: Catalogue, popularity: np.ndarray) -> None:
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        catalogue: Catalogue,
+        popularity: np.ndarray,
+        stocked: np.ndarray | None = None,
+    ) -> None:
         self._plan, self._loss = plan, LOSSES[plan.loss]
         self.block = block_of(plan.model, popularity, catalogue)
+        #: Places among the learned rows that are the shop's parameters; None: all of them.
+        self._own: np.ndarray | None = None
+        if stocked is not None:
+            shapes = trained_spec(plan.model, catalogue.size)
+            sent = sent_rows(products_of(plan, shapes, popularity), stocked)
+            self._own = np.flatnonzero(sent[ITEMS]) if ITEMS in sent else None
         along, self._expected_weights = taken_off(self.block, plan.model)
-        self._along = torch.tensor(along)
-        self._edges = np.cumsum(self.block.rates, dtype=np.float64)
+        self._along = torch.tensor(self.own(ITEMS, along))
+        self._edges = np.cumsum(self.own(ITEMS, self.block.rates), dtype=np.float64)
         self._features: tuple[np.ndarray, np.ndarray] | None = None
         self._feature_table: sparse.csr_matrix | None = None
         width = 1
         if plan.model.feature_rows:
             self._feature_table = feature_weights(catalogue, plan.model, self.block.rows)
-            self._features = _padded(self._feature_table, np.arange(len(self.block.rows)))
+            places = self.own(ITEMS, np.arange(len(self.block.rows)))
+            self._features = _padded(self._feature_table, places)
             width += self._features[0].shape[1]
         self.floats_per_product = width * plan.model.dimension
         # Each unit has copies of its own of all dense parameters, and so of their gradients.
@@ -170,6 +197,19 @@ class _Forward:
         if plan.loss == "softmax":
             self.floats_per_unit += plan.negatives * self.floats_per_product
         self._expected = self._gram = torch.empty(0)
+
+    def own(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Return the shop's own rows of an array: of learned products those that it stocks."""
+        return values if self._own is None or name != ITEMS else values[self._own]
+
+    def own_rows(self, rows: sparse.csr_matrix) -> sparse.csr_matrix:
+        """Return training rows (U, L), which hold none but the shop's own columns, as (U, k)."""
+        if self._own is None:
+            return rows
+        place = np.full(rows.shape[1], -1, dtype=rows.indices.dtype)
+        place[self._own] = np.arange(len(self._own))
+        shape = (rows.shape[0], len(self._own))
+        return sparse.csr_matrix((rows.data, place[rows.indices], rows.indptr), shape=shape)
 
     def read(self, state: Mapping[str, np.ndarray | Tensor]) -> None:
         """Take the constants of a round from the released state."""

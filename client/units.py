@@ -97,6 +97,19 @@ def planned_units(
     return unit_histories(events, plan.unit, n_items, weights, among)
 
 
+def of_stocked(events: ShopEvents, n_items: int, stocked: np.ndarray | None) -> np.ndarray | None:
+    """Return (N,) bool of the records of products that a shop stocks; None where it stocks all.
+
+    ``stocked`` are catalogue rows of the published table, so what decides over a unit's record is
+    public and its own.
+    """
+    if stocked is None:
+        return None
+    listed = np.zeros(n_items, dtype=bool)
+    listed[stocked] = True
+    return np.asarray(listed[events.items])
+
+
 def unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     """Return the matrix with every row scaled to Euclidean norm 1; an empty row stays empty.
 

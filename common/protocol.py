@@ -77,6 +77,7 @@ StatusCode = Literal[
     "over-budget",
     "refused-config",
     "wrong-catalogue",
+    "wrong-stock",
     "wrong-protocol",
     "ledger-error",
     "data-error",
@@ -111,6 +112,10 @@ class ModelPlan(Frozen):
         A content feature, such as ``type*brand``: the learned rows are then the ``learned_items``
         most popular of its values, each product weighing as popular as it is within its value.
         Few rows that many customers touch: what little privacy noise leaves.
+    group_weights
+        ``popular``: each product weighs in its group as popular as it is. ``even``: all weigh
+        alike, and ``popularity_exponent`` is how much more a popular one is wanted. Then a history
+        has no more entries than products, however many groups there are.
     row_exponent
         A unit with history ``x`` trains with ``x / |x|^e``: 1 gives all units the same say, 0 gives
         those with long histories more.
@@ -135,6 +140,7 @@ class ModelPlan(Frozen):
     customer_rows: int = Field(0, ge=0)
     popularity_exponent: float = Field(0.3, ge=0, le=1)
     groups: str = ""
+    group_weights: Literal["popular", "even"] = "popular"
     row_exponent: float = Field(1.0, ge=0, le=1)
     centred: bool = True
     popular_share: float = Field(1.0, gt=0, le=1)
@@ -238,7 +244,8 @@ class RoundHeader(Frozen):
     """Header of every message from the server.
 
     Round 0 is the popularity release; a ``JOIN`` names the first round that the shop would serve,
-    a ``HOME`` and an ``EVALUATE`` the last one.
+    a ``HOME`` and an ``EVALUATE`` the last one. ``stock_fingerprint`` is that of the published
+    stock table, zeros where there is none: it decides which rows a reply holds.
     """
 
     version: int = PROTOCOL_VERSION
@@ -246,6 +253,9 @@ class RoundHeader(Frozen):
     server_round: int
     plan_json: str
     catalogue_fingerprint: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)
+    stock_fingerprint: str = Field(
+        NO_FINGERPRINT, min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS
+    )
     ledger_head: str = Field(
         NO_FINGERPRINT, min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS
     )

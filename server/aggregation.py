@@ -5,7 +5,7 @@ their public keys, so the result does not depend on who answered first.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from common.features import Feature
 from common.popularity import rates
 from common.protocol import POPULARITY, Arrays, TrainingPlan
+from common.stocked_rows import ByRow
 
 OptimizerName = Literal["none", "momentum", "adam", "yogi"]
 
@@ -22,20 +23,51 @@ _SLOTS: Mapping[OptimizerName, str] = {"none": "", "momentum": "m", "adam": "mv"
 
 @dataclass(frozen=True)
 class Contribution:
-    """One shop's reply to one exchange."""
+    """One shop's reply to one exchange.
+
+    Attributes
+    ----------
+    rows
+        Name -> (R,) bool of the rows of a whole array that the shop sends and ``arrays`` holds;
+        arrays that are not named are whole.
+    """
 
     shop: str
     weight: float
     arrays: Arrays
+    rows: ByRow = field(default_factory=dict)
+
+    def whole_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of an array with the rows that the shop does not send."""
+        shape = self.arrays[name].shape
+        return (len(self.rows[name]), *shape[1:]) if name in self.rows else shape
+
+
+def senders(contributions: Sequence[Contribution], name: str) -> np.ndarray | None:
+    """Return (R,) how many shops send each row of an array; None where all send all of it."""
+    if not any(name in c.rows for c in contributions):
+        return None
+    count = np.zeros(contributions[0].whole_shape(name)[0], np.int64)
+    for contribution in contributions:
+        count += contribution.rows.get(name, np.True_)
+    return count
 
 
 def weighted_sum(contributions: Sequence[Contribution]) -> Arrays:
-    """Return ``Σ w_k x_k`` per array, in float64, whatever the order of ``contributions``."""
+    """Return ``Σ w_k x_k`` per array, in float64, whatever the order of ``contributions``.
+
+    A row's sum is over the shops that send it; a row that none sends is 0.
+    """
     ordered = sorted(contributions, key=lambda c: c.shop)
-    total = {name: np.zeros(a.shape, np.float64) for name, a in ordered[0].arrays.items()}
+    first = ordered[0]
+    total = {name: np.zeros(first.whole_shape(name), np.float64) for name in first.arrays}
     for contribution in ordered:
         for name, into in total.items():
-            into += contribution.weight * contribution.arrays[name].astype(np.float64)
+            own = contribution.weight * contribution.arrays[name].astype(np.float64)
+            if name in contribution.rows:
+                into[contribution.rows[name]] += own
+            else:
+                into += own
     return total
 
 
@@ -43,7 +75,10 @@ def weighted_mean(contributions: Sequence[Contribution]) -> Arrays:
     """Return ``Σ w_k x_k / Σ w_k`` per array, in float64.
 
     The weights are public constants; with equal noise in every update, equal weights give the
-    mean least noise.
+    mean least noise. They are those of all shops, also in a row that only some send: what the
+    others did not send is what they have of a product that they do not sell, nothing. So the mean
+    is that of whole updates, with less noise. Divided by its senders, a row that few send would
+    count for more than its customers.
     """
     weight = sum(c.weight for c in sorted(contributions, key=lambda c: c.shop))
     return {name: total / weight for name, total in weighted_sum(contributions).items()}
@@ -100,7 +135,7 @@ def summed_rates(
 
 def sum_popularity(contributions: Sequence[Contribution]) -> np.ndarray:
     """Return the sum ``(n,)`` over shops of their noisy counts; weights play no part in it."""
-    equal = [Contribution(c.shop, 1.0, c.arrays) for c in contributions]
+    equal = [Contribution(c.shop, 1.0, c.arrays, c.rows) for c in contributions]
     return weighted_sum(equal)[POPULARITY]
 
 

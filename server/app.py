@@ -73,7 +73,7 @@ def _run(
         trained=trained_names(plan),
         features=catalogue.features,
         members=read_roster(home.roster_file) if plan.trust == "federation" else None,
-        stock=read_stock(published, catalogue) if plan.trust == "federation" else None,
+        stock=read_stock(published, catalogue),
     )
 
     def finish(state: Arrays, noise: Noise) -> str:

@@ -20,6 +20,10 @@ CODES = {
         "it holds another version of the catalogue",
         "give it the folder of the version that this run trains on",
     ),
+    "wrong-stock": (
+        "it holds another table of what shops stock than this run goes by",
+        "give it the folder of the catalogue's version that this run trains on",
+    ),
     "wrong-protocol": (
         "its code speaks another version of the protocol",
         "bring both sides to one release",

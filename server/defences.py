@@ -11,6 +11,10 @@ Really Backdoor Federated Learning?"). They take coordinates or whole deltas for
 recommender most rows are of products that few shops have sold at all: a median of them is zero,
 and a delta of honest norm can spend all of it on one row. ``tail-aware`` bounds what a shop may do
 to one *product*.
+
+Where shops send the rows alone that they stock, a row that a shop does not send is absent, and no
+zero: a rule takes the row's senders for its shops, and the mean that it makes of them counts for as
+many of all. A row that no shop sends that a rule takes is not known.
 """
 
 import math
@@ -70,19 +74,25 @@ class Defence:
         """How many more honest shops than bad ones the rule needs."""
         return 3 if self.name in ("krum", "multi-krum") else 1
 
-    def noise(self, shops: int, width: int) -> float:
+    def noise(self, shops: int, width: int, senders: int | None = None) -> float:
         """Return how much of the plain mean's noise variance is left in what the rule returns.
 
-        For shops of equal noise in rows of so many numbers, where noise outweighs what they say.
+        For shops of equal noise in rows of so many numbers, where noise outweighs what they say;
+        in a row that only ``senders`` of the shops send, how much of that of the mean over these.
         """
         bad = self.bad(shops)
+        if senders is not None and self.name == "trimmed-mean":
+            shops, bad = senders, _fewer(bad, senders)
         share = bad / shops
+        if senders is not None and self.name == "tail-aware":
+            # Below the typical row, half of all, no row is cut.
+            share = min(bad / senders, 0.5)
         if self.name == "krum":
-            return float(shops)
+            return float(shops if senders is None else senders)
         if self.name == "multi-krum":
             return shops / (shops - bad)
         if self.name == "median":
-            return math.pi / 2
+            return 1.0 if senders in (1, 2) else math.pi / 2
         if self.name == "trimmed-mean" and bad:
             return _capped_variance(1, 2 * share) / (1 - 2 * share) ** 2
         return _capped_variance(width, share) if self.name == "tail-aware" and bad else 1.0
@@ -97,19 +107,15 @@ class Defence:
         """
         if self.name == "none":
             return weighted_mean(contributions)
-        if not self.holds(len(contributions)):
-            raise ProtocolError(
-                f"defence {self.name} needs {self.fewest} shops: {len(contributions)} are too few"
-            )
-        # Whatever came first, the same shops stand in the same order.
-        ordered = sorted(contributions, key=lambda c: c.shop)
-        return _RULES[self.name]([c.arrays for c in ordered], self.bad(len(ordered)))
+        # A row of which nothing is known stays as it is.
+        return {n: np.where(np.isnan(a), 0.0, a) for n, a in self._ruled(contributions).items()}
 
     def counts(self, contributions: Sequence[Contribution]) -> np.ndarray:
         """Return the sum ``(n,)`` of the shops' noisy popularity counts, by the same rule.
 
         ``tail-aware`` takes each count for no more than the largest, and no less than the
-        smallest, of what the shops that may be honest say of the same product.
+        smallest, of what the shops that may be honest say of the same product. Not a number where
+        the rule takes none of the shops that send it.
 
         Raises
         ------
@@ -118,39 +124,129 @@ class Defence:
         """
         if self.name == "none":
             return sum_popularity(contributions)
-        total: np.ndarray = self.update(contributions)[POPULARITY] * len(contributions)
+        total: np.ndarray = self._ruled(contributions)[POPULARITY] * len(contributions)
         return total
 
+    def row_variances(self, shops: int, width: int, senders: np.ndarray) -> np.ndarray:
+        """Return how many times one shop's noise variance is in each row (R,) of the sum.
 
-def _median(shops: list[Arrays], _bad: int) -> Arrays:
-    return _by_coordinate(shops, lambda block: np.median(block, axis=0))
+        Parameters
+        ----------
+        senders
+            (R,) how many of the shops send each row.
+        """
+        times = np.zeros(len(senders))
+        for count in np.unique(senders[senders > 0]).tolist():
+            times[senders == count] = count * self.noise(shops, width, count)
+        return times
+
+    def _ruled(self, contributions: Sequence[Contribution]) -> Arrays:
+        """Return the mean by the rule; not a number in rows of which nothing is known."""
+        if not self.holds(len(contributions)):
+            raise ProtocolError(
+                f"defence {self.name} needs {self.fewest} shops: {len(contributions)} are too few"
+            )
+        # Whatever came first, the same shops stand in the same order.
+        ordered = sorted(contributions, key=lambda c: c.shop)
+        return _RULES[self.name](_Shops.of(ordered), self.bad(len(ordered)))
 
 
-def _trimmed_mean(shops: list[Arrays], bad: int) -> Arrays:
-    def trimmed(block: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True)
+class _Shops:
+    """What the shops of one exchange sent.
+
+    Attributes
+    ----------
+    arrays
+        One a shop, whole: 0 in rows that it does not send.
+    sends
+        Name -> (K, R) bool, of arrays of which some shop does not send all rows.
+    """
+
+    arrays: list[Arrays]
+    sends: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, contributions: Sequence[Contribution]) -> "_Shops":
+        """Return what so many shops sent."""
+        sends = {}
+        for name in {name: None for c in contributions for name in c.rows}:
+            count = contributions[0].whole_shape(name)[0]
+            every = np.ones(count, dtype=bool)
+            sends[name] = np.stack([c.rows.get(name, every) for c in contributions])
+        return cls([_whole(c) for c in contributions], sends)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def row_norms(self, name: str) -> np.ndarray:
+        """Return (K, R) float64 norms of an array's rows."""
+        return np.stack([_row_norms(arrays[name]) for arrays in self.arrays])
+
+    def usual(self, norms: dict[str, np.ndarray]) -> np.ndarray:
+        """Return (K,) the norms of what shops would send if each sent the usual rows.
+
+        Parameters
+        ----------
+        norms
+            Name -> (K, R) norms of what each does send. Of a row's senders the median is usual, or
+            what a typical shop's typical row is: most shops may have nothing to say there.
+        """
+        squares = np.zeros(len(self))
+        for name, found in norms.items():
+            sends = self.sends.get(name, np.ones(found.shape, dtype=bool))
+            sent = sends.any(axis=0)
+            row = np.nanmedian(np.where(sends, found, np.nan)[:, sent], axis=0)
+            squares += sends[:, sent] @ np.maximum(row, _typical(found)) ** 2
+        usual: np.ndarray = np.sqrt(squares)
+        return usual
+
+    def only(self, chosen: np.ndarray) -> Arrays:
+        """Return the mean over some shops; of a row, over those that send it, times its senders.
+
+        That is what all shops' mean is if the chosen ones are like the others that send the row.
+        """
+        mean = _scaled_mean([self.arrays[k] for k in chosen])
+        for name, rows in self.sends.items():
+            among = rows[chosen].sum(axis=0)
+            share = rows.sum(axis=0) / len(self) * len(chosen)
+            scale = np.divide(share, among, out=np.full(len(share), np.nan), where=among > 0)
+            mean[name] *= scale.reshape(_along_rows(mean[name]))
+        return mean
+
+
+def _median(shops: _Shops, bad: int) -> Arrays:
+    return _by_coordinate(shops, bad, lambda block, _: np.median(block, axis=0))
+
+
+def _trimmed_mean(shops: _Shops, bad: int) -> Arrays:
+    def trimmed(block: np.ndarray, bad: int) -> np.ndarray:
         block.sort(axis=0)
         middle: np.ndarray = block[bad : len(block) - bad].mean(axis=0)
         return middle
 
-    return _by_coordinate(shops, trimmed)
+    return _by_coordinate(shops, bad, trimmed)
 
 
-def _krum(shops: list[Arrays], bad: int) -> Arrays:
-    best = int(np.argmin(_krum_scores(shops, bad)))
-    return {name: array.astype(np.float64) for name, array in shops[best].items()}
+def _krum(shops: _Shops, bad: int) -> Arrays:
+    return shops.only(np.array([np.argmin(_krum_scores(shops, bad))]))
 
 
-def _multi_krum(shops: list[Arrays], bad: int) -> Arrays:
+def _multi_krum(shops: _Shops, bad: int) -> Arrays:
     order = np.argsort(_krum_scores(shops, bad), kind="stable")
-    return _scaled_mean([shops[k] for k in np.sort(order[: len(shops) - bad])])
+    return shops.only(np.sort(order[: len(shops) - bad]))
 
 
-def _norm_bound(shops: list[Arrays], _bad: int) -> Arrays:
-    norms = np.sqrt([sum(_square(a) for a in arrays.values()) for arrays in shops])
-    return _scaled_mean(shops, _factors(norms, np.median(norms)))
+def _norm_bound(shops: _Shops, _bad: int) -> Arrays:
+    norms = np.sqrt([sum(_square(a) for a in arrays.values()) for arrays in shops.arrays])
+    if shops.sends:
+        # Whoever sends more rows sends longer updates: a norm counts beside that of the same rows.
+        norms /= np.maximum(shops.usual({n: shops.row_norms(n) for n in shops.arrays[0]}), 1e-300)
+    mean = _scaled_mean(shops.arrays, _factors(norms, np.median(norms)))
+    return _without_unknown(shops, mean)
 
 
-def _tail_aware(shops: list[Arrays], bad: int) -> Arrays:
+def _tail_aware(shops: _Shops, bad: int) -> Arrays:
     """Bound each shop's say on each row, then its say on the whole.
 
     Of a row's norms over ``n`` shops, the ``(bad + 1)``-th largest is at most what some honest
@@ -158,28 +254,33 @@ def _tail_aware(shops: list[Arrays], bad: int) -> Arrays:
     that is nothing; there a shop moves a row by at most what a typical shop's typical row is, the
     median over shops of the median over the rows that each moves at all: mostly one customer's.
     Thus bad shops can make a product look like one that a customer or so of each has bought, and
-    never like one of the short head.
+    never like one of the short head. All shops that may be bad may stock one product: a row is cut
+    to the ``(bad + 1)``-th largest of its senders, however few they are.
     """
-    factors: list[dict[str, np.ndarray]] = [{} for _ in shops]
+    factors: list[dict[str, np.ndarray]] = [{} for _ in shops.arrays]
     squares = np.zeros(len(shops))
-    for name in shops[0]:
-        norms = np.stack([_row_norms(arrays[name]) for arrays in shops])
+    cut: dict[str, np.ndarray] = {}
+    for name in shops.arrays[0]:
+        norms = shops.row_norms(name)
         caps = np.maximum(_largest_honest(norms, bad), _typical(norms))
         kept = np.minimum(norms, caps)
         squares += (kept**2).sum(axis=1)
+        cut[name] = kept
         for own, row in zip(factors, _factors(norms, caps), strict=True):
             own[name] = row
     whole = np.sqrt(squares)
+    if shops.sends:
+        whole /= np.maximum(shops.usual(cut), 1e-300)
     of_whole = _factors(whole, _largest_honest(whole, bad))
-    mean = {name: np.zeros(a.shape, np.float64) for name, a in shops[0].items()}
-    for arrays, own, factor in zip(shops, factors, of_whole, strict=True):
+    mean = {name: np.zeros(a.shape, np.float64) for name, a in shops.arrays[0].items()}
+    for arrays, own, factor in zip(shops.arrays, factors, of_whole, strict=True):
         for name, into in mean.items():
             rows = own[name] * (factor / len(shops))
             into += arrays[name].astype(np.float64) * rows.reshape(_along_rows(into))
-    return mean
+    return _without_unknown(shops, mean)
 
 
-_RULES: dict[str, Callable[[list[Arrays], int], Arrays]] = {
+_RULES: dict[str, Callable[[_Shops, int], Arrays]] = {
     "median": _median,
     "trimmed-mean": _trimmed_mean,
     "krum": _krum,
@@ -248,33 +349,98 @@ def _scaled_mean(shops: list[Arrays], factors: np.ndarray | None = None) -> Arra
     return mean
 
 
-def _by_coordinate(shops: list[Arrays], rule: Callable[[np.ndarray], np.ndarray]) -> Arrays:
-    """Apply a rule to (K, ...) blocks of all shops' values of some rows."""
+def _whole(contribution: Contribution) -> Arrays:
+    """Return a shop's arrays with zeros in the rows that it does not send."""
+    whole = dict(contribution.arrays)
+    for name, rows in contribution.rows.items():
+        whole[name] = np.zeros(contribution.whole_shape(name), whole[name].dtype)
+        whole[name][rows] = contribution.arrays[name]
+    return whole
+
+
+def _without_unknown(shops: _Shops, mean: Arrays) -> Arrays:
+    """Return a mean (float64) that is not a number in rows that no shop sends."""
+    for name, rows in shops.sends.items():
+        mean[name][~rows.any(axis=0)] = np.nan
+    return mean
+
+
+def _fewer(bad: int, senders: int) -> int:
+    """Return how many bad ones of a row's senders a rule bears that is lost to half of them."""
+    return min(bad, (senders - 1) // 2)
+
+
+def _by_coordinate(
+    shops: _Shops, bad: int, rule: Callable[[np.ndarray, int], np.ndarray]
+) -> Arrays:
+    """Apply a rule to (K, ...) blocks of all shops' values of some rows, and how many may be bad.
+
+    Of a row that ``s`` shops send it is applied to these, and the result counts ``s / K``.
+    """
     found = {}
-    for name, first in shops[0].items():
+    count = len(shops)
+    for name, first in shops.arrays[0].items():
         into = np.empty(first.shape, np.float64)
-        width = max(first[:1].size, 1) * len(shops)
+        width = max(first[:1].size, 1) * count
         for part in _parts(len(first), width):
-            block = np.stack([arrays[name][part] for arrays in shops]).astype(np.float64)
-            into[part] = rule(block)
+            block = np.stack([arrays[name][part] for arrays in shops.arrays]).astype(np.float64)
+            if name not in shops.sends:
+                into[part] = rule(block, bad)
+                continue
+            # Senders first: a stable sort of (not) sending.
+            sends = shops.sends[name][:, part]
+            order = np.argsort(~sends, axis=0, kind="stable")
+            order = order.reshape(order.shape + (1,) * (block.ndim - 2))
+            block = np.take_along_axis(block, order, axis=0)
+            senders, some = sends.sum(axis=0), into[part]
+            some[senders == 0] = np.nan
+            for few in np.unique(senders[senders > 0]).tolist():
+                rows = senders == few
+                some[rows] = rule(block[:few, rows], _fewer(bad, few)) * (few / count)
         found[name] = into
     return found
 
 
-def _krum_scores(shops: list[Arrays], bad: int) -> np.ndarray:
-    """Return (K,) sums of squared distances to the ``K - bad - 2`` nearest others."""
+def _krum_scores(shops: _Shops, bad: int) -> np.ndarray:
+    """Return (K,) sums of squared distances to the ``K - bad - 2`` nearest others.
+
+    Shops that send different rows are as far apart as in the rows that both send, in proportion.
+    """
     count = len(shops)
     distances = np.zeros((count, count))
-    for name, first in shops[0].items():
-        width = max(first[:1].size, 1) * count
-        for part in _parts(len(first), width):
-            block = np.stack([arrays[name][part].ravel() for arrays in shops]).astype(np.float64)
+    for name, first in shops.arrays[0].items():
+        one = max(first[:1].size, 1)
+        for part in _parts(len(first), one * count):
+            rows = [arrays[name][part].ravel() for arrays in shops.arrays]
+            block = np.stack(rows).astype(np.float64)
+            if name in shops.sends:
+                both = shops.sends[name][:, part].astype(np.float64)
+                by_row = (block**2).reshape(count, both.shape[1], one).sum(axis=2)
+                common = by_row @ both.T
+                distances += common + common.T - 2 * (block @ block.T)
+                continue
             squares = np.einsum("kv,kv->k", block, block)
             distances += squares[:, None] + squares[None, :] - 2 * (block @ block.T)
+    if shops.sends:
+        distances = _per_number(shops, distances)
     np.fill_diagonal(distances, np.inf)
     nearest = np.sort(distances, axis=1)[:, : count - bad - 2]
     scores: np.ndarray = nearest.sum(axis=1)
     return scores
+
+
+def _per_number(shops: _Shops, distances: np.ndarray) -> np.ndarray:
+    """Return squared distances (K, K) by the numbers that both send; far where they share none."""
+    shared = np.zeros_like(distances)
+    for name, first in shops.arrays[0].items():
+        sends = shops.sends.get(name)
+        one = max(first[:1].size, 1)
+        if sends is None:
+            shared += len(first) * one
+        else:
+            shared += (sends.astype(np.float64) @ sends.T.astype(np.float64)) * one
+    far = np.full_like(distances, np.finfo(np.float64).max / (4 * len(shops)))
+    return np.divide(distances, shared, out=far, where=shared > 0)
 
 
 def _parts(rows: int, width: int) -> Iterator[slice]:

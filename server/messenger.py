@@ -33,6 +33,8 @@ from common.protocol import (
     ReplyHeader,
     RoundHeader,
 )
+from common.stock import stock_fingerprint
+from common.stocked_rows import ByRow, sent_shapes
 from server.aggregation import Contribution
 from server.exchange import Exchange
 from server.heads import LedgerHeads
@@ -60,7 +62,10 @@ _CHARGED = frozenset((RELEASE, TRAIN, EVALUATE, SUM_MASKED))
 _AFTER = frozenset((HOME, EVALUATE))
 # A shop that says one of these will say it again: it is not asked any more in this run.
 _FINAL = frozenset(
-    ("over-budget", "refused-config", "no-secure-sum", "wrong-catalogue", "wrong-protocol")
+    (
+        *("over-budget", "refused-config", "no-secure-sum"),
+        *("wrong-catalogue", "wrong-stock", "wrong-protocol"),
+    )
 )
 # What a node comes to that says nothing well-formed of its shop.
 _UNHEARD = frozenset(("error", "unapproved", "rubbish", "late"))
@@ -85,6 +90,17 @@ class Masked:
 
     lengths: Mapping[str, int]
     take: Callable[[str, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What one exchange asks for; see :meth:`Messenger.exchange`."""
+
+    kind: str
+    server_round: int
+    expected: Shapes
+    rows: Callable[[str], ByRow] | None
+    masked: Masked | None
 
 
 class Messenger:
@@ -115,6 +131,7 @@ class Messenger:
         state: Arrays,
         expected: Shapes,
         *,
+        rows: Callable[[str], ByRow] | None = None,
         manifest: str = "",
         said: Mapping[int, str] | None = None,
         masked: Masked | None = None,
@@ -123,6 +140,10 @@ class Messenger:
 
         Parameters
         ----------
+        expected
+            Name -> shape of the whole arrays that are asked for.
+        rows
+            Shop -> the rows that it sends of arrays that it does not send whole.
         said
             Node -> what it is told in a stage of a secure sum.
         masked
@@ -134,7 +155,9 @@ class Messenger:
             server_round=server_round,
             plan_json=self._job.plan.model_dump_json(),
             catalogue_fingerprint=self._job.catalogue_fingerprint,
+            stock_fingerprint=stock_fingerprint(self._job.stock),
         )
+        asked = _Asked(kind, server_round, expected, rows, masked)
         shared: dict[str, ArrayRecord | ConfigRecord] = {}
         if state:
             shared[STATE] = ArrayRecord({n: Array(a) for n, a in state.items()})
@@ -152,7 +175,7 @@ class Messenger:
         result = Exchange(asked=len(nodes))
         codes = dict.fromkeys(nodes, "late")
         for node, reply in self._replies(messages, at_once=_FEW if masked else len(nodes)):
-            codes[node] = self._take(kind, node, reply, server_round, expected, result, masked)
+            codes[node] = self._take(node, reply, asked, result)
         for node, code in codes.items():
             if code != "ok":
                 result.declined[code] += 1
@@ -171,23 +194,15 @@ class Messenger:
             header = header.model_copy(update={"ledger_head": self._heads.of(shop)})
         return ConfigRecord(header.model_dump())
 
-    def _take(
-        self,
-        kind: str,
-        node: int,
-        reply: Message,
-        server_round: int,
-        expected: Shapes,
-        result: Exchange,
-        masked: Masked | None,
-    ) -> str:
+    def _take(self, node: int, reply: Message, asked: "_Asked", result: Exchange) -> str:
         """Check one reply; keep it if it is good; return its code."""
+        kind = asked.kind
         if reply.has_error():
             # The text is the shop's or Flower's; only that it happened is of use here.
             logger.warning("reply=error node=%d code=%d", node, reply.error.code)
             return "unapproved" if reply.error.code == ErrorCode.INVALID_FAB else "error"
         try:
-            header = reply_header(reply, server_round)
+            header = reply_header(reply, asked.server_round)
             result.answered.add(node)
             if header.shop != NO_FINGERPRINT:
                 self._roster.check(node, header.shop)
@@ -202,17 +217,19 @@ class Messenger:
                 raise ProtocolError("a shop answers for another catalogue")
             self._check_noise(kind, header)
             arrays: Arrays = {}
+            rows: ByRow = {}
             if kind in SUM_STAGES:
                 self._check_member(node, header)
-                self._hear(reply, header, result, masked)
+                self._hear(reply, header, result, asked.masked)
             else:
                 max_norm = self._job.settings.max_update_norm if kind == TRAIN else 0.0
-                arrays = reply_arrays(reply, expected, max_norm)
+                rows = {} if asked.rows is None else asked.rows(header.shop)
+                arrays = reply_arrays(reply, sent_shapes(asked.expected, rows), max_norm)
         except ProtocolError as error:
             logger.warning("reply=rubbish node=%d reason=%s", node, error)
             return "rubbish"
         result.accepted_nodes[node] = header.shop
-        result.contributions.append(Contribution(header.shop, PUBLIC_WEIGHT, arrays))
+        result.contributions.append(Contribution(header.shop, PUBLIC_WEIGHT, arrays, rows))
         return "ok"
 
     def _check_member(self, node: int, header: ReplyHeader) -> None:

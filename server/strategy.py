@@ -20,6 +20,7 @@ from common.evaluation import EVALUATION, EVALUATION_NAMES, ReleasedEvaluation
 from common.protocol import (
     EVALUATE,
     HOME,
+    ITEMS,
     JOIN,
     NO_FINGERPRINT,
     POPULARITY,
@@ -29,12 +30,13 @@ from common.protocol import (
     Noise,
 )
 from common.rng import derive
-from server.aggregation import summed_rates
+from common.stocked_rows import ByRow, products_of, sent_rows
+from server.aggregation import Contribution, senders, summed_rates
 from server.checkpoints import Checkpoint
 from server.exchange import Exchange, weakest
 from server.figures import ShopFigures
 from server.heads import LedgerHeads
-from server.job import Event, Job
+from server.job import Event, Job, Shapes
 from server.messenger import Messenger
 from server.roster import Roster
 from server.secure_sum.rounds import SecureSums, counts, mean_update, shops_of
@@ -207,11 +209,17 @@ class Federation:
         nodes = self._sample(server_round)
         shapes = {name: self._job.shapes[name] for name in self._job.trained}
         if self._sums is None:
-            exchange = self._messenger.exchange(TRAIN, server_round, nodes, state, shapes)
+            rows = self._rows(shapes, state[POPULARITY])
+            exchange = self._messenger.exchange(
+                TRAIN, server_round, nodes, state, shapes, rows=rows
+            )
             if not self._has_quorum(exchange):
                 return exchange, None, {}
             mean = self._defence.update(exchange.contributions)
-            exchange.variances = self._variances(exchange.accepted, self._job.plan.model.dimension)
+            if ITEMS in mean:
+                width = self._job.plan.model.dimension
+                variances = self._variances(exchange.contributions, ITEMS, width)
+                exchange.variances = None if variances is None else float(np.mean(variances))
             return exchange, mean, {}
         chosen = shops_of(nodes, self._roster.shop)
         summed = self._sums.collect(server_round, chosen, state, shapes)
@@ -225,7 +233,8 @@ class Federation:
         shape = {POPULARITY: job.shapes[POPULARITY]}
         why = ""
         if self._sums is None:
-            exchange = self._messenger.exchange(RELEASE, 0, nodes, {}, shape)
+            rows = self._rows(shape)
+            exchange = self._messenger.exchange(RELEASE, 0, nodes, {}, shape, rows=rows)
         else:
             summed = self._sums.collect(0, shops_of(nodes, self._roster.shop), {}, shape)
             exchange, why = summed.exchange, summed.reason
@@ -238,20 +247,40 @@ class Federation:
         self._noise = weakest((self._noise, exchange.noise))
         if self._sums is None:
             total = self._defence.counts(exchange.contributions)
-            left = self._variances(exchange.accepted, 1)
-            variances = None if left is None else np.full(len(total), left)
+            variances = self._variances(exchange.contributions, POPULARITY, 1)
+            lost = np.isnan(total)
+            total = np.where(lost, 0.0, total)
+            if variances is not None:
+                # Nothing was released of what no shop sent, or none that the rule takes.
+                variances = np.where(lost, np.inf, variances)
+                variances[variances == 0] = np.inf
         else:
             total, variances = counts(job.plan, summed), summed.variances.get(POPULARITY)
         found = summed_rates(job.plan, total, exchange.accepted, job.features, variances)
         return self._settle(initial, found)
 
-    def _variances(self, shops: int, width: int) -> float | None:
-        """Return how many times the plan's noise variance is in a number of a defended sum.
+    def _rows(
+        self, shapes: Shapes, popularity: np.ndarray | None = None
+    ) -> Callable[[str], ByRow] | None:
+        """Return which rows each shop sends; None where no stock table is published."""
+        if (stock := self._job.stock) is None:
+            return None
+        products = products_of(self._job.plan, shapes, popularity)
+        return lambda shop: sent_rows(products, stock.rows.get(shop))
 
-        None: as the plan says of so many shops.
+    def _variances(
+        self, contributions: Sequence[Contribution], name: str, width: int
+    ) -> np.ndarray | float | None:
+        """Return how many times the plan's noise variance is in each row (R,) of an array's sum.
+
+        One number where all shops send all rows. None: as the plan says of so many shops.
         """
-        plan = self._job.plan
-        if self._defence.name == "none" or not plan.private:
+        plan, shops = self._job.plan, len(contributions)
+        if not plan.private:
+            return None
+        if (sent := senders(contributions, name)) is not None:
+            return self._defence.row_variances(shops, width, sent)
+        if self._defence.name == "none":
             return None
         return plan.noise_variances(shops) * self._defence.noise(shops, width)
 

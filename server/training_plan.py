@@ -254,9 +254,9 @@ unit = "customer"
 trust = "shop"
 honest_shops = 0
 colluding_shops = 0
-# Where a stock table is published with the catalogue: a product's row travels from the shops that
-# stock it alone if so many honest ones are sure to be among them; else from "all" shops, from
-# "enough" of the others to have so many, or from "none".
+# Where a stock table is published with the catalogue, a product's row travels from the shops that
+# stock it alone: under trust "shop" always, in secure sums if so many honest ones are sure to be
+# among them; else from "all" shops, from "enough" of the others to have so many, or from "none".
 honest_stockers = 3
 rare_rows = "all"
 # The most that a run tells of one unit. A shop joins only if all of it fits under its own cap, with

@@ -33,6 +33,7 @@ FEDERATED = ("federated", "federated-dp")
 REASONS = {
     "over-budget": "the plan costs more than the shop's cap: it took no part",
     "refused-config": "the shop's settings refuse the plan",
+    "wrong-stock": "the shop holds another table of what shops stock than the server",
     "ledger-error": "the shop's ledger could not be trusted or written",
     "no-secure-sum": "the shop is not set up for secure sums: its own log says what is missing",
     "sum-refused": "the shop refused the secure sum: its own log says why",

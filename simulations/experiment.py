@@ -111,7 +111,8 @@ class PrivacySection(Section):
     ``cap_epsilon`` 0 stands for twice the target: a round that is interrupted is paid for twice.
     ``caps`` names shops with another cap. Under ``trust`` ``federation``, ``honest_shops``,
     ``colluding_shops``, ``honest_stockers`` and ``rare_rows`` are the plan's; the first is two
-    thirds of the shops where it is 0.
+    thirds of the shops where it is 0. ``publish_stock``: whether what shops stock, where the data
+    say it, is published with the catalogue: only stocked products' rows travel then.
     """
 
     unit: Unit = "customer"
@@ -122,6 +123,7 @@ class PrivacySection(Section):
     colluding_shops: int = Field(0, ge=0)
     honest_stockers: int = Field(3, ge=1)
     rare_rows: RareRows = "all"
+    publish_stock: bool = True
     cap_epsilon: float = Field(0.0, ge=0)
     caps: dict[str, float] = Field(default_factory=dict)
 

@@ -148,8 +148,10 @@ class Federator:
         catalogue = self._shared / "catalogue"
         if not catalogue.exists():
             self._shared.mkdir(parents=True, exist_ok=True)
-            # Public, and of use in secure sums alone: rows travel from the shops that stock them.
-            write_catalogue(self._world.catalogue, catalogue, self._world.dataset.tables.stock)
+            # Public: rows travel from the shops that stock them.
+            published = self._experiment.privacy.publish_stock
+            stock = self._world.dataset.tables.stock if published else None
+            write_catalogue(self._world.catalogue, catalogue, stock)
         shops = self._write_shops(name, plan)
         server = self._work / name / "server"
         run, where = (engine, "") if engine else _engine(self._experiment.run.engine)

@@ -106,7 +106,11 @@ def make_world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         )
 
     def release_popularity(
-        plan: TrainingPlan, events: ShopEvents, n_items: int, noise: NoiseSource
+        plan: TrainingPlan,
+        events: ShopEvents,
+        n_items: int,
+        noise: NoiseSource,
+        stocked: np.ndarray | None = None,
     ) -> Arrays:
         if world.error:
             raise world.error
@@ -120,6 +124,7 @@ def make_world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         catalogue: Catalogue,
         noise: NoiseSource,
         sampling: np.random.Generator,
+        stocked: np.ndarray | None = None,
     ) -> Arrays:
         if world.error:
             raise world.error

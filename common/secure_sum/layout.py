@@ -16,19 +16,18 @@ All of it follows from the plan, the roster, the published stock table and, in a
 the released popularity: nobody sends row numbers.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from common.blocks import learned_rows
-from common.protocol import ITEMS, POPULARITY, TrainingPlan
+from common.protocol import TrainingPlan
 from common.secure_sum.members import threshold
 from common.secure_sum.primitives import add_keystream
 from common.stock import Stock
+from common.stocked_rows import Shapes, row_products, stocked_among
 
-Shapes = Mapping[str, tuple[int, ...]]
 #: Numbers of a vector: all of them, or those where (n,) bools say so.
 Where = slice | np.ndarray
 EVERYWHERE = slice(None)
@@ -133,7 +132,7 @@ def layout_of(
     widths: list[np.ndarray] = []
     sends: list[np.ndarray] = []
     for name, shape in shapes.items():
-        products = None if stock is None else _products(plan, name, shape, popularity)
+        products = None if stock is None else row_products(plan, name, shape, popularity)
         if stock is None or products is None:
             widths.append(np.array([np.prod(shape, dtype=np.int64)]))
             sends.append(np.ones((len(members), 1), dtype=bool))
@@ -167,30 +166,14 @@ def everywhere(_: str) -> Where:
 Within = Callable[[str], Where]
 
 
-def _products(
-    plan: TrainingPlan, name: str, shape: tuple[int, ...], popularity: np.ndarray | None
-) -> np.ndarray | None:
-    """Return the catalogue row of each row of an array; None for one that all shops send."""
-    if name == POPULARITY:
-        return np.arange(shape[0])
-    # Rows of groups are content: no one product's.
-    if name != ITEMS or plan.model.groups:
-        return None
-    assert popularity is not None
-    return learned_rows(popularity, shape[0])
-
-
 def _senders(
     plan: TrainingPlan, members: Sequence[str], stock: Stock, products: np.ndarray
 ) -> np.ndarray:
     """Return (n, R) bool: who sends each row, rare ones as the plan says."""
-    size = int(products.max(initial=-1)) + 1
     sends = np.ones((len(members), len(products)), dtype=bool)
     for place, shop in enumerate(members):
         if (rows := stock.rows.get(shop)) is not None:
-            stocked = np.zeros(size, dtype=bool)
-            stocked[rows[rows < size]] = True
-            sends[place] = stocked[products]
+            sends[place] = stocked_among(products, rows)
     count = np.count_nonzero(sends, axis=0)
     least = max(plan.honest_stockers, 1)
     rare = (honest_senders(plan, len(members), count) < least) & (count < len(members))
