@@ -7,6 +7,7 @@ for each would cost more time than all the rest.
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -177,6 +178,11 @@ class Deployed(LocalDeployment):
         return self.client_apps(shop)[0]
 
     # --- files -----------------------------------------------------------------------------------
+
+    def take_catalogue(self, shop: LocalShop) -> None:
+        """Unpack what the operator exports into a shop's folder."""
+        shutil.rmtree(shop.folder / "catalogue")
+        self.server("catalogue", "export", str(shop.folder / "catalogue"))
 
     def paid(self, shop: LocalShop) -> list[tuple[str, int]]:
         """Return (run, round) of all that the shop's ledger was charged for, in order."""

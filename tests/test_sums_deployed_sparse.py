@@ -1,7 +1,6 @@
 """Secure sums of what shops stock in a deployed federation: real processes from table to model."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -11,16 +10,10 @@ from client.privacy.ledger import Ledger
 from client.settings import read_settings
 from deployment_support import products_table, sales
 from server.catalogues import Catalogues
-from simulations.local_deployment import LocalShop, change
-from sums_deployed_support import SHOPS, Summing, summing
+from simulations.local_deployment import change
+from sums_deployed_support import SHOPS, summing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3600)]
-
-
-def take_catalogue(town: Summing, shop: LocalShop) -> None:
-    """Unpack what the operator exports into a shop's folder."""
-    shutil.rmtree(shop.folder / "catalogue")
-    town.server("catalogue", "export", str(shop.folder / "catalogue"))
 
 
 def test_rows_travel_from_the_shops_that_stock_them(tmp_path: Path) -> None:
@@ -42,14 +35,14 @@ def test_rows_travel_from_the_shops_that_stock_them(tmp_path: Path) -> None:
         late = town.shops["ben"]
         for shop in town.shops.values():
             if shop is not late:
-                take_catalogue(town, shop)
+                town.take_catalogue(shop)
         run = town.run()
         assert run.status == 0, run.said
         assert run.of("release")["accepted"] == 4, run.said
         assert run.of("release")["declined"] == {"sum-refused": 1}
         assert run.likeness({"ben"}) > 0.9
         assert run.payers(0) == set(SHOPS) - {"ben"}
-        take_catalogue(town, late)
+        town.take_catalogue(late)
         checked = json.loads(town.client(late, "check", "--json"))
         assert checked["stock"] == {
             "fingerprint": published["stock"],

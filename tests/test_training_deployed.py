@@ -5,11 +5,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from client.approval import Approvals
+from client.privacy.ledger import Ledger
+from client.settings import read_settings
 from common.bundle import build, digest
-from deployment_support import SECONDS, Deployed, deployed
+from deployment_support import SECONDS, Deployed, deployed, products_table, sales
 from server.registry import Registry
 from simulations.local_deployment import change
 
@@ -105,3 +108,30 @@ def test_what_shops_refuse_is_told_by_name_and_costs_nothing(tmp_path: Path) -> 
         assert "1 of 2 shops are connected" in said
         assert "Not connected: south" in said
         assert federation.versions() == []
+
+
+@pytest.mark.timeout(1200)
+def test_updates_hold_the_rows_that_shops_stock_once_both_sides_hold_the_table(
+    tmp_path: Path,
+) -> None:
+    with deployed(tmp_path) as federation:
+        north, south = federation.shops.values()
+        tables = tmp_path / "tables"
+        tables.mkdir()
+        products_table().to_csv(tables / "products.csv", index=False)
+        stock = pd.concat([sales(name, number) for number, name in enumerate(federation.shops)])
+        stock = stock[["merchant_id", "item_id"]].drop_duplicates()
+        assert stock.groupby("merchant_id").size().max() < len(products_table())
+        stock.to_csv(tables / "stock.csv", index=False)
+        published = json.loads(federation.server("catalogue", "publish", str(tables), "--json"))
+        federation.take_catalogue(north)
+        said = federation.trained("--rounds", "1")
+        assert "south: wrong-stock: it holds another table of what shops stock" in said
+        assert federation.paid(south) == []
+        federation.take_catalogue(south)
+        federation.trained()
+        assert [e["accepted"] for e in federation.events("round")] == [1, 2, 2]
+        for shop, rounds in ((north, 2 + 3), (south, 3)):
+            entries = Ledger.read(read_settings(shop.settings).ledger)
+            assert [e.event.parameters["stock"] for e in entries] == [published["stock"]] * rounds
+        federation.check_accounts()
