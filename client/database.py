@@ -1,4 +1,4 @@
-"""How a shop's settings name a SQL database; SQLAlchemy itself is only in client/sql_source.py."""
+"""How a shop's settings name a SQL database; SQLAlchemy itself is in client/sql_*.py only."""
 
 import os
 import re

@@ -11,7 +11,8 @@ import pytest
 from client import records as shop_records
 from client.settings import ShopSettings, read_settings
 from client.source import FolderSource, open_source, read_shop
-from client.sql_source import CHUNK_ROWS, SqlSource
+from client.sql_rows import CHUNK_ROWS
+from client.sql_source import SqlSource
 from common.errors import ConfigError, DataError
 from common.features import Catalogue
 from common.schema import Tables
