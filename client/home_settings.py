@@ -20,6 +20,10 @@ class HomeSettings(Frozen):
         most products, at most so many.
     own_dimension
         Rank of the shop's own low-rank model, the part ``own_learned``.
+    own_groups
+        A content feature, such as ``type``: that model then learns its values in place of single
+        products, as a federation's plan with ``groups`` does. Where there are too few purchases to
+        tell products apart, it is the better one.
     prior_strength
         How much the federation's pseudo-customers count beside the shop's own.
     own_expectation
@@ -41,6 +45,7 @@ class HomeSettings(Frozen):
     shared_lambda: float = Field(1000.0, gt=0)
     max_customers: int = Field(3000, ge=1)
     own_dimension: int = Field(16, ge=1)
+    own_groups: str = ""
     prior_strength: float = Field(1.0, ge=0)
     own_expectation: float = Field(0.5, ge=0, le=1)
     start: dict[str, float]

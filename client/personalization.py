@@ -95,7 +95,9 @@ class HomeModel:
             eases["shared_ease"] = fit(settings.shared_lambda).with_prior(prior)
         low_rank = None
         if "own_learned" in settings.start:
-            low_rank = own_low_rank(model.catalogue, histories, settings.own_dimension)
+            low_rank = own_low_rank(
+                model.catalogue, histories, settings.own_dimension, settings.own_groups
+            )
         binary = histories.copy()
         binary.data = np.ones_like(binary.data)
         counts = np.asarray(binary.sum(axis=0), dtype=np.float32).reshape(1, -1)

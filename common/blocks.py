@@ -4,7 +4,7 @@ Everything here follows from the plan, the released popularity and the public ca
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -120,19 +120,33 @@ class LearnedBlock(_Projection):
 class GroupBlock(_Projection):
     """A learned block whose rows are groups of products, the values of one content feature.
 
-    With ``w_i`` a product's released popularity over the norm of its group's, a history is
-    ``x W`` (L groups) less the expected basket's, and a product's vector ``w_i v_{group(i)}``.
+    A history is ``x W`` (L groups), and a product's vector the ``i``-th row of ``G`` times the
+    groups' vectors. By ``group_weights`` of the plan:
+
+    - ``popular``: ``W_i = G_i`` is a product's released popularity over the norm of its group's.
+      The expected basket is taken off each history here.
+    - ``even``: a group is to a history what a product is to :class:`LearnedBlock`, with the
+      popularity of all its products; ``G_i`` is its gain times a product's share in it. What is
+      not bought stays 0, so histories are as short as they were.
 
     Attributes
     ----------
     weights
         (n, L) float32 ``W``, one entry a product; none where its group is not among the L.
     offset
-        (L,) float32 ``Σ_i p_i W_i``, 0 where the plan does not centre.
+        (L,) float32 ``Σ_i p_i W_i``; 0 where the plan does not centre, or weights are even.
+    gain, rates
+        (L,) float32 of the groups, as :class:`LearnedBlock` has them of products, where weights
+        are even; else ones and zeros: popularity is in the weights, the expected basket is off.
+    lifting
+        (n, L) float32 ``G``.
     """
 
     weights: sparse.csr_matrix
     offset: np.ndarray
+    gain: np.ndarray
+    rates: np.ndarray
+    lifting: sparse.csr_matrix
 
     @classmethod
     def of(cls, model: ModelPlan, popularity: np.ndarray, catalogue: Catalogue) -> "GroupBlock":
@@ -142,32 +156,42 @@ class GroupBlock(_Projection):
         group = np.full(size, -1)
         group[feature.rows] = feature.codes
         inside = np.flatnonzero(group >= 0)
-        norms = np.sqrt(np.bincount(group[inside], weight[inside] ** 2, count))
         place = np.full(count, -1)
         kept = _learned_groups(feature, weight, model.learned_items)
         place[kept] = np.arange(len(kept))
+        if model.group_weights == "even":
+            return cls._even(model, popularity, np.where(group >= 0, place[group], -1))
+        norms = np.sqrt(np.bincount(group[inside], weight[inside] ** 2, count))
         inside = inside[place[group[inside]] >= 0]
         values = (weight[inside] / norms[group[inside]]).astype(np.float32)
         entries = (values, (inside, place[group[inside]]))
         weights = sparse.csr_matrix(entries, shape=(size, model.learned_items))
         rates = popularity / max(float(popularity.sum()), 1e-12)
         offset = np.asarray(weights.T @ rates) * float(model.centred)
-        return cls(weights, offset.astype(np.float32))
+        ones = np.ones(model.learned_items, np.float32)
+        return cls(weights, offset.astype(np.float32), ones, np.zeros_like(ones), weights)
+
+    @classmethod
+    def _even(cls, model: ModelPlan, popularity: np.ndarray, place: np.ndarray) -> "GroupBlock":
+        """Return the block of even weights from each product's place (n,) among the L, or -1."""
+        count = model.learned_items
+        inside = np.flatnonzero(place >= 0)
+        own, weight = place[inside], _group_weights(popularity)[inside]
+        mass = np.bincount(own, weight, count).astype(np.float32)
+        gain = gains(mass, model.popularity_exponent)
+        rates = mass / max(float(mass.sum()), 1e-12)
+        shape, shares = (len(popularity), count), weight / mass[own]
+
+        def entries(values: np.ndarray) -> sparse.csr_matrix:
+            return sparse.csr_matrix((values.astype(np.float32), (inside, own)), shape=shape)
+
+        offset = np.zeros(count, np.float32)
+        return cls(entries(1.0 / gain[own]), offset, gain, rates, entries(shares * gain[own]))
 
     @property
     def rows(self) -> np.ndarray:
         """(L,) numbers of the groups."""
         return np.arange(self.weights.shape[1])
-
-    @property
-    def gain(self) -> np.ndarray:
-        """(L,) ones: popularity is in the weights."""
-        return np.ones(self.weights.shape[1], np.float32)
-
-    @property
-    def rates(self) -> np.ndarray:
-        """(L,) zeros: the expected basket is off already."""
-        return np.zeros(self.weights.shape[1], np.float32)
 
     def project(self, history: sparse.csr_matrix) -> sparse.csr_matrix:
         """Return (B, L) float32 ``x W - k offset`` of (B, n) histories."""
@@ -178,9 +202,9 @@ class GroupBlock(_Projection):
         return sparse.csr_matrix(rows.toarray() - np.outer(counts, self.offset))
 
     def lift(self, vectors: np.ndarray, catalogue_size: int) -> np.ndarray:
-        """Return (n, d) float32 ``w_i v_{group(i)}``; 0 for a product without a group."""
-        assert self.weights.shape[0] == catalogue_size
-        return np.asarray(self.weights @ vectors, dtype=np.float32)
+        """Return (n, d) float32 ``G v``; 0 for a product without a group."""
+        assert self.lifting.shape[0] == catalogue_size
+        return np.asarray(self.lifting @ vectors, dtype=np.float32)
 
 
 def _group_weights(popularity: np.ndarray) -> np.ndarray:
@@ -254,7 +278,7 @@ def with_unsold(
         groups, a product has a part in its group. Otherwise nothing is learned of any.
     """
     if isinstance(block, GroupBlock):
-        return _more_in_groups(block, catalogue.feature(model.groups), popularity, catalogue.size)
+        return _more_in_groups(block, model, popularity, catalogue)
     if not model.feature_rows:
         return block
     # A gain is relative to the mean of all: any row tells what one of no popularity has.
@@ -269,21 +293,29 @@ def with_unsold(
 
 
 def _more_in_groups(
-    block: GroupBlock, feature: Feature, popularity: np.ndarray, size: int
+    block: GroupBlock, model: ModelPlan, popularity: np.ndarray, catalogue: Catalogue
 ) -> GroupBlock:
-    """Return the block with ``size`` products; see :func:`with_unsold`."""
+    """Return the block with all products of a catalogue; see :func:`with_unsold`."""
+    feature, size = catalogue.feature(model.groups), catalogue.size
     group = np.full(size, -1)
     group[feature.rows] = feature.codes
     known = block.weights.tocoo()
-    norms = np.ones(block.weights.shape[1])
-    norms[known.col] = _group_weights(popularity)[known.row] / known.data
     place = np.full(len(feature.values), -1)
     place[group[known.row]] = known.col
     more = np.arange(len(popularity), size)
     more = more[group[more] >= 0]
     more = more[place[group[more]] >= 0]
     inside = place[group[more]]
-    values = (_GAIN_FLOOR / norms[inside]).astype(np.float32)
-    shape = (size - len(popularity), len(norms))
-    below = sparse.csr_matrix((values, (more - len(popularity), inside)), shape=shape)
-    return GroupBlock(sparse.csr_matrix(sparse.vstack([block.weights, below])), block.offset)
+    norms = np.ones(block.weights.shape[1])
+    norms[known.col] = _group_weights(popularity)[known.row] / block.lifting.tocoo().data
+    lifted = _GAIN_FLOOR / norms[inside]
+    values = 1.0 / block.gain[inside] if model.group_weights == "even" else lifted
+
+    def longer(matrix: sparse.csr_matrix, entries: np.ndarray) -> sparse.csr_matrix:
+        shape = (size - len(popularity), matrix.shape[1])
+        places = (more - len(popularity), inside)
+        below = sparse.csr_matrix((entries.astype(np.float32), places), shape=shape)
+        return sparse.csr_matrix(sparse.vstack([matrix, below]))
+
+    weights = longer(block.weights, values)
+    return replace(block, weights=weights, lifting=longer(block.lifting, lifted))

@@ -113,9 +113,9 @@ class ModelPlan(Frozen):
         most popular of its values, each product weighing as popular as it is within its value.
         Few rows that many customers touch: what little privacy noise leaves.
     group_weights
-        ``popular``: each product weighs in its group as popular as it is. ``even``: all weigh
-        alike, and ``popularity_exponent`` is how much more a popular one is wanted. Then a history
-        has no more entries than products, however many groups there are.
+        ``popular``: each product weighs in its group as popular as it is. ``even``: all of a group
+        count alike in a history, which then has no more entries than products, however many groups
+        there are; the group has a gain, as a product has without groups.
     row_exponent
         A unit with history ``x`` trains with ``x / |x|^e``: 1 gives all units the same say, 0 gives
         those with long histories more.

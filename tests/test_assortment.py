@@ -183,6 +183,7 @@ SHAPES: list[dict[str, Any]] = [
     {"feature_rows": 32, "learned_items": 30},
     {"groups": "kind", "learned_items": 12},
     {"groups": "kind", "learned_items": 12, "centred": False},
+    {"groups": "kind", "learned_items": 12, "group_weights": "even"},
 ]
 
 

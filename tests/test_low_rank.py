@@ -52,6 +52,49 @@ def test_it_finds_tastes_that_popularity_does_not_know(catalogue: Catalogue) -> 
     assert (by_kind.argmax(axis=1) == kind).mean() > 0.9
 
 
+def test_with_groups_it_knows_products_that_nobody_has_bought() -> None:
+    """Ten tastes for 40 types of 50 products: what was bought tells of types, not of products."""
+    products, types, stream = 2000, 40, np.random.default_rng(3)
+    kind = np.arange(products) % types
+    frame = pd.DataFrame(
+        {"item_id": [f"i{k:04}" for k in range(products)], "type": [f"t{k:02}" for k in kind]}
+    )
+    wide = Catalogue.of(frame, ContentSpec(features=("type",), content_width=64))
+
+    def shop(customers: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+        taste = stream.integers(0, 10, customers)
+        liked = kind % 10 == taste[:, None]
+        chance = np.where(liked, 0.03, 0.001)
+        return sparse.csr_matrix((stream.random(liked.shape) < chance).astype(np.float32)), liked
+
+    bought, _ = shop(60)
+    asked, liked = shop(200)
+    never = np.asarray(bought.sum(axis=0)).ravel() == 0
+    assert never.sum() > 500
+
+    def order(groups: str) -> float:
+        scores = own_low_rank(wide, bought, 9, groups).learned_part(asked)[:, never]
+        return float(
+            np.mean(
+                [
+                    (s[g].mean() - s[~g].mean()) / s.std()
+                    for s, g in zip(scores, liked[:, never], strict=True)
+                    if s.std() > 0
+                ]
+            )
+        )
+
+    assert order("type") > 1.5
+    model = own_low_rank(wide, bought, 9, "type")
+    assert model.state[ITEMS].shape == (types, 9)
+    block = model.block
+    rows = (bought @ np.eye(types, dtype=np.float32)[kind]) / block.gain
+    rows /= np.sqrt(np.linalg.norm(rows, axis=1, keepdims=True)).clip(min=1e-9)
+    rows = rows - np.outer(rows @ block.gain, block.rates / block.gain)
+    _, values, _ = np.linalg.svd(rows)
+    np.testing.assert_allclose(model.state[SPECTRUM], values[:9] ** 2, rtol=1e-3)
+
+
 @pytest.mark.parametrize("customers", [0, 1, 2, 7])
 def test_few_customers_give_few_dimensions_and_no_error(
     catalogue: Catalogue, customers: int

@@ -158,6 +158,36 @@ def test_scores_follow_the_formula(catalogue: Catalogue) -> None:
     np.testing.assert_allclose(model.scores(history)[0], expected, rtol=1e-4, atol=1e-3)
 
 
+def test_even_groups_follow_the_formula(catalogue: Catalogue) -> None:
+    """Groups of unequal sizes, and products of a group that has no row."""
+    kinds = np.array([min(k % 7, 4) for k in range(N)])
+    frame = catalogue.products.assign(type=[f"t{k}" for k in kinds])
+    wares = Catalogue.of(frame, SPEC)
+    plan = ModelPlan(dimension=3, groups="type", learned_items=4, group_weights="even")
+    state, history = random_state(plan), random_history(5)
+    model = GlobalModel(plan, wares, state)
+    p = state[POPULARITY].astype(np.float64)
+    weight = p / p.mean() + 0.05
+    mass = np.bincount(kinds, weight)
+    learned = np.sort(np.argsort(-mass)[:4])
+    inside = np.isin(kinds, learned)
+    gain = np.zeros(5)
+    gain[learned] = gains(mass[learned].astype(np.float32), plan.popularity_exponent)
+    vectors = np.zeros((5, 3))
+    vectors[learned] = state[ITEMS]
+    x = history.toarray().astype(np.float64)
+    counts = x @ (np.eye(5)[kinds] * inside[:, None])
+    rates = np.where(np.isin(np.arange(5), learned), mass, 0.0) / mass[learned].sum()
+    with np.errstate(divide="ignore"):
+        own = np.where(gain > 0, 1 / gain, 0.0)[:, None] * vectors
+    scale = state[SPECTRUM] / state[SPECTRUM].max()
+    u = scale * (counts @ own - np.outer(counts.sum(axis=1), rates @ own))
+    of_products = (gain[:, None] * vectors)[kinds] * (weight / mass[kinds])[:, None]
+    np.testing.assert_allclose(model.learned_part(history), u @ of_products.T, rtol=1e-4, atol=1e-5)
+    # No more entries than what was bought: a long list of groups costs nothing.
+    assert model.block.project(history).nnz <= history.nnz
+
+
 @pytest.mark.parametrize("name", LINEAR)
 def test_a_product_taken_from_a_history_takes_exactly_its_share(
     name: str, catalogue: Catalogue

@@ -38,6 +38,7 @@ KINDS: tuple[tuple[Callable[[np.ndarray], Index], dict[str, object]], ...] = (
     (ExactIndex, {"customer_rows": 16}),
     (Int8Index.of, {"customer_rows": 16, "centred": False}),
     (ExactIndex, {"groups": "category*brand", "learned_items": 60}),
+    (ExactIndex, {"groups": "category*brand", "learned_items": 60, "group_weights": "even"}),
     (Int8Index.of, {"popularity_exponent": 0.3}),
 )
 

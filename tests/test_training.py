@@ -41,6 +41,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "uncentred": {"model": {"centred": False, "row_exponent": 0.0}},
     "few items": {"model": {"learned_items": 11}},
     "groups": {"model": {"groups": "brand", "learned_items": 6}},
+    "even groups": {"model": {"groups": "brand", "learned_items": 6, "group_weights": "even"}},
     "features": {"model": {"feature_rows": 16}},
     "customers": {"model": {"customer_rows": 8}},
     "mlp": {"model": {"tower": "mlp", "hidden": 35, "feature_rows": 16, "customer_rows": 8}},
@@ -146,6 +147,8 @@ class Plain:
         rows = histories(plan, events)
         if isinstance(block, GroupBlock):
             basket = state[POPULARITY] @ block.weights.toarray().astype(np.float64)
+            if plan.model.group_weights == "even":
+                basket[:] = 0.0
             rows = rows @ block.weights.toarray() - np.outer(rows.sum(axis=1), basket)
         else:
             rows = rows[:, block.rows] / self.gain
