@@ -34,6 +34,7 @@ from scipy import sparse
 from client.assortment import Assortment
 from client.ease import Ease
 from client.home_settings import HomeSettings
+from client.kin import Kin
 from client.personalization import HomeModel
 from client.segments import Segments
 from common.code import code_digest
@@ -51,6 +52,7 @@ PRODUCTS = "products.parquet"
 _DRAFT = ".draft-"
 _CONTENT, _CUSTOMERS, _OWN = "content", "customers", "own_learned"
 _OWN_PRODUCTS, _LIKE, _SEGMENTS = "own_products", "popularity_of_like", "segments"
+_KIN, _KIN_EXPECTED = "kin", "kin.expected"
 
 
 class AdaptedFacts(Frozen):
@@ -249,6 +251,7 @@ def home_of(arrays: Arrays, facts: AdaptedFacts, model: GlobalModel) -> HomeMode
         facts.part_scales,
         facts.mixing_weights,
         Segments(facts.segments, arrays[_SEGMENTS]) if facts.segments else None,
+        Kin(_matrix(arrays, _KIN), arrays[_KIN_EXPECTED]) if _KIN_EXPECTED in arrays else None,
     )
 
 
@@ -278,6 +281,8 @@ def _arrays(home: HomeModel, eases: Mapping[str, Ease]) -> Arrays:
         arrays[_LIKE] = home.model.popularity_of_like
     if home.segments is not None:
         arrays[_SEGMENTS] = home.segments.tastes
+    if home.kin is not None:
+        arrays |= {**_flat(home.kin.codes, _KIN), _KIN_EXPECTED: home.kin.expected}
     if home.own_learned is not None:
         arrays |= {f"{_OWN}.{name}": array for name, array in home.own_learned.state.items()}
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}

@@ -62,6 +62,9 @@ def _part(home: HomeModel, name: str, history: sparse.csr_matrix, item: int) -> 
         return _learned(home.model, history, item)
     if name == "own_learned" and home.own_learned is not None:
         return _learned(home.own_learned, history, item)
+    if name == "kin" and home.kin is not None:
+        more = home.kin.contributions(history, item)
+        return _of_history(home, history, more)
     ease = home.eases.get(name)
     if not isinstance(ease, Ease):
         raise ConfigError(f"home: the part {name!r} can't be taken apart")
@@ -74,7 +77,12 @@ def _content(home: HomeModel, history: sparse.csr_matrix, item: int) -> tuple[Pa
     own = catalogue.content[[item]]
     alike = (catalogue.content[history.indices] @ own.T).toarray().ravel()
     more = history.data.astype(np.float64) * (alike - float((own @ home.expected_content)[0]))
-    labels = [str(catalogue.item_ids[row]) for row in history.indices]
+    return _of_history(home, history, more)
+
+
+def _of_history(home: HomeModel, history: sparse.csr_matrix, more: np.ndarray) -> tuple[Part, ...]:
+    """Return a part of content for each product of a (1, n) history, of (H,) values."""
+    labels = [str(home.model.catalogue.item_ids[row]) for row in history.indices]
     named = zip(labels, more, strict=True)
     return tuple(Part("history-content", label, float(value)) for label, value in named)
 

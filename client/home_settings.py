@@ -29,7 +29,9 @@ class HomeSettings(Frozen):
     own_expectation
         Share of the shop's own popularity in the basket that its customers are expected to have.
     start
-        Part -> weight that the search starts from; parts that are not named are not used.
+        Part -> weight that the search starts from; parts that are not named are not used. The
+        shop's own: ``own_ease``, ``own_learned``, ``own_popularity`` and ``kin``, products of a
+        kind by public content.
     factors
         What the search multiplies one weight with, at each step.
     rounds

@@ -15,6 +15,7 @@ from scipy import sparse
 
 from client.ease import Ease, Scores
 from client.home_settings import HomeSettings
+from client.kin import Kin
 from client.low_rank import own_low_rank
 from client.periods import ShopPeriod
 from client.segments import Segments
@@ -23,11 +24,11 @@ from common.errors import ConfigError
 from common.metrics import evaluate
 from common.model import GLOBAL_PARTS, GlobalModel
 from common.popularity import of_like
-from common.protocol import Arrays
+from common.protocol import POPULARITY, Arrays
 from common.scoring import top_k
 
 #: Parts that a shop learns alone.
-OWN_PARTS = ("own_ease", "own_learned", "own_popularity")
+OWN_PARTS = ("own_ease", "own_learned", "own_popularity", "kin")
 _K = 20
 _SCALE_CUSTOMERS = 500
 # Of scores held at a time: for the scales of one part, and while candidates are looked for.
@@ -57,6 +58,8 @@ class HomeModel:
         Part -> weight; parts without a weight are never computed.
     segments
         What moves what sells for a customer without a history; None where nothing does.
+    kin
+        Products of a kind; None where the mixture has no such part.
     """
 
     model: GlobalModel
@@ -67,6 +70,7 @@ class HomeModel:
     part_scales: Mapping[str, float]
     mixing_weights: Mapping[str, float]
     segments: Segments | None = None
+    kin: Kin | None = None
 
     @classmethod
     def fit(
@@ -109,8 +113,14 @@ class HomeModel:
         own = np.asarray(model.catalogue.content.T @ popularity.ravel()) / popularity.size
         share = settings.own_expectation if counts.sum() else 0.0
         expected = share * own + (1.0 - share) * model.expected_content
+        kin = None
+        if "kin" in settings.start:
+            basket = share * popularity.ravel() / popularity.size
+            basket = basket + (1.0 - share) * np.asarray(model.state[POPULARITY])
+            kin = Kin.of(model.catalogue.kin, basket)
         home = cls(
-            model, low_rank, eases, popularity, expected.astype(np.float32), {}, settings.start
+            *(model, low_rank, eases, popularity, expected.astype(np.float32), {}, settings.start),
+            kin=kin,
         )
         few = min(_SCALE_CUSTOMERS, max(1, _SCALE_BYTES // (4 * max(1, histories.shape[1]))))
         parts = home.parts(histories[:few], settings.start)
@@ -139,6 +149,8 @@ class HomeModel:
             return self.own_popularity
         if name == "own_learned" and self.own_learned is not None:
             return self.own_learned.learned_part(history)
+        if name == "kin" and self.kin is not None:
+            return self.kin.scores(history)
         if name not in self.eases:
             known = (*GLOBAL_PARTS, *OWN_PARTS, "shared_ease", *self.eases)
             raise ConfigError(f"home: no part is called {name!r}; {nearest(name, known)}")

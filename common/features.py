@@ -204,6 +204,18 @@ class Catalogue:
         return _unit_rows(total.tocsr())
 
     @cached_property
+    def kin(self) -> sparse.csr_matrix:
+        """(n, V) float32: which product has which value of all features, columns of norm 1.
+
+        Two products' rows multiply to ``Σ 1 / m`` over the values that they share, of m products.
+        """
+        every = [_incidence(feature, self.size) for feature in self.features]
+        joined = sparse.hstack([sparse.csr_matrix((self.size, 0), dtype=np.float32), *every])
+        norms = np.sqrt(np.asarray(joined.multiply(joined).sum(axis=0)).ravel())
+        scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+        return sparse.csr_matrix(joined @ sparse.diags_array(scale.astype(np.float32)))
+
+    @cached_property
     def feature_ids(self) -> sparse.csr_matrix:
         """(n, hash_rows) float32: weight of each row of the learned feature table in a product."""
         total = sparse.csr_matrix((self.size, self.spec.hash_rows), dtype=np.float32)

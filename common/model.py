@@ -57,7 +57,7 @@ GLOBAL_PARTS = ("content", "learned", "popularity")
 #: A shop's own state. It is fitted at home from records in clear and never put on the wire.
 LOCAL_NAMES = frozenset(
     (
-        *("own_popularity", "own_ease", "shared_ease", "own_learned", "expected_content"),
+        *("own_popularity", "own_ease", "shared_ease", "own_learned", "expected_content", "kin"),
         *("mixing_weights", "part_scales", "segments"),
     )
 )

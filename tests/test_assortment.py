@@ -47,7 +47,7 @@ M = 10
 HOUSE = [f"house-{k}" for k in range(M)]
 EVERY_PART = (
     "[home.mixed]\nown_expectation = 0.5\n[home.mixed.start]\ncontent = 0.4\n"
-    "shared_ease = 1.0\nown_ease = 0.3\nown_learned = 0.5\nlearned = 0.3\n"
+    "shared_ease = 1.0\nown_ease = 0.3\nown_learned = 0.5\nlearned = 0.3\nkin = 0.6\n"
     "popularity = 0.1\nown_popularity = 0.2\n"
 )
 

@@ -84,7 +84,7 @@ def test_the_stored_mixture_scores_as_the_one_that_was_fitted(
 ) -> None:
     shop.configure(
         "[home.mixed.start]\ncontent = 0.4\nshared_ease = 1.0\nown_learned = 0.5\n"
-        "learned = 0.3\npopularity = 0.1\nown_popularity = 0.2\n"
+        "kin = 0.6\nlearned = 0.3\npopularity = 0.1\nown_popularity = 0.2\n"
     )
     fitted = []
     real = adapted_state.save_adapted
@@ -299,7 +299,7 @@ def test_reasons_add_up_to_the_score(shop: HomeShop, user: str, *, adapted: bool
 def test_reasons_of_every_part_add_up(shop: HomeShop) -> None:
     shop.configure(
         "[home.mixed]\nown_expectation = 0.5\n[home.mixed.start]\ncontent = 0.4\n"
-        "shared_ease = 1.0\nown_ease = 0.3\nown_learned = 0.5\nlearned = 0.3\n"
+        "shared_ease = 1.0\nown_ease = 0.3\nown_learned = 0.5\nlearned = 0.3\nkin = 0.6\n"
         "popularity = 0.1\nown_popularity = 0.2\n"
     )
     adapt(shop.path, shop.settings)

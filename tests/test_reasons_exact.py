@@ -170,6 +170,7 @@ def home_of(model: GlobalModel) -> HomeModel:
                 "learned": 0.3,
                 "popularity": 0.2,
                 "own_learned": 0.5,
+                "kin": 0.4,
             },
             "own_dimension": 4,
         }
