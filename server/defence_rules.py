@@ -293,7 +293,8 @@ def _per_number(shops: Sent, distances: np.ndarray) -> np.ndarray:
         else:
             shared += (sends.astype(np.float64) @ sends.T.astype(np.float64)) * one
     far = np.full_like(distances, np.finfo(np.float64).max / (4 * len(shops)))
-    return np.divide(distances, shared, out=far, where=shared > 0)
+    np.divide(distances, shared, out=far, where=shared > 0)
+    return far
 
 
 def _parts(rows: int, width: int) -> Iterator[slice]:

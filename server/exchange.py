@@ -29,7 +29,7 @@ class Exchange:
     said
         Shop -> what it says in a stage of a secure sum.
     variances
-        How many times the plan's noise variance is in a product's row of a secure sum, on average;
+        How many times the plan's noise variance is in a product's row of the sum, on average;
         None: as the plan says of so many shops.
     """
 

@@ -120,7 +120,7 @@ def _rows_of_what_was_bought() -> None:
 
     def train_round(*given: object) -> object:
         bought = np.unique(given[3].items)  # type: ignore[attr-defined]
-        return right(*given[:-1], bought)  # type: ignore[arg-type]
+        return right(*given[:-1], bought)  # type: ignore[arg-type,call-arg]
 
     client.training.train_round = train_round  # type: ignore[assignment]
 

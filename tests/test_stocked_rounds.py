@@ -1,7 +1,9 @@
 """Plain updates of what shops stock, through the apps themselves: trust ``shop``."""
 
+import math
 import shutil
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,21 @@ from client.records import held_records
 from client.settings import read_settings
 from client.training import train_round
 from common.errors import RunError
+from common.marketplace import MarketplaceConfig, assortment
 from common.model import initial_state
 from common.protocol import ITEMS, POPULARITY, RELEASE, TRAIN, UPDATE, Arrays, ModelPlan
+from common.stocked_rows import products_of, sent_rows, sent_shapes
+from experiment_support import SMALL
 from federation_support import FaultyGrid, same
 from secure_rounds_support import ITEM_COUNT, PLAN, SHOPS, Town, broken, make_town, of
 from server.aggregation import ServerOptimizer
 from server.checkpoints import Checkpoint, read_checkpoint
 from server.defences import DEFENCES
 from server.strategy import Federation
+from simulations.experiment import read_experiment
 from simulations.flower import run_federation
 from simulations.in_process import run_in_process
+from simulations.run import run_experiment
 
 # Products 0 to 9 are stocked by m0, m1 and m2, 10 to 19 by m0 alone, 20 to 28 by all, 29 by nobody.
 # Popularity decides which of them have learned rows: here all have.
@@ -253,6 +260,72 @@ def test_every_defence_takes_rows_that_some_shops_send(town: Town, defence: str)
         assert np.abs(delta(saved)[10:20]).max() > 0.1 * np.abs(delta(plain)[10:20]).max()
 
 
+DOC = Path(__file__).resolve().parent.parent / "docs" / "privacy.md"
+
+
+def _bytes(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(FRAME + 4 * math.prod(shape) for shape in shapes.values())
+
+
+def test_the_document_says_what_shops_of_the_marketplace_send() -> None:
+    rows = [
+        [cell.strip(" %").replace(",", "").removesuffix(" bytes") for cell in line[1:-1].split("|")]
+        for line in DOC.read_text(encoding="utf-8").splitlines()
+        if line.startswith(("| 20 | ", "| 100 | "))
+    ]
+    assert len(rows) == 3
+    for shops, share, *figures in rows:
+        config = MarketplaceConfig(shops=int(shops), assortment=int(share) / 100)
+        own = [assortment(config, k) for k in range(config.shops)]
+        plan = OPEN.model_copy(update={"model": ModelPlan(dimension=16)})
+        size, found = config.products, []
+        popularity = np.zeros(size, np.float32)
+        for shapes in ({POPULARITY: (size,)}, {ITEMS: (size, 16)}):
+            products = products_of(plan, shapes, popularity)
+            sent = [sent_shapes(shapes, sent_rows(products, rows)) for rows in own]
+            found.append(_bytes(shapes))
+            found.append(round(float(np.mean([_bytes(each) for each in sent]))))
+        senders = np.bincount(np.concatenate(own), minlength=size)
+        found.append(round(100 * float(senders.mean()) / config.shops))
+        assert [int(figure) for figure in figures] == found
+
+
+class _Silent:
+    def stage(self, text: str, total: int | None = None) -> None: ...
+
+    def step(self, text: str = "") -> None: ...
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("published", [True, False])
+def test_a_simulation_publishes_what_its_shops_stock_unless_it_is_told_not_to(
+    tmp_path: Path, published: bool
+) -> None:
+    (tmp_path / "small.toml").write_text(SMALL, encoding="utf-8")
+    experiment = read_experiment(
+        tmp_path / "small.toml",
+        [
+            "data.source=marketplace",
+            "data.marketplace.shops=6",
+            "data.marketplace.customers_per_shop=15",
+            "data.marketplace.products=120",
+            "data.marketplace.assortment=0.5",
+            "run.engine=in-process",
+            'run.arms=["local","federated-dp"]',
+            f"privacy.publish_stock={str(published).lower()}",
+        ],
+    )
+    report = run_experiment(experiment, tmp_path / "out", _Silent())
+    shops = report["arms"]["federated-dp"]["per_shop"]
+    assert [shop["took_part"] for shop in shops.values()] == [True] * 6
+    assert [shop["epsilon"] for shop in shops.values()] == pytest.approx([8.0] * 6, rel=0.01)
+    for path in sorted((tmp_path / "out" / "ledgers").iterdir()):
+        with Ledger.open(path) as ledger:
+            events = [entry.event for entry in ledger.verify()]
+        assert len(events) == 3
+        assert ["stock" in e.parameters for e in events] == [published] * 3
+
+
 def learned(folder: Path, server: str) -> Arrays:
     return read_checkpoint(folder / server / "checkpoints", 2).state
 
@@ -264,7 +337,11 @@ def test_on_flowers_engine_and_in_this_process_the_same_is_learned(
     town = make_town(tmp_path, monkeypatch)
     stock = town.publish_stock(STOCKED)
     plan = OPEN.model_copy(update={"rounds": 2, "model": ModelPlan(dimension=4, learned_items=20)})
-    config = {"server-optimizer": "subspace", "server-momentum": 0.5, "seed": 5}
+    config: dict[str, bool | int | float | str] = {
+        "server-optimizer": "subspace",
+        "server-momentum": 0.5,
+        "seed": 5,
+    }
     for server, engine in (("here", run_in_process), ("flower", run_federation)):
         for shop in range(SHOPS):
             (tmp_path / "shops" / str(shop) / "ledger.sqlite").unlink(missing_ok=True)

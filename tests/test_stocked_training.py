@@ -71,6 +71,19 @@ def test_records_of_what_is_not_stocked_change_no_bit_of_what_leaves(
     assert not same(release(plan, events, STOCKED[1:]), release(plan, stocked, STOCKED[:-1]))
 
 
+def test_baskets_are_units_of_what_is_stocked_too(catalogue: Catalogue) -> None:
+    """A basket of other products alone stays a unit, which adds nothing, whatever is in it."""
+    plan = plan_of("linear", private=True, unit="basket")
+    events = shop()
+    unlisted = ~np.isin(events.items, STOCKED)
+    items = events.items.copy()
+    items[unlisted] = np.setdiff1d(np.arange(N), STOCKED)[0]
+    other = replace(events, items=items)
+    assert same(train(plan, events, catalogue, STOCKED), train(plan, other, catalogue, STOCKED))
+    assert same(release(plan, events, STOCKED), release(plan, other, STOCKED))
+    assert not same(release(plan, events, None), release(plan, other, None))
+
+
 @EVERY
 def test_stocked_rows_alone_leave_and_content_whole(name: str, catalogue: Catalogue) -> None:
     plan = plan_of(name, private=True)
@@ -150,14 +163,13 @@ def test_every_row_that_leaves_has_the_noise_of_the_plan(name: str, catalogue: C
     within = 5 * (2 / noise.shape[1]) ** 0.5
     assert (noise**2).mean(axis=1) == pytest.approx(np.full(len(noise), size**2), rel=within)
     assert (noise / delta_step(plan, 1) % 1 == 0).all()
-    big = replace(nobody, merchant_id="m")
+
+
+def test_every_count_that_leaves_has_the_noise_of_the_plan() -> None:
+    plan = plan_of("linear", private=True)
+    sources = [SeededNoise(np.random.default_rng(seed)) for seed in range(200)]
     counts = np.stack(
-        [
-            release_popularity(plan, big, N, SeededNoise(np.random.default_rng(s)), STOCKED)[
-                POPULARITY
-            ]
-            for s in range(400)
-        ]
+        [release_popularity(plan, shop(0), N, noise, STOCKED)[POPULARITY] for noise in sources]
     )
     rel = 5 * (2 / len(counts)) ** 0.5
     expected = np.full(len(STOCKED), plan.popularity_noise_multiplier**2)
@@ -177,7 +189,7 @@ def test_one_customer_moves_what_leaves_by_the_clipping_norm_at_most(catalogue: 
     bound = plan.clipping_norm(1) * plan.learning_rate / plan.batch_normalizer
     whole, counts = train(plan, events, catalogue, STOCKED), release(plan, events, STOCKED)
     moved = []
-    for user in range(len(events.user_ids)):
+    for user in range(0, len(events.user_ids), 3):
         # The others keep their numbers, and so their draws.
         without = events.select(events.users != user)
         less = train(plan, without, catalogue, STOCKED)
