@@ -97,6 +97,11 @@ def _forget_a_round() -> None:
     Ledger.charge = charge  # type: ignore[method-assign]
 
 
+def _charge_a_session_again() -> None:
+    """No entry of a ledger says which session it paid for."""
+    vars(client.secure_participation)["SESSION"] = "sum"
+
+
 def _send_a_metric() -> None:
     right = client.app._reply
 
@@ -174,6 +179,11 @@ BUGS = {
         "a ledger that forgets a round that is done again",
         "test_participation.py::test_each_release_and_round_is_charged_once",
         _forget_a_round,
+    ),
+    "session-charged-twice": Bug(
+        "a second vector under the masks of the first, once the file of sessions was put back",
+        "test_secure_rounds.py::test_sessions_that_were_put_back_get_no_second_vector_out_of_a_shop",
+        _charge_a_session_again,
     ),
     "uncharged-metric": Bug(
         "a metric released uncharged",
