@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from client.privacy import adding
+from client.privacy import compiling
 from client.privacy.adding import CompiledAdder, NumpyAdder, adder
 from client.privacy.noise import Keystream, SeededNoise, SystemNoise
 from client.privacy.normals import CELLS, MOST, Normals
+from client.privacy.squares import unit_squares
 
 
 class FixedNoise(SystemNoise):
@@ -32,12 +33,10 @@ def no_llvm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             raise ImportError(name)
         return real(name, *rest)
 
-    for made in (adding._loop, adding.compiled):
-        made.cache_clear()
+    compiling.function.cache_clear()
     monkeypatch.setattr(builtins, "__import__", refuse)
     yield
-    for made in (adding._loop, adding.compiled):
-        made.cache_clear()
+    compiling.function.cache_clear()
 
 
 def test_deployments_noise_is_added_by_the_compiled_loop() -> None:
@@ -117,3 +116,32 @@ def test_no_other_row_is_touched_and_no_row_beyond_the_table() -> None:
     before = whole.copy()
     work.add(table, np.zeros(0, np.int64), np.zeros(0))
     assert np.array_equal(whole, before)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (64, 110, 32), (3, 7, 5), (2, 300, 64), (40, 1, 16)])
+def test_norms_are_the_same_with_and_without_llvm(
+    shape: tuple[int, int, int], no_llvm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units, rows, width = shape
+    random = np.random.default_rng(rows)
+    values = random.normal(size=(units * rows, width)).astype(np.float32)
+    values *= 10.0 ** random.integers(-15, 15, (len(values), 1)).astype(np.float32)
+    apart = random.random(len(values)) < 0.3
+    plain = unit_squares(values, apart, units)
+    monkeypatch.undo()
+    compiling.function.cache_clear()
+    assert np.array_equal(plain, unit_squares(values, apart, units))
+    exact = np.where(apart[:, None], 0.0, values.astype(np.longdouble)) ** 2
+    wanted = exact.reshape(units, -1).sum(axis=1).astype(np.float64)
+    np.testing.assert_allclose(plain, wanted, rtol=1e-13)
+    # A unit alone has the very same norm.
+    last = slice((units - 1) * rows, None)
+    assert unit_squares(values[last], apart[last], 1)[0] == plain[-1]
+
+
+def test_a_unit_without_rows_or_columns_has_norm_zero() -> None:
+    nothing = np.zeros(0, dtype=bool)
+    assert unit_squares(np.zeros((0, 4), np.float32), nothing, 3).tolist() == [0.0] * 3
+    assert unit_squares(np.zeros((0, 4), np.float32), nothing, 0).shape == (0,)
+    with pytest.raises(ValueError, match="rows"):
+        unit_squares(np.zeros((3, 4), np.float32), np.zeros(3, dtype=bool), 2)

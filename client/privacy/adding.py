@@ -1,29 +1,17 @@
-"""Noise into rows of a table: drawn, added in float64 and rounded once.
+"""Noise into rows of a table: drawn, added in float64 and rounded once."""
 
-What the loop does is numpy's work of ten passes over memory, several times as slow as one. It is
-written in LLVM's language: LLVM itself is loaded, and makes machine code of it, in a twentieth of a
-second, where numba takes more than half of one, and every message to a shop starts a process that
-would pay for it. Nothing is kept on disk. Where there is no LLVM, numpy does the same, to the last
-bit.
-"""
-
-import ctypes
-import logging
-from collections.abc import Callable
-from functools import cache
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from client.privacy.compiling import address, function
 from client.privacy.noise import NoiseSource, SystemNoise
 from client.privacy.normals import BITS, CELLS, EXPONENT, MOST
 
-logger = logging.getLogger(__name__)
-
 # For each row: its place in the table, and its noise's size; for each value: a cell's low edge and
-# the place above it, as in :mod:`client.privacy.normals`, times the size, plus what is there. No
-# operation may be fused with the next: numpy rounds after each.
+# the place above it, as in :mod:`client.privacy.normals`, times the size, plus what is there.
 _LOOP = f"""
 define void @add_noise(ptr noalias %table, ptr noalias %rows, ptr noalias %scales, i64 %count,
                        i64 %width, ptr noalias %words, ptr noalias %lows) {{
@@ -139,7 +127,7 @@ class CompiledAdder:
         self._width = width
         loop = _loop()
         assert loop is not None
-        self._loop, self._lows = loop, _address(self._normals.lows, np.float64)
+        self._loop, self._lows = loop, address(self._normals.lows, np.float64)
 
     def add(self, table: np.ndarray, rows: np.ndarray, scales: np.ndarray) -> None:
         """See :class:`Adder`."""
@@ -154,22 +142,15 @@ class CompiledAdder:
             and 0 <= rows[0] <= rows[-1] < len(table)
         ):
             raise IndexError("noise for rows that are not there")
-        starts = (_address(table, np.float32), _address(rows, np.int64))
-        sizes = _address(scales, np.float64)
+        starts = (address(table, np.float32), address(rows, np.int64))
+        sizes = address(scales, np.float64)
         words, places, values = self._normals.draw(count * width)
         # What the loop adds to the few values that are made otherwise is overwritten.
         which = places // width
         flat, there = table.reshape(-1), places + (rows[which] - which) * width
         kept = flat[there]
-        self._loop(*starts, sizes, count, width, _address(words, np.uint64), self._lows)
+        self._loop(*starts, sizes, count, width, address(words, np.uint64), self._lows)
         flat[there] = values * scales[which] + kept
-
-
-def _address(array: np.ndarray, kind: type[np.generic]) -> int:
-    """Return where an array begins in memory, if it is just as the loop expects it."""
-    if array.dtype != kind or not array.flags.c_contiguous:
-        raise TypeError(f"not a contiguous array of {kind.__name__}")
-    return int(array.ctypes.data)
 
 
 def put_rows(target: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
@@ -178,35 +159,4 @@ def put_rows(target: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
     np.put(target.view(item), rows, values.view(item))
 
 
-@cache
-def _loop() -> Callable[..., None] | None:
-    """Return the compiled loop, or None where it can't be had."""
-    try:
-        found, _ = compiled(_LOOP, "add_noise")
-    except (ImportError, OSError, RuntimeError) as error:
-        logger.warning("noise=slower reason=%s", type(error).__name__)
-        return None
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    kind = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, number, number, pointer, pointer)
-    return kind(found)
-
-
-@cache
-def compiled(code: str, name: str) -> tuple[int, Any]:
-    """Return the address of a function in LLVM's language, compiled, and what keeps it alive."""
-    from llvmlite import binding  # Only shops that train need it.
-
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    machine = binding.Target.from_default_triple().create_target_machine(
-        cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3
-    )
-    module = binding.parse_assembly(code)
-    module.verify()
-    options = binding.create_pipeline_tuning_options(speed_level=3)
-    options.loop_vectorization = True
-    passes = binding.create_pass_builder(machine, options)
-    passes.getModulePassManager().run(module, passes)
-    engine = binding.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
-    return engine.get_function_address(name), engine
+_loop = partial(function, _LOOP, "add_noise", "pppiipp")

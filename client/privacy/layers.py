@@ -4,8 +4,9 @@ Autograd then never builds a gradient of a table's size: it stops at the rows th
 reads. Their grad samplers turn what arrives there into exact per-unit gradients.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -14,8 +15,10 @@ from opacus.grad_sample import register_grad_sampler
 from torch import nn
 from torch.nn.functional import embedding_bag
 
-# Values whose float64 copies are in memory at a time.
-_NORM_CHUNK = 1 << 14
+from client.privacy.squares import unit_squares
+
+# What layers, and Opacus, keep on a layer from one batch to the next.
+_KEPT = frozenset(("activations", "gradients", "max_batch_len", "reads"))
 
 
 class OpacusParameter(nn.Parameter):
@@ -107,20 +110,23 @@ class RowGradients:
         would let a unit through above the bound. What is summed in which order depends on a unit's
         own reads alone.
         """
-        squares = _squares(self.values)
-        if len(self.reads.places) < len(squares):
-            read = np.zeros(len(squares), dtype=bool)
-            read[self.reads.places.numpy()] = True
-            squares[~read] = 0.0
-        squares[self.reads.repeats.numpy()] = 0.0
-        total = squares.reshape(size, self.reads.length).sum(axis=1)
-        if len(self.reads.repeats):
-            first = self.reads.repeats[self.reads.groups]
-            total += np.bincount(
-                self.reads.units(first).numpy(), _squares(self.repeated()), minlength=size
-            )
+        reads, values = self.reads, self.values.numpy()
+        # Apart: padding, and what is summed first.
+        if len(reads.places) == len(values):
+            apart = np.zeros(len(values), dtype=bool)
+        else:
+            apart = np.ones(len(values), dtype=bool)
+            apart[reads.places.numpy()] = False
+        apart[reads.repeats.numpy()] = True
+        total = unit_squares(values, apart, size)
+        if len(reads.repeats):
+            units = reads.units(reads.repeats[reads.groups]).numpy()
+            repeated = self.repeated.numpy()
+            squares = unit_squares(repeated, np.zeros(len(repeated), dtype=bool), len(repeated))
+            total += np.bincount(units, squares, minlength=size)
         return torch.from_numpy(np.sqrt(total))
 
+    @cached_property
     def repeated(self) -> torch.Tensor:
         """Return ``(S, D)``: the gradients of rows that a unit reads more than once."""
         return embedding_bag(self.reads.repeats, self.values, self.reads.groups, mode="sum")
@@ -153,7 +159,7 @@ class RowGradients:
             begin = reads.apart[reads.groups].int()
             entries = torch.searchsorted(reads.starts, begin, right=True) - 1
             own = by_unit[reads.units(first)].unsqueeze(1)
-            total.index_add_(0, entries, self.repeated() * own)
+            total.index_add_(0, entries, self.repeated * own)
         return total
 
     def without(self, units: torch.Tensor) -> "RowGradients":
@@ -183,7 +189,29 @@ class _Gather(torch.autograd.Function):
         return None, None
 
 
-class UnitEmbedding(nn.Module):
+class _OneWeight(nn.Module):
+    """A module whose only parameter is ``weight``."""
+
+    weight: OpacusParameter
+
+    def named_parameters(
+        self,
+        prefix: str = "",
+        recurse: bool = True,  # noqa: ARG002 - torch's own
+        remove_duplicate: bool = True,  # noqa: ARG002
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the weight; Opacus asks six times a step, and torch's search takes its time."""
+        yield (f"{prefix}.weight" if prefix else "weight"), self.weight
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set what is kept of a batch at once: torch would look among its parameters first."""
+        if name in _KEPT:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+class UnitEmbedding(_OneWeight):
     """A table ``(N, D)`` of which each unit of a batch reads some rows.
 
     ``grad_sample`` of its weight is, exactly, each unit's gradient *norm*, ``(B, 1)``: all that
@@ -224,7 +252,7 @@ class UnitEmbedding(nn.Module):
         return gathered
 
 
-class UnitParameter(nn.Module):
+class UnitParameter(_OneWeight):
     """A dense parameter, given to each unit of a batch as a copy of its own."""
 
     activations: list[list[torch.Tensor]]
@@ -259,19 +287,6 @@ def _parameter_gradients(
     backprops: torch.Tensor,
 ) -> dict[nn.Parameter, torch.Tensor]:
     return {layer.weight: backprops}
-
-
-def _squares(values: torch.Tensor) -> np.ndarray:
-    """Return the squared norm of each row (P, D), float64; of a row whatever the others are."""
-    found, squares = values.numpy(), np.empty(len(values))
-    count = max(1, _NORM_CHUNK // max(values.shape[1], 1))
-    copy = np.empty((min(count, len(values)), values.shape[1]))
-    for start in range(0, len(values), count):
-        part = found[start : start + count]
-        exact = copy[: len(part)]
-        exact[...] = part
-        np.vecdot(exact, exact, out=squares[start : start + count])
-    return squares
 
 
 def _as_before(values: np.ndarray) -> np.ndarray:

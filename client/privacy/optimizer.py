@@ -180,4 +180,6 @@ def _norms(layer: UnitEmbedding | UnitParameter) -> torch.Tensor:
 
 def _joint(norms: torch.Tensor) -> torch.Tensor:
     """Return the norm over all parameters, ``(B, 1)``, of norms of each, ``(B, P)``."""
+    if norms.shape[1] == 1:
+        return norms
     return norms.square().sum(dim=1, keepdim=True).sqrt_()

@@ -1,0 +1,75 @@
+"""Loops in LLVM's language, compiled where they are needed.
+
+A loop that numpy takes several passes over memory for is several times as fast in one. LLVM itself
+is loaded, and makes machine code of it, in a twentieth of a second, where numba takes more than
+half of one, and every message to a shop starts a process that would pay for it. Nothing is kept on
+disk. Each loop has a twin in numpy that does the same to the last bit, for where there is no LLVM:
+no operation here may be fused with the next.
+"""
+
+import ctypes
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+_KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64}
+# What the machine code lives in.
+_engines: list[Any] = []
+
+
+@cache
+def function(code: str, name: str, arguments: str) -> Callable[..., None] | None:
+    """Return a compiled function, or None where there is no compiler.
+
+    Parameters
+    ----------
+    code
+        A module of LLVM's language.
+    arguments
+        A letter for each of the function's arguments: ``p`` a pointer, ``i`` a whole number of 64
+        bits.
+    """
+    try:
+        found = _compiled(code, name)
+    except (ImportError, OSError, RuntimeError) as error:
+        logger.warning("loop=%s compiled=no reason=%s", name, type(error).__name__)
+        return None
+    return ctypes.CFUNCTYPE(None, *(_KINDS[letter] for letter in arguments))(found)
+
+
+def address(array: np.ndarray, kind: type[np.generic]) -> int:
+    """Return where an array begins in memory, if it is just as a loop expects it.
+
+    Raises
+    ------
+    TypeError
+        If it has other values, or is not contiguous.
+    """
+    if array.dtype != kind or not array.flags.c_contiguous:
+        raise TypeError(f"not a contiguous array of {kind.__name__}")
+    return int(array.ctypes.data)
+
+
+def _compiled(code: str, name: str) -> int:
+    from llvmlite import binding  # Only shops that train need it.
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine(
+        cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3
+    )
+    module = binding.parse_assembly(code)
+    module.verify()
+    options = binding.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = True
+    passes = binding.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(module, passes)
+    engine = binding.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    _engines.append(engine)
+    return int(engine.get_function_address(name))
