@@ -119,7 +119,7 @@ def test_too_few_survivors_and_nothing_is_unmasked(town: Summing) -> None:
     ("malice", "refusing", "words"),
     [
         ("rosters", 3, "2 shops showed keys; 3 are needed"),
-        ("invented", 5, "0 shops contributed; 3 are needed"),
+        ("invented", 5, "0 shops shared; 3 are needed"),
     ],
 )
 def test_a_server_with_another_roster_gets_no_sum_and_nobody_pays(
