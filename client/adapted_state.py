@@ -103,6 +103,7 @@ class AdaptedFacts(Frozen):
     segments: tuple[tuple[str, str], ...] = ()
     mixing_weights: dict[str, float]
     part_scales: dict[str, float]
+    outside: dict[str, float] = Field(default_factory=dict)
     ridges: dict[str, float] = Field(default_factory=dict)
     own_plan: ModelPlan | None = None
     state_digest: str = ""
@@ -135,6 +136,7 @@ def _write(folder: Path, home: HomeModel, facts: AdaptedFacts) -> AdaptedFacts:
         update={
             "mixing_weights": dict(home.mixing_weights),
             "part_scales": dict(home.part_scales),
+            "outside": dict(home.outside),
             "ridges": {name: ease.ridge for name, ease in eases.items()},
             "own_plan": home.own_learned.plan if home.own_learned else None,
             "segments": home.segments.names if home.segments else (),
@@ -252,6 +254,7 @@ def home_of(arrays: Arrays, facts: AdaptedFacts, model: GlobalModel) -> HomeMode
         facts.mixing_weights,
         Segments(facts.segments, arrays[_SEGMENTS]) if facts.segments else None,
         Kin(_matrix(arrays, _KIN), arrays[_KIN_EXPECTED]) if _KIN_EXPECTED in arrays else None,
+        facts.outside,
     )
 
 

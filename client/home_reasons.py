@@ -44,7 +44,7 @@ def explain_home(
     parts: list[Part] = []
     for name, weight in weights.items():
         if weight:
-            factor = weight / scales.get(name, 1.0)
+            factor = home.factor(name, item) * weight / scales.get(name, 1.0)
             found = _part(home, name, history, item)
             parts += [replace(part, value=factor * part.value) for part in found]
     return Explanation(float(np.sum([part.value for part in parts])), tuple(parts))

@@ -32,6 +32,10 @@ class HomeSettings(Frozen):
         Part -> weight that the search starts from; parts that are not named are not used. The
         shop's own: ``own_ease``, ``own_learned``, ``own_popularity`` and ``kin``, products of a
         kind by public content.
+    outside
+        Part -> what it is multiplied with for products outside the model's learned block, of which
+        the federation has learned nothing: there the shop's own parts may say more. 1 where a part
+        is not named; popularity has one order, for who has no history too, and can't be.
     factors
         What the search multiplies one weight with, at each step.
     rounds
@@ -51,6 +55,7 @@ class HomeSettings(Frozen):
     prior_strength: float = Field(1.0, ge=0)
     own_expectation: float = Field(0.5, ge=0, le=1)
     start: dict[str, float]
+    outside: dict[str, float] = Field(default_factory=dict)
     factors: tuple[float, ...] = (0.0, 0.5, 2.0)
     rounds: int = Field(1, ge=0)
     confidence: float = Field(2.5, ge=0)
@@ -58,15 +63,25 @@ class HomeSettings(Frozen):
         default_factory=lambda: {"ndcg@20": 0.067, "tail_ndcg@20": 0.0048}
     )
 
+    @field_validator("outside")
+    @classmethod
+    def _but_popularity(cls, value: dict[str, float]) -> dict[str, float]:
+        if named := {"popularity", "own_popularity"} & set(value):
+            raise ValueError(f"{', '.join(sorted(named))} counts alike for all products")
+        return value
+
     def without(self, *parts: str) -> "HomeSettings":
         """Return the settings for a model that lacks some parts.
 
-        Without pseudo-customers ``shared_ease`` is the shop's own EASE, which takes its weight.
+        Without pseudo-customers ``shared_ease`` is the shop's own EASE, which takes its weight;
+        and without anything learned no product is outside.
         """
         start = {name: weight for name, weight in self.start.items() if name not in parts}
         if "shared_ease" in parts and (moved := self.start.get("shared_ease", 0.0)):
             start["own_ease"] = start.get("own_ease", 0.0) + moved
-        return self.model_copy(update={"start": start})
+        learned = not {"learned", "shared_ease"} & set(parts)
+        outside = self.outside if learned else {}
+        return self.model_copy(update={"start": start, "outside": outside})
 
 
 #: As found on the validation weeks of the demo's 20 shops.

@@ -8,7 +8,7 @@ is brought to unit spread by one scale a shop, so a mixed score still comes apar
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import sparse
@@ -60,6 +60,8 @@ class HomeModel:
         What moves what sells for a customer without a history; None where nothing does.
     kin
         Products of a kind; None where the mixture has no such part.
+    outside
+        Part -> what it is multiplied with for products outside the model's learned block.
     """
 
     model: GlobalModel
@@ -71,6 +73,7 @@ class HomeModel:
     mixing_weights: Mapping[str, float]
     segments: Segments | None = None
     kin: Kin | None = None
+    outside: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -125,18 +128,29 @@ class HomeModel:
         few = min(_SCALE_CUSTOMERS, max(1, _SCALE_BYTES // (4 * max(1, histories.shape[1]))))
         parts = home.parts(histories[:few], settings.start)
         scales = {name: float(part.std()) or 1.0 for name, part in parts.items() if part.size}
-        return replace(home, part_scales=scales)
+        return replace(home, part_scales=scales, outside=settings.outside)
 
     def parts(
         self, history: sparse.csr_matrix, names: Sequence[str] | Mapping[str, float]
     ) -> Arrays:
         """Return the named parts of (B, n) histories: (B, n) float32, popularities (1, n)."""
-        return {name: self._part(name, history) for name in names}
+        return {name: self._everywhere(name, history) for name in names}
 
     def scores(self, history: sparse.csr_matrix) -> np.ndarray:
         """Return (B, n) float32 mixed scores."""
         weights = {name: weight for name, weight in self.mixing_weights.items() if weight}
         return mix(self.parts(history, weights), weights, self.part_scales, history.shape)
+
+    def factor(self, name: str, item: int) -> float:
+        """Return what a part is multiplied with for a product (its catalogue row)."""
+        inside = name not in self.outside or self.model.in_block[item]
+        return 1.0 if inside else self.outside[name]
+
+    def _everywhere(self, name: str, history: sparse.csr_matrix) -> np.ndarray:
+        part, factor = self._part(name, history), self.outside.get(name, 1.0)
+        if factor == 1.0:
+            return part
+        return part * np.where(self.model.in_block, np.float32(1.0), np.float32(factor))
 
     def _part(self, name: str, history: sparse.csr_matrix) -> np.ndarray:
         if name == "content":

@@ -58,7 +58,7 @@ GLOBAL_PARTS = ("content", "learned", "popularity")
 LOCAL_NAMES = frozenset(
     (
         *("own_popularity", "own_ease", "shared_ease", "own_learned", "expected_content", "kin"),
-        *("mixing_weights", "part_scales", "segments"),
+        *("mixing_weights", "part_scales", "segments", "outside"),
     )
 )
 
@@ -152,6 +152,13 @@ class GlobalModel:
     def lifted_vectors(self) -> np.ndarray:
         """(n, d) float32 ``g_i v_i`` of every product; 0 outside the learned block."""
         return self.block.lift(self.item_vectors, self.catalogue.size)
+
+    @cached_property
+    def in_block(self) -> np.ndarray:
+        """(n,) bool: products that the learned block says something of."""
+        ones = np.ones((len(self.item_vectors), 1), np.float32)
+        reached: np.ndarray = self.block.lift(ones, self.catalogue.size)[:, 0] != 0
+        return reached
 
     @cached_property
     def spectrum(self) -> np.ndarray:
