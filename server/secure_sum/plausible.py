@@ -18,8 +18,8 @@ from common.secure_sum.noise import share_std
 # Of numbers drawn from all of 32 bits half are beyond this. Clipped sums come near it where a
 # shop's box is half full, which takes thousands of customers who all move the same number one way.
 _HALF = 1 << 30
-# Of so few numbers a quarter may be beyond it by chance, or none.
-_LEAST_NUMBERS = 64
+# Of fewer numbers too few may be beyond it by chance.
+_LEAST_NUMBERS = 32
 
 
 def check_spread(total: np.ndarray, layout: Layout, contributors: list[str]) -> None:
@@ -33,8 +33,8 @@ def check_spread(total: np.ndarray, layout: Layout, contributors: list[str]) -> 
     Raises
     ------
     SecureSumError
-        If more than a quarter of the numbers that one of them sends are beyond 2^30. Of 64 random
-        ones so few are with a chance of 4e-5.
+        If more than a quarter of the numbers that one of them sends are beyond 2^30. No more are
+        of 32 random ones, the fewest that are looked at, with a chance of .4%, of 64 with 4e-5.
     """
     large = np.abs(total) > _HALF
     looked: set[bytes] = set()
