@@ -35,7 +35,7 @@ from client.assortment import Assortment
 from client.ease import Ease
 from client.home_settings import HomeSettings
 from client.kin import Kin
-from client.personalization import HomeModel
+from client.personalization import HomeModel, with_own_shares
 from client.segments import Segments
 from common.code import code_digest
 from common.disk import sha256, sync
@@ -244,6 +244,7 @@ def home_of(arrays: Arrays, facts: AdaptedFacts, model: GlobalModel) -> HomeMode
             k.removeprefix(f"{_OWN}."): v for k, v in arrays.items() if k.startswith(f"{_OWN}.")
         }
         own = GlobalModel(facts.own_plan, model.catalogue, state)
+    model = with_own_shares(model, arrays["own_popularity"][0], facts.settings.own_shares)
     return HomeModel(
         model,
         own,

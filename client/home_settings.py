@@ -24,6 +24,9 @@ class HomeSettings(Frozen):
         A content feature, such as ``type``: that model then learns its values in place of single
         products, as a federation's plan with ``groups`` does. Where there are too few purchases to
         tell products apart, it is the better one.
+    own_shares
+        Where the federation learned groups that count evenly: by so much the shop's own popularity,
+        in place of the released one, says how much of a group's score each of its products has.
     prior_strength
         How much the federation's pseudo-customers count beside the shop's own.
     own_expectation
@@ -52,6 +55,7 @@ class HomeSettings(Frozen):
     max_customers: int = Field(3000, ge=1)
     own_dimension: int = Field(16, ge=1)
     own_groups: str = ""
+    own_shares: float = Field(0.0, ge=0, le=1)
     prior_strength: float = Field(1.0, ge=0)
     own_expectation: float = Field(0.5, ge=0, le=1)
     start: dict[str, float]

@@ -8,6 +8,7 @@ is brought to unit spread by one scale a shop, so a mixed score still comes apar
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from client.kin import Kin
 from client.low_rank import own_low_rank
 from client.periods import ShopPeriod
 from client.segments import Segments
+from common.blocks import GroupBlock
 from common.config import nearest
 from common.errors import ConfigError
 from common.metrics import evaluate
@@ -113,6 +115,7 @@ class HomeModel:
         new = (model.popularity_of_like > 0) & (counts.ravel() == 0)
         if new.any():
             popularity[0, new] = of_like(popularity[0], ~new, model.catalogue.features)[new]
+        model = with_own_shares(model, popularity[0], settings.own_shares)
         own = np.asarray(model.catalogue.content.T @ popularity.ravel()) / popularity.size
         share = settings.own_expectation if counts.sum() else 0.0
         expected = share * own + (1.0 - share) * model.expected_content
@@ -169,6 +172,23 @@ class HomeModel:
             known = (*GLOBAL_PARTS, *OWN_PARTS, "shared_ease", *self.eases)
             raise ConfigError(f"home: no part is called {name!r}; {nearest(name, known)}")
         return self.eases[name].scores(history)
+
+
+def with_own_shares(model: GlobalModel, popularity: np.ndarray, share: float) -> GlobalModel:
+    """Return the model whose groups' scores are dealt to products by (n,) own popularity too.
+
+    Noise hides what the release says of a rare product; what its group's customers like, it tells.
+    Local state: see :attr:`client.home_settings.HomeSettings.own_shares`.
+    """
+    block = model.block
+    if not share or not isinstance(block, GroupBlock) or model.plan.group_weights != "even":
+        return model
+    blended = share * popularity + (1.0 - share) * model.popularity_bias
+    found = copy(model)
+    for name in ("block", "lifted_vectors"):  # Where cached_property would put them.
+        vars(found).pop(name, None)
+    vars(found).update(block=block.with_shares(blended))
+    return found
 
 
 def mix(

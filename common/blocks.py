@@ -188,6 +188,14 @@ class GroupBlock(_Projection):
         offset = np.zeros(count, np.float32)
         return cls(entries(1.0 / gain[own]), offset, gain, rates, entries(shares * gain[own]))
 
+    def with_shares(self, popularity: np.ndarray) -> "GroupBlock":
+        """Return a block of even weights whose products' shares follow another (n,) popularity."""
+        known, weight = self.lifting.tocoo(), _group_weights(popularity)
+        mass = np.bincount(known.col, weight[known.row], self.lifting.shape[1])
+        values = weight[known.row] / mass[known.col] * self.gain[known.col]
+        entries = (values.astype(np.float32), (known.row, known.col))
+        return replace(self, lifting=sparse.csr_matrix(entries, shape=self.lifting.shape))
+
     @property
     def rows(self) -> np.ndarray:
         """(L,) numbers of the groups."""

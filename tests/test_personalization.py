@@ -288,3 +288,35 @@ def test_one_customer_moves_nothing(model: GlobalModel) -> None:
     settings = settings_of(confidence=0.0)
     home = HomeModel.fit(model, history, settings)
     assert tune(home, history, only, np.ones(N, bool), settings) == START
+
+
+# --- groups that the federation learned, dealt to products here ---------------------------------
+
+
+def test_own_shares_deal_a_groups_score_by_what_sells_here(model: GlobalModel) -> None:
+    plan = ModelPlan(dimension=3, groups="type", learned_items=4, group_weights="even")
+    state = initial_state(plan, N) | {POPULARITY: model.state[POPULARITY]}
+    grouped, histories = GlobalModel(plan, model.catalogue, state), bought(50)
+    counts = np.asarray((histories > 0).sum(axis=0), dtype=np.float64).ravel()
+    kinds = np.arange(N) % 4
+    released = model.state[POPULARITY].astype(np.float64) * N
+    whole = grouped.learned_part(histories)
+    for share in (0.0, 0.3, 1.0):
+        settings = settings_of(start={"learned": 1.0}, own_shares=share)
+        home = HomeModel.fit(grouped, histories, settings)
+        found = home.parts(histories, ["learned"])["learned"]
+        weight = share * counts / counts.mean() + (1 - share) * released
+        weight = weight / weight.mean() + 0.05
+        for kind in range(4):
+            inside = kinds == kind
+            # Each group keeps what it has; who among its products has how much of it changes.
+            total = whole[:, inside].sum(axis=1, keepdims=True)
+            np.testing.assert_allclose(
+                found[:, inside],
+                total * weight[inside] / weight[inside].sum(),
+                rtol=1e-4,
+                atol=1e-5,
+            )
+    assert np.array_equal(grouped.learned_part(histories), whole)  # The released one is as it was.
+    plain = HomeModel.fit(model, histories, settings_of(own_shares=1.0))
+    assert plain.model is model
