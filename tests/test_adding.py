@@ -12,6 +12,7 @@ from scipy import stats
 
 from client.privacy import compiling
 from client.privacy.adding import CompiledAdder, NumpyAdder, adder
+from client.privacy.moving import add_rows
 from client.privacy.noise import Keystream, SeededNoise, SystemNoise
 from client.privacy.normals import CELLS, MOST, Normals
 from client.privacy.squares import unit_squares
@@ -145,3 +146,29 @@ def test_a_unit_without_rows_or_columns_has_norm_zero() -> None:
     assert unit_squares(np.zeros((0, 4), np.float32), nothing, 0).shape == (0,)
     with pytest.raises(ValueError, match="rows"):
         unit_squares(np.zeros((3, 4), np.float32), np.zeros(3, dtype=bool), 2)
+
+
+@pytest.mark.parametrize("width", [1, 5, 32])
+def test_rows_are_moved_the_same_with_and_without_llvm(
+    width: int, no_llvm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(width)
+    before = random.normal(size=(5000, width)).astype(np.float32)
+    rows = np.sort(random.permutation(5000)[:3000])
+    values = random.normal(size=(3000, width)).astype(np.float32)
+    tables = []
+    for undone in (False, True):
+        if undone:
+            monkeypatch.undo()
+            compiling.function.cache_clear()
+        table = before.copy()
+        add_rows(table, rows, values, -0.37)
+        tables.append(table)
+    assert np.array_equal(*tables)
+    wanted = before.copy()
+    wanted[rows] -= 0.37 * values
+    np.testing.assert_allclose(tables[0], wanted, rtol=1e-6, atol=1e-6)
+    assert np.array_equal(np.delete(tables[0], rows, axis=0), np.delete(before, rows, axis=0))
+    for wrong in (rows + 2500, rows - 2500):
+        with pytest.raises(IndexError):
+            add_rows(tables[0], wrong, values, 1.0)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from client.privacy.compiling import address, function
+from client.privacy.moving import put_rows
 from client.privacy.noise import NoiseSource, SystemNoise
 from client.privacy.normals import BITS, CELLS, EXPONENT, MOST
 
@@ -151,12 +152,6 @@ class CompiledAdder:
         kept = flat[there]
         self._loop(*starts, sizes, count, width, address(words, np.uint64), self._lows)
         flat[there] = values * scales[which] + kept
-
-
-def put_rows(target: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
-    """Set distinct rows of a contiguous (N, D) array, each as one item: twice as fast."""
-    item = np.dtype((np.void, target.shape[1] * target.itemsize))
-    np.put(target.view(item), rows, values.view(item))
 
 
 _loop = partial(function, _LOOP, "add_noise", "pppiipp")

@@ -17,7 +17,7 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-_KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64}
+_KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 # What the machine code lives in.
 _engines: list[Any] = []
 
@@ -32,7 +32,7 @@ def function(code: str, name: str, arguments: str) -> Callable[..., None] | None
         A module of LLVM's language.
     arguments
         A letter for each of the function's arguments: ``p`` a pointer, ``i`` a whole number of 64
-        bits.
+        bits, ``f`` a float32.
     """
     try:
         found = _compiled(code, name)

@@ -148,18 +148,20 @@ class RowGradients:
         reads = self.reads
         by_unit = factors.to(self.values.dtype)
         # numpy looks up a few values several times as fast as torch.
-        weights = torch.from_numpy(by_unit.numpy().take(reads.units(reads.places).numpy()))
-        if len(reads.repeats):
-            weights[reads.apart] = 0.0
+        weights = by_unit.numpy().take(reads.units(reads.places).numpy())
+        apart, groups = reads.apart.numpy(), reads.groups.numpy()
+        weights[apart] = 0.0
         total = embedding_bag(
-            reads.places, self.values, reads.starts, mode="sum", per_sample_weights=weights
+            reads.places,
+            self.values,
+            reads.starts,
+            mode="sum",
+            per_sample_weights=torch.from_numpy(weights),
         )
-        if len(reads.repeats):
-            first = reads.repeats[reads.groups]
-            begin = reads.apart[reads.groups].int()
-            entries = torch.searchsorted(reads.starts, begin, right=True) - 1
-            own = by_unit[reads.units(first)].unsqueeze(1)
-            total.index_add_(0, entries, self.repeated * own)
+        if len(groups):
+            entries = reads.starts.numpy().searchsorted(apart[groups], side="right") - 1
+            own = by_unit[reads.units(reads.repeats[reads.groups])].unsqueeze(1)
+            total.index_add_(0, torch.from_numpy(entries), self.repeated * own)
         return total
 
     def without(self, units: torch.Tensor) -> "RowGradients":

@@ -3,12 +3,11 @@
 import numpy as np
 import torch
 
-from client.privacy.adding import adder, put_rows
+from client.privacy.adding import adder
+from client.privacy.moving import add_rows
 from client.privacy.noise import NoiseSource
 from client.privacy.normals import MOST
 
-# Values that are moved at a time.
-_MOVE_CHUNK = 1 << 15
 # Rows whose noise's sizes are computed at a time.
 _SCALES = 1 << 13
 
@@ -52,17 +51,9 @@ class RowSum:
         self._parts, self._whole = [], None
 
     def _move(self, target: torch.Tensor, scale: float = 1.0) -> None:
-        """Add ``scale`` times what is not whole; faster than ``index_add_`` of large tables."""
-        array, width = target.numpy(), self._shape[1]
-        count = max(1, _MOVE_CHUNK // width)
-        present = np.empty((count, width), np.float32)
+        """Add ``scale`` times what is not whole."""
         for rows, values in self._parts:
-            parts = zip(torch.split(rows, count), torch.split(values, count), strict=True)
-            for some, part in parts:
-                places, found = some.numpy(), present[: len(some)]
-                array.take(places, axis=0, out=found, mode="clip")
-                torch.from_numpy(found).add_(part, alpha=scale)
-                put_rows(array, places, found)
+            add_rows(target.numpy(), rows.numpy(), values.numpy(), scale)
 
 
 class OwedNoise:
