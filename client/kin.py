@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+_PROFILE_BYTES = 2**27
+
 
 @dataclass(frozen=True)
 class Kin:
@@ -37,10 +39,15 @@ class Kin:
 
     def scores(self, history: sparse.csr_matrix) -> np.ndarray:
         """Return (B, n) float32 scores of (B, n) histories."""
-        counts = np.asarray(history.sum(axis=1)).ravel()
-        profiles = (history @ self.codes).toarray() - np.outer(counts, self.expected)
-        shared = np.asarray(self.codes @ profiles.T.astype(np.float32)).T
-        return np.ascontiguousarray(shared, dtype=np.float32)
+        found = np.empty((history.shape[0], self.codes.shape[0]), np.float32)
+        # Words of titles can make V far larger than n.
+        size = max(1, _PROFILE_BYTES // (4 * max(1, self.codes.shape[1])))
+        for start in range(0, history.shape[0], size):
+            block = history[start : start + size]
+            counts = np.asarray(block.sum(axis=1)).ravel()
+            profiles = (block @ self.codes).toarray() - np.outer(counts, self.expected)
+            found[start : start + size] = (self.codes @ profiles.T.astype(np.float32)).T
+        return found
 
     def contributions(self, history: sparse.csr_matrix, item: int) -> np.ndarray:
         """Return (H,) float64 what each product of a (1, n) history adds to a product's score."""

@@ -68,6 +68,14 @@ def test_contributions_are_what_the_score_loses(rows: list[int], item: int) -> N
         assert whole - kin.scores(rest)[0, item] == pytest.approx(parts[place], abs=1e-5)
 
 
+def test_customers_are_scored_in_blocks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    basket = np.random.default_rng(1).dirichlet(np.ones(7))
+    kin, bought = Kin.of(small().kin, basket), sparse.identity(7, np.float32, format="csr")
+    whole = kin.scores(bought)
+    monkeypatch.setattr("client.kin._PROFILE_BYTES", 1)
+    np.testing.assert_allclose(kin.scores(bought), whole, atol=1e-6)
+
+
 def test_a_product_without_content_has_no_kin() -> None:
     kin = Kin.of(small().kin, np.zeros(7))
     assert not kin.scores(row_of(7, i6=1.0)).any()
