@@ -22,7 +22,8 @@ class FixedNoise(SystemNoise):
     """The deployment's noise under a key that a test knows."""
 
     def __init__(self, key: int) -> None:
-        self.normals = Normals(Keystream(key.to_bytes(32, "big")))
+        self._words = Keystream(key.to_bytes(32, "big"))
+        self.normals = Normals(self._words)
 
 
 @pytest.fixture

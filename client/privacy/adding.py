@@ -89,6 +89,9 @@ class Adder(Protocol):
             (R,) float64.
         """
 
+    def close(self) -> None:
+        """Give back the room that it took."""
+
 
 def adder(source: NoiseSource, width: int) -> Adder:
     """Return what adds ``source``'s noise to rows of ``width`` values."""
@@ -118,13 +121,17 @@ class NumpyAdder:
         present[...] = noise
         put_rows(table, rows, present)
 
+    def close(self) -> None:
+        """See :class:`Adder`."""
+        self._noise = self._present = np.empty((0, 0))
+
 
 class CompiledAdder:
     """See :class:`Adder`; what :class:`NumpyAdder` makes of the same words, to the last bit."""
 
     def __init__(self, source: SystemNoise, width: int) -> None:
         self.rows = max(1, MOST // max(width, 1))
-        self._normals = source.normals
+        self._source, self._normals = source, source.normals
         self._width = width
         loop = _loop()
         assert loop is not None
@@ -152,6 +159,10 @@ class CompiledAdder:
         kept = flat[there]
         self._loop(*starts, sizes, count, width, address(words, np.uint64), self._lows)
         flat[there] = values * scales[which] + kept
+
+    def close(self) -> None:
+        """See :class:`Adder`."""
+        self._source.rest()
 
 
 _loop = partial(function, _LOOP, "add_noise", "pppiipp")

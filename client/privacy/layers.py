@@ -65,11 +65,14 @@ class Reads:
         size, length = ids.shape
         shift = (size * length).bit_length()
         # One sort of whole keys is several times faster than a stable sort with its permutation.
-        keys = np.left_shift(ids.reshape(-1).numpy(), shift)
-        keys += np.arange(size * length)
+        keys = np.left_shift(ids.numpy(), shift)
+        keys += (np.arange(size) * length)[:, None]
+        keys += np.arange(length)
+        keys = keys.reshape(-1)
         keys.sort()
         keys = keys[np.searchsorted(keys, 0) :]
-        places = (keys & ((1 << shift) - 1)).astype(np.int32)
+        places = np.empty(len(keys), np.int32)
+        np.bitwise_and(keys, (1 << shift) - 1, out=places, casting="unsafe")
         rows = np.right_shift(keys, shift, out=keys)
         # Whether a place has the row, and the row and unit, of the place before it.
         same_row = _as_before(rows)

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from client.privacy.normals import Normals
 
 # Words of keystream made at a time.
-_WORDS = 1 << 14
+_WORDS = 1 << 15
 _ZEROS = memoryview(bytes(8 * _WORDS))
 # AES' block may be asked for once more than what is written.
 _BLOCK = 16
@@ -82,13 +82,15 @@ class Keystream:
     def __init__(self, key: bytes) -> None:
         self._key = algorithms.AES256(key)
         self._nonce = self._left = 0
-        # One buffer for good: the system takes longer to find fresh pages than AES to fill them.
-        self._buffer = bytearray(8 * _WORDS + _BLOCK)
-        self._words = np.frombuffer(self._buffer, dtype=np.uint64)
+        self.rest()
 
     def __call__(self, n: int) -> np.ndarray:
-        """Return the next ``n`` words, at most 16,384; overwritten by the next call."""
+        """Return the next ``n`` words, at most 32,768; overwritten by the next call."""
         assert n <= _WORDS
+        if not self._buffer:
+            # One for all calls: the system takes longer to find fresh pages than AES to fill them.
+            self._buffer = bytearray(8 * _WORDS + _BLOCK)
+            self._words = np.frombuffer(self._buffer, dtype=np.uint64)
         if n > self._left:
             # No block is encrypted twice: each nonce is used once, and left before its end.
             mode = modes.GCM(self._nonce.to_bytes(12, "big"))
@@ -97,6 +99,10 @@ class Keystream:
         self._left -= n
         self._cipher.update_into(_ZEROS[: 8 * n], self._buffer)
         return self._words[:n]
+
+    def rest(self) -> None:
+        """Give the room for words back until it is needed again."""
+        self._buffer, self._words = bytearray(), np.empty(0, np.uint64)
 
 
 class SystemNoise:
@@ -128,6 +134,10 @@ class SystemNoise:
     def fill(self, values: np.ndarray) -> None:
         """See :class:`NoiseSource`."""
         self.normals.fill(values.reshape(-1))
+
+    def rest(self) -> None:
+        """Give back memory that is of use only while noise is drawn."""
+        self._words.rest()
 
     def poisson_sample(self, n: int, rate: float) -> np.ndarray:
         """See :class:`NoiseSource`."""

@@ -23,13 +23,13 @@ _WIDTH = 2.0**-6
 _OFFSET = _WIDTH * 2.0 ** (BITS - 12)
 EXPONENT = np.float64(_OFFSET).view(np.uint64)
 #: Values that are drawn at a time, at most: they stay in the processor's cache.
-MOST = 1 << 14
+MOST = 1 << 15
 # Candidates for the remainder: 12 bits choose a bin, the next is the sign.
 _BIN_BITS = 12
 _BINS = 1 << _BIN_BITS
 _SIGN = np.uint64(1 << _BIN_BITS)
-_CANDIDATES = 1 << 13
-_GAPS = 1 << 12
+_CANDIDATES = 1 << 11
+_GAPS = 1 << 10
 
 Words = Callable[[int], np.ndarray]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from opacus.optimizers import DPOptimizer
 
@@ -104,19 +105,21 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
         self.unit_norms = _joint(norms).squeeze(1)
         # A unit whose gradient overflows, or nearly, adds nothing: it must not spoil the sum.
         self.factors = self.clip(norms)
-        lost = ~self.unit_norms.isfinite() | (self.factors.amin(dim=1) < _LEAST_FACTOR)
-        some_lost = bool(lost.any())
+        kept = np.isfinite(self.unit_norms.numpy())
+        kept &= self.factors.numpy().min(axis=1) >= _LEAST_FACTOR
+        lost = torch.from_numpy(~kept)
+        some_lost = not kept.all()
         if some_lost:
             self.factors = self.factors.masked_fill(lost.unsqueeze(1), 0.0)
         for place, (name, layer) in enumerate(self._layers.items()):
             factors = self.factors[:, place]
             if isinstance(layer, UnitEmbedding):
-                kept = layer.gradients
-                if kept is None or not len(kept.reads.rows):
+                own = layer.gradients
+                if own is None or not len(own.reads.rows):
                     continue
                 if some_lost:
-                    kept = layer.gradients = kept.without(lost)
-                self._sums[name].add(kept.reads.rows, kept.summed(factors))
+                    own = layer.gradients = own.without(lost)
+                self._sums[name].add(own.reads.rows, own.summed(factors))
             else:
                 sample = layer.weight.grad_sample
                 assert sample is not None

@@ -93,10 +93,11 @@ class OwedNoise:
         if not owed.all():
             # Paid by an earlier batch of the same step.
             chosen, owed = chosen[owed > 0], owed[owed > 0]
-        work, scales = adder(self._noise, self._weight.shape[1]), self._scales(owed)
+        work = adder(self._noise, self._weight.shape[1])
         for start in range(0, len(chosen), work.rows):
             part = slice(start, start + work.rows)
-            work.add(self._weight, chosen[part], scales[part])
+            work.add(self._weight, chosen[part], self._scales(owed[part]))
+        work.close()
         self._paid[chosen] = self._steps
 
     def pay_all(self) -> None:
@@ -110,6 +111,7 @@ class OwedNoise:
             for start in range(0, len(block), work.rows):
                 part = slice(start, min(start + work.rows, len(block)))
                 work.add(block, rows[part], scales[part])
+        work.close()
         self._paid[:] = self._all_paid = self._steps
 
     def _scales(self, owed: np.ndarray) -> np.ndarray:
