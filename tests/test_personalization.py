@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from client.adapted_state import AdaptedFacts, _arrays, home_of
 from client.ease import Ease
 from client.home_settings import HomeSettings
 from client.personalization import Candidates, HomeModel, mix, tune
@@ -320,3 +321,22 @@ def test_own_shares_deal_a_groups_score_by_what_sells_here(model: GlobalModel) -
     assert np.array_equal(grouped.learned_part(histories), whole)  # The released one is as it was.
     plain = HomeModel.fit(model, histories, settings_of(own_shares=1.0))
     assert plain.model is model
+
+
+def test_a_stored_mixture_deals_groups_as_the_one_that_was_fitted(model: GlobalModel) -> None:
+    plan = ModelPlan(dimension=3, groups="type", learned_items=4, group_weights="even")
+    state = initial_state(plan, N) | {POPULARITY: model.state[POPULARITY]}
+    grouped, histories = GlobalModel(plan, model.catalogue, state), bought(50)
+    settings = settings_of(start={"learned": 1.0, "own_learned": 0.5}, own_shares=0.6)
+    home = HomeModel.fit(grouped, histories, settings)
+    facts = AdaptedFacts.model_construct(
+        settings=settings,
+        part_scales=dict(home.part_scales),
+        mixing_weights=dict(home.mixing_weights),
+        own_plan=None if home.own_learned is None else home.own_learned.plan,
+    )
+    again = home_of(_arrays(home, {}), facts, grouped)
+    np.testing.assert_array_equal(again.scores(histories), home.scores(histories))
+    plainly = settings.model_copy(update={"own_shares": 0.0})
+    other = home_of(_arrays(home, {}), facts.model_copy(update={"settings": plainly}), grouped)
+    assert not np.allclose(other.scores(histories), home.scores(histories))
