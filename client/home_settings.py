@@ -93,12 +93,12 @@ MIXED = HomeSettings(
     own_expectation=1.0,
     shared_lambda=300.0,
     prior_strength=3.0,
-    start={"content": 0.39, "shared_ease": 2.0, "own_ease": 1.0, "own_popularity": 0.06},
+    start={"content": 0.38, "kin": 0.5, "shared_ease": 2.0, "own_ease": 3.0, "own_popularity": 0.12},
 )
 ALONE = HomeSettings(
     own_expectation=1.0,
     ease_lambda=300.0,
-    start={"content": 0.44, "own_ease": 3.4, "own_popularity": 0.07},
+    start={"content": 0.38, "kin": 0.5, "own_ease": 5.0, "own_popularity": 0.12},
 )
 
 
