@@ -93,7 +93,13 @@ MIXED = HomeSettings(
     own_expectation=1.0,
     shared_lambda=300.0,
     prior_strength=3.0,
-    start={"content": 0.38, "kin": 0.5, "shared_ease": 2.0, "own_ease": 3.0, "own_popularity": 0.12},
+    start={
+        "content": 0.38,
+        "kin": 0.5,
+        "shared_ease": 2.0,
+        "own_ease": 3.0,
+        "own_popularity": 0.12,
+    },
 )
 ALONE = HomeSettings(
     own_expectation=1.0,
