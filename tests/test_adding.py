@@ -165,7 +165,7 @@ def test_rows_are_moved_the_same_with_and_without_llvm(
         table = before.copy()
         add_rows(table, rows, values, -0.37)
         tables.append(table)
-    assert np.array_equal(*tables)
+    assert np.array_equal(tables[0], tables[1])
     wanted = before.copy()
     wanted[rows] -= 0.37 * values
     np.testing.assert_allclose(tables[0], wanted, rtol=1e-6, atol=1e-6)

@@ -123,7 +123,7 @@ class NumpyAdder:
 
     def close(self) -> None:
         """See :class:`Adder`."""
-        self._noise = self._present = np.empty((0, 0))
+        self._noise, self._present = np.empty((0, 0)), np.empty((0, 0), np.float32)
 
 
 class CompiledAdder:

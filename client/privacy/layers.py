@@ -213,7 +213,7 @@ class _OneWeight(nn.Module):
         if name in _KEPT:
             object.__setattr__(self, name, value)
         else:
-            super().__setattr__(name, value)
+            super().__setattr__(name, cast(torch.Tensor, value))
 
 
 class UnitEmbedding(_OneWeight):

@@ -82,7 +82,7 @@ class Keystream:
     def __init__(self, key: bytes) -> None:
         self._key = algorithms.AES256(key)
         self._nonce = self._left = 0
-        self.rest()
+        self._buffer, self._words = bytearray(), np.empty(0, np.uint64)
 
     def __call__(self, n: int) -> np.ndarray:
         """Return the next ``n`` words, at most 32,768; overwritten by the next call."""

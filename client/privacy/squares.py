@@ -82,7 +82,7 @@ def unit_squares(values: np.ndarray, apart: np.ndarray, units: int) -> np.ndarra
     """
     sums = np.zeros((units, values.shape[1]))
     if not values.size:
-        return sums.sum(axis=1)
+        return np.zeros(units)
     if len(values) % units or apart.shape != values.shape[:1]:
         raise ValueError("units have as many rows each, and a mark each")
     loop = function(_LOOP, "add_squares", "ppiiip")
@@ -91,7 +91,8 @@ def unit_squares(values: np.ndarray, apart: np.ndarray, units: int) -> np.ndarra
     else:
         where = (address(values, np.float32), address(apart, np.bool_), units)
         loop(*where, len(values) // units, values.shape[1], address(sums, np.float64))
-    return sums.sum(axis=1)
+    total: np.ndarray = sums.sum(axis=1)
+    return total
 
 
 def _add_squares(values: np.ndarray, apart: np.ndarray, sums: np.ndarray) -> None:
