@@ -131,7 +131,8 @@ export function recommend() {
     },
     resultsTitle() {
       if (!this.answer) return t("results.waiting");
-      const key = this.$store.basket.items.length ? "results.title" : "results.anyone";
+      const basket = this.$store.basket.items.length ? "results.title" : "results.anyone";
+      const key = this.answer.known_customer ? "results.customer" : basket;
       return t(key, { n: this.answer.items.length, version: this.answer.version });
     },
     dialWords() {
