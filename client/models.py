@@ -186,8 +186,12 @@ def _sweep(models: Path) -> None:
         elif path.is_dir():
             for name in (MODEL, ITEMS, MANIFEST):
                 (path / name).unlink(missing_ok=True)
-            # It stays if it holds anything else: then it is no draft of a model.
-            path.rmdir()
+            try:
+                path.rmdir()
+            except OSError as error:
+                # It holds something else, then, and is no reason to keep all old models.
+                logger.warning("draft=%s not swept: %s", path.name, error.strerror)
+                continue
         logger.info("draft=%s swept", path.name)
 
 

@@ -275,6 +275,7 @@ def test_drafts_that_a_kill_left_behind_are_swept_when_the_next_model_comes_home
     (strange / "notes").write_text("mine")
     prune(models_folder, 1)
     assert (strange / "notes").read_text() == "mine"
+    assert whole(shop) == ["b"]
 
 
 def test_a_model_is_not_swept_while_it_is_written(
