@@ -10,13 +10,21 @@ from common.code import code_digest
 from common.errors import ConfigError
 from simulations.report import write_text
 
+LOCK = ".lock"
 _IDENTITY = "identity.json"
 # What a part may depend on: the server's rules and the attackers as much as what shops run.
 _CODE = ("client", "common", "server", "simulations")
 
 
 @contextmanager
-def finished_parts(folder: Path, what: str, facts: Mapping[str, object]) -> Iterator[Path]:
+def finished_parts(
+    folder: Path,
+    what: str,
+    facts: Mapping[str, object],
+    *,
+    identity: str = _IDENTITY,
+    out: Path | None = None,
+) -> Iterator[Path]:
     """Give the folder of the finished parts, ours alone while it is open.
 
     Parameters
@@ -27,28 +35,33 @@ def finished_parts(folder: Path, what: str, facts: Mapping[str, object]) -> Iter
         The command, in words of errors: ``audit``.
     facts
         Plain JSON values that parts belong to; so does all code that runs here.
+    identity
+        Name of the file that says what the parts belong to.
+    out
+        What the command was told to write into; the folder's parent, where it is not named.
 
     Raises
     ------
     ConfigError
         If it can't be written, another process writes there, or it holds parts of other facts.
     """
-    out = folder.parent
+    out = folder.parent if out is None else out
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write into {out}: {error.strerror}") from error
-    identity = json.dumps({**facts, "code": code_digest(_CODE)}, sort_keys=True)
-    with (folder / ".lock").open("w") as lock:
+    wanted = json.dumps({**facts, "code": code_digest(_CODE)}, sort_keys=True)
+    with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(f"another {what} writes into {out} at this moment") from error
-        known = folder / _IDENTITY
-        if known.exists() and known.read_text(encoding="utf-8") != identity:
+        known = folder / identity
+        if known.exists() and known.read_text(encoding="utf-8") != wanted:
             raise ConfigError(
-                f"{folder} holds an interrupted {what} of another experiment or code: finish that "
-                "one, or remove the folder"
+                f"{folder} holds another {what}: an interrupted {what} of another experiment or "
+                "code. Go on with that one by its own command and code, or remove the folder, or "
+                "give another"
             )
-        write_text(known, identity)
+        write_text(known, wanted)
         yield folder

@@ -5,9 +5,7 @@ was interrupted goes on from its draft: finished federations are not trained aga
 middle goes on at its round.
 """
 
-import fcntl
 import gc
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -31,6 +29,7 @@ from simulations.arms import OwnEases, ShopOutcome, by_global_model, global_mode
 from simulations.evaluating import FEDERATED, evaluate_arm, trained_by
 from simulations.experiment import Experiment
 from simulations.federating import WORK, Federator, Trained, Watcher
+from simulations.finished_parts import LOCK, finished_parts
 from simulations.machine import machine_facts
 from simulations.page import render_report
 from simulations.recommendations import RecommendationWriter
@@ -71,30 +70,15 @@ def draft_folder(experiment: Experiment, out: Path) -> Iterator[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is in use: give a folder that is new or empty, or move it away")
     draft = out.with_name(f".{out.name}.partial")
-    try:
-        draft.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make a folder beside {out}: {error.strerror}") from error
-    identity = json.dumps(experiment.facts() | {"code": code_digest()}, sort_keys=True)
-    with (draft / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"another run writes into {out} at this moment") from error
-        known = draft / _IDENTITY
-        if known.exists() and known.read_text(encoding="utf-8") != identity:
-            raise ConfigError(
-                f"{draft} holds an interrupted run of another experiment or code: finish that "
-                "one, or remove the folder"
-            )
-        known.write_text(identity, encoding="utf-8")
+    facts = experiment.facts()
+    with finished_parts(draft, "run", facts, identity=_IDENTITY, out=out):
         try:
             yield draft
         except InputError:
             if not (draft / WORK).exists():  # nothing was begun that could go on
                 shutil.rmtree(draft)
             raise
-        (draft / ".lock").unlink()
+        (draft / LOCK).unlink()
         if out.exists():
             out.rmdir()
         draft.rename(out)

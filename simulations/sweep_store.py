@@ -1,6 +1,5 @@
 """The folder of a sweep: what is finished stays, and only the same sweep may go on with it."""
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -11,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from common.code import code_digest
 from common.errors import ConfigError
 from common.metrics import MetricSums
+from simulations.finished_parts import LOCK, finished_parts
 from simulations.report import ArmResult, ShopResult, to_json, write_text
 
 _IDENTITY = "sweep-identity.json"
 _WORK = "work"
-_LOCK = ".lock"
 _COUNTS = ("tail_recommended",)
 
 
@@ -100,7 +98,7 @@ def _restored(name: str, array: np.ndarray) -> Any:  # noqa: ANN401 - an array o
 
 def _is_empty(folder: Path) -> bool:
     # A sweep that was killed in its first instant left no more than its lock.
-    return folder.is_dir() and all(path.name == _LOCK for path in folder.iterdir())
+    return folder.is_dir() and all(path.name == LOCK for path in folder.iterdir())
 
 
 @contextmanager
@@ -112,23 +110,7 @@ def sweep_folder(facts: Mapping[str, Any], out: Path) -> Iterator[SweepFolder]:
     ConfigError
         If the folder is in use, or holds another sweep or one of other code.
     """
-    identity = json.dumps({**facts, "code": code_digest()}, sort_keys=True)
-    known = out / _IDENTITY
-    if out.exists() and not known.exists() and not _is_empty(out):
+    if out.exists() and not (out / _IDENTITY).exists() and not _is_empty(out):
         raise ConfigError(f"{out} is in use: give a folder that is new or empty, or move it away")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make the folder {out}: {error.strerror}") from error
-    with (out / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"another sweep writes into {out} at this moment") from error
-        if known.exists() and known.read_text(encoding="utf-8") != identity:
-            raise ConfigError(
-                f"{out} holds another sweep, or one of other code: go on with that one by its own "
-                "command and code, or give another folder"
-            )
-        write_text(known, identity)
+    with finished_parts(out, "sweep", facts, identity=_IDENTITY, out=out):
         yield SweepFolder(out)

@@ -1,5 +1,7 @@
 """A long command's folder of finished parts belongs to one process and to one experiment."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from common.code import code_digest
 from common.errors import ConfigError
 from simulations.finished_parts import finished_parts
+from simulations.sweep_store import sweep_folder
 
 
 def test_the_same_command_goes_on_and_another_is_refused(tmp_path: Path) -> None:
@@ -22,8 +25,19 @@ def test_the_same_command_goes_on_and_another_is_refused(tmp_path: Path) -> None
         pass
 
 
+def an_attack(folder: Path) -> AbstractContextManager[object]:
+    return finished_parts(folder, "attack", {})
+
+
+def a_sweep(folder: Path) -> AbstractContextManager[object]:
+    return sweep_folder({}, folder)
+
+
+@pytest.mark.parametrize("opened", [an_attack, a_sweep])
 def test_parts_of_other_code_are_refused_whichever_package_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Callable[[Path], AbstractContextManager[object]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for package in ("client", "common", "server", "simulations"):
         (tmp_path / package).mkdir()
@@ -32,13 +46,13 @@ def test_parts_of_other_code_are_refused_whichever_package_changed(
     for package in ("client", "common", "server", "simulations"):
         folder = tmp_path / f"out-{package}"
         code_digest.cache_clear()
-        with finished_parts(folder, "attack", {}):
+        with opened(folder):
             pass
         (tmp_path / package / "rules.py").write_text("BOUND = 1\n", encoding="utf-8")
         code_digest.cache_clear()
         with (
             pytest.raises(ConfigError, match="of another experiment or code"),
-            finished_parts(folder, "attack", {}),
+            opened(folder),
         ):
             pass
     code_digest.cache_clear()
