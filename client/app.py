@@ -21,6 +21,7 @@ from common.protocol import (
     STATE,
     SUM_KEYS,
     SUM_MASKED,
+    SUM_OPEN,
     SUM_SHARES,
     SUM_UNMASK,
     SUM_VIEW,
@@ -78,6 +79,12 @@ def sum_keys(message: Message, context: Context) -> Message:
 def sum_shares(message: Message, context: Context) -> Message:
     """Seal shares of this shop's secrets for the others."""
     return _reply_to_sum(SUM_SHARES, message, context)
+
+
+@app.query(SUM_OPEN)
+def sum_open(message: Message, context: Context) -> Message:
+    """Say whose shares do not open."""
+    return _reply_to_sum(SUM_OPEN, message, context)
 
 
 @app.train(SUM_MASKED)

@@ -46,6 +46,7 @@ from common.protocol import (
     shop_key,
 )
 from common.rng import derive
+from common.shop_state import ShopState, read_slice
 from common.stock import Stock, stock_fingerprint
 
 
@@ -212,6 +213,7 @@ def _take_part(
 ) -> tuple[str, Arrays]:
     """Do what one exchange asks for; return the ledger's head and what leaves the shop."""
     catalogue = agreed_catalogue(header, settings)
+    stock: Stock | None = None
     stocked: np.ndarray | None = None
     facts: dict[str, object] = {}
     # A secure sum's session says which stock it is about.
@@ -236,14 +238,18 @@ def _take_part(
         noise = noise_source(settings, "popularity", 0)
         return head, release_popularity(plan, events, catalogue.size, noise, stocked)
     received = state()
-    check_arrays(received, state_spec(plan.model, catalogue.size), max_norm=0.0)
+    known: Arrays | ShopState = received
+    if stock is None:
+        check_arrays(received, state_spec(plan.model, catalogue.size), max_norm=0.0)
+    else:
+        known = read_slice(plan, received, catalogue, stocked)
     if plan.private:
         check_state(plan, header.server_round, received)
     head = charge(header, plan, settings, header.server_round, facts)
     return head, train_round(
         plan,
         header.server_round,
-        received,
+        known,
         events,
         catalogue,
         noise_source(settings, "training", header.server_round),

@@ -46,9 +46,12 @@ def release_popularity(
     return {POPULARITY: on_grid(counts, popularity_step(plan))}
 
 
-def whole_popularity(plan: TrainingPlan, events: ShopEvents, n_items: int) -> np.ndarray:
+def whole_popularity(
+    plan: TrainingPlan, events: ShopEvents, n_items: int, stocked: np.ndarray | None = None
+) -> np.ndarray:
     """Return the shop's popularity histogram (n,) int64 in whole steps, before its noise.
 
-    As :func:`release_popularity`, for a secure sum.
+    As :func:`release_popularity`, for a secure sum: 0 for what is not stocked.
     """
-    return whole_rows(unit_rows(planned_units(plan, events, n_items).history), plan.noise_steps)
+    units = planned_units(plan, events, n_items, of_stocked(events, n_items, stocked))
+    return whole_rows(unit_rows(units.history), plan.noise_steps)

@@ -35,6 +35,7 @@ from common.protocol import (
     POPULARITY,
     SUM_KEYS,
     SUM_MASKED,
+    SUM_OPEN,
     SUM_SHARES,
     SUM_VIEW,
     Arrays,
@@ -50,7 +51,10 @@ from common.secure_sum.layout import Layout, honest_senders, layout_of
 from common.secure_sum.members import Roster, threshold
 from common.secure_sum.messages import MaskedRequest, Session, parse, state_digest
 from common.secure_sum.noise import share_std
+from common.secure_sum.shown import Shown, ShownRows, alike
+from common.shop_state import ShopState, read_slice
 from common.stock import stock_fingerprint
+from common.stocked_rows import products_of, sent_rows
 
 
 def answer_sum(
@@ -118,6 +122,8 @@ class _Stage:
             return self._sessions.begin(said, lambda request: self._check(request.session))
         if stage == SUM_SHARES:
             return self._sessions.share(said)
+        if stage == SUM_OPEN:
+            return self._sessions.open(said)
         return self._sessions.see(said) if stage == SUM_VIEW else self._sessions.unmask(said)
 
     def masked(self, said: str, state: Callable[[], Arrays]) -> tuple[str, Arrays]:
@@ -126,30 +132,29 @@ class _Stage:
         # Everything that can fail is tried before the charge: what is charged can't be taken back.
         session = self._sessions.peek(parse(MaskedRequest, said).session).session
         self._check(session)
-        received: Arrays = {}
-        if header.server_round:
-            received = state()
-            spec = state_spec(plan.model, self._catalogue.size)
-            check_arrays(received, spec, max_norm=0.0)
-        if session.state_digest != state_digest(received):
+        received = state() if header.server_round else {}
+        known = self._known(received) if header.server_round else None
+        own = {} if known is None else known.by_row
+        shared = {name: array for name, array in received.items() if name not in own}
+        if session.state_digest != state_digest(shared):
             raise SecureSumError("the state is not the one that this session is about")
         events = held_records(settings)
         check_plan(plan, has_sessions=events.sessions is not None or not len(events))
         if header.server_round:
             from client.training import whole_gradients  # Slow; the popularity does without.
-        layout = self._layout(received)
+        layout = self._layout(known)
         noise, bound = self._noise_and_bound(layout)
         # From here on this session is used up, also if what follows fails.
-        _, masks = self._sessions.mask(said)
+        _, masks = self._sessions.mask(said, self._shown(known))
         head = charge(header, plan, settings, header.server_round, self._facts(session, layout))
-        if header.server_round:
+        if known is not None:
             sampling = sampling_source(settings, header.server_round)
             gradients = whole_gradients(
-                plan, header.server_round, received, events, self._catalogue, sampling
+                plan, header.server_round, known, events, self._catalogue, sampling, self._stocked
             )
-            whole = as_vector(gradients, self._shapes)
+            whole = as_vector(self._spread(gradients, known), self._shapes)
         else:
-            whole = whole_popularity(plan, events, self._catalogue.size)
+            whole = whole_popularity(plan, events, self._catalogue.size, self._stocked)
         # Only rows that the shop stocks, by a public table, and held to a public bound: no two
         # vectors move apart by either.
         words = to_words(whole[layout.where(self._shop)], noise, bound)
@@ -157,10 +162,38 @@ class _Stage:
         check_may_leave(arrays, head, header, plan, settings)
         return head, arrays
 
-    def _layout(self, received: Arrays) -> Layout:
+    @property
+    def _stocked(self) -> np.ndarray | None:
+        return None if self._stock is None else self._stock.rows.get(self._shop)
+
+    def _known(self, received: Arrays) -> ShopState:
+        """Return what was sent of a round's state, checked."""
+        plan, catalogue = self._plan, self._catalogue
+        if self._stock is not None:
+            return read_slice(plan, received, catalogue, self._stocked)
+        check_arrays(received, state_spec(plan.model, catalogue.size), max_norm=0.0)
+        return ShopState.of(plan, received, catalogue)
+
+    def _shown(self, known: ShopState | None) -> Shown:
+        if known is None or known.products is None or self._stock is None:
+            return alike
+        return ShownRows(known.by_row, known.products, self._stock).digest
+
+    def _spread(self, own: Arrays, known: ShopState) -> Arrays:
+        """Return whole arrays of a shop's own rows: 0 in those that it adds nothing to."""
+        if self._stocked is None:
+            return own
+        products = products_of(self._plan, self._shapes, known.learned)
+        spread = dict(own)
+        for name, rows in sent_rows(products, self._stocked).items():
+            spread[name] = np.zeros(self._shapes[name], own[name].dtype)
+            spread[name][rows] = own[name]
+        return spread
+
+    def _layout(self, known: ShopState | None) -> Layout:
         members = tuple(self._roster.keys)
-        popularity = received.get(POPULARITY)
-        return layout_of(self._plan, members, self._shapes, self._stock, popularity)
+        learned = None if known is None else known.learned
+        return layout_of(self._plan, members, self._shapes, self._stock, learned)
 
     def _noise_and_bound(self, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
         """Return this shop's share of the noise, and what it may have before it: (k,) int64 each.

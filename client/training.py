@@ -5,7 +5,7 @@ time; what one unit adds does not depend on any other unit's records.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from client.privacy.noise import NoiseSource
 from client.privacy.step import ExactDPStep, Tensors, UnitBatch
 from client.privacy.whole import WholeOptimizer, WholeStep
 from client.units import of_stocked, planned_units, uniforms
-from common.blocks import block_of, taken_off
 from common.features import Catalogue
 from common.losses import LOSSES, UnitVectors
 from common.model import (
@@ -28,9 +27,9 @@ from common.model import (
     trained_names,
     trained_spec,
 )
-from common.protocol import ITEMS, POPULARITY, Arrays, TrainingPlan
+from common.protocol import ITEMS, Arrays, TrainingPlan
 from common.schema import ShopEvents
-from common.stocked_rows import products_of, sent_rows
+from common.shop_state import ShopState
 
 # Arrays that a unit reads by rows; it has a copy of all others.
 TABLES = frozenset((ITEMS, FEATURES, CUSTOMERS))
@@ -41,7 +40,7 @@ _BATCH_FLOATS = 16_000_000
 def train_round(
     plan: TrainingPlan,
     server_round: int,
-    state: Arrays,
+    state: Arrays | ShopState,
     events: ShopEvents,
     catalogue: Catalogue,
     noise: NoiseSource,
@@ -57,26 +56,27 @@ def train_round(
         what a shop tunes its own mixture on then is new to the model. Records before
         ``plan.train_from`` never do; a unit that has no others is a unit with an empty history.
     state
-        The released global state.
+        The released global state, or what was sent of it: then learned products have the rows in
+        it alone. Others' are no parameters of the shop's: they are not read, not among a unit's
+        negatives, in no norm, and have no noise.
     sampling
         Draws a unit's own targets and negatives; no privacy rests on it.
     stocked
         Catalogue rows that the shop stocks by the published table; None: all. Records of other
-        products count in nothing, and other products' rows are no parameters of the shop's: they
-        are not read, not among a unit's negatives, in no norm, and have no noise.
+        products count in nothing.
 
     Returns
     -------
     dict
-        Delta float32 of every trained array, of learned products the rows that the shop stocks
+        Delta float32 of every trained array, of learned products the rows that the shop has
         alone: gradient steps ``-η/N (Σ clip(g_u) + noise)``, on the plan's grid. What a loss needs
         of the whole catalogue, the Gram matrix and the expected basket, is that of the released
         state in every local step: a public constant of the round, so that a step costs in the rows
         that its units read. With one local step there is no difference.
     """
-    forward, rows, people = _prepared(plan, server_round, state, events, catalogue, stocked)
-    names = trained_names(plan)
-    start = {name: forward.own(name, state[name]) for name in names}
+    known = _known(plan, state, catalogue)
+    forward, rows, people = _prepared(plan, server_round, known, events, catalogue, stocked)
+    names, start = trained_names(plan), known.arrays
     step = ExactDPStep(
         {name: torch.tensor(start[name]) for name in names},
         tables=TABLES.intersection(names),
@@ -103,20 +103,22 @@ def train_round(
 def whole_gradients(
     plan: TrainingPlan,
     server_round: int,
-    state: Arrays,
+    state: Arrays | ShopState,
     events: ShopEvents,
     catalogue: Catalogue,
     sampling: np.random.Generator,
+    stocked: np.ndarray | None = None,
 ) -> Arrays:
     """Return int64 sums of a round's clipped gradients in whole steps, before their noise.
 
     As :func:`train_round` of one step over all units, for a secure sum: the clipping norm is
     ``plan.noise_steps`` steps.
     """
-    forward, rows, people = _prepared(plan, server_round, state, events, catalogue)
+    known = _known(plan, state, catalogue)
+    forward, rows, people = _prepared(plan, server_round, known, events, catalogue, stocked)
     names = trained_names(plan)
     step = WholeStep(
-        {name: torch.tensor(state[name]) for name in names},
+        {name: torch.tensor(known.arrays[name]) for name in names},
         tables=TABLES.intersection(names),
         max_grad_norm=plan.clipping_norm(server_round),
         noise_multiplier=0.0,
@@ -133,13 +135,17 @@ def whole_gradients(
     return {name: step.whole(name) for name in names}
 
 
+def _known(plan: TrainingPlan, state: Arrays | ShopState, catalogue: Catalogue) -> ShopState:
+    return state if isinstance(state, ShopState) else ShopState.of(plan, state, catalogue)
+
+
 def _prepared(
     plan: TrainingPlan,
     server_round: int,
-    state: Arrays,
+    known: ShopState,
     events: ShopEvents,
     catalogue: Catalogue,
-    stocked: np.ndarray | None = None,
+    stocked: np.ndarray | None,
 ) -> tuple["_Forward", sparse.csr_matrix, sparse.csr_matrix | None]:
     """Return the model's formula at the released state, the units' rows and their attributes."""
     among = events.timestamps >= plan.train_from if plan.train_from else np.ones(len(events), bool)
@@ -147,45 +153,27 @@ def _prepared(
         among &= events.timestamps < plan.validation_from
     if (listed := of_stocked(events, catalogue.size, stocked)) is not None:
         among &= listed
-    forward = _Forward(plan, catalogue, state[POPULARITY], stocked)
-    forward.read(state)
     units = planned_units(plan, events, catalogue.size, among)
-    rows = forward.own_rows(forward.block.training_rows(units.history, plan.model.row_exponent))
+    rows = known.block.training_rows(units.history, plan.model.row_exponent)
     people = None
     if plan.model.customer_rows and plan.unit == "customer":
         count = len(events.user_ids)
         people = attribute_matrix(events.attributes, count, plan.model.customer_rows)
-    return forward, rows, people
+    return _Forward(plan, catalogue, known), rows, people
 
 
 class _Forward:
     """From units' rows to their losses: the model's formula on gathered rows."""
 
-    def __init__(
-        self,
-        plan: TrainingPlan,
-        catalogue: Catalogue,
-        popularity: np.ndarray,
-        stocked: np.ndarray | None = None,
-    ) -> None:
+    def __init__(self, plan: TrainingPlan, catalogue: Catalogue, known: ShopState) -> None:
         self._plan, self._loss = plan, LOSSES[plan.loss]
-        self.block = block_of(plan.model, popularity, catalogue)
-        #: Places among the learned rows that are the shop's parameters; None: all of them.
-        self._own: np.ndarray | None = None
-        if stocked is not None:
-            shapes = trained_spec(plan.model, catalogue.size)
-            sent = sent_rows(products_of(plan, shapes, popularity), stocked)
-            self._own = np.flatnonzero(sent[ITEMS]) if ITEMS in sent else None
-        along, self._expected_weights = taken_off(self.block, plan.model)
-        self._along = torch.tensor(self.own(ITEMS, along))
-        self._edges = np.cumsum(self.own(ITEMS, self.block.rates), dtype=np.float64)
+        self._along = torch.tensor(known.along)
+        self._edges = np.cumsum(known.rates, dtype=np.float64)
         self._features: tuple[np.ndarray, np.ndarray] | None = None
-        self._feature_table: sparse.csr_matrix | None = None
         width = 1
         if plan.model.feature_rows:
-            self._feature_table = feature_weights(catalogue, plan.model, self.block.rows)
-            places = self.own(ITEMS, np.arange(len(self.block.rows)))
-            self._features = _padded(self._feature_table, places)
+            table = feature_weights(catalogue, plan.model, known.block.rows)
+            self._features = _padded(table, np.arange(table.shape[0]))
             width += self._features[0].shape[1]
         self.floats_per_product = width * plan.model.dimension
         # Each unit has copies of its own of all dense parameters, and so of their gradients.
@@ -196,29 +184,8 @@ class _Forward:
         )
         if plan.loss == "softmax":
             self.floats_per_unit += plan.negatives * self.floats_per_product
-        self._expected = self._gram = torch.empty(0)
-
-    def own(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Return the shop's own rows of an array: of learned products those that it stocks."""
-        return values if self._own is None or name != ITEMS else values[self._own]
-
-    def own_rows(self, rows: sparse.csr_matrix) -> sparse.csr_matrix:
-        """Return training rows (U, L), which hold none but the shop's own columns, as (U, k)."""
-        if self._own is None:
-            return rows
-        place = np.full(rows.shape[1], -1, dtype=rows.indices.dtype)
-        place[self._own] = np.arange(len(self._own))
-        shape = (rows.shape[0], len(self._own))
-        return sparse.csr_matrix((rows.data, place[rows.indices], rows.indptr), shape=shape)
-
-    def read(self, state: Mapping[str, np.ndarray | Tensor]) -> None:
-        """Take the constants of a round from the released state."""
-        vectors = np.asarray(state[ITEMS])
-        if self._feature_table is not None:
-            vectors = vectors + self._feature_table @ np.asarray(state[FEATURES])
-        expected = self._expected_weights @ vectors
-        self._expected = torch.tensor(expected, dtype=torch.float32)
-        self._gram = torch.tensor(vectors.T @ vectors, dtype=torch.float32)
+        self._expected = torch.tensor(known.expected)
+        self._gram = torch.tensor(known.gram)
 
     def batch(
         self,

@@ -89,7 +89,8 @@ class LearnedBlock(_Projection):
         """Return (B, L) float32 ``x_j / g_j`` of (B, n) histories."""
         # Taking columns of a sparse matrix costs a pass over all L, however short the history.
         place = np.searchsorted(self.rows, history.indices).astype(history.indices.dtype)
-        kept = self.rows[np.minimum(place, len(self.rows) - 1)] == history.indices
+        kept = place < len(self.rows)
+        kept[kept] = self.rows[place[kept]] == history.indices[kept]
         place = place[kept]
         values = history.data[kept].astype(np.float32) * self._inverse_gain[place]
         ends = np.append(0, np.cumsum(kept))[history.indptr].astype(history.indptr.dtype)
@@ -152,20 +153,15 @@ class GroupBlock(_Projection):
     def of(cls, model: ModelPlan, popularity: np.ndarray, catalogue: Catalogue) -> "GroupBlock":
         """Return the block that a plan, a released popularity and the catalogue fix."""
         feature, weight = catalogue.feature(model.groups), _group_weights(popularity)
-        size, count = len(popularity), len(feature.values)
-        group = np.full(size, -1)
-        group[feature.rows] = feature.codes
-        inside = np.flatnonzero(group >= 0)
-        place = np.full(count, -1)
-        kept = _learned_groups(feature, weight, model.learned_items)
-        place[kept] = np.arange(len(kept))
+        size, count = len(popularity), model.learned_items
+        place = group_places(feature, size, _learned_groups(feature, weight, count))
         if model.group_weights == "even":
-            return cls._even(model, popularity, np.where(group >= 0, place[group], -1))
-        norms = np.sqrt(np.bincount(group[inside], weight[inside] ** 2, count))
-        inside = inside[place[group[inside]] >= 0]
-        values = (weight[inside] / norms[group[inside]]).astype(np.float32)
-        entries = (values, (inside, place[group[inside]]))
-        weights = sparse.csr_matrix(entries, shape=(size, model.learned_items))
+            return cls._even(model, popularity, place)
+        inside = np.flatnonzero(place >= 0)
+        own = place[inside]
+        norms = np.sqrt(np.bincount(own, weight[inside] ** 2, count))
+        values = (weight[inside] / norms[own]).astype(np.float32)
+        weights = sparse.csr_matrix((values, (inside, own)), shape=(size, count))
         rates = popularity / max(float(popularity.sum()), 1e-12)
         offset = np.asarray(weights.T @ rates) * float(model.centred)
         ones = np.ones(model.learned_items, np.float32)
@@ -231,18 +227,34 @@ def _learned_groups(feature: Feature, weight: np.ndarray, count: int) -> np.ndar
     return kept
 
 
+def group_places(feature: Feature, size: int, kept: np.ndarray) -> np.ndarray:
+    """Return (n,) which of the groups ``kept``, codes of ``feature``, a product is in; else -1."""
+    place = np.full(len(feature.values), -1)
+    place[kept] = np.arange(len(kept))
+    places = np.full(size, -1)
+    places[feature.rows] = place[feature.codes]
+    return places
+
+
+def learned_of(model: ModelPlan, popularity: np.ndarray, catalogue: Catalogue) -> np.ndarray:
+    """Return (L,) what each learned row is of, ascending: a catalogue row, or a group's code.
+
+    There may be fewer groups than the plan has rows for.
+    """
+    if not model.groups:
+        return learned_rows(popularity, learned_count(model, catalogue.size))
+    feature = catalogue.feature(model.groups)
+    return _learned_groups(feature, _group_weights(popularity), model.learned_items)
+
+
 def learned_names(model: ModelPlan, popularity: np.ndarray, catalogue: Catalogue) -> np.ndarray:
     """Return (L,) what each learned row is of: a product's id, or a group's value.
 
     There may be fewer names than rows where there are fewer groups than the plan has rows for.
     """
-    if not model.groups:
-        rows = learned_rows(popularity, learned_count(model, catalogue.size))
-        items: np.ndarray = np.asarray(catalogue.item_ids, dtype=object)[rows]
-        return items
-    feature = catalogue.feature(model.groups)
-    groups = _learned_groups(feature, _group_weights(popularity), model.learned_items)
-    names: np.ndarray = np.asarray(feature.values, dtype=object)[groups]
+    learned = learned_of(model, popularity, catalogue)
+    known = catalogue.feature(model.groups).values if model.groups else catalogue.item_ids
+    names: np.ndarray = np.asarray(known, dtype=object)[learned]
     return names
 
 

@@ -4,8 +4,8 @@ One run is up to five kinds of exchange: ``JOIN`` (does this shop take part in t
 ``RELEASE`` (once: the private popularity histogram), ``TRAIN`` (each round: a private delta of the
 global state), ``HOME`` (the finished model, for every shop to keep) and, where the run asks for it,
 ``EVALUATE`` (private figures of the model, of shops that allow it at a price of their own). Where
-shops share the noise (``trust = "federation"``), a secure sum of five exchanges of its own,
-``SUM_STAGES``, takes the place of each ``RELEASE`` and ``TRAIN``.
+shops share the noise (``trust = "federation"``), a secure sum of five exchanges of its own, and a
+sixth where there is reason, ``SUM_STAGES``, takes the place of each ``RELEASE`` and ``TRAIN``.
 Everything in a message is either a public constant of the plan, the released global state, a
 planned private release, or what hides one.
 """
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from common.errors import ProtocolError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 JOIN = "join"
 RELEASE = "release"
@@ -29,10 +29,11 @@ TRAIN = "update"
 HOME = "home"
 EVALUATE = "evaluate"
 
-#: The stages of a secure sum (:mod:`common.secure_sum.messages`), in their order.
-SUM_KEYS, SUM_SHARES, SUM_MASKED = "sum_keys", "sum_shares", "sum_masked"
-SUM_VIEW, SUM_UNMASK = "sum_view", "sum_unmask"
-SUM_STAGES = (SUM_KEYS, SUM_SHARES, SUM_MASKED, SUM_VIEW, SUM_UNMASK)
+#: The stages of a secure sum (:mod:`common.secure_sum.messages`), in their order. ``SUM_OPEN`` is
+#: part of the release, and of what is summed after shares were missing or wrong.
+SUM_KEYS, SUM_SHARES, SUM_OPEN = "sum_keys", "sum_shares", "sum_open"
+SUM_MASKED, SUM_VIEW, SUM_UNMASK = "sum_masked", "sum_view", "sum_unmask"
+SUM_STAGES = (SUM_KEYS, SUM_SHARES, SUM_OPEN, SUM_MASKED, SUM_VIEW, SUM_UNMASK)
 
 #: Records of a message. ``STATE`` and ``UPDATE`` are array records, ``HEADER`` is a config record
 #: with the fields of :class:`RoundHeader` or :class:`ReplyHeader`; ``MANIFEST``, in ``HOME`` alone,
@@ -49,6 +50,14 @@ POPULARITY = "popularity"
 MASKED_VECTOR = "masked_vector"
 ITEMS = "item_embedding"
 SPECTRUM = "spectrum"
+#: What is sent of the state, beside trained arrays, where what shops stock is published
+#: (:mod:`common.shop_state`): which products or groups are learned, one bit each; gains and rates
+#: of learned rows and the popular direction among them; each product's weight in its group and
+#: what a history loses of each group; the Gram matrix and expected basket of all learned rows.
+LEARNED = "learned_bits"
+GAIN, RATES, POPULAR = "gain", "rates", "popular_direction"
+WEIGHTS, OFFSET = "group_weights", "group_offset"
+GRAM, EXPECTED = "gram", "expected"
 
 #: What every shop weighs. A weight that followed a shop's customers would tell how many it has.
 PUBLIC_WEIGHT = 1.0

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from common.blocks import learned_rows
 from common.protocol import ITEMS, POPULARITY, TrainingPlan
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -18,27 +17,27 @@ ByRow = Mapping[str, np.ndarray]
 
 
 def row_products(
-    plan: TrainingPlan, name: str, shape: tuple[int, ...], popularity: np.ndarray | None
+    plan: TrainingPlan, name: str, shape: tuple[int, ...], learned: np.ndarray | None
 ) -> np.ndarray | None:
     """Return the catalogue row of each row (R,) of an array; None for one that is content.
 
     Parameters
     ----------
-    popularity
-        The released one, (n,), in a round of training: which products have learned rows.
+    learned
+        (L,) catalogue rows of the products that have learned rows, in a round of training.
     """
     if name == POPULARITY:
         return np.arange(shape[0])
     # Rows of groups are content: no one product's.
     if name != ITEMS or plan.model.groups:
         return None
-    assert popularity is not None
-    return learned_rows(popularity, shape[0])
+    assert learned is not None
+    return learned
 
 
-def products_of(plan: TrainingPlan, shapes: Shapes, popularity: np.ndarray | None = None) -> ByRow:
+def products_of(plan: TrainingPlan, shapes: Shapes, learned: np.ndarray | None = None) -> ByRow:
     """Return name -> (R,) catalogue row of each row, of the arrays whose rows are products'."""
-    found = {n: row_products(plan, n, shape, popularity) for n, shape in shapes.items()}
+    found = {n: row_products(plan, n, shape, learned) for n, shape in shapes.items()}
     return {name: products for name, products in found.items() if products is not None}
 
 

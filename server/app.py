@@ -74,6 +74,7 @@ def _run(
         features=catalogue.features,
         members=read_roster(home.roster_file) if plan.trust == "federation" else None,
         stock=read_stock(published, catalogue),
+        catalogue=catalogue,
     )
 
     def finish(state: Arrays, noise: Noise) -> str:

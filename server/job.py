@@ -1,15 +1,18 @@
 """One run as the server sees it: its name, plan, settings and the shapes of what travels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from common.features import Feature
-from common.protocol import TrainingPlan
+from common.features import Catalogue, Feature
+from common.protocol import Arrays, TrainingPlan
 from common.secure_sum.members import Roster
+from common.shop_state import Slices
 from common.stock import Stock
 from server.settings import RunSettings
 
 Shapes = Mapping[str, tuple[int, ...]]
+#: What comes with the messages of an exchange; or shop -> what it is sent alone.
+Sent = Arrays | Callable[[str], Arrays]
 #: Public facts of one step of a run, as plain JSON values.
 Event = dict[str, object]
 
@@ -20,7 +23,7 @@ class Job:
 
     ``trained`` are the arrays of ``shapes`` that shops send deltas of; ``features`` the public ones
     of the catalogue; ``members`` the operator's copy of the roster of secure sums, ``stock`` what
-    shops are published to stock.
+    shops are published to stock, of ``catalogue``: both or neither.
     """
 
     run_name: str
@@ -32,3 +35,17 @@ class Job:
     features: Sequence[Feature] = ()
     members: Roster | None = None
     stock: Stock | None = None
+    catalogue: Catalogue | None = None
+
+    def slices(self, state: Arrays) -> Slices | None:
+        """Return what each shop is sent of a round's state; None: all of it."""
+        if self.stock is None:
+            return None
+        assert self.catalogue is not None
+        return Slices(self.plan, state, self.catalogue)
+
+    def sent(self, state: Arrays, slices: Slices | None) -> Sent:
+        """Return what comes with the messages of a round."""
+        if slices is None or (stock := self.stock) is None:
+            return state
+        return lambda shop: slices.of(stock.rows.get(shop))

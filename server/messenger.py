@@ -24,6 +24,7 @@ from common.protocol import (
     STATE,
     SUM_KEYS,
     SUM_MASKED,
+    SUM_OPEN,
     SUM_SHARES,
     SUM_STAGES,
     SUM_UNMASK,
@@ -38,7 +39,7 @@ from common.stocked_rows import ByRow, sent_shapes
 from server.aggregation import Contribution
 from server.exchange import Exchange
 from server.heads import LedgerHeads
-from server.job import Job, Shapes
+from server.job import Job, Sent, Shapes
 from server.replies import reply_arrays, reply_header, reply_text, reply_vector
 from server.roster import Roster
 
@@ -53,7 +54,7 @@ _MESSAGE_TYPES = {
     SUM_MASKED: f"{MessageType.TRAIN}.{SUM_MASKED}",
     **{
         stage: f"{MessageType.QUERY}.{stage}"
-        for stage in (SUM_KEYS, SUM_SHARES, SUM_VIEW, SUM_UNMASK)
+        for stage in (SUM_KEYS, SUM_SHARES, SUM_OPEN, SUM_VIEW, SUM_UNMASK)
     },
 }
 #: Exchanges that a shop pays for: what comes back is made of its records.
@@ -128,7 +129,7 @@ class Messenger:
         kind: str,
         server_round: int,
         nodes: Sequence[int],
-        state: Arrays,
+        state: Sent,
         expected: Shapes,
         *,
         rows: Callable[[str], ByRow] | None = None,
@@ -140,6 +141,8 @@ class Messenger:
 
         Parameters
         ----------
+        state
+            What comes with each message; or of shops that take part, what it is sent alone.
         expected
             Name -> shape of the whole arrays that are asked for.
         rows
@@ -159,19 +162,22 @@ class Messenger:
         )
         asked = _Asked(kind, server_round, expected, rows, masked)
         shared: dict[str, ArrayRecord | ConfigRecord] = {}
-        if state:
-            shared[STATE] = ArrayRecord({n: Array(a) for n, a in state.items()})
+        if not callable(state):
+            shared |= _state(state)
         if manifest:
             shared[MANIFEST] = ConfigRecord({MANIFEST: manifest})
-        messages = [
-            Message(
-                RecordDict({HEADER: self._header_for(node, header), **shared, **_said(said, node)}),
-                node,
-                _MESSAGE_TYPES[kind],
-                group_id=str(server_round),
-            )
-            for node in nodes
-        ]
+
+        def message(node: int) -> Message:
+            content = {HEADER: self._header_for(node, header), **shared, **_said(said, node)}
+            if callable(state):
+                content |= _state(state(self._shop(node)))
+            kind_of = _MESSAGE_TYPES[kind]
+            return Message(RecordDict(content), node, kind_of, group_id=str(server_round))
+
+        # Of states of their own one is in memory at a time; Flower keeps a shared one once.
+        at_once = 1 if callable(state) else max(len(nodes), 1)
+        batches = (nodes[k : k + at_once] for k in range(0, len(nodes), at_once))
+        messages = ([message(node) for node in batch] for batch in batches)
         result = Exchange(asked=len(nodes))
         codes = dict.fromkeys(nodes, "late")
         for node, reply in self._replies(messages, at_once=_FEW if masked else len(nodes)):
@@ -186,6 +192,11 @@ class Messenger:
             # Only a reply that was charged speaks for a ledger: one that joins may be an old copy.
             self._heads.remember(result.ledger_heads)
         return result
+
+    def _shop(self, node: int) -> str:
+        shop = self._roster.shop(node)
+        assert shop is not None
+        return shop
 
     def _header_for(self, node: int, header: RoundHeader) -> ConfigRecord:
         """Return the header with the last known head of the node's own shop."""
@@ -254,9 +265,9 @@ class Messenger:
             raise ProtocolError(f"a shop's noise multiplier is {header.noise_multiplier:g}")
 
     def _replies(
-        self, messages: Sequence[Message], *, at_once: int
+        self, batches: Iterable[Sequence[Message]], *, at_once: int
     ) -> Iterable[tuple[int, Message]]:
-        """Yield (node, reply) as they come, until all are there or the time is up.
+        """Send messages; yield (node, reply) as they come, until all are there or the time is up.
 
         At most ``at_once`` of them are pulled together.
 
@@ -266,10 +277,14 @@ class Messenger:
             If SuperLink takes none of the messages, as it does once a run is stopped: nobody was
             asked, so it is no round without answers, and the run goes on before it.
         """
-        sent = set(self._grid.push_messages(messages))
-        waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
-        waiting = {key: node for key, node in waiting.items() if key in sent}
-        if messages and not waiting:
+        waiting: dict[str, int] = {}
+        tried = False
+        for messages in batches:
+            tried = True
+            sent = set(self._grid.push_messages(messages))
+            told = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+            waiting |= {key: node for key, node in told.items() if key in sent}
+        if tried and not waiting:
             raise RunError("SuperLink took no message to any shop: the run was stopped")
         deadline = time.monotonic() + self._job.settings.timeout_seconds
         poll = _FIRST_POLL
@@ -288,6 +303,10 @@ class Messenger:
             if waiting and not got:
                 time.sleep(poll)
             poll = _FIRST_POLL if got else min(poll * 1.2, _LAST_POLL)
+
+
+def _state(state: Arrays) -> dict[str, ArrayRecord]:
+    return {STATE: ArrayRecord({n: Array(a) for n, a in state.items()})} if state else {}
 
 
 def _said(said: Mapping[int, str], node: int) -> dict[str, ConfigRecord]:

@@ -208,11 +208,11 @@ class Federation:
         """
         nodes = self._sample(server_round)
         shapes = {name: self._job.shapes[name] for name in self._job.trained}
+        slices = self._job.slices(state)
         if self._sums is None:
-            rows = self._rows(shapes, state[POPULARITY])
-            exchange = self._messenger.exchange(
-                TRAIN, server_round, nodes, state, shapes, rows=rows
-            )
+            rows = None if slices is None else self._rows(shapes, slices.learned)
+            sent = self._job.sent(state, slices)
+            exchange = self._messenger.exchange(TRAIN, server_round, nodes, sent, shapes, rows=rows)
             if not self._has_quorum(exchange):
                 return exchange, None, {}
             mean = self._defence.update(exchange.contributions)
@@ -222,7 +222,7 @@ class Federation:
                 exchange.variances = None if variances is None else float(np.mean(variances))
             return exchange, mean, {}
         chosen = shops_of(nodes, self._roster.shop)
-        summed = self._sums.collect(server_round, chosen, state, shapes)
+        summed = self._sums.collect(server_round, chosen, state, shapes, slices)
         if not summed.arrays or not self._has_quorum(summed.exchange):
             return summed.exchange, None, {"reason": summed.reason or "no quorum"}
         return summed.exchange, mean_update(self._job.plan, server_round, summed), {}
@@ -260,12 +260,12 @@ class Federation:
         return self._settle(initial, found)
 
     def _rows(
-        self, shapes: Shapes, popularity: np.ndarray | None = None
+        self, shapes: Shapes, learned: np.ndarray | None = None
     ) -> Callable[[str], ByRow] | None:
         """Return which rows each shop sends; None where no stock table is published."""
         if (stock := self._job.stock) is None:
             return None
-        products = products_of(self._job.plan, shapes, popularity)
+        products = products_of(self._job.plan, shapes, learned)
         return lambda shop: sent_rows(products, stock.rows.get(shop))
 
     def _variances(

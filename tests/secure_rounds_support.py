@@ -125,6 +125,7 @@ class Town:
             self.catalogue.features,
             self.roster,
             read_stock(self.folder / "catalogue", self.catalogue),
+            self.catalogue,
         )
 
     def train(

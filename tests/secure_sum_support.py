@@ -7,13 +7,14 @@ from functools import lru_cache, partial
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.secure_sum.party import Identity, Party, begin, mask, see, share, unmask
+from client.secure_sum.party import Identity, Party, begin, look, mask, see, share, unmask
 from common.protocol import NO_FINGERPRINT, shop_key
 from common.secure_sum.layout import Layout, whole_layout
 from common.secure_sum.members import Roster, threshold
 from common.secure_sum.messages import (
     KEYS,
     MASKED,
+    OPEN,
     SHARES,
     STAGES,
     UNMASK,
@@ -105,6 +106,13 @@ def play(  # noqa: C901 - one stage after the other
         parties[shop], answer = share(parties[shop], request, identities[shop])
         collector.take_shares(shop, answer)
     if until == SHARES:
+        return played
+    for shop in there(OPEN, collector.sharing):
+        request_ = collector.open_request(shop)
+        parties[shop], unopened = look(parties[shop], request_, identities[shop])
+        collector.take_open(shop, unopened)
+    collector.leave_out(set(collector.sharing) - collector.opened)
+    if until == OPEN:
         return played
     for shop in there(MASKED, collector.sharing):
         parties[shop], masks = mask(parties[shop], collector.masked_request(shop), identities[shop])

@@ -70,7 +70,7 @@ def test_the_masked_sum_is_the_plain_sum_whoever_drops_out_at_whichever_stage(
     shops, length, honest, leaves = case
     vectors = words(shops, length, seed)
     collector = play(vectors, leaves, honest=honest).collector
-    early = {NAMES[k] for k, stage in leaves.items() if STAGES.index(stage) <= 2}
+    early = {NAMES[k] for k, s in leaves.items() if STAGES.index(s) <= STAGES.index(MASKED)}
     assert set(collector.contributors) == set(NAMES[:shops]) - early
     assert np.array_equal(collector.sum(), plain_sum(vectors, collector.contributors))
 
@@ -85,7 +85,7 @@ def test_a_sum_of_twenty_survives_seven_that_leave_together(stage: str) -> None:
 @pytest.mark.slow
 def test_the_masked_sum_of_a_hundred_shops_is_the_plain_sum() -> None:
     vectors = words(100, 500)
-    leaves = {k: STAGES[k % 5] for k in range(30)}
+    leaves = {k: STAGES[k % 6] for k in range(30)}
     collector = play(vectors, leaves, honest=60, colluding=5).collector
     assert np.array_equal(collector.sum(), plain_sum(vectors, collector.contributors))
 
@@ -448,56 +448,7 @@ def test_a_shop_that_gives_wrong_shares_is_done_without(liars: int) -> None:
     for shop in lying:
         collector.take_unmask(shop, wrong._answers[shop])
     assert np.array_equal(collector.sum(), plain_sum(vectors, collector.contributors))
-    assert collector.doubtful == set(lying)
-
-
-def test_whoever_seals_a_wrong_share_for_another_does_not_silence_it() -> None:
-    """Doubted for one secret, it is believed in all others where it takes its share."""
-    vectors = words(5, 4)
-    collector = play(vectors, {4: MASKED}, honest=4).collector
-    first, second = sorted(collector._answers)[:2]
-    answer = collector._answers[first]
-    collector._answers[first] = answer.model_copy(
-        update={"seeds": {**answer.seeds, second: fresh()}}
-    )
-    # Of four that are needed there are four: the sum fails for that secret, by its name.
-    with pytest.raises(SecureSumError, match=f"seed of {second[:12]}"):
-        collector.sum()
-    collector._answers[first] = answer
-    collector.doubtful = {first}
-    assert np.array_equal(collector.sum(), plain_sum(vectors, collector.contributors))
-
-
-def test_a_shop_that_seals_rubbish_is_outvoted() -> None:
-    """Its shares for two of the others do not open: they leave it out, and the rest suffices."""
-    played = at(KEYS)
-    collector = played.collector
-    request = collector.shares_request()
-    culprit = request.advertisements[0].shop
-    for shop in played.identities:
-        played.parties[shop], answer = share(played.parties[shop], request, played.identities[shop])
-        if shop == culprit:
-            bad = sorted(answer.sealed)[:1]
-            answer = answer.model_copy(
-                update={"sealed": {s: b"x" if s in bad else t for s, t in answer.sealed.items()}}
-            )
-        collector.take_shares(shop, answer)
-    vectors = dict(zip(sorted(played.identities), words(5, 4), strict=True))
-    for shop, identity in played.identities.items():
-        played.parties[shop], masks = mask(
-            played.parties[shop], collector.masked_request(shop), identity
-        )
-        collector.take_masked(shop, masks.hide(vectors[shop]))
-    for shop, identity in played.identities.items():
-        played.parties[shop], signed = see(played.parties[shop], collector.view_request(), identity)
-        collector.take_view(shop, signed)
-    for shop, identity in played.identities.items():
-        played.parties[shop], given = unmask(
-            played.parties[shop], collector.unmask_request(), identity
-        )
-        collector.take_unmask(shop, given)
-    total = np.sum(list(vectors.values()), axis=0, dtype=np.uint32)
-    assert np.array_equal(collector.sum(), total)
+    assert (collector.proven, collector.complaints) == (set(lying), set())
 
 
 def test_messages_are_parsed_or_refused() -> None:

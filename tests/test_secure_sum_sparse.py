@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common.blocks import learned_rows
 from common.errors import DataError
 from common.features import Catalogue
 from common.marketplace import MarketplaceConfig, assortment
@@ -60,7 +61,7 @@ def test_the_masked_sum_is_the_plain_sum_of_the_rows_that_each_shop_sends(
     whole = [stream.integers(0, 2**32, layout.length, dtype=np.uint32) for _ in range(shops)]
     own = [whole[k][layout.where(NAMES[k])] for k in range(shops)]
     collector = play(own, leaves, honest=honest, layout=layout).collector
-    early = {NAMES[k] for k, stage in leaves.items() if STAGES.index(stage) <= 2}
+    early = {NAMES[k] for k, stage in leaves.items() if STAGES.index(stage) <= 3}
     assert set(collector.contributors) == set(NAMES[:shops]) - early
     expected = np.zeros(layout.length, np.uint32)
     for shop in collector.contributors:
@@ -133,7 +134,7 @@ def test_helpers_of_rare_rows_take_turns() -> None:
 
 def test_without_a_stock_table_every_shop_sends_everything() -> None:
     shapes = {ITEMS: (4, 3), "feature_embedding": (5, 3)}
-    layout = layout_of(plan(), members(6), shapes, None, np.zeros(6, np.float32))
+    layout = layout_of(plan(), members(6), shapes, None, np.arange(4))
     assert (layout.length, sent(layout)) == (27, [27] * 6)
     assert layout.where(NAMES[0]) == slice(None)
     assert layout.within(NAMES[0], NAMES[1]) == slice(None)
@@ -142,10 +143,10 @@ def test_without_a_stock_table_every_shop_sends_everything() -> None:
 
 def test_learned_rows_travel_as_their_products_are_stocked_and_content_from_all() -> None:
     """The most popular products have rows: 1, 3, 4, 5 here."""
-    popularity = np.array([0, 0.4, 0, 0.3, 0.1, 0.2], np.float32)
+    learned = learned_rows(np.array([0, 0.4, 0, 0.3, 0.1, 0.2], np.float32), 4)
     shapes = {ITEMS: (4, 3), "feature_embedding": (5, 3)}
     sparse = plan(honest_stockers=1)
-    layout = layout_of(sparse, members(6), shapes, STOCKED, popularity)
+    layout = layout_of(sparse, members(6), shapes, STOCKED, learned)
     # Products 4 and 5 have 1 and 2 stockers: no honest one is sure, so they travel from all.
     assert sent(layout) == [4 * 3 + 15, 4 * 3 + 15, 3 * 3 + 15, 3 * 3 + 15, 2 * 3 + 15, 27]
     m4 = layout.where(NAMES[4])
@@ -155,7 +156,7 @@ def test_learned_rows_travel_as_their_products_are_stocked_and_content_from_all(
     assert common == slice(None)
     groups = sparse.model.model_copy(update={"groups": "brand", "feature_rows": 0})
     grouped = sparse.model_copy(update={"model": groups})
-    layout = layout_of(grouped, members(6), {ITEMS: (4, 3)}, STOCKED, popularity)
+    layout = layout_of(grouped, members(6), {ITEMS: (4, 3)}, STOCKED, learned)
     assert sent(layout) == [12] * 6
 
 

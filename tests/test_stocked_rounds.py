@@ -279,9 +279,8 @@ def test_the_document_says_what_shops_of_the_marketplace_send() -> None:
         own = [assortment(config, k) for k in range(config.shops)]
         plan = OPEN.model_copy(update={"model": ModelPlan(dimension=16)})
         size, found = config.products, []
-        popularity = np.zeros(size, np.float32)
         for shapes in ({POPULARITY: (size,)}, {ITEMS: (size, 16)}):
-            products = products_of(plan, shapes, popularity)
+            products = products_of(plan, shapes, np.arange(size))
             sent = [sent_shapes(shapes, sent_rows(products, rows)) for rows in own]
             found.append(_bytes(shapes))
             found.append(round(float(np.mean([_bytes(each) for each in sent]))))

@@ -9,11 +9,12 @@ from client.popularity_release import release_popularity
 from client.privacy.grid import delta_step
 from client.privacy.noise import SeededNoise
 from client.training import train_round
-from common.blocks import learned_rows
+from common.blocks import learned_of
 from common.features import Catalogue
 from common.model import trained_spec
 from common.protocol import ITEMS, POPULARITY, Arrays, TrainingPlan
 from common.schema import ShopEvents
+from common.shop_state import ShopState, Slices, read_slice
 from common.stocked_rows import products_of, sent_rows, sent_shapes
 from federation_support import same
 from test_training import PLANS, N, catalogue, plan_of, shop, state_of
@@ -32,7 +33,11 @@ def train(
     seed: int = 5,
 ) -> Arrays:
     noise, stream = SeededNoise(np.random.default_rng(seed)), np.random.default_rng(6)
-    return train_round(plan, 1, state_of(plan), events, catalogue, noise, stream, stocked)
+    state: Arrays | ShopState = state_of(plan)
+    if stocked is not None:
+        sent = Slices(plan, state_of(plan), catalogue).of(stocked)
+        state = read_slice(plan, sent, catalogue, stocked)
+    return train_round(plan, 1, state, events, catalogue, noise, stream, stocked)
 
 
 def release(plan: TrainingPlan, events: ShopEvents, stocked: np.ndarray | None) -> Arrays:
@@ -88,13 +93,13 @@ def test_baskets_are_units_of_what_is_stocked_too(catalogue: Catalogue) -> None:
 def test_stocked_rows_alone_leave_and_content_whole(name: str, catalogue: Catalogue) -> None:
     plan = plan_of(name, private=True)
     shapes = trained_spec(plan.model, N)
-    rows = sent_rows(products_of(plan, shapes, state_of(plan)[POPULARITY]), STOCKED)
+    learned = learned_of(plan.model, state_of(plan)[POPULARITY], catalogue)
+    rows = sent_rows(products_of(plan, shapes, learned), STOCKED)
     found = train(plan, shop(), catalogue, STOCKED)
     assert {n: a.shape for n, a in found.items()} == sent_shapes(shapes, rows)
     if plan.model.groups:
         assert found[ITEMS].shape == shapes[ITEMS]
     else:
-        learned = learned_rows(state_of(plan)[POPULARITY], shapes[ITEMS][0])
         assert found[ITEMS].shape == (np.isin(learned, STOCKED).sum(), 5)
         assert len(found[ITEMS]) < len(learned)
     assert release(plan, shop(), STOCKED)[POPULARITY].shape == STOCKED.shape
@@ -108,9 +113,8 @@ def test_what_is_learned_of_stocked_records_is_what_whole_updates_would_hold(
     plan = plan_of(name)
     events = of_stock(shop())
     whole, found = train(plan, events, catalogue, None), train(plan, events, catalogue, STOCKED)
-    rows = sent_rows(
-        products_of(plan, trained_spec(plan.model, N), state_of(plan)[POPULARITY]), STOCKED
-    )[ITEMS]
+    learned = learned_of(plan.model, state_of(plan)[POPULARITY], catalogue)
+    rows = sent_rows(products_of(plan, trained_spec(plan.model, N), learned), STOCKED)[ITEMS]
     assert found[ITEMS] == pytest.approx(whole[ITEMS][rows], rel=1e-5, abs=1e-7)
     assert not whole[ITEMS][~rows].any()
     for other in set(whole) - {ITEMS}:

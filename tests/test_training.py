@@ -32,6 +32,7 @@ from common.model import (
 )
 from common.protocol import ITEMS, POPULARITY, Arrays, TrainingPlan
 from common.schema import ShopEvents
+from common.shop_state import ShopState
 
 N, CUSTOMERS_OF_A_SHOP = 40, 24
 DAY = 86_400
@@ -258,9 +259,10 @@ def contributions(
 ) -> tuple[dict[int, Tensors], dict[int, float]]:
     """Return each unit's clipped contribution to a step, and its norm before clipping."""
     state = state_of(plan)
-    forward = _Forward(plan, catalogue, state[POPULARITY])
+    known = ShopState.of(plan, state, catalogue)
+    forward = _Forward(plan, catalogue, known)
     units = planned_units(plan, events, catalogue.size)
-    rows = forward.block.training_rows(units.history, plan.model.row_exponent)
+    rows = known.block.training_rows(units.history, plan.model.row_exponent)
     people: sparse.csr_matrix | None = None
     if plan.model.customer_rows and plan.unit == "customer":
         people = attribute_matrix(events.attributes, len(events.user_ids), plan.model.customer_rows)
@@ -273,7 +275,6 @@ def contributions(
         learning_rate=plan.learning_rate,
         noise=NoNoise(),
     )
-    forward.read(step.state())
     parts, norms = {}, {}
     for members in _physical_batches(
         rows, np.arange(rows.shape[0]), forward.floats_per_product, forward.floats_per_unit
@@ -532,8 +533,9 @@ def test_physical_batches_change_nothing_but_memory(
 
 
 def batches_of(plan: TrainingPlan, events: ShopEvents, catalogue: Catalogue) -> list[np.ndarray]:
-    forward = _Forward(plan, catalogue, state_of(plan)[POPULARITY])
-    rows = forward.block.project(planned_units(plan, events, N).history)
+    known = ShopState.of(plan, state_of(plan), catalogue)
+    forward = _Forward(plan, catalogue, known)
+    rows = known.block.project(planned_units(plan, events, N).history)
     return list(
         _physical_batches(
             rows, np.arange(rows.shape[0]), forward.floats_per_product, forward.floats_per_unit

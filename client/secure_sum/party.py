@@ -19,12 +19,16 @@ from common.secure_sum.messages import (
     CONSISTENCY,
     KEYS,
     MASKED,
+    OPEN,
     SHARES,
     UNMASK,
     VIEW,
     Advertisement,
     MaskedRequest,
+    OpenAnswer,
+    OpenRequest,
     Said,
+    Sealed,
     Session,
     SharesAnswer,
     SharesRequest,
@@ -35,6 +39,7 @@ from common.secure_sum.messages import (
     commitment,
     own_mask_key,
     pair_label,
+    share_digest,
     view,
 )
 from common.secure_sum.primitives import (
@@ -51,6 +56,16 @@ from common.secure_sum.primitives import (
     unseal,
 )
 from common.secure_sum.sharing import split
+from common.secure_sum.shown import Shown, alike
+
+# Stage -> those that it may follow.
+_BEFORE = {
+    SHARES: (KEYS,),
+    OPEN: (SHARES,),
+    MASKED: (SHARES, OPEN),
+    VIEW: (MASKED,),
+    UNMASK: (VIEW,),
+}
 
 
 @dataclass(frozen=True)
@@ -121,8 +136,7 @@ class Party(Said):
             if stage in self.answers and asked == _digest(request):
                 return self.answers[stage]
             raise SecureSumError(f"stage {stage!r} of this session was answered already")
-        before = {SHARES: KEYS, MASKED: SHARES, VIEW: MASKED, UNMASK: VIEW}[stage]
-        if self.stage != before:
+        if self.stage not in _BEFORE[stage]:
             raise SecureSumError(f"stage {stage!r} does not follow {self.stage!r}")
         return None
 
@@ -203,7 +217,9 @@ def share(party: Party, request: SharesRequest, me: Identity) -> tuple[Party, Sh
     for shop in sorted(advertisements.keys() - {me.shop}):
         place = me.roster.place(shop)
         key = _sealing_key(party, advertisements[shop], me.shop, shop)
-        sealed[shop] = seal(key, seeds[place] + secrets[place], _bound(session, me.shop, shop))
+        text = seal(key, seeds[place] + secrets[place], _bound(session, me.shop, shop))
+        shown = _digests(session, me.shop, shop, seeds[place] + secrets[place])
+        sealed[shop] = Sealed(*shown, text).whole
     answer = SharesAnswer(sealed=sealed)
     kept = seeds[me.roster.place(me.shop)] + secrets[me.roster.place(me.shop)]
     return party.after(
@@ -211,18 +227,38 @@ def share(party: Party, request: SharesRequest, me: Identity) -> tuple[Party, Sh
     ), answer
 
 
-def mask(party: Party, request: MaskedRequest, me: Identity) -> tuple[Party, Masks]:
-    """Return the masks of the one vector that this session takes (MaskedInputCollection)."""
+def look(party: Party, request: OpenRequest, me: Identity) -> tuple[Party, OpenAnswer]:
+    """Say whose shares this shop cannot open: before it has paid for anything.
+
+    It says so of a text that the server may have made up itself, which teaches nobody anything: who
+    lacks the key of a sealed text gets none that opens.
+    """
+    _check_sharing(party, request, me)
+    unopened = [
+        shop
+        for shop, sealed in sorted(request.sealed.items())
+        if _opened(party, shop, sealed, me) is None
+    ]
+    answer = OpenAnswer(unopened=tuple(unopened))
+    return party.after(OPEN, request, answer), answer
+
+
+def mask(
+    party: Party, request: MaskedRequest, me: Identity, shown: Shown = alike
+) -> tuple[Party, Masks]:
+    """Return the masks of the one vector that this session takes (MaskedInputCollection).
+
+    Parameters
+    ----------
+    shown
+        Another shop -> digest of the rows that both were shown.
+    """
     session = party.session
-    sharing = set(request.sealed) | {me.shop}
-    if me.shop in request.sealed or not sharing <= party.advertisements.keys():
-        raise SecureSumError("the server passes on shares of a shop that showed no keys")
-    if len(sharing) < session.threshold:
-        raise SecureSumError(f"{len(sharing)} shops share, {session.threshold} are needed")
+    _check_sharing(party, request, me)
     pairwise = {}
     for shop in sorted(request.sealed):
         secret = agree(party.mask_secret, party.advertisements[shop].mask_key)
-        key = derive(secret, session.id, pair_label(me.shop, shop))
+        key = derive(secret, session.id, pair_label(me.shop, shop, shown(shop)))
         pairwise[shop] = (key, me.shop > shop)
     masks = Masks(own_mask_key(session.id, me.shop, party.seed), pairwise)
     after = party.after(MASKED, request, None, sealed=dict(request.sealed))
@@ -281,16 +317,40 @@ def _digest(request: Said) -> str:
     return digest("request", request.model_dump_json().encode()).hex()
 
 
+def _check_sharing(party: Party, request: OpenRequest, me: Identity) -> None:
+    """Refuse shares of strangers, or of too few shops."""
+    sharing = set(request.sealed) | {me.shop}
+    if me.shop in request.sealed or not sharing <= party.advertisements.keys():
+        raise SecureSumError("the server passes on shares of a shop that showed no keys")
+    needed = party.session.threshold
+    if len(sharing) < needed:
+        raise SecureSumError(f"{len(sharing)} shops share, {needed} are needed")
+
+
 def _shares(party: Party, shop: str, me: Identity) -> bytes | None:
     """Return a shop's shares that this shop holds; None where that shop sealed rubbish."""
-    if shop == me.shop:
-        return party.kept_shares
+    return party.kept_shares if shop == me.shop else _opened(party, shop, party.sealed[shop], me)
+
+
+def _opened(party: Party, shop: str, sealed: bytes, me: Identity) -> bytes | None:
+    """Return both shares that a shop sealed for this one; None if they are not what it says."""
+    session = party.session
     key = _sealing_key(party, party.advertisements[shop], shop, me.shop)
     try:
-        shares = unseal(key, party.sealed[shop], _bound(party.session, shop, me.shop))
+        parts = Sealed.of(sealed)
+        shares = unseal(key, parts.text, _bound(session, shop, me.shop))
     except SecureSumError:
         return None
-    return shares if len(shares) == 2 * SECRET_BYTES else None
+    return shares if _digests(session, shop, me.shop, shares) == (parts.seed, parts.key) else None
+
+
+def _digests(session: Session, sender: str, receiver: str, shares: bytes) -> tuple[bytes, bytes]:
+    """Return what a shop commits to of the shares of its seed and of its key, for another shop."""
+    seed, key = shares[:SECRET_BYTES], shares[SECRET_BYTES:]
+    return (
+        share_digest(session.id, sender, receiver, "seed", seed),
+        share_digest(session.id, sender, receiver, "key", key),
+    )
 
 
 def _sealing_key(party: Party, other: Advertisement, sender: str, receiver: str) -> bytes:

@@ -12,22 +12,25 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from client.secure_sum.party import Identity, Masks, Party, begin, mask, see, share, unmask
+from client.secure_sum.party import Identity, Masks, Party, begin, look, mask, see, share, unmask
 from common.errors import LedgerError, SecureSumError
 from common.secure_sum.messages import (
     KEYS,
     MASKED,
+    OPEN,
     SHARES,
     UNMASK,
     VIEW,
     KeysRequest,
     MaskedRequest,
+    OpenRequest,
     Said,
     SharesRequest,
     UnmaskRequest,
     ViewRequest,
     parse,
 )
+from common.secure_sum.shown import Shown, alike
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (id BLOB PRIMARY KEY, party TEXT);
@@ -77,16 +80,21 @@ class Sessions:
         """Answer with sealed shares; see :func:`client.secure_sum.party.share`."""
         return self._answer(SHARES, parse(SharesRequest, text), share)
 
-    def mask(self, text: str) -> tuple[Party, Masks]:
+    def open(self, text: str) -> str:
+        """Answer with whose shares do not open; see :func:`client.secure_sum.party.look`."""
+        return self._answer(OPEN, parse(OpenRequest, text), look)
+
+    def mask(self, text: str, shown: Shown = alike) -> tuple[Party, Masks]:
         """Return the masks of the session's one vector; asked again, they are refused.
 
-        Two vectors under the same masks would show their difference.
+        Two vectors under the same masks would show their difference. For ``shown`` see
+        :func:`client.secure_sum.party.mask`.
         """
         request = parse(MaskedRequest, text)
         with self._writing() as connection:
             party = self._load(connection, request.session)
             party.said(MASKED, request)
-            party, masks = mask(party, request, self._me)
+            party, masks = mask(party, request, self._me, shown)
             self._store(connection, party)
         return party, masks
 

@@ -114,7 +114,7 @@ def layout_of(
     members: Sequence[str],
     shapes: Shapes,
     stock: Stock | None = None,
-    popularity: np.ndarray | None = None,
+    learned: np.ndarray | None = None,
 ) -> Layout:
     """Return the layout of one sum.
 
@@ -126,13 +126,13 @@ def layout_of(
         Name -> shape of what is summed, in its order.
     stock
         What was published; None: every shop stocks everything.
-    popularity
-        The released one, (n,), in a round of training: which products have learned rows.
+    learned
+        (L,) catalogue rows of the products that have learned rows, in a round of training.
     """
     widths: list[np.ndarray] = []
     sends: list[np.ndarray] = []
     for name, shape in shapes.items():
-        products = None if stock is None else row_products(plan, name, shape, popularity)
+        products = None if stock is None else row_products(plan, name, shape, learned)
         if stock is None or products is None:
             widths.append(np.array([np.prod(shape, dtype=np.int64)]))
             sends.append(np.ones((len(members), 1), dtype=bool))

@@ -1,11 +1,13 @@
 """What shops and server say to each other in a secure sum, stage by stage.
 
 The stages of Bonawitz et al. 2017, figure 4: ``KEYS`` (AdvertiseKeys), ``SHARES`` (ShareKeys),
-``MASKED`` (MaskedInputCollection), ``VIEW`` (ConsistencyCheck), ``UNMASK`` (Unmasking). All of it
-is JSON, bytes in hexadecimal; the masked vector alone is an array.
+``MASKED`` (MaskedInputCollection), ``VIEW`` (ConsistencyCheck), ``UNMASK`` (Unmasking); and between
+the second and the third, where the server asks for it, ``OPEN``: whose shares a shop can open. All
+of it is JSON, bytes in hexadecimal; the masked vector alone is an array.
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 import numpy as np
@@ -13,10 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import SecureSumError
 from common.protocol import FINGERPRINT_CHARS, Arrays
-from common.secure_sum.primitives import SECRET_BYTES, WORD, derive, digest
+from common.secure_sum.primitives import (
+    SEALED_EXTRA_BYTES,
+    SECRET_BYTES,
+    WORD,
+    derive,
+    digest,
+)
 
-KEYS, SHARES, MASKED, VIEW, UNMASK = "keys", "shares", "masked", "view", "unmask"
-STAGES = (KEYS, SHARES, MASKED, VIEW, UNMASK)
+KEYS, SHARES, OPEN = "keys", "shares", "open"
+MASKED, VIEW, UNMASK = "masked", "view", "unmask"
+STAGES = (KEYS, SHARES, OPEN, MASKED, VIEW, UNMASK)
 #: What a signature is for.
 ADVERTISEMENT, CONSISTENCY = "advertisement", "consistency"
 
@@ -48,8 +57,8 @@ class Session(Said):
         Of the published stock table; zeros where there is none. With the plan, the catalogue, the
         roster and the state it fixes who sends which rows (:mod:`common.secure_sum.layout`).
     state_digest
-        :func:`state_digest` of the global state that came with it: a server that shows every shop
-        another model is found out by the shops' views.
+        :func:`state_digest` of the global state that came with it, or of what all shops are sent
+        alike of it: a server that shows every shop another model is found out by the shops' views.
     length
         Numbers in the whole vector; a shop sends those of its rows.
     nonce
@@ -113,16 +122,26 @@ class SharesRequest(Said):
 
 
 class SharesAnswer(Said):
-    """Shares of a shop's two secrets, sealed for each of the others."""
+    """Shares of a shop's two secrets, sealed for each of the others; see :class:`Sealed`."""
 
     sealed: dict[_Digest, _Sealed]
 
 
-class MaskedRequest(Said):
-    """What the others sealed for this shop; with it comes the global state."""
+class OpenRequest(Said):
+    """What the others sealed for this shop."""
 
     session: _Secret
     sealed: dict[_Digest, _Sealed]
+
+
+class OpenAnswer(Said):
+    """Whose shares this shop cannot open, or are not those that their shop has committed to."""
+
+    unopened: tuple[_Digest, ...]
+
+
+class MaskedRequest(OpenRequest):
+    """The same again, of all that are to be in the sum; with it comes the global state."""
 
 
 class ViewRequest(Said):
@@ -166,6 +185,57 @@ def parse(kind: type[T], text: str) -> T:
         raise SecureSumError(f"a message is no {kind.__name__}") from error
 
 
+@dataclass(frozen=True)
+class Sealed:
+    """What travels of two shares from one shop to another.
+
+    Attributes
+    ----------
+    seed, key
+        :func:`share_digest` of the share of the seed, and of that of the mask key. The server reads
+        them: a share that is given later is theirs, or its giver has made it up.
+    text
+        Both shares, for the receiver alone.
+    """
+
+    seed: bytes
+    key: bytes
+    text: bytes
+
+    @property
+    def whole(self) -> bytes:
+        """One after the other, as they travel."""
+        return self.seed + self.key + self.text
+
+    @classmethod
+    def of(cls, whole: bytes) -> "Sealed":
+        """Return the parts.
+
+        Raises
+        ------
+        SecureSumError
+            If it is too long or too short for two shares.
+        """
+        if len(whole) != 4 * SECRET_BYTES + SEALED_EXTRA_BYTES:
+            raise SecureSumError("what is sealed is not two shares")
+        return cls(
+            whole[:SECRET_BYTES],
+            whole[SECRET_BYTES : 2 * SECRET_BYTES],
+            whole[2 * SECRET_BYTES :],
+        )
+
+
+def share_digest(session: bytes, sender: str, receiver: str, what: str, share: bytes) -> bytes:
+    """Return what tells a share without showing it: of 256 bits that look drawn at random.
+
+    Parameters
+    ----------
+    what
+        ``seed`` or ``key``.
+    """
+    return digest("share", session, sender.encode(), receiver.encode(), what.encode(), share)
+
+
 def commitment(session: bytes, shop: str, seed: bytes) -> bytes:
     """Return what a shop says beforehand of the seed of its own mask; 256 random bits hide it."""
     return digest("commitment", session, shop.encode(), seed)
@@ -187,9 +257,15 @@ def view(
     )
 
 
-def pair_label(first: str, second: str) -> bytes:
-    """Return HKDF's info of the mask of two shops, the same for both."""
-    return b"pairwise mask\0" + "\0".join(sorted((first, second))).encode()
+def pair_label(first: str, second: str, shown: bytes = b"") -> bytes:
+    """Return HKDF's info of the mask of two shops, the same for both if they were shown the same.
+
+    Parameters
+    ----------
+    shown
+        Digest of the rows that both were shown; see :mod:`common.secure_sum.shown`.
+    """
+    return b"pairwise mask\0" + "\0".join(sorted((first, second))).encode() + shown
 
 
 def own_mask_key(session: bytes, shop: str, seed: bytes) -> bytes:

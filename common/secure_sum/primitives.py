@@ -22,7 +22,9 @@ SECRET_BYTES = 32
 #: Masks are added modulo 2^32.
 WORD = np.dtype("<u4")
 
-_NONCE_BYTES = 12
+_NONCE_BYTES, _TAG_BYTES = 12, 16
+#: By how many bytes a sealed text is longer.
+SEALED_EXTRA_BYTES = _NONCE_BYTES + _TAG_BYTES
 _BLOCK = 16
 # Words of keystream made at a time: what is worked on stays near the processor.
 _WORDS = 1 << 15

@@ -4,7 +4,7 @@ Arrays and messages in, arrays and messages out, no Flower types. Shops are know
 names. A shop that sends nothing, or rubbish, at some stage has dropped out there.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import combinations, islice
 
 import numpy as np
@@ -17,6 +17,9 @@ from common.secure_sum.messages import (
     CONSISTENCY,
     Advertisement,
     MaskedRequest,
+    OpenAnswer,
+    OpenRequest,
+    Sealed,
     Session,
     SharesAnswer,
     SharesRequest,
@@ -28,10 +31,12 @@ from common.secure_sum.messages import (
     commitment,
     own_mask_key,
     pair_label,
+    share_digest,
     view,
 )
 from common.secure_sum.primitives import agree, derive, fresh, is_signed, public_key
 from common.secure_sum.sharing import combine
+from common.secure_sum.shown import Shown, alike
 
 # Sets of givers that a secret is looked for with: all that leave out one of a hundred.
 _MOST_TRIES = 128
@@ -48,10 +53,18 @@ class Collector:
         The operator's own copy.
     layout
         Who sends which rows; None: everyone sends everything.
+    shown
+        Two shops -> digest of the rows that both were shown.
     """
 
-    def __init__(self, session: Session, roster: Roster, layout: Layout | None = None) -> None:
-        self.session, self._roster = session, roster
+    def __init__(
+        self,
+        session: Session,
+        roster: Roster,
+        layout: Layout | None = None,
+        shown: Shown = alike,
+    ) -> None:
+        self.session, self._roster, self._shown = session, roster, shown
         self.layout = whole_layout(tuple(roster.keys), session.length) if layout is None else layout
         self._advertisements: dict[str, Advertisement] = {}
         self._sealed: dict[str, dict[str, bytes]] = {}
@@ -59,8 +72,12 @@ class Collector:
         self._contributors: set[str] = set()
         self._signatures: dict[str, bytes] = {}
         self._answers: dict[str, UnmaskAnswer] = {}
-        #: Shops that gave a share which was wrong, of a secret that others gave right ones of.
-        self.doubtful: set[str] = set()
+        #: Shops that said which shares they can open.
+        self.opened: set[str] = set()
+        #: Who says that it cannot open whose share.
+        self.complaints: set[tuple[str, str]] = set()
+        #: Shops whose shares are not what they themselves had said or committed to.
+        self.proven: set[str] = set()
 
     @property
     def contributors(self) -> list[str]:
@@ -100,13 +117,33 @@ class Collector:
         """Take what a shop sealed for each of the others."""
         if said.sealed.keys() | {shop} != self._advertisements.keys() or shop in said.sealed:
             raise SecureSumError("shares for other shops than those who showed keys")
+        for sealed in said.sealed.values():
+            Sealed.of(sealed)
         self._sealed[shop] = said.sealed
+
+    def open_request(self, shop: str) -> OpenRequest:
+        """Return what the others sealed for ``shop``, which shares: whether it opens."""
+        self._enough(self._sealed, "shared")
+        return OpenRequest(session=self.session.id, sealed=self._sealed_for(shop))
+
+    def take_open(self, shop: str, said: OpenAnswer) -> None:
+        """Take whose shares a shop cannot open."""
+        others = self._sealed.keys() - {shop}
+        if shop not in self._sealed or not others.issuperset(said.unopened):
+            raise SecureSumError("complaints of shares that it was not shown")
+        self.opened.add(shop)
+        self.complaints |= {(shop, other) for other in said.unopened}
+
+    def leave_out(self, shops: Collection[str]) -> None:
+        """Go on without shops that share, before any vector is asked for."""
+        assert not self._contributors
+        for shop in shops:
+            del self._sealed[shop]
 
     def masked_request(self, shop: str) -> MaskedRequest:
         """Return what the others sealed for ``shop``, which shares."""
         self._enough(self._sealed, "shared")
-        sealed = {other: texts[shop] for other, texts in self._sealed.items() if other != shop}
-        return MaskedRequest(session=self.session.id, sealed=sealed)
+        return MaskedRequest(session=self.session.id, sealed=self._sealed_for(shop))
 
     @property
     def sharing(self) -> list[str]:
@@ -148,7 +185,10 @@ class Collector:
         return UnmaskRequest(session=self.session.id, signatures=self._signatures)
 
     def take_unmask(self, shop: str, said: UnmaskAnswer) -> None:
-        """Take a signer's shares."""
+        """Take a signer's shares, those that are what their sealer committed to.
+
+        A share that is missing is a complaint of its sealer, or shows up who could open it before.
+        """
         dropped = self._sealed.keys() - self._contributors
         if (
             shop not in self._signatures
@@ -156,7 +196,33 @@ class Collector:
             or not said.keys.keys() <= dropped
         ):
             raise SecureSumError("shares that were not asked for")
-        self._answers[shop] = said
+        seeds = self._committed(shop, "seed", said.seeds, self._contributors)
+        keys = self._committed(shop, "key", said.keys, dropped)
+        self._answers[shop] = UnmaskAnswer(seeds=seeds, keys=keys)
+
+    def _committed(
+        self, giver: str, what: str, given: Mapping[str, bytes], asked: Collection[str]
+    ) -> dict[str, bytes]:
+        """Return the shares that are what their sealers committed to; note who is wrong."""
+        right: dict[str, bytes] = {}
+        for shop in asked:
+            share = given.get(shop)
+            if shop == giver:
+                # Nobody else was shown a digest of it.
+                right |= {} if share is None else {shop: share}
+                continue
+            sealed = Sealed.of(self._sealed[shop][giver])
+            committed = sealed.seed if what == "seed" else sealed.key
+            if share is None:
+                could = giver in self.opened and (giver, shop) not in self.complaints
+                self.proven |= {giver} if could else set()
+                self.complaints |= set() if could else {(giver, shop)}
+            elif share_digest(self.session.id, shop, giver, what, share) == committed:
+                right[shop] = share
+            else:
+                # Whoever could not open it, or found another digest, gives none.
+                self.proven.add(giver)
+        return right
 
     def sum(self) -> np.ndarray:
         """Return the sum (n,) uint32 of the contributors' vectors, modulo 2^32; 0 where none sends.
@@ -167,24 +233,46 @@ class Collector:
             If too few shares came, or too few right ones: nothing is unmasked then.
         """
         self._enough(self._answers, "gave their shares")
+        seeds, secrets = self._secrets()
         total = self._total.copy()
-        for shop in self.contributors:
-            mask = own_mask_key(self.session.id, shop, self._seed(shop))
+        for shop, seed in seeds.items():
+            mask = own_mask_key(self.session.id, shop, seed)
             add_mask(total, self.layout.where(shop), mask, subtract=True)
-        for shop in sorted(self._sealed.keys() - self._contributors):
-            secret = self._mask_secret(shop)
+        for shop, secret in secrets.items():
             for other in self.contributors:
                 agreed = agree(secret, self._advertisements[other].mask_key)
-                key = derive(agreed, self.session.id, pair_label(shop, other))
+                label = pair_label(shop, other, self._shown(shop, other))
+                key = derive(agreed, self.session.id, label)
                 # What the other added is taken off; what it took off is added.
                 where = self.layout.where(shop, other)
                 add_mask(total, where, key, subtract=other < shop)
         return total
 
+    def _secrets(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """Return the contributors' seeds, and the mask keys of those who dropped out.
+
+        All are looked for, also where one is lost: whose shares are wrong shows by that.
+        """
+        seeds: dict[str, bytes] = {}
+        secrets: dict[str, bytes] = {}
+        lost: SecureSumError | None = None
+        for shop in sorted(self._sealed):
+            there = shop in self._contributors
+            try:
+                (seeds if there else secrets)[shop] = (
+                    self._seed(shop) if there else self._mask_secret(shop)
+                )
+            except SecureSumError as error:
+                lost = lost or error
+        if lost is not None:
+            raise lost
+        return seeds, secrets
+
     def _seed(self, shop: str) -> bytes:
         committed = self._advertisements[shop].commitment
         return self._secret(
-            f"seed of {shop[:12]}...",
+            shop,
+            "seed",
             {s: a.seeds[shop] for s, a in self._answers.items() if shop in a.seeds},
             lambda seed: commitment(self.session.id, shop, seed) == committed,
         )
@@ -192,27 +280,41 @@ class Collector:
     def _mask_secret(self, shop: str) -> bytes:
         shown = self._advertisements[shop].mask_key
         return self._secret(
-            f"key of {shop[:12]}...",
+            shop,
+            "key",
             {s: a.keys[shop] for s, a in self._answers.items() if shop in a.keys},
             lambda secret: public_key(secret) == shown,
         )
 
     def _secret(
-        self, what: str, shares: Mapping[str, bytes], is_right: Callable[[bytes], bool]
+        self,
+        shop: str,
+        what: str,
+        shares: Mapping[str, bytes],
+        is_right: Callable[[bytes], bool],
     ) -> bytes:
-        """Return the secret that shares, by giver, are of, without those whose shares are wrong.
+        """Return the secret that shares, by giver, are of, with as few as possible left out.
 
-        With as few left out as possible, who are asked last for all further secrets. Last, not
-        never: that a share is wrong may be the fault of whoever sealed it.
+        All are what their sealer committed to: where one is wrong, the sealer is.
         """
+        needed = self.session.threshold
+        if len(shares) < needed:
+            raise SecureSumError(
+                f"{len(shares)} shops gave the share of {shop[:12]}...'s {what} that it committed "
+                f"to; {needed} are needed"
+            )
         place = self._roster.place
-        order = sorted(shares, key=lambda giver: (giver in self.doubtful, place(giver)))
-        for givers, left_out in islice(_subsets(order, self.session.threshold), _MOST_TRIES):
-            secret = combine({place(g): shares[g] for g in givers}, self.session.threshold)
+        order = sorted(shares, key=place)
+        for givers, left_out in islice(_subsets(order, needed), _MOST_TRIES):
+            secret = combine({place(g): shares[g] for g in givers}, needed)
             if is_right(secret):
-                self.doubtful.update(left_out)
+                self.proven |= {shop} if left_out else set()
                 return secret
-        raise SecureSumError(f"shares of the {what} are not that shop's")
+        self.proven.add(shop)
+        raise SecureSumError(f"shares of the {what} of {shop[:12]}... are not that shop's")
+
+    def _sealed_for(self, shop: str) -> dict[str, bytes]:
+        return {other: texts[shop] for other, texts in self._sealed.items() if other != shop}
 
     def _enough(self, there: Mapping[str, object] | set[str], what: str) -> None:
         if len(there) < self.session.threshold:

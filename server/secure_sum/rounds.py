@@ -1,4 +1,8 @@
-"""A secure sum over the wire: five exchanges with the shops, and one sum or none."""
+"""A secure sum over the wire: five exchanges with the shops, or six, and one sum or none.
+
+The sixth asks, before anyone pays, which shares do not open. The release begins with it, as its
+failure would end the run; training rounds do once a share was missing or wrong in the run.
+"""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +18,7 @@ from common.protocol import (
     PUBLIC_WEIGHT,
     SUM_KEYS,
     SUM_MASKED,
+    SUM_OPEN,
     SUM_SHARES,
     SUM_UNMASK,
     SUM_VIEW,
@@ -27,6 +32,7 @@ from common.secure_sum.members import Roster, threshold
 from common.secure_sum.messages import (
     Advertisement,
     KeysRequest,
+    OpenAnswer,
     Said,
     Session,
     SharesAnswer,
@@ -36,12 +42,15 @@ from common.secure_sum.messages import (
     state_digest,
 )
 from common.secure_sum.primitives import fresh
+from common.secure_sum.shown import Shown, ShownRows, alike
+from common.shop_state import Slices
 from common.stock import stock_fingerprint
 from server.aggregation import Contribution
 from server.exchange import Exchange
-from server.job import Job, Shapes
+from server.job import Job, Sent, Shapes
 from server.messenger import Masked, Messenger
 from server.secure_sum.collecting import Collector
+from server.secure_sum.disputes import Disputes
 from server.secure_sum.plausible import check_counts, check_spread
 
 logger = logging.getLogger(__name__)
@@ -86,9 +95,15 @@ class SecureSums:
         self._messenger, self._job, self._members = messenger, job, members
         plan = job.plan
         self._threshold = threshold(len(members.keys), plan.honest_shops, plan.colluding_shops)
+        self._disputes = Disputes()
 
     def collect(
-        self, server_round: int, nodes: Mapping[int, str], state: Arrays, shapes: Shapes
+        self,
+        server_round: int,
+        nodes: Mapping[int, str],
+        state: Arrays,
+        shapes: Shapes,
+        slices: Slices | None = None,
     ) -> Summed:
         """Return the sum of what the shops add in a round; 0 is the popularity release.
 
@@ -100,6 +115,8 @@ class SecureSums:
             The released state; empty for the popularity release.
         shapes
             Name -> shape of what is summed.
+        slices
+            What each shop is sent of the state; None: all of it.
         """
         job, members = self._job, self._members
         session = Session(
@@ -109,18 +126,24 @@ class SecureSums:
             plan_digest=plan_digest(job.plan),
             catalogue_fingerprint=job.catalogue_fingerprint,
             stock_fingerprint=stock_fingerprint(job.stock),
-            state_digest=state_digest(state),
+            state_digest=state_digest(state if slices is None else slices.shared),
             roster_digest=members.digest,
             threshold=self._threshold,
             length=vector_length(shapes),
             nonce=fresh(),
         )
-        popularity = state.get(POPULARITY)
-        layout = layout_of(job.plan, tuple(members.keys), shapes, job.stock, popularity)
-        collector = Collector(session, members, layout)
-        one = _Sum(self._messenger, collector, dict(nodes), server_round)
+        learned = None if slices is None else slices.learned
+        layout = layout_of(job.plan, tuple(members.keys), shapes, job.stock, learned)
+        shown: Shown = alike
+        if slices is not None and job.stock is not None:
+            shown = ShownRows(slices.by_row, slices.products, job.stock).digest
+        collector = Collector(session, members, layout, shown)
+        out = self._disputes.left_out({*nodes.values()}, self._threshold, server_round)
+        asked = {node: shop for node, shop in nodes.items() if shop not in out}
+        one = _Sum(self._messenger, collector, asked, server_round, self._disputes)
+        one.whole.unheard |= out
         try:
-            total = from_words(one.run(state))
+            total = from_words(one.run(job.sent(state, slices)))
             check_spread(total, layout, collector.contributors)
             if not server_round:
                 check_counts(total, layout, job.plan)
@@ -128,8 +151,8 @@ class SecureSums:
             one.whole.contributions, one.whole.accepted_nodes = [], {}
             logger.warning("sum=none round=%d reason=%s", server_round, error)
             return Summed(one.whole, reason=str(error))
-        for shop in sorted(collector.doubtful):
-            logger.warning("shares=wrong shop=%s round=%d", shop[:12], server_round)
+        finally:
+            one.note()
         summed = Summed(one.whole, as_arrays(total, shapes))
         if job.stock is not None:
             variances = layout.variances(job.plan, collector.contributors)
@@ -144,13 +167,18 @@ class _Sum:
     """One session, stage by stage."""
 
     def __init__(
-        self, messenger: Messenger, collector: Collector, nodes: dict[int, str], server_round: int
+        self,
+        messenger: Messenger,
+        collector: Collector,
+        nodes: dict[int, str],
+        server_round: int,
+        disputes: Disputes,
     ) -> None:
         self._messenger, self._collector = messenger, collector
-        self._nodes, self._round = nodes, server_round
+        self._nodes, self._round, self._disputes = nodes, server_round, disputes
         self.whole = Exchange(asked=len(nodes))
 
-    def run(self, state: Arrays) -> np.ndarray:
+    def run(self, state: Sent) -> np.ndarray:
         collector = self._collector
         first = KeysRequest(session=collector.session)
         everyone = list(self._nodes.values())
@@ -158,6 +186,8 @@ class _Sum:
         keys = collector.shares_request()
         shown = [advertisement.shop for advertisement in keys.advertisements]
         self._hear(SUM_SHARES, dict.fromkeys(shown, keys), SharesAnswer, collector.take_shares)
+        if self._disputes or not self._round:
+            self._open()
         self._take_masked(state)
         view = collector.view_request()
         contributors = collector.contributors
@@ -184,7 +214,36 @@ class _Sum:
             except SecureSumError as error:
                 self._rubbish(shop, error)
 
-    def _take_masked(self, state: Arrays) -> None:
+    def _open(self) -> None:
+        """Ask which shares do not open, and go on without whoever is to be left out for it."""
+        collector = self._collector
+        requests = {shop: collector.open_request(shop) for shop in collector.sharing}
+        self._hear(SUM_OPEN, requests, OpenAnswer, collector.take_open)
+        # Nobody has a mask with those who said nothing: there will be none to take off.
+        collector.leave_out(requests.keys() - collector.opened)
+        out = self.note()
+        collector.leave_out(out)
+        self.whole.declined.update(out.values())
+
+    def note(self) -> dict[str, str]:
+        """Remember what this sum has shown of shares; return who of those in it is to be left out.
+
+        They are told of at once, not in the next sum only.
+        """
+        collector = self._collector
+        for shop, other in sorted(collector.complaints):
+            logger.warning(
+                "shares=unopened round=%d of=%s by=%s", self._round, other[:12], shop[:12]
+            )
+        self._disputes.note(collector.complaints, collector.proven)
+        needed = collector.session.threshold
+        out = self._disputes.left_out(collector.sharing, needed, self._round)
+        for shop, why in sorted(out.items()):
+            logger.warning("left_out=%s round=%d shop=%s", why, self._round, shop[:12])
+        self.whole.unheard |= out
+        return out
+
+    def _take_masked(self, state: Sent) -> None:
         requests = {shop: self._collector.masked_request(shop) for shop in self._collector.sharing}
         # Each is added as it comes: all of them together may not fit into memory.
         lengths = {shop: self._collector.layout.length_of(shop) for shop in requests}
@@ -196,7 +255,7 @@ class _Sum:
         self,
         stage: str,
         requests: Mapping[str, Said],
-        state: Arrays | None = None,
+        state: Sent | None = None,
         masked: Masked | None = None,
     ) -> Exchange:
         nodes = [node for node, shop in self._nodes.items() if shop in requests]
