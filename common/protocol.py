@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from common.errors import ProtocolError
 
 PROTOCOL_VERSION = 3
+#: Protocol version since which plans are made of what they are made of now.
+FIRST_OF_THESE_PLANS = 2
 
 JOIN = "join"
 RELEASE = "release"
@@ -316,8 +318,14 @@ def plan_digest(plan: TrainingPlan) -> str:
     return hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
 
 
-def parse_plan(text: str) -> TrainingPlan:
+def parse_plan(text: str, *, oldest: int = PROTOCOL_VERSION) -> TrainingPlan:
     """Return the plan in ``text``; an empty text is the default plan.
+
+    Parameters
+    ----------
+    oldest
+        Protocol version from which on plans are read: to look at what was run, rather than run it,
+        it may be :data:`FIRST_OF_THESE_PLANS`.
 
     Raises
     ------
@@ -331,7 +339,7 @@ def parse_plan(text: str) -> TrainingPlan:
     except ValidationError as error:
         fields = ", ".join(sorted({".".join(map(str, e["loc"])) for e in error.errors()}))
         raise ProtocolError(f"the training plan is not valid in: {fields}") from error
-    if plan.version != PROTOCOL_VERSION:
+    if not oldest <= plan.version <= PROTOCOL_VERSION:
         raise ProtocolError(
             f"the plan speaks protocol version {plan.version}, this code {PROTOCOL_VERSION}"
         )

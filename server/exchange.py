@@ -31,6 +31,8 @@ class Exchange:
     variances
         How many times the plan's noise variance is in a product's row of the sum, on average;
         None: as the plan says of so many shops.
+    bytes_down, bytes_up
+        Of the arrays in all messages, and in all good replies.
     """
 
     asked: int = 0
@@ -42,6 +44,8 @@ class Exchange:
     unheard: dict[str, str] = field(default_factory=dict)
     said: dict[str, str] = field(default_factory=dict)
     variances: float | None = None
+    bytes_down: int = 0
+    bytes_up: int = 0
 
     @property
     def accepted(self) -> int:

@@ -30,6 +30,7 @@ from common.protocol import (
     SUM_UNMASK,
     SUM_VIEW,
     TRAIN,
+    UPDATE,
     Arrays,
     ReplyHeader,
     RoundHeader,
@@ -166,11 +167,16 @@ class Messenger:
             shared |= _state(state)
         if manifest:
             shared[MANIFEST] = ConfigRecord({MANIFEST: manifest})
+        result = Exchange(asked=len(nodes))
 
         def message(node: int) -> Message:
-            content = {HEADER: self._header_for(node, header), **shared, **_said(said, node)}
+            content: dict[str, ArrayRecord | ConfigRecord] = {
+                HEADER: self._header_for(node, header)
+            }
+            content |= {**shared, **_said(said, node)}
             if callable(state):
                 content |= _state(state(self._shop(node)))
+            result.bytes_down += _bytes(content.get(STATE))
             kind_of = _MESSAGE_TYPES[kind]
             return Message(RecordDict(content), node, kind_of, group_id=str(server_round))
 
@@ -178,7 +184,6 @@ class Messenger:
         at_once = 1 if callable(state) else max(len(nodes), 1)
         batches = (nodes[k : k + at_once] for k in range(0, len(nodes), at_once))
         messages = ([message(node) for node in batch] for batch in batches)
-        result = Exchange(asked=len(nodes))
         codes = dict.fromkeys(nodes, "late")
         for node, reply in self._replies(messages, at_once=_FEW if masked else len(nodes)):
             codes[node] = self._take(node, reply, asked, result)
@@ -241,6 +246,7 @@ class Messenger:
             return "rubbish"
         result.accepted_nodes[node] = header.shop
         result.contributions.append(Contribution(header.shop, PUBLIC_WEIGHT, arrays, rows))
+        result.bytes_up += _bytes(reply.content.array_records.get(UPDATE))
         return "ok"
 
     def _check_member(self, node: int, header: ReplyHeader) -> None:
@@ -307,6 +313,10 @@ class Messenger:
 
 def _state(state: Arrays) -> dict[str, ArrayRecord]:
     return {STATE: ArrayRecord({n: Array(a) for n, a in state.items()})} if state else {}
+
+
+def _bytes(arrays: object) -> int:
+    return sum(len(a.data) for a in arrays.values()) if isinstance(arrays, ArrayRecord) else 0
 
 
 def _said(said: Mapping[int, str], node: int) -> dict[str, ConfigRecord]:

@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from common.config import ConfigValue, nearest
 from common.errors import ArtifactError, ConfigError, ProtocolError
-from common.protocol import Frozen, TrainingPlan, check_run_name, parse_plan
+from common.protocol import FIRST_OF_THESE_PLANS, Frozen, TrainingPlan, check_run_name, parse_plan
 from server.settings import EVENTS_FILE
 
 _RECORD = "run.json"
@@ -69,8 +69,8 @@ class RunRecord(Frozen):
 
     @property
     def plan(self) -> TrainingPlan:
-        """The plan in the run config."""
-        return parse_plan(str(self.config["plan"]))
+        """The plan in the run config: also of a run that was made by code before this."""
+        return parse_plan(str(self.config["plan"]), oldest=FIRST_OF_THESE_PLANS)
 
 
 class Runs:

@@ -355,6 +355,8 @@ class Federation:
             "asked": exchange.asked,
             "accepted": exchange.accepted,
             "declined": dict(sorted(exchange.declined.items())),
+            "bytes_down": exchange.bytes_down,
+            "bytes_up": exchange.bytes_up,
             **more,
         }
         logger.info("%s", json.dumps(facts))

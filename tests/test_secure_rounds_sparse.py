@@ -19,13 +19,17 @@ from client.training import train_round
 from common.errors import RunError
 from common.model import initial_state
 from common.protocol import (
+    GAIN,
+    GRAM,
     ITEMS,
     MASKED_VECTOR,
     POPULARITY,
     SUM_MASKED,
     UPDATE,
+    Arrays,
     ModelPlan,
 )
+from common.shop_state import Slices
 from experiment_support import SMALL
 from federation_support import Fault, FaultyGrid
 from secure_rounds_support import ITEM_COUNT, PLAN, SHOPS, Town, broken, make_town, of
@@ -78,9 +82,16 @@ def test_bytes_grow_with_what_a_shop_stocks(town: Town) -> None:
     ):
         sizes.clear()
         town.publish_stock(stocked)
-        town.train(SPARSE, note)
+        _, events = town.train(SPARSE, note)
         # A number of popularity, or four learned ones, a row, four bytes each.
         assert sizes == {k: [frame + 4 * n, frame + 16 * n] for k, n in enumerate(rows)}
+        # Down come rows of what is stocked alone, and a gain each; the Gram matrix and the basket.
+        down = [4 * frame + 20 * len(stocked[k]) + 64 + 16 for k in range(SHOPS)]
+        (told,) = of(events, "round")
+        assert (told["bytes_down"], told["bytes_up"]) == (
+            sum(down),
+            sum(frame + 16 * n for n in rows),
+        )
 
 
 def test_the_noise_of_the_rarest_row_is_what_the_plan_says(town: Town) -> None:
@@ -190,6 +201,66 @@ def test_a_server_that_keeps_the_published_stock_to_itself_gets_no_sum(town: Tow
     with pytest.raises(RunError, match="3 are needed"):
         federation.run(initial_state(SPARSE.model, ITEM_COUNT))
     assert [town.spent(shop) for shop in range(SHOPS)] == [[]] * SHOPS
+
+
+@pytest.mark.parametrize(
+    ("row", "dropped", "kept"),
+    [
+        # Stocked by m0 to m2, by all, and by m0 alone: that one nobody else was shown.
+        (3, 0, True),
+        (25, 1, True),
+        (15, 1, False),
+    ],
+)
+def test_a_server_that_shows_one_shop_other_rows_gets_no_sum(
+    town: Town, row: int, kept: bool, dropped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The masks of two shops come off where both were shown the same."""
+    stock = town.publish_stock(STOCKED)
+    honest = Slices.of
+
+    def altered(slices: Slices, stocked: np.ndarray | None) -> Arrays:
+        sent = honest(slices, stocked)
+        if stocked is not None and len(stocked) == ITEM_COUNT:
+            sent[ITEMS] = sent[ITEMS].copy()
+            sent[ITEMS][row] *= np.float32(1.0001)
+        return sent
+
+    assert [len(rows) for rows in stock.rows.values()].count(ITEM_COUNT) == 1
+
+    def gone_last(shop: int, kind: str, at: int, reply: Message) -> Message | None:
+        late = at == 1 and shop >= SHOPS - dropped and kind == SUM_MASKED
+        return broken(reply) if late else reply
+
+    monkeypatch.setattr(Slices, "of", altered)
+    _, events = town.train(SPARSE, gone_last)
+    (told,) = of(events, "round")
+    assert told["kept_old_model"] is kept
+    assert ("32 bits" in str(told.get("reason"))) is kept
+
+
+@pytest.mark.parametrize("name", [GRAM, GAIN])
+def test_a_shop_that_is_shown_other_constants_signs_nothing(
+    town: Town, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    town.publish_stock(STOCKED)
+    honest = Slices.of
+
+    def altered(slices: Slices, stocked: np.ndarray | None) -> Arrays:
+        sent = honest(slices, stocked)
+        if stocked is not None and len(stocked) == ITEM_COUNT:
+            sent[name] = sent[name] * np.float32(1.5)
+        return sent
+
+    monkeypatch.setattr(Slices, "of", altered)
+    _, events = town.train(SPARSE)
+    (told,) = of(events, "round")
+    if name == GAIN:
+        # A row's gain is shown to those who stock it.
+        assert told["kept_old_model"] is True
+        return
+    assert (told["accepted"], told["declined"]) == (4, {"sum-refused": 1})
+    assert town.spent(0) == [0]
 
 
 def test_the_server_app_reads_the_stock_that_is_published(town: Town, tmp_path: Path) -> None:

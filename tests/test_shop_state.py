@@ -89,7 +89,7 @@ def other_state(plan: TrainingPlan, seed: int) -> Arrays:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     name=st.sampled_from([*PLANS, "along"]),

@@ -22,6 +22,7 @@ from common.errors import RunError
 from common.marketplace import MarketplaceConfig, assortment
 from common.model import initial_state
 from common.protocol import ITEMS, POPULARITY, RELEASE, TRAIN, UPDATE, Arrays, ModelPlan
+from common.shop_state import Slices
 from common.stocked_rows import products_of, sent_rows, sent_shapes
 from experiment_support import SMALL
 from federation_support import FaultyGrid, same
@@ -69,8 +70,12 @@ def test_bytes_grow_with_what_a_shop_stocks(town: Town) -> None:
             )
         return reply
 
-    town.train(OPEN, note)
+    _, events = town.train(OPEN, note)
     assert sizes == {shop: [FRAME + 4 * 30, FRAME + 16 * 30] for shop in range(SHOPS)}
+    # The popularity, the spectrum and the rows.
+    (told,) = of(events, "round")
+    assert told["bytes_down"] == SHOPS * (3 * FRAME + 4 * 30 + 4 * 4 + 16 * 30)
+    assert told["bytes_up"] == SHOPS * (FRAME + 16 * 30)
     # A shop that the table does not name stocks everything.
     for stocked, rows in (
         (STOCKED, [29, 19, 19, 9, 9]),
@@ -78,8 +83,12 @@ def test_bytes_grow_with_what_a_shop_stocks(town: Town) -> None:
     ):
         sizes.clear()
         town.publish_stock(stocked)
-        town.train(OPEN, note)
+        _, events = town.train(OPEN, note)
         assert sizes == {k: [FRAME + 4 * n, FRAME + 16 * n] for k, n in enumerate(rows)}
+        # The rows and a gain each; of all rows the Gram matrix and the expected basket.
+        (told,) = of(events, "round")
+        assert told["bytes_down"] == sum(4 * FRAME + 16 * n + 4 * n + 64 + 16 for n in rows)
+        assert told["bytes_up"] == sum(FRAME + 16 * n for n in rows)
 
 
 def test_a_table_that_says_that_all_stock_all_changes_no_bit(town: Town) -> None:
@@ -198,6 +207,35 @@ def test_a_table_that_one_side_alone_holds_is_used_by_nobody(town: Town, holds: 
     with pytest.raises(RunError, match="5 wrong-stock"):
         federation.run(initial_state(OPEN.model, ITEM_COUNT))
     assert [town.spent(shop) for shop in range(SHOPS)] == [[]] * SHOPS
+
+
+@pytest.mark.parametrize("kind", ["whole", "another's", "fewer", "popularity", "bare"])
+def test_a_shop_trains_on_no_rows_but_its_own(
+    town: Town, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that sends other rows than the table says is told so, and nobody pays."""
+    town.publish_stock(STOCKED)
+    right = Slices.of
+
+    def wrong(slices: Slices, stocked: np.ndarray | None) -> Arrays:
+        sent = right(slices, stocked)
+        if stocked is None or len(stocked) != 29:
+            return sent
+        fewer = {**sent, ITEMS: sent[ITEMS][1:]}
+        more = {**sent, POPULARITY: np.zeros(ITEM_COUNT, np.float32)}
+        return {
+            "whole": initial_state(OPEN.model, ITEM_COUNT),
+            "another's": right(slices, np.array(STOCKED[3])),
+            "fewer": fewer,
+            "popularity": more,
+            "bare": {ITEMS: sent[ITEMS]},
+        }[kind]
+
+    monkeypatch.setattr(Slices, "of", wrong)
+    _, events = town.train(OPEN)
+    (told,) = of(events, "round")
+    assert (told["accepted"], told["declined"]) == (4, {"wrong-protocol": 1})
+    assert [town.spent(shop) for shop in range(SHOPS)] == [[0], *[[0, 1]] * 4]
 
 
 @pytest.mark.parametrize("kind", ["whole", "fewer", "more", "flat", "renamed"])

@@ -9,6 +9,7 @@ import pytest
 
 from common.config import ConfigValue
 from common.errors import ArtifactError, ConfigError, RunError
+from common.protocol import FIRST_OF_THESE_PLANS, PROTOCOL_VERSION
 from registry_support import PLAN, PRIVACY, model
 from server.control import Node, Submitted
 from server.registry import Registry
@@ -125,6 +126,22 @@ def test_a_run_is_submitted_followed_and_published(world: World) -> None:
     record, new = world.training.publish(record, force=False)
     assert (new, record.published) == (True, 1)
     assert world.runs.read(record.name).published == 1
+
+
+def test_a_run_of_the_protocol_before_can_be_looked_at_and_one_of_the_next_cannot(
+    world: World,
+) -> None:
+    ours = (FIRST_OF_THESE_PLANS, PROTOCOL_VERSION)
+    for version in range(ours[0] - 1, ours[1] + 2):
+        config: dict[str, ConfigValue] = {
+            "plan": PLAN.model_copy(update={"version": version}).model_dump_json()
+        }
+        record = world.runs.save(world.record(config=config))
+        if version in range(ours[0], ours[1] + 1):
+            assert world.runs.read(record.name).plan.version == version
+        else:
+            with pytest.raises(ArtifactError, match=f"protocol version {version}"):
+                world.runs.read(record.name)
 
 
 def test_a_model_is_published_once_whatever_its_run_remembers(world: World) -> None:

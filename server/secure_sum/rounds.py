@@ -273,6 +273,8 @@ class _Sum:
             if stage == SUM_MASKED or header.status != "ok" or node not in whole.headers
         }
         whole.unheard |= found.unheard
+        whole.bytes_down += found.bytes_down
+        whole.bytes_up += found.bytes_up
         return found
 
     def _rubbish(self, shop: str, error: SecureSumError) -> None:
