@@ -54,6 +54,10 @@ def test_rows_travel_from_the_shops_that_stock_them(tmp_path: Path) -> None:
         assert run.status == 0, run.said
         assert (run.of("release")["accepted"], run.of("round")["accepted"]) == (5, 5), run.said
         assert run.likeness() > 0.9
+        # Down come rows of what each stocks, a gain each, the Gram matrix and the expected basket.
+        rows = stock.groupby("merchant_id").size().tolist()
+        assert len(rows) == 5
+        assert run.of("round")["bytes_down"] == sum(4 * 128 + 12 * n + 4 * 6 for n in rows)
         assert "Traceback" not in run.said
         for name in SHOPS:
             ledger = read_settings(town.shops[name].settings).ledger
