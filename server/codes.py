@@ -1,10 +1,11 @@
 """What a shop's codes mean to the operator, and what to do about each."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.protocol import shop_key
+from server.secure_sum.disputes import DISPUTED, WRONG_SHARES
 
 #: Code -> (what it means, what to do).
 CODES = {
@@ -61,6 +62,14 @@ CODES = {
         "its reply is not what the protocol allows, and was not counted",
         "the server's log names the reason; its engineer looks at its code and approvals",
     ),
+    DISPUTED: (
+        "too many shops cannot open the shares that it seals, or it theirs, to be all at fault",
+        "no sum of this run asks it again; the log names the pairs; if it goes on, revoke it",
+    ),
+    WRONG_SHARES: (
+        "it gave or sealed shares that it had not committed to, which is proof",
+        "no sum of this run asks it again; its engineer looks at its code, or it is revoked",
+    ),
     "late": (
         "it did not answer in time",
         "its engineer looks at its load; server.timeout_seconds in plan.toml gives more time",
@@ -91,6 +100,16 @@ def declined_lines(event: Mapping[str, Any], names: Mapping[str, str]) -> list[s
         for code, count in sorted(unnamed.items())
         if count > 0
     ]
+
+
+def left_out(events: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, str]:
+    """Return shop -> why, in words, of those that a run's secure sums went on without."""
+    return {
+        names.get(shop, f"a shop that is not enrolled ({shop[:12]})"): words(code)
+        for event in events
+        for shop, code in event.get("shops", {}).items()
+        if code in (DISPUTED, WRONG_SHARES)
+    }
 
 
 def words(code: str) -> str:

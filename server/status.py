@@ -10,7 +10,7 @@ from typing import Any
 from common.errors import FedtailError
 from server import authority
 from server.catalogues import Catalogues
-from server.codes import shop_names
+from server.codes import left_out, shop_names
 from server.federation import Federation
 from server.federation_tables import listening
 from server.operating import control, is_up, read_up
@@ -92,7 +92,7 @@ def _last_run(federation: Federation, *, running: bool) -> Document | None:
         "state": _state(federation, record, running=running),
         "reason": record.reason or None,
         "trust": record.plan.trust,
-        "sums": _sums(record, done),
+        "sums": _sums(federation, record, events),
         "rounds": record.plan.rounds,
         "rounds_done": sum(e["event"] == "round" for e in done),
         "exchanges": done,
@@ -104,15 +104,21 @@ def _last_run(federation: Federation, *, running: bool) -> Document | None:
     }
 
 
-def _sums(record: RunRecord, done: list[Document]) -> Document | None:
-    """Return what a run's secure sums take, and how many shops were in each; None without any."""
+def _sums(federation: Federation, record: RunRecord, events: list[Document]) -> Document | None:
+    """Return what a run's secure sums take, how many shops were in each, and who was left out.
+
+    None without any.
+    """
     plan = record.plan
     if plan.trust != "federation":
         return None
+    names = shop_names([shop.name for shop in Shops(federation.shops).all()])
+    done = exchanges(events)
     return {
         "honest_shops": plan.honest_shops,
         "colluding_shops": plan.colluding_shops,
         "survivors": [e["accepted"] for e in done if e["event"] in ("release", "round")],
+        "left_out": left_out(events, names),
     }
 
 

@@ -89,6 +89,10 @@ def _run(found: Document | None) -> list[Any]:
                 f"{sums['colluding_shops']} colluding survivors of each sum; there were {there}."
             )
         )
+        parts += [
+            Text(f"  Left out of sums: {shop}: {why}", style=_WARNING)
+            for shop, why in sorted(sums["left_out"].items())
+        ]
     if found["reason"]:
         parts.append(Text(f"  {found['reason']}", style=_WARNING))
     parts += [Text(f"  {event_words(exchange)}") for exchange in found["exchanges"]]

@@ -9,12 +9,12 @@ from flwr.app import Error, Message
 
 from common.protocol import StatusCode, shop_key
 from federation_support import FaultyGrid, make_job, start_state, toy_app
-from server.codes import CODES, declined_lines, shop_names, words
+from server.codes import CODES, declined_lines, left_out, shop_names, words
 from server.strategy import Federation
 
 
 def test_every_code_has_a_meaning_and_advice() -> None:
-    told = {"error", "unapproved", "rubbish", "late"}
+    told = {"error", "unapproved", "rubbish", "late", "disputed", "wrong-shares"}
     assert set(CODES) == (set(get_args(StatusCode)) - {"ok"}) | told
     assert all(meaning and advice for meaning, advice in CODES.values())
     assert words("unapproved").startswith("unapproved: it has not approved this bundle")
@@ -38,6 +38,19 @@ def test_shops_are_named_as_they_were_enrolled_and_the_rest_counted() -> None:
     assert not any("Alpha" in line for line in lines)
     assert sum("not enrolled" in line for line in lines) == 2
     assert declined_lines({"event": "round"}, names) == []
+
+
+def test_shops_that_a_runs_sums_went_on_without_are_told_with_the_last_reason() -> None:
+    events = [
+        {"event": "release", "shops": {shop_key("Alpha"): "disputed", shop_key("x"): "late"}},
+        {"event": "round", "shops": {shop_key("Alpha"): "wrong-shares"}},
+        {"event": "end"},
+    ]
+    names = shop_names(["Alpha", "x"])
+    assert left_out(events, names) == {"Alpha": words("wrong-shares")}
+    assert left_out(events[:1], {}) == {
+        f"a shop that is not enrolled ({shop_key('Alpha')[:12]})": words("disputed")
+    }
 
 
 class _NamedGrid(FaultyGrid):

@@ -31,6 +31,8 @@ from common.protocol import (
     SAID,
     SUM_KEYS,
     SUM_MASKED,
+    SUM_OPEN,
+    SUM_SHARES,
     SUM_STAGES,
     SUM_UNMASK,
     SUM_VIEW,
@@ -41,9 +43,15 @@ from common.protocol import (
     plan_digest,
     shop_key,
 )
-from common.secure_sum.messages import Advertisement, KeysRequest, parse
+from common.secure_sum.messages import (
+    Advertisement,
+    KeysRequest,
+    OpenAnswer,
+    SharesAnswer,
+    parse,
+)
 from common.secure_sum.primitives import fresh
-from federation_support import FaultyGrid, same
+from federation_support import Fault, FaultyGrid, same
 from secure_rounds_support import (
     ITEM_COUNT,
     ONE,
@@ -143,6 +151,7 @@ def test_with_next_to_no_noise_it_learns_what_the_clipped_gradients_say(town: To
     [
         pytest.param(stage, marks=[] if stage == SUM_MASKED else [pytest.mark.slow])
         for stage in SUM_STAGES
+        if stage != SUM_OPEN
     ],
 )
 def test_a_shop_killed_at_any_stage_neither_stops_the_round_nor_pays_for_what_it_did_not_send(
@@ -159,6 +168,96 @@ def test_a_shop_killed_at_any_stage_neither_stops_the_round_nor_pays_for_what_it
     assert town.spent(2) == ([0, 1, 2] if paid else [0, 2])
     assert town.spent(0) == [0, 1, 2]
     assert len(saved) == 3
+
+
+def test_a_shop_killed_when_asked_what_it_can_open_is_done_without_and_has_paid_nothing(
+    town: Town,
+) -> None:
+    """The release asks, before anyone pays."""
+
+    def fault(shop: int, kind: str, server_round: int, reply: Message) -> Message | None:
+        return broken(reply) if (shop, kind) == (2, SUM_OPEN) else reply
+
+    _, events = town.train(PLAN.model_copy(update=ONE), fault)
+    assert [e["accepted"] for e in of(events, "release") + of(events, "round")] == [4, 5]
+    assert of(events, "release")[0]["declined"] == {"error": 1}
+    assert town.spent(2) == [1]
+    assert town.spent(0) == [0, 1]
+
+
+def sealing_rubbish(shop: int, since: int) -> Fault:
+    """A shop whose shares nobody can open, from a round on."""
+
+    def fault(number: int, kind: str, server_round: int, reply: Message) -> Message | None:
+        if (number, kind) == (shop, SUM_SHARES) and server_round >= since:
+            said = parse(SharesAnswer, str(reply.content.config_records[SAID][SAID]))
+            sealed = {s: text[:-1] + bytes([text[-1] ^ 1]) for s, text in said.sealed.items()}
+            reply.content.config_records[SAID][SAID] = SharesAnswer(sealed=sealed).model_dump_json()
+        return reply
+
+    return fault
+
+
+def test_a_shop_that_seals_rubbish_is_left_out_of_all_sums_before_anyone_pays(town: Town) -> None:
+    _, events = town.train(fault=sealing_rubbish(2, since=0))
+    release, *rounds = of(events, "release") + of(events, "round")
+    assert (release["asked"], release["accepted"]) == (5, 4)
+    assert release["declined"] == {"disputed": 1}
+    assert [(e["asked"], e["accepted"], e["kept_old_model"]) for e in rounds] == 2 * [(4, 4, False)]
+    for event in (release, *rounds):
+        assert event["shops"] == {shop_key("m2"): "disputed"}
+    assert [town.spent(shop) for shop in range(SHOPS)] == 2 * [[0, 1, 2]] + [[]] + 2 * [[0, 1, 2]]
+
+
+def test_a_shop_that_begins_to_seal_rubbish_later_spoils_one_round_of_a_run(
+    town: Town, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, events = town.train(PLAN.model_copy(update={"rounds": 3}), sealing_rubbish(2, since=1))
+    rounds = of(events, "round")
+    assert [e["kept_old_model"] for e in rounds] == [True, False, False]
+    assert [(e["asked"], e["accepted"]) for e in rounds] == [(5, 0), (4, 4), (4, 4)]
+    name = shop_key("m2")
+    assert f"1 shops gave the share of {name[:12]}...'s seed" in str(rounds[0]["reason"])
+    assert [e["shops"] for e in rounds] == 3 * [{name: "disputed"}]
+    # What had left is paid for, once; from then on whoever seals rubbish is not asked.
+    assert town.spent(2) == [0, 1]
+    assert town.spent(0) == [0, 1, 2, 3]
+    assert caplog.text.count(f"shares=unopened round=1 of={name[:12]}") == 4
+    assert f"left_out=disputed round=1 shop={name[:12]}" in caplog.text
+
+
+@pytest.mark.parametrize(("of_whom", "out"), [((4,), {}), ((0, 2, 3, 4), {1: "disputed"})])
+def test_a_shop_that_complains_falsely_takes_nobody_out_but_itself(
+    town: Town, of_whom: tuple[int, ...], out: Mapping[int, str]
+) -> None:
+    falsely = tuple(shop_key(f"m{shop}") for shop in of_whom)
+
+    def fault(shop: int, kind: str, server_round: int, reply: Message) -> Message | None:
+        if (shop, kind) == (1, SUM_OPEN):
+            said = OpenAnswer(unopened=falsely).model_dump_json()
+            reply.content.config_records[SAID][SAID] = said
+        return reply
+
+    _, events = town.train(PLAN.model_copy(update=ONE), fault)
+    both = of(events, "release") + of(events, "round")
+    assert [e["accepted"] for e in both] == 2 * [SHOPS - len(out)]
+    assert [e["shops"] for e in both] == 2 * [{shop_key(f"m{k}"): why for k, why in out.items()}]
+    assert [bool(town.spent(shop)) for shop in range(SHOPS)] == [k not in out for k in range(SHOPS)]
+
+
+def test_where_too_few_seal_what_opens_the_run_ends_and_nobody_has_paid(town: Town) -> None:
+    faults = [sealing_rubbish(shop, since=0) for shop in (0, 1, 2)]
+
+    def fault(shop: int, kind: str, server_round: int, reply: Message) -> Message | None:
+        told: Message | None = reply
+        for one in faults:
+            assert told is not None
+            told = one(shop, kind, server_round, told)
+        return told
+
+    with pytest.raises(RunError, match=r"2 shops shared; 3 are needed"):
+        town.train(fault=fault)
+    assert [town.spent(shop) for shop in range(SHOPS)] == [[]] * SHOPS
 
 
 def test_with_too_few_left_the_old_model_stays_and_the_reason_is_told(town: Town) -> None:

@@ -46,7 +46,9 @@ def test_a_clean_run_ends_in_a_model_and_charges_everyone_for_a_share_of_its_noi
         "federation", 3, 0,
     )  # fmt: skip
     status = json.loads(town.server("status", "--json"))["run"]
-    assert status["sums"] == {"honest_shops": 3, "colluding_shops": 0, "survivors": [5, 5]}
+    assert status["sums"] == {
+        "honest_shops": 3, "colluding_shops": 0, "survivors": [5, 5], "left_out": {},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,8 @@ def test_a_finished_run_says_what_was_published() -> None:
 def test_a_federation_at_a_glance() -> None:
     certificate = {"file": "ca.crt", "until": "2030-01-01T00:00:00+00:00"}
     run = {"run": "run-1", "state": "failed", "reason": "no [shop]", "rounds": 3, "rounds_done": 1}
-    sums = {"honest_shops": 3, "colluding_shops": 1, "survivors": [5, 4]}
+    sums: dict[str, object] = {"honest_shops": 3, "colluding_shops": 1, "survivors": [5, 4]}
+    sums["left_out"] = {"e[v]e": "disputed: too many shops"}
     figures = {"ndcg@20": {"mean": 0.25, "error": 0.02, "noise_error": 0.01}, "tail_ndcg@20": None}
     one = {"shops": 1, "customers": 80.0, "customers_error": 4.0, "figures": figures}
     evaluation = {"noise": "seeded", "together": one, "shops": {"al[pha]": one}}
@@ -160,6 +161,7 @@ def test_a_federation_at_a_glance() -> None:
         *("round 1: 2 of 2 shops", "--resume run-1", "0.2500 ± 0.0200", "hidden by noise"),
         *("80 ± 4", "noise was seeded", "version 1 is served, pinned", "server renew"),
         "Trust federation: 3 honest and up to 1 colluding survivors of each sum; there were 5, 4",
+        "Left out of sums: e[v]e: disputed: too many shops",
     ):
         assert words in table, words
     empty = {"up": False, "listeners": [], "shops": [], "run": None, "certificates": []}
