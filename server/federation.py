@@ -19,9 +19,10 @@ from common.errors import ConfigError
 from common.protocol import Frozen
 from server import authority
 from server.authority import Pair
+from server.default_plan import DEFAULT_PLAN, PLAN_FILE
 from server.variables import ROSTER_FILE
 
-SETTINGS_FILE, PLAN_FILE = "federation.toml", "plan.toml"
+SETTINGS_FILE = "federation.toml"
 #: Environment: the folder, for every command of the server.
 FEDERATION_VARIABLE = "FEDTAIL_FEDERATION"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -227,9 +228,6 @@ def make_federation(
             split_address(f"[{other}]:1" if ":" in other else f"{other}:1")
     except ValueError as error:
         raise ConfigError(f"{address!r} with hosts {list(hosts)}: {error}") from error
-    # Only here: it brings all that trains with it.
-    from server.training_plan import default_plan_toml
-
     text = _settings_toml(name, address, port, superlink_port)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +239,7 @@ def make_federation(
         for part in _FOLDERS:
             (new / part).mkdir(mode=0o700)
         write_private(new / SETTINGS_FILE, text.encode())
-        write_private(new / PLAN_FILE, default_plan_toml().encode())
+        write_private(new / PLAN_FILE, DEFAULT_PLAN.encode())
         write_private(new / "server.toml", _SERVER_TOML.encode())
         write_private(new / "secrets" / "superexec", secrets.token_hex(32).encode())
         made = open_federation(new)

@@ -16,10 +16,10 @@ from common.errors import ConfigError
 from common.features import Catalogue
 from common.model import initial_state, state_spec
 from common.protocol import POPULARITY, parse_plan
+from server.default_plan import DEFAULT_PLAN
 from server.settings import read_run_config
 from server.training_plan import (
     PlanFile,
-    default_plan_toml,
     prepare,
     read_plan_file,
     run_defaults,
@@ -45,7 +45,7 @@ def plan_file(tmp_path: Path, text: str) -> PlanFile:
 
 
 def test_the_default_is_the_simulated_federation_s(tmp_path: Path) -> None:
-    found = plan_file(tmp_path, default_plan_toml())
+    found = plan_file(tmp_path, DEFAULT_PLAN)
     server = found.server
     assert found.model_copy(update={"server": {}}) == PlanFile()
     demo = tomllib.loads(
