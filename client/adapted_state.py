@@ -37,6 +37,7 @@ from client.home_settings import HomeSettings
 from client.kin import Kin
 from client.personalization import HomeModel, with_own_shares
 from client.segments import Segments
+from client.shares import dealt
 from common.code import code_digest
 from common.disk import sha256, sync
 from common.errors import ArtifactError
@@ -53,6 +54,7 @@ _DRAFT = ".draft-"
 _CONTENT, _CUSTOMERS, _OWN = "content", "customers", "own_learned"
 _OWN_PRODUCTS, _LIKE, _SEGMENTS = "own_products", "popularity_of_like", "segments"
 _KIN, _KIN_EXPECTED = "kin", "kin.expected"
+_SHARED, _SHARES = "shared_learned", "shares"
 
 
 class AdaptedFacts(Frozen):
@@ -106,6 +108,7 @@ class AdaptedFacts(Frozen):
     outside: dict[str, float] = Field(default_factory=dict)
     ridges: dict[str, float] = Field(default_factory=dict)
     own_plan: ModelPlan | None = None
+    shared_plan: ModelPlan | None = None
     state_digest: str = ""
 
 
@@ -139,6 +142,7 @@ def _write(folder: Path, home: HomeModel, facts: AdaptedFacts) -> AdaptedFacts:
             "outside": dict(home.outside),
             "ridges": {name: ease.ridge for name, ease in eases.items()},
             "own_plan": home.own_learned.plan if home.own_learned else None,
+            "shared_plan": home.shared_learned.plan if home.shared_learned else None,
             "segments": home.segments.names if home.segments else (),
             "state_digest": sha256(draft / STATE),
         }
@@ -238,16 +242,13 @@ def home_of(arrays: Arrays, facts: AdaptedFacts, model: GlobalModel) -> HomeMode
     if _LIKE in arrays:
         # Slow to make: it takes the features of all products.
         vars(model).update(popularity_of_like=arrays[_LIKE])
-    own = None
-    if facts.own_plan is not None:
-        state = {
-            k.removeprefix(f"{_OWN}."): v for k, v in arrays.items() if k.startswith(f"{_OWN}.")
-        }
-        own = GlobalModel(facts.own_plan, model.catalogue, state)
+    shares = arrays.get(_SHARES)
+    own = _low_rank(arrays, _OWN, facts.own_plan, model.catalogue)
+    shared = _low_rank(arrays, _SHARED, facts.shared_plan, model.catalogue)
     model = with_own_shares(model, arrays["own_popularity"][0], facts.settings.own_shares)
     return HomeModel(
-        model,
-        own,
+        dealt(model, shares),
+        own and dealt(own, shares),
         eases,
         arrays["own_popularity"],
         arrays["expected_content"],
@@ -256,7 +257,19 @@ def home_of(arrays: Arrays, facts: AdaptedFacts, model: GlobalModel) -> HomeMode
         Segments(facts.segments, arrays[_SEGMENTS]) if facts.segments else None,
         Kin(_matrix(arrays, _KIN), arrays[_KIN_EXPECTED]) if _KIN_EXPECTED in arrays else None,
         facts.outside,
+        shared and dealt(shared, shares),
+        shares,
     )
+
+
+def _low_rank(
+    arrays: Arrays, name: str, plan: ModelPlan | None, catalogue: Catalogue
+) -> GlobalModel | None:
+    """Return a low-rank model of the shop's own that was stored; None without a plan of it."""
+    if plan is None:
+        return None
+    state = {k.removeprefix(f"{name}."): v for k, v in arrays.items() if k.startswith(f"{name}.")}
+    return GlobalModel(plan, catalogue, state)
 
 
 def folder_digest(folder: Path) -> str:
@@ -287,8 +300,11 @@ def _arrays(home: HomeModel, eases: Mapping[str, Ease]) -> Arrays:
         arrays[_SEGMENTS] = home.segments.tastes
     if home.kin is not None:
         arrays |= {**_flat(home.kin.codes, _KIN), _KIN_EXPECTED: home.kin.expected}
-    if home.own_learned is not None:
-        arrays |= {f"{_OWN}.{name}": array for name, array in home.own_learned.state.items()}
+    for part, model in ((_OWN, home.own_learned), (_SHARED, home.shared_learned)):
+        if model is not None:
+            arrays |= {f"{part}.{name}": array for name, array in model.state.items()}
+    if home.shares is not None:
+        arrays[_SHARES] = home.shares
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 

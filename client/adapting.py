@@ -26,7 +26,7 @@ from client.home import (
 from client.home_settings import HomeSettings
 from client.models import adapted_to, current_model, in_use
 from client.periods import ShopPeriod, histories
-from client.personalization import HomeModel, choose_weights
+from client.personalization import SHARED_PARTS, HomeModel, choose_weights
 from client.segment_fitting import fit_segments
 from client.settings import ShopSettings
 from client.shop_folder import ShopFolder
@@ -194,13 +194,14 @@ def fit_home(
         tail = Tail(model, before).mask
         weights = choose_weights(model, period, tail, settings, stock=records.stock, asked=asked)
     progress(f"fitting on all {len(events)} records")
-    fitted = HomeModel.fit(model, histories(events, n, half_life, end), settings)
+    all_of_it = histories(events, n, half_life, end)
+    fitted = HomeModel.fit(model, all_of_it, settings, stock=records.stock)
     return replace(fitted, mixing_weights=weights), len(asked)
 
 
 def fitting(home: CameHome, settings: HomeSettings) -> HomeSettings:
     """Return the settings less the parts that an untrained learned block can't give."""
-    return settings if home.learned else settings.without("learned", "shared_ease")
+    return settings if home.learned else settings.without("learned", *SHARED_PARTS)
 
 
 def drawn(customers: np.ndarray, most: int, merchant_id: str) -> np.ndarray:
@@ -236,7 +237,7 @@ def _notes(home: CameHome, settings: HomeSettings, validated: int, begin: int) -
             f"no customer bought anything new since {when(begin)}: the weights are those that the "
             "search would have started from"
         )
-    elif {"learned", "shared_ease", "popularity"} & set(settings.start) and has_seen(home, begin):
+    elif {"learned", *SHARED_PARTS, "popularity"} & set(settings.start) and has_seen(home, begin):
         notes.append(
             f"the global model may have been trained on records since {when(begin)}, on which the "
             "weights were chosen: they may lean to it a little more than they should"

@@ -17,6 +17,7 @@ from client.home import CameHome, Progress, Tail, load_home_model, read_records,
 from client.home_settings import HomeSettings
 from client.models import current_model
 from client.periods import ShopPeriod
+from client.personalization import SHARED_PARTS
 from client.settings import ShopSettings
 from common.errors import DataError
 from common.metrics import CUTOFF, MetricSums, evaluate, paired_bootstrap
@@ -107,7 +108,7 @@ def evaluate_shop(
         measured(name, fitted.scores)
 
     measured("global", home.model.scores)
-    mixture("own", None, settings.home.own.without("learned", "shared_ease", "popularity"))
+    mixture("own", None, settings.home.own.without("learned", *SHARED_PARTS, "popularity"))
     mixture("mixed", home, fitting(home, settings.home.mixed))
     count = int(np.count_nonzero(np.diff(targets.indptr)))
     seen = has_seen(home, end)

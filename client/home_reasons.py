@@ -62,6 +62,8 @@ def _part(home: HomeModel, name: str, history: sparse.csr_matrix, item: int) -> 
         return _learned(home.model, history, item)
     if name == "own_learned" and home.own_learned is not None:
         return _learned(home.own_learned, history, item)
+    if name == "shared_learned" and home.shared_learned is not None:
+        return _learned(home.shared_learned, history, item)
     if name == "kin" and home.kin is not None:
         more = home.kin.contributions(history, item)
         return _of_history(home, history, more)

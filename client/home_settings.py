@@ -1,7 +1,7 @@
 """What a shop's settings say of its use of the global model at home; light to import."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -19,7 +19,8 @@ class HomeSettings(Frozen):
         EASE solves a system of as many equations as it has customers: it takes those with the
         most products, at most so many.
     own_dimension
-        Rank of the shop's own low-rank model, the part ``own_learned``.
+        Rank of the shop's own low-rank model, the part ``own_learned``, and of ``shared_learned``,
+        which has the federation's directions beside the shop's rows.
     own_groups
         A content feature, such as ``type``: that model then learns its values in place of single
         products, as a federation's plan with ``groups`` does. Where there are too few purchases to
@@ -27,8 +28,15 @@ class HomeSettings(Frozen):
     own_shares
         Where the federation learned groups that count evenly: by so much the shop's own popularity,
         in place of the released one, says how much of a group's score each of its products has.
+    share_prior, share_exponent
+        Where groups that count evenly were learned, ``share_prior`` deals a group's score to its
+        products by what each is thought to sell here, to the power of ``share_exponent``: a
+        posterior of the shop's counts around the ``released`` popularity, or around the same for
+        all products (``even``), which takes nothing from the federation. Below 1 the power lets a
+        customer's taste tell more, and what sells less. Takes the place of ``own_shares``.
     prior_strength
-        How much the federation's pseudo-customers count beside the shop's own.
+        How much the federation's pseudo-customers count beside the shop's own: as many rows in
+        ``shared_ease``, as much energy along their directions in ``shared_learned``.
     own_expectation
         Share of the shop's own popularity in the basket that its customers are expected to have.
     start
@@ -56,6 +64,8 @@ class HomeSettings(Frozen):
     own_dimension: int = Field(16, ge=1)
     own_groups: str = ""
     own_shares: float = Field(0.0, ge=0, le=1)
+    share_prior: Literal["", "even", "released"] = ""
+    share_exponent: float = Field(1.0, gt=0, le=1)
     prior_strength: float = Field(1.0, ge=0)
     own_expectation: float = Field(0.5, ge=0, le=1)
     start: dict[str, float]
@@ -77,12 +87,14 @@ class HomeSettings(Frozen):
     def without(self, *parts: str) -> "HomeSettings":
         """Return the settings for a model that lacks some parts.
 
-        Without pseudo-customers ``shared_ease`` is the shop's own EASE, which takes its weight;
-        and without anything learned no product is outside.
+        Without pseudo-customers ``shared_ease`` is the shop's own EASE, which takes its weight,
+        and ``shared_learned`` the shop's own low-rank model; without anything learned no product
+        is outside.
         """
         start = {name: weight for name, weight in self.start.items() if name not in parts}
-        if "shared_ease" in parts and (moved := self.start.get("shared_ease", 0.0)):
-            start["own_ease"] = start.get("own_ease", 0.0) + moved
+        for shared, own in (("shared_ease", "own_ease"), ("shared_learned", "own_learned")):
+            if shared in parts and (moved := self.start.get(shared, 0.0)):
+                start[own] = start.get(own, 0.0) + moved
         learned = not {"learned", "shared_ease"} & set(parts)
         outside = self.outside if learned else {}
         return self.model_copy(update={"start": start, "outside": outside})

@@ -8,7 +8,6 @@ is brought to unit spread by one scale a shop, so a mixed score still comes apar
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +19,7 @@ from client.kin import Kin
 from client.low_rank import own_low_rank
 from client.periods import ShopPeriod
 from client.segments import Segments
+from client.shares import dealt, product_shares
 from common.blocks import GroupBlock
 from common.config import nearest
 from common.errors import ConfigError
@@ -31,6 +31,8 @@ from common.scoring import top_k
 
 #: Parts that a shop learns alone.
 OWN_PARTS = ("own_ease", "own_learned", "own_popularity", "kin")
+#: Parts that it learns with what the federation knows beside its own: its own state as well.
+SHARED_PARTS = ("shared_ease", "shared_learned")
 _K = 20
 _SCALE_CUSTOMERS = 500
 # Of scores held at a time: for the scales of one part, and while candidates are looked for.
@@ -45,8 +47,9 @@ class HomeModel:
     ----------
     model
         The global model.
-    own_learned
-        A low-rank model of the shop's customers alone; None where the mixture has no such part.
+    own_learned, shared_learned
+        Low-rank models of the shop's customers alone, and with the federation's directions beside
+        them; None where the mixture has no such part.
     eases
         ``own_ease``: fitted on the shop's customers alone. ``shared_ease``: with the federation's
         pseudo-customers beside them. Others: an analyst's.
@@ -64,6 +67,8 @@ class HomeModel:
         Products of a kind; None where the mixture has no such part.
     outside
         Part -> what it is multiplied with for products outside the model's learned block.
+    shares
+        (n,) what each product has of its group's score; None where a model's own say it.
     """
 
     model: GlobalModel
@@ -76,6 +81,8 @@ class HomeModel:
     segments: Segments | None = None
     kin: Kin | None = None
     outside: Mapping[str, float] = field(default_factory=dict)
+    shared_learned: GlobalModel | None = None
+    shares: np.ndarray | None = None
 
     @classmethod
     def fit(
@@ -85,6 +92,7 @@ class HomeModel:
         settings: HomeSettings,
         others: Mapping[str, Scores] | None = None,
         own_ease: Callable[[float], Ease] | None = None,
+        stock: np.ndarray | None = None,
     ) -> "HomeModel":
         """Fit everything but the weights on (U, n) histories; the weights are the start.
 
@@ -94,6 +102,8 @@ class HomeModel:
             Further parts by name.
         own_ease
             Returns EASE of these histories with a ridge, where it is known already.
+        stock
+            (n,) bool of what the shop sells: see :func:`client.shares.posterior_counts`.
         """
         fit = own_ease or (lambda ridge: Ease.fit(histories, ridge, settings.max_customers))
         eases: dict[str, Scores] = dict(others or {})
@@ -102,11 +112,11 @@ class HomeModel:
         if "shared_ease" in settings.start:
             prior = model.pseudo_customers(histories) * np.float32(settings.prior_strength**0.5)
             eases["shared_ease"] = fit(settings.shared_lambda).with_prior(prior)
-        low_rank = None
-        if "own_learned" in settings.start:
-            low_rank = own_low_rank(
-                model.catalogue, histories, settings.own_dimension, settings.own_groups
-            )
+        how = (model.catalogue, histories, settings.own_dimension, settings.own_groups)
+        own_learned = own_low_rank(*how) if "own_learned" in settings.start else None
+        shared_learned = None
+        if "shared_learned" in settings.start:
+            shared_learned = own_low_rank(*how, prior=model, strength=settings.prior_strength)
         binary = histories.copy()
         binary.data = np.ones_like(binary.data)
         counts = np.asarray(binary.sum(axis=0), dtype=np.float32).reshape(1, -1)
@@ -115,6 +125,7 @@ class HomeModel:
         new = (model.popularity_of_like > 0) & (counts.ravel() == 0)
         if new.any():
             popularity[0, new] = of_like(popularity[0], ~new, model.catalogue.features)[new]
+        shares = product_shares(model, counts[0], settings, stock)
         model = with_own_shares(model, popularity[0], settings.own_shares)
         own = np.asarray(model.catalogue.content.T @ popularity.ravel()) / popularity.size
         share = settings.own_expectation if counts.sum() else 0.0
@@ -125,8 +136,11 @@ class HomeModel:
             basket = basket + (1.0 - share) * np.asarray(model.state[POPULARITY])
             kin = Kin.of(model.catalogue.kin, basket)
         home = cls(
-            *(model, low_rank, eases, popularity, expected.astype(np.float32), {}, settings.start),
+            *(dealt(model, shares), own_learned and dealt(own_learned, shares), eases),
+            *(popularity, expected.astype(np.float32), {}, settings.start),
             kin=kin,
+            shared_learned=shared_learned and dealt(shared_learned, shares),
+            shares=shares,
         )
         few = min(_SCALE_CUSTOMERS, max(1, _SCALE_BYTES // (4 * max(1, histories.shape[1]))))
         parts = home.parts(histories[:few], settings.start)
@@ -166,10 +180,12 @@ class HomeModel:
             return self.own_popularity
         if name == "own_learned" and self.own_learned is not None:
             return self.own_learned.learned_part(history)
+        if name == "shared_learned" and self.shared_learned is not None:
+            return self.shared_learned.learned_part(history)
         if name == "kin" and self.kin is not None:
             return self.kin.scores(history)
         if name not in self.eases:
-            known = (*GLOBAL_PARTS, *OWN_PARTS, "shared_ease", *self.eases)
+            known = (*GLOBAL_PARTS, *OWN_PARTS, *SHARED_PARTS, *self.eases)
             raise ConfigError(f"home: no part is called {name!r}; {nearest(name, known)}")
         return self.eases[name].scores(history)
 
@@ -184,11 +200,7 @@ def with_own_shares(model: GlobalModel, popularity: np.ndarray, share: float) ->
     if not share or not isinstance(block, GroupBlock) or model.plan.group_weights != "even":
         return model
     blended = share * popularity + (1.0 - share) * model.popularity_bias
-    found = copy(model)
-    for name in ("block", "lifted_vectors"):  # Where cached_property would put them.
-        vars(found).pop(name, None)
-    vars(found).update(block=block.with_shares(blended))
-    return found
+    return model.around(block.with_shares(blended))
 
 
 def mix(
@@ -382,7 +394,7 @@ def choose_weights(
     others, own_ease
         See :meth:`HomeModel.fit`.
     """
-    home = HomeModel.fit(model, period.history, settings, others, own_ease)
+    home = HomeModel.fit(model, period.history, settings, others, own_ease, stock)
     rows = np.arange(period.history.shape[0]) if asked is None else asked
     history, targets = period.history[rows], period.targets[rows]
     return tune(home, history, targets, tail, settings, stock)

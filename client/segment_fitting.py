@@ -131,7 +131,8 @@ def fit_segments(
     before = events.before(begin)
     history = histories(before, n, half_life, begin)
     past = replace(
-        HomeModel.fit(model, history, settings), mixing_weights=dict(fitted.mixing_weights)
+        HomeModel.fit(model, history, settings, stock=records.stock),
+        mixing_weights=dict(fitted.mixing_weights),
     )
     sums = _Sums.of(past, before, history, most)
     strength = _strength(past, sums, before, history, events.since(begin), records.stock, settings)

@@ -192,6 +192,18 @@ class GroupBlock(_Projection):
         entries = (values.astype(np.float32), (known.row, known.col))
         return replace(self, lifting=sparse.csr_matrix(entries, shape=self.lifting.shape))
 
+    def with_weights(self, weights: np.ndarray) -> "GroupBlock":
+        """Return a block of even weights whose products have (n,) weights of their group's taste.
+
+        A group's vector over its mass is the mean taste of who buys of it; a product's is that
+        times its weight, whatever the weights of its group add up to.
+        """
+        known = self.lifting.tocoo()
+        mass = np.maximum(self.rates * len(self.rates), _GAIN_FLOOR)
+        values = weights[known.row] * (self.gain / mass)[known.col]
+        entries = (values.astype(np.float32), (known.row, known.col))
+        return replace(self, lifting=sparse.csr_matrix(entries, shape=self.lifting.shape))
+
     @property
     def rows(self) -> np.ndarray:
         """(L,) numbers of the groups."""

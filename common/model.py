@@ -19,6 +19,7 @@ block sees the ``learned_items`` most popular products (0: all); sums and ``p`` 
 """
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -58,6 +59,7 @@ GLOBAL_PARTS = ("content", "learned", "popularity")
 LOCAL_NAMES = frozenset(
     (
         *("own_popularity", "own_ease", "shared_ease", "own_learned", "expected_content", "kin"),
+        *("shared_learned", "shares"),
         *("mixing_weights", "part_scales", "segments", "outside"),
     )
 )
@@ -135,6 +137,14 @@ class GlobalModel:
     def block(self) -> Block:
         """The learned block's view of the products."""
         return block_of(self.plan, self.state[POPULARITY], self.catalogue)
+
+    def around(self, block: Block) -> "GlobalModel":
+        """Return the same model with another view of the products, and so other lifted vectors."""
+        found = copy(self)
+        for name in ("block", "lifted_vectors"):  # Where cached_property would put them.
+            vars(found).pop(name, None)
+        vars(found).update(block=block)
+        return found
 
     @cached_property
     def item_vectors(self) -> np.ndarray:

@@ -155,7 +155,8 @@ def at_home(
     for shop in world.measured_shops:
         history = world.test.history[shop.merchant_id]
         own_ease = eases.of(world.test, shop.merchant_id, settings)
-        fitted = HomeModel.fit(known.model, history, settings, known.others, own_ease)
+        stock = world.stock.get(shop.merchant_id)
+        fitted = HomeModel.fit(known.model, history, settings, known.others, own_ease, stock)
         home = replace(fitted, mixing_weights=weights[shop.merchant_id])
         yield measure(world, shop.merchant_id, home.scores, weights[shop.merchant_id])
 

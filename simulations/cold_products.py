@@ -173,7 +173,10 @@ def _home(
     )
     final = alone if models is None else models.final
     return replace(
-        HomeModel.fit(final, before.test.history[merchant_id], how), mixing_weights=weights
+        HomeModel.fit(
+            final, before.test.history[merchant_id], how, stock=before.stock.get(merchant_id)
+        ),
+        mixing_weights=weights,
     )
 
 

@@ -112,7 +112,8 @@ def _add_shop(
         weights = choose_weights(
             tuning, window.tuning(experiment.split.validation_share), tail, how, stock=stock
         )
-        return replace(HomeModel.fit(model, history, how), mixing_weights=weights)
+        fitted = HomeModel.fit(model, history, how, stock=stock)
+        return replace(fitted, mixing_weights=weights)
 
     if days:
         add("popularity", "what its own customers bought", everyone(own_counts))

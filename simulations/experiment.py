@@ -33,7 +33,7 @@ TRAINED_BY = {"federated-global": "federated", "federated-dp-global": "federated
 
 
 #: Parts that say nothing before training.
-TRAINED_PARTS = ("learned", "popularity", "shared_ease")
+TRAINED_PARTS = ("learned", "popularity", "shared_ease", "shared_learned")
 
 
 class Section(Frozen):

@@ -118,3 +118,41 @@ def test_it_is_a_part_of_a_shops_mixture_and_never_leaves_it(catalogue: Catalogu
     np.testing.assert_array_equal(part, expected)
     assert home.part_scales["own_learned"] == pytest.approx(float(part.std()), rel=1e-3)
     assert "own_learned" in LOCAL_NAMES
+
+
+def test_the_federations_directions_are_rows_beside_the_shops_own(catalogue: Catalogue) -> None:
+    """With the pooled customers' own model as the prior, few customers find what all would."""
+    everyone, few = bought(2000), bought(25, seed=4)
+    prior = own_low_rank(catalogue, everyone, 3)
+    truth = np.linalg.qr(prior.lifted_vectors.astype(float))[0]
+
+    def off(strength: float) -> float:
+        """How much of the fitted directions is none of everyone's."""
+        model = own_low_rank(catalogue, few, 3, prior=prior, strength=strength)
+        found = np.linalg.qr(model.lifted_vectors.astype(float))[0]
+        return float(np.square(found - truth @ (truth.T @ found)).sum())
+
+    assert off(3.0) < 0.6 * off(0.0)
+    assert off(1000.0) < 0.15 * off(0.0)
+    alone = own_low_rank(catalogue, few, 3)
+    nothing = own_low_rank(catalogue, few, 3, prior=prior, strength=0.0)
+    np.testing.assert_array_equal(nothing.state[ITEMS], alone.state[ITEMS])
+
+
+def test_as_much_energy_as_asked_for_stands_beside_the_shops(catalogue: Catalogue) -> None:
+    """One direction of the shop's own, told again by the federation: its energy doubles."""
+    histories = bought(300)
+    alone = own_low_rank(catalogue, histories, 1, "type")
+    twice = own_low_rank(catalogue, histories, 1, "type", prior=alone, strength=1.0)
+    energy = [float(model.state[SPECTRUM][0]) for model in (alone, twice)]
+    assert energy[1] == pytest.approx(2.0 * energy[0], rel=0.02)
+
+
+def test_an_untrained_prior_says_nothing(catalogue: Catalogue) -> None:
+    histories = bought(50)
+    plan = ModelPlan(dimension=2)
+    state = initial_state(plan, N) | {SPECTRUM: np.zeros(2, np.float32)}
+    nothing = GlobalModel(plan, catalogue, state)
+    model = own_low_rank(catalogue, histories, 3, prior=nothing, strength=5.0)
+    alone = own_low_rank(catalogue, histories, 3)
+    np.testing.assert_allclose(model.state[SPECTRUM], alone.state[SPECTRUM], rtol=1e-4)

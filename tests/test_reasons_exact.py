@@ -171,6 +171,7 @@ def home_of(model: GlobalModel) -> HomeModel:
                 "popularity": 0.2,
                 "own_learned": 0.5,
                 "kin": 0.4,
+                "shared_learned": 0.6,
             },
             "own_dimension": 4,
         }
