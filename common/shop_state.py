@@ -8,8 +8,9 @@ not among them: a product's gain, or its weight in its group, is all that a step
 What a step computes from a slice is what it computes from whole arrays, to the bit.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import sparse
@@ -26,7 +27,7 @@ from common.blocks import (
 )
 from common.errors import ConfigError, ProtocolError
 from common.features import Catalogue
-from common.model import FEATURES, feature_weights, trained_spec
+from common.model import FEATURES, feature_weights, state_spec, trained_spec
 from common.protocol import (
     EXPECTED,
     GAIN,
@@ -132,6 +133,11 @@ class Slices:
         self.by_row: Arrays = {name: self._whole[name] for name in self._spec.rows}
         self.products = self._spec.products
 
+    def nbytes(self, stocked: np.ndarray | None) -> int:
+        """Return how many bytes a slice has."""
+        shapes = sent_shapes(self._spec.shapes, sent_rows(self._spec.by_row, stocked))
+        return sum(4 * math.prod(shape) for shape in shapes.values())
+
     def of(self, stocked: np.ndarray | None) -> Arrays:
         """Return what a shop is sent that stocks these catalogue rows; None: all."""
         rows = sent_rows(self._spec.by_row, stocked)
@@ -142,19 +148,26 @@ class Slices:
 def read_slice(
     plan: TrainingPlan, sent: Arrays, catalogue: Catalogue, stocked: np.ndarray | None
 ) -> ShopState:
-    """Return what a shop was sent of a round's state, checked.
+    """Return what a shop was sent of a round's state, checked; of a whole state, what is its own.
 
     Parameters
     ----------
+    sent
+        A slice, or all of the state.
     stocked
         Catalogue rows that the shop stocks, as published; None: it is not named and has all.
 
     Raises
     ------
     ProtocolError
-        If it is not what :meth:`Slices.of` returns for that shop, plan and catalogue.
+        If it is neither what :meth:`Slices.of` returns for that shop, plan and catalogue, nor a
+        whole state of them.
     """
     model = plan.model
+    if POPULARITY in sent:
+        check_arrays(sent, state_spec(model, catalogue.size), max_norm=0.0)
+        own = Slices(plan, sent, catalogue).of(stocked)
+        return replace(read_slice(plan, own, catalogue, stocked), by_row={}, products=None)
     learned = _read_learned(model, sent, catalogue)
     spec = _Spec(plan, catalogue, learned)
     rows = sent_rows(spec.by_row, stocked)

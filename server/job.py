@@ -1,6 +1,6 @@
 """One run as the server sees it: its name, plan, settings and the shapes of what travels."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.features import Catalogue, Feature
@@ -11,6 +11,9 @@ from common.stock import Stock
 from server.settings import RunSettings
 
 Shapes = Mapping[str, tuple[int, ...]]
+#: Of the slices of a round together. Flower keeps a state that all shops are sent once, and each
+#: slice by itself: where they are more than this, everyone is sent the whole state.
+MOST_BYTES = 2**30
 #: What comes with the messages of an exchange; or shop -> what it is sent alone.
 Sent = Arrays | Callable[[str], Arrays]
 #: Public facts of one step of a run, as plain JSON values.
@@ -44,8 +47,10 @@ class Job:
         assert self.catalogue is not None
         return Slices(self.plan, state, self.catalogue)
 
-    def sent(self, state: Arrays, slices: Slices | None) -> Sent:
-        """Return what comes with the messages of a round."""
+    def sent(self, state: Arrays, slices: Slices | None, shops: Iterable[str]) -> Sent:
+        """Return what comes with the messages of a round to these shops."""
         if slices is None or (stock := self.stock) is None:
+            return state
+        if sum(slices.nbytes(stock.rows.get(shop)) for shop in shops) > MOST_BYTES:
             return state
         return lambda shop: slices.of(stock.rows.get(shop))

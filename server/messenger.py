@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
@@ -170,7 +178,7 @@ class Messenger:
         result = Exchange(asked=len(nodes))
 
         def message(node: int) -> Message:
-            content: dict[str, ArrayRecord | ConfigRecord] = {
+            content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
                 HEADER: self._header_for(node, header)
             }
             content |= {**shared, **_said(said, node)}

@@ -211,7 +211,7 @@ class Federation:
         slices = self._job.slices(state)
         if self._sums is None:
             rows = None if slices is None else self._rows(shapes, slices.learned)
-            sent = self._job.sent(state, slices)
+            sent = self._job.sent(state, slices, shops_of(nodes, self._roster.shop).values())
             exchange = self._messenger.exchange(TRAIN, server_round, nodes, sent, shapes, rows=rows)
             if not self._has_quorum(exchange):
                 return exchange, None, {}

@@ -111,10 +111,9 @@ def test_a_shop_computes_from_its_slice_what_it_computed_from_whole_rows(
         return train_round(plan, 1, known, events, catalogue, noise, stream, own)
 
     sent = Slices(plan, state, catalogue).of(own)
-    assert same(
-        trained(read_slice(plan, sent, catalogue, own)),
-        trained(cut(plan, state, catalogue, own)),
-    )
+    found = trained(read_slice(plan, sent, catalogue, own))
+    assert same(found, trained(cut(plan, state, catalogue, own)))
+    assert same(found, trained(read_slice(plan, state, catalogue, own)))
 
 
 @pytest.mark.parametrize("name", ["linear", "few items", "groups", "even groups", "customers"])
@@ -133,6 +132,7 @@ def test_a_shop_adds_to_a_sum_what_it_added_with_whole_rows(
     own = whole_gradients(plan, 1, known, sold, catalogue, streams[0], STOCKED)
     whole = whole_gradients(plan, 1, state, events, catalogue, streams[1])
     if not plan.model.groups:
+        assert known.learned is not None
         mine = np.isin(known.learned, STOCKED)
         assert not whole[ITEMS][~mine].any()
         whole[ITEMS] = whole[ITEMS][mine]
@@ -171,6 +171,8 @@ def test_a_slice_grows_with_what_a_shop_stocks_and_holds_no_popularity(
         for stocked in (np.zeros(0, np.int64), np.array([4]), STOCKED, np.arange(N)):
             sent = slices.of(stocked)
             assert POPULARITY not in sent
+            words = {n: a for n, a in sent.items() if n != LEARNED}
+            assert slices.nbytes(stocked) == sum(a.nbytes for a in words.values())
             content = sum(
                 math.prod(shape)
                 for array, shape in trained_spec(plan.model, N).items()
@@ -226,8 +228,9 @@ def test_a_slice_that_does_not_fit_is_refused(name: str, catalogue: Catalogue) -
     for extra in ({POPULARITY: np.zeros(N, np.float32)}, {"rows": STOCKED.astype(np.float32)}):
         with pytest.raises(ProtocolError, match="unexpected"):
             read_slice(plan, {**sent, **extra}, catalogue, STOCKED)
-    with pytest.raises(ProtocolError):
-        read_slice(plan, state_of(plan), catalogue, STOCKED)
+    for whole in ({POPULARITY: np.zeros(N, np.float32)}, altered(state_of(plan), ITEMS, None)):
+        with pytest.raises(ProtocolError, match="missing"):
+            read_slice(plan, whole, catalogue, STOCKED)
     if ITEMS in sent and not plan.model.groups:
         # Of another shop, of another number of products.
         with pytest.raises(ProtocolError, match="has shape"):

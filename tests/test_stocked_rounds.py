@@ -209,7 +209,25 @@ def test_a_table_that_one_side_alone_holds_is_used_by_nobody(town: Town, holds: 
     assert [town.spent(shop) for shop in range(SHOPS)] == [[]] * SHOPS
 
 
-@pytest.mark.parametrize("kind", ["whole", "another's", "fewer", "popularity", "bare"])
+@pytest.mark.parametrize("trust", ["shop", "federation"])
+def test_where_slices_are_too_many_bytes_the_whole_state_comes_down_and_says_the_same(
+    town: Town, trust: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    town.publish_stock(STOCKED)
+    more = {"trust": "federation", "honest_shops": 3} if trust == "federation" else {}
+    plan = OPEN.model_copy(update=more)
+    sliced, events = town.train(plan)
+    numbers = of(events, "round")[0]["bytes_down"] - SHOPS * 4 * FRAME
+    monkeypatch.setattr("server.job.MOST_BYTES", numbers)
+    again, _ = town.train(plan)
+    assert same(sliced[1].state, again[1].state)
+    monkeypatch.setattr("server.job.MOST_BYTES", numbers - 1)
+    whole, told = town.train(plan)
+    assert same(sliced[1].state, whole[1].state)
+    assert of(told, "round")[0]["bytes_down"] == SHOPS * (3 * FRAME + 4 * 30 + 4 * 4 + 16 * 30)
+
+
+@pytest.mark.parametrize("kind", ["short", "another's", "fewer", "popularity", "bare"])
 def test_a_shop_trains_on_no_rows_but_its_own(
     town: Town, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +242,7 @@ def test_a_shop_trains_on_no_rows_but_its_own(
         fewer = {**sent, ITEMS: sent[ITEMS][1:]}
         more = {**sent, POPULARITY: np.zeros(ITEM_COUNT, np.float32)}
         return {
-            "whole": initial_state(OPEN.model, ITEM_COUNT),
+            "short": initial_state(OPEN.model, ITEM_COUNT - 1),
             "another's": right(slices, np.array(STOCKED[3])),
             "fewer": fewer,
             "popularity": more,

@@ -119,6 +119,7 @@ class SecureSums:
             What each shop is sent of the state; None: all of it.
         """
         job, members = self._job, self._members
+        sent = job.sent(state, slices, nodes.values())
         session = Session(
             run_id=job.run_name,
             server_round=server_round,
@@ -126,7 +127,7 @@ class SecureSums:
             plan_digest=plan_digest(job.plan),
             catalogue_fingerprint=job.catalogue_fingerprint,
             stock_fingerprint=stock_fingerprint(job.stock),
-            state_digest=state_digest(state if slices is None else slices.shared),
+            state_digest=state_digest(slices.shared if slices and callable(sent) else state),
             roster_digest=members.digest,
             threshold=self._threshold,
             length=vector_length(shapes),
@@ -135,7 +136,7 @@ class SecureSums:
         learned = None if slices is None else slices.learned
         layout = layout_of(job.plan, tuple(members.keys), shapes, job.stock, learned)
         shown: Shown = alike
-        if slices is not None and job.stock is not None:
+        if slices is not None and job.stock is not None and callable(sent):
             shown = ShownRows(slices.by_row, slices.products, job.stock).digest
         collector = Collector(session, members, layout, shown)
         out = self._disputes.left_out({*nodes.values()}, self._threshold, server_round)
@@ -143,7 +144,7 @@ class SecureSums:
         one = _Sum(self._messenger, collector, asked, server_round, self._disputes)
         one.whole.unheard |= out
         try:
-            total = from_words(one.run(job.sent(state, slices)))
+            total = from_words(one.run(sent))
             check_spread(total, layout, collector.contributors)
             if not server_round:
                 check_counts(total, layout, job.plan)
