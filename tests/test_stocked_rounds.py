@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from flwr.app import Array, ArrayRecord, Message
 
@@ -19,8 +20,9 @@ from client.records import held_records
 from client.settings import read_settings
 from client.training import train_round
 from common.errors import RunError
+from common.features import Catalogue
 from common.marketplace import MarketplaceConfig, assortment
-from common.model import initial_state
+from common.model import initial_state, state_spec
 from common.protocol import ITEMS, POPULARITY, RELEASE, TRAIN, UPDATE, Arrays, ModelPlan
 from common.shop_state import Slices
 from common.stocked_rows import products_of, sent_rows, sent_shapes
@@ -340,6 +342,10 @@ def test_the_document_says_what_shops_of_the_marketplace_send() -> None:
             sent = [sent_shapes(shapes, sent_rows(products, rows)) for rows in own]
             found.append(_bytes(shapes))
             found.append(round(float(np.mean([_bytes(each) for each in sent]))))
+        catalogue = Catalogue.of(pd.DataFrame({"item_id": np.arange(size).astype(str)}))
+        slices = Slices(plan, initial_state(plan.model, size), catalogue)
+        found.append(_bytes(state_spec(plan.model, size)))
+        found.append(round(float(np.mean([4 * FRAME + slices.nbytes(rows) for rows in own]))))
         senders = np.bincount(np.concatenate(own), minlength=size)
         found.append(round(100 * float(senders.mean()) / config.shops))
         assert [int(figure) for figure in figures] == found
