@@ -64,11 +64,11 @@ CODES = {
     ),
     DISPUTED: (
         "too many shops cannot open the shares that it seals, or it theirs, to be all at fault",
-        "no sum of this run asks it again; the log names the pairs; if it goes on, revoke it",
+        "no sum of this run asks it again; the log names the pairs; if it goes on, `server remove`",
     ),
     WRONG_SHARES: (
         "it gave or sealed shares that it had not committed to, which is proof",
-        "no sum of this run asks it again; its engineer looks at its code, or it is revoked",
+        "no sum of this run asks it again; its engineer looks at its code; else `server remove`",
     ),
     "late": (
         "it did not answer in time",
