@@ -25,6 +25,9 @@ class HomeSettings(Frozen):
         A content feature, such as ``type``: that model then learns its values in place of single
         products, as a federation's plan with ``groups`` does. Where there are too few purchases to
         tell products apart, it is the better one.
+    own_exponent
+        The popularity exponent of these low-rank models: by so much less a popular product, or
+        group, says of a taste, as ``popularity_exponent`` of a federation's plan.
     own_shares
         Where the federation learned groups that count evenly: by so much the shop's own popularity,
         in place of the released one, says how much of a group's score each of its products has.
@@ -63,6 +66,7 @@ class HomeSettings(Frozen):
     max_customers: int = Field(3000, ge=1)
     own_dimension: int = Field(16, ge=1)
     own_groups: str = ""
+    own_exponent: float = Field(0.3, ge=0, le=1)
     own_shares: float = Field(0.0, ge=0, le=1)
     share_prior: Literal["", "even", "released"] = ""
     share_exponent: float = Field(1.0, gt=0, le=1)

@@ -13,7 +13,6 @@ from common.features import Catalogue
 from common.model import GlobalModel, initial_state
 from common.protocol import ITEMS, POPULARITY, SPECTRUM, ModelPlan
 
-_POPULARITY_EXPONENT = 0.3
 _ROW_EXPONENT = 0.5
 # Of the mean group's: no group has less popularity where directions are brought to the shop's.
 _MASS_FLOOR = 0.05
@@ -26,6 +25,7 @@ def own_low_rank(
     groups: str = "",
     prior: GlobalModel | None = None,
     strength: float = 1.0,
+    popularity_exponent: float = 0.3,
 ) -> GlobalModel:
     """Return a model of (U, n) histories: local state, whatever its class is called.
 
@@ -40,7 +40,7 @@ def own_low_rank(
 
     plan = ModelPlan(
         dimension=dimension,
-        popularity_exponent=_POPULARITY_EXPONENT,
+        popularity_exponent=popularity_exponent,
         row_exponent=_ROW_EXPONENT,
         centred=True,
         groups=groups,

@@ -9,6 +9,7 @@ is brought to unit spread by one scale a shop, so a mixed score still comes apar
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from scipy import sparse
@@ -112,11 +113,15 @@ class HomeModel:
         if "shared_ease" in settings.start:
             prior = model.pseudo_customers(histories) * np.float32(settings.prior_strength**0.5)
             eases["shared_ease"] = fit(settings.shared_lambda).with_prior(prior)
-        how = (model.catalogue, histories, settings.own_dimension, settings.own_groups)
-        own_learned = own_low_rank(*how) if "own_learned" in settings.start else None
+        low_rank = partial(
+            own_low_rank,
+            *(model.catalogue, histories, settings.own_dimension, settings.own_groups),
+            popularity_exponent=settings.own_exponent,
+        )
+        own_learned = low_rank() if "own_learned" in settings.start else None
         shared_learned = None
         if "shared_learned" in settings.start:
-            shared_learned = own_low_rank(*how, prior=model, strength=settings.prior_strength)
+            shared_learned = low_rank(prior=model, strength=settings.prior_strength)
         binary = histories.copy()
         binary.data = np.ones_like(binary.data)
         counts = np.asarray(binary.sum(axis=0), dtype=np.float32).reshape(1, -1)

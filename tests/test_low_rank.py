@@ -148,6 +148,20 @@ def test_as_much_energy_as_asked_for_stands_beside_the_shops(catalogue: Catalogu
     assert energy[1] == pytest.approx(2.0 * energy[0], rel=0.02)
 
 
+def test_the_exponent_is_that_of_the_block(catalogue: Catalogue) -> None:
+    histories = bought(100)
+    gains = [
+        own_low_rank(catalogue, histories, 2, popularity_exponent=exponent).block.gain
+        for exponent in (0.3, 0.6)
+    ]
+    # Log gains are the exponent times log popularity, less their mean.
+    np.testing.assert_allclose(np.log(gains[1]), 2.0 * np.log(gains[0]), atol=1e-4)
+    how = HomeSettings(start={"own_learned": 1.0}, own_exponent=0.6)
+    home = HomeModel.fit(own_low_rank(catalogue, histories, 2), histories, how)
+    assert home.own_learned is not None
+    np.testing.assert_array_equal(home.own_learned.block.gain, gains[1])
+
+
 def test_an_untrained_prior_says_nothing(catalogue: Catalogue) -> None:
     histories = bought(50)
     plan = ModelPlan(dimension=2)
