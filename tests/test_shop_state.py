@@ -22,6 +22,7 @@ from common.protocol import (
     GRAM,
     ITEMS,
     LEARNED,
+    OFFSET,
     POPULARITY,
     RATES,
     WEIGHTS,
@@ -235,6 +236,42 @@ def test_a_slice_that_does_not_fit_is_refused(name: str, catalogue: Catalogue) -
         # Of another shop, of another number of products.
         with pytest.raises(ProtocolError, match="has shape"):
             read_slice(plan, sent, catalogue, np.arange(N))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        *(("linear", GAIN), ("linear", GRAM), ("softmax", EXPECTED), ("softmax", RATES)),
+        *(("groups", WEIGHTS), ("groups", OFFSET), ("even groups", GAIN)),
+    ],
+)
+@pytest.mark.parametrize("value", [0.0, -1.0, 3e38])
+def test_whatever_a_server_makes_up_no_customer_moves_more_than_the_clipping_norm(
+    name: str, array: str, value: float, catalogue: Catalogue
+) -> None:
+    plan = plan_of(name, private=True).model_copy(
+        update={"noise_multiplier": 1e-4, "popularity_noise_multiplier": 1e-4}
+    )
+    sent = Slices(plan, state_of(plan), catalogue).of(STOCKED)
+    # In every other row.
+    sent[array] = sent[array].copy()
+    sent[array][::2] = value
+    known = read_slice(plan, sent, catalogue, STOCKED)
+    events = shop(seed=3)
+
+    def trained(users: np.ndarray) -> Arrays:
+        noise, stream = SeededNoise(np.random.default_rng(5)), np.random.default_rng(6)
+        some = events.select(np.isin(events.users, users))
+        return train_round(plan, 1, known, some, catalogue, noise, stream, STOCKED)
+
+    everyone = np.arange(len(events.user_ids))
+    whole = trained(everyone)
+    bound = plan.clipping_norm(1) * plan.learning_rate / plan.batch_normalizer
+    for user in everyone[::12]:
+        less = trained(np.delete(everyone, user))
+        square = sum(float(((whole[n] - less[n]).astype(float) ** 2).sum()) for n in whole)
+        assert square**0.5 <= 1.01 * bound
 
 
 def test_what_is_sent_instead_of_whole_rows_says_what_it_is(catalogue: Catalogue) -> None:
