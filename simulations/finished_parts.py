@@ -48,10 +48,11 @@ def finished_parts(
     out = folder.parent if out is None else out
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
     except OSError as error:
         raise ConfigError(f"cannot write into {out}: {error.strerror}") from error
     wanted = json.dumps({**facts, "code": code_digest(_CODE)}, sort_keys=True)
-    with (folder / LOCK).open("w") as lock:
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

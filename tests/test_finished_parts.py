@@ -8,7 +8,7 @@ import pytest
 
 from common.code import code_digest
 from common.errors import ConfigError
-from simulations.finished_parts import finished_parts
+from simulations.finished_parts import LOCK, finished_parts
 from simulations.sweep_store import sweep_folder
 
 
@@ -70,8 +70,10 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(ConfigError, match="cannot write into"),
-        finished_parts(tmp_path / "file" / ".audit", "audit", {}),
-    ):
-        pass
+    (tmp_path / "out" / ".audit" / LOCK).mkdir(parents=True)
+    for folder in (tmp_path / "file" / ".audit", tmp_path / "out" / ".audit"):
+        with (
+            pytest.raises(ConfigError, match="cannot write into"),
+            finished_parts(folder, "audit", {}),
+        ):
+            pass

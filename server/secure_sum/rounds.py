@@ -177,6 +177,7 @@ class _Sum:
     ) -> None:
         self._messenger, self._collector = messenger, collector
         self._nodes, self._round, self._disputes = nodes, server_round, disputes
+        self._told: set[tuple[str, str]] = set()
         self.whole = Exchange(asked=len(nodes))
 
     def run(self, state: Sent) -> np.ndarray:
@@ -232,10 +233,11 @@ class _Sum:
         They are told of at once, not in the next sum only.
         """
         collector = self._collector
-        for shop, other in sorted(collector.complaints):
+        for shop, other in sorted(collector.complaints - self._told):
             logger.warning(
                 "shares=unopened round=%d of=%s by=%s", self._round, other[:12], shop[:12]
             )
+        self._told |= collector.complaints
         self._disputes.note(collector.complaints, collector.proven)
         needed = collector.session.threshold
         out = self._disputes.left_out(collector.sharing, needed, self._round)
