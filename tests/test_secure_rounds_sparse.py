@@ -171,6 +171,21 @@ def test_rows_of_too_few_stockers_are_not_trained_where_the_plan_says_so(town: T
     assert changed.tolist() == [False] * 20 + [True] * 10
 
 
+def test_a_shop_that_stocks_nothing_of_what_is_learned_takes_part_with_a_vector_of_no_numbers(
+    town: Town,
+) -> None:
+    town.write(4, customers=0)
+    town.publish_stock({**dict.fromkeys(range(4), range(29)), 4: [29]})
+    model = PLAN.model.model_copy(update={"learned_items": 10})
+    changes = {"model": model, "popularity_noise_multiplier": 0.02, "noise_steps": 2**16}
+    saved, events = town.train(SPARSE.model_copy(update=changes))
+    assert saved[0].state[POPULARITY].argmin() == 29
+    (told,) = of(events, "round")
+    assert (told["accepted"], told["declined"], told["kept_old_model"]) == (5, {}, False)
+    assert not np.array_equal(saved[0].state[ITEMS], saved[1].state[ITEMS])
+    assert town.spent(4) == [0, 1]
+
+
 def test_the_ledger_says_which_stock_and_the_fewest_honest_shops_of_a_row(town: Town) -> None:
     stock = town.publish_stock(STOCKED)
     town.train(SPARSE)

@@ -9,6 +9,7 @@ server that gives one shop a model of its own. Rows that any two shops agree on 
 """
 
 import hashlib
+import math
 from collections.abc import Callable
 from functools import cached_property
 
@@ -60,7 +61,10 @@ class ShownRows:
         """(r, w) bytes that stand for each row: its digest, where that is shorter."""
         count = len(self._products)
         parts = [
-            np.ascontiguousarray(a.reshape(count, -1), dtype="<f4").view(np.uint8)
+            # Of no rows "-1" would tell numpy no width.
+            np.ascontiguousarray(a.reshape(count, math.prod(a.shape[1:])), dtype="<f4").view(
+                np.uint8
+            )
             for _, a in sorted(self._by_row.items())
         ]
         rows = np.ascontiguousarray(np.concatenate(parts, axis=1))
