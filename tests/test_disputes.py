@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.secure_sum.party import look, mask, see, share, unmask
@@ -232,6 +232,7 @@ def federations(draw: st.DrawFn) -> tuple[int, int, set[int], set[frozenset[int]
 
 
 @given(federations(), st.integers(0, 9))
+@settings(deadline=None)
 def test_no_honest_shop_is_left_out_and_whoever_stays_has_enough_honest_holders(
     case: tuple[int, int, set[int], set[frozenset[int]]], turn: int
 ) -> None:
