@@ -12,6 +12,7 @@ import numpy as np
 
 from common.protocol import Arrays
 from server.aggregation import Contribution
+from server.defence_directions import cut_directions
 
 # Values of one block of rows of all shops that are held at a time, in float64.
 _BLOCK = 1 << 22
@@ -27,20 +28,23 @@ class Sent:
         One a shop, whole: 0 in rows that it does not send.
     sends
         Name -> (K, R) bool, of arrays of which some shop does not send all rows.
+    noise
+        Standard deviation of the noise that a rule by rows leaves in each number; 0: not known.
     """
 
     arrays: list[Arrays]
     sends: dict[str, np.ndarray]
+    noise: float = 0.0
 
     @classmethod
-    def of(cls, contributions: Sequence[Contribution]) -> "Sent":
-        """Return what so many shops sent."""
+    def of(cls, contributions: Sequence[Contribution], noise: float = 0.0) -> "Sent":
+        """Return what so many shops sent, with so much noise."""
         sends = {}
         for name in {name: None for c in contributions for name in c.rows}:
             count = contributions[0].whole_shape(name)[0]
             every = np.ones(count, dtype=bool)
             sends[name] = np.stack([c.rows.get(name, every) for c in contributions])
-        return cls([_whole(c) for c in contributions], sends)
+        return cls([_whole(c) for c in contributions], sends, noise)
 
     def __len__(self) -> int:
         return len(self.arrays)
@@ -122,13 +126,17 @@ def _tail_aware(shops: Sent, bad: int) -> Arrays:
     Thus bad shops can make a product look like one that a customer or so of each has bought, and
     never like one of the short head. All shops that may be bad may stock one product: a row is cut
     to the ``(bad + 1)``-th largest of its senders, however few they are.
+
+    Where the noise is known, all that a shop says in one direction is bounded as well: see
+    :mod:`server.defence_directions`.
     """
     factors: list[dict[str, np.ndarray]] = [{} for _ in shops.arrays]
     squares = np.zeros(len(shops))
     cut: dict[str, np.ndarray] = {}
+    bounds: dict[str, np.ndarray] = {}
     for name in shops.arrays[0]:
         norms = shops.row_norms(name)
-        caps = np.maximum(_largest_honest(norms, bad), _typical(norms))
+        caps = bounds[name] = np.maximum(_largest_honest(norms, bad), _typical(norms))
         kept = np.minimum(norms, caps)
         squares += (kept**2).sum(axis=1)
         cut[name] = kept
@@ -138,12 +146,56 @@ def _tail_aware(shops: Sent, bad: int) -> Arrays:
     if shops.sends:
         whole /= np.maximum(shops.usual(cut), 1e-300)
     of_whole = _factors(whole, _largest_honest(whole, bad))
+    if shops.noise > 0:
+        held = [
+            {name: row * factor for name, row in own.items()}
+            for own, factor in zip(factors, of_whole, strict=True)
+        ]
+        return _without_unknown(shops, _cut_by_direction(shops, held, bounds, bad))
     mean = {name: np.zeros(a.shape, np.float64) for name, a in shops.arrays[0].items()}
     for arrays, own, factor in zip(shops.arrays, factors, of_whole, strict=True):
         for name, into in mean.items():
             rows = own[name] * (factor / len(shops))
             into += arrays[name].astype(np.float64) * rows.reshape(_along_rows(into))
     return _without_unknown(shops, mean)
+
+
+def _cut_by_direction(
+    shops: Sent, factors: list[dict[str, np.ndarray]], bounds: dict[str, np.ndarray], bad: int
+) -> Arrays:
+    """Return the mean of rows times ``factors`` without what is too much in one direction.
+
+    No row is longer in the end than its bound.
+    """
+    names = list(shops.arrays[0])
+    values = np.stack(
+        [
+            np.concatenate(
+                [(a[n].reshape(len(a[n]), -1) * own[n][:, None]).ravel() for n in names],
+                dtype=np.float64,
+            )
+            for a, own in zip(shops.arrays, factors, strict=True)
+        ]
+    )
+    sends = None
+    if shops.sends:
+        every = {n: np.ones((len(shops), len(shops.arrays[0][n])), dtype=bool) for n in names}
+        every |= shops.sends
+        sizes = {n: shops.arrays[0][n][:1].size for n in names}
+        sends = np.hstack([np.repeat(every[n], sizes[n], axis=1) for n in names])
+    cut_directions(values, sends, shops.noise, bad)
+    mean: Arrays = {}
+    place = 0
+    for name in names:
+        shape = shops.arrays[0][name].shape
+        part = values[:, place : place + shops.arrays[0][name].size]
+        place += part.shape[1]
+        into = np.zeros(shape, np.float64)
+        for own in part.reshape(len(shops), *shape):
+            rows = _factors(_row_norms(own), bounds[name])
+            into += own * (rows / len(shops)).reshape(_along_rows(into))
+        mean[name] = into
+    return mean
 
 
 #: Name -> rule.

@@ -98,8 +98,12 @@ class Defence:
             return _capped_variance(1, 2 * share) / (1 - 2 * share) ** 2
         return _capped_variance(width, share) if self.name == "tail-aware" and bad else 1.0
 
-    def update(self, contributions: Sequence[Contribution]) -> Arrays:
+    def update(self, contributions: Sequence[Contribution], noise: float = 0.0) -> Arrays:
         """Return the mean update of one round, as far as the rule takes it for honest; float64.
+
+        ``noise`` is the standard deviation of the noise that the plan puts into each number that a
+        shop sends, 0 where it is not known. ``tail-aware`` bounds by it what a shop says in one
+        direction.
 
         Raises
         ------
@@ -109,14 +113,16 @@ class Defence:
         if self.name == "none":
             return weighted_mean(contributions)
         # A row of which nothing is known stays as it is.
-        return {n: np.where(np.isnan(a), 0.0, a) for n, a in self._ruled(contributions).items()}
+        return {
+            n: np.where(np.isnan(a), 0.0, a) for n, a in self._ruled(contributions, noise).items()
+        }
 
-    def counts(self, contributions: Sequence[Contribution]) -> np.ndarray:
+    def counts(self, contributions: Sequence[Contribution], noise: float = 0.0) -> np.ndarray:
         """Return the sum ``(n,)`` of the shops' noisy popularity counts, by the same rule.
 
         ``tail-aware`` takes each count for no more than the largest, and no less than the
         smallest, of what the shops that may be honest say of the same product. Not a number where
-        the rule takes none of the shops that send it.
+        the rule takes none of the shops that send it. ``noise`` as in :meth:`update`.
 
         Raises
         ------
@@ -125,7 +131,7 @@ class Defence:
         """
         if self.name == "none":
             return sum_popularity(contributions)
-        total: np.ndarray = self._ruled(contributions)[POPULARITY] * len(contributions)
+        total: np.ndarray = self._ruled(contributions, noise)[POPULARITY] * len(contributions)
         return total
 
     def row_variances(self, shops: int, width: int, senders: np.ndarray) -> np.ndarray:
@@ -141,7 +147,7 @@ class Defence:
             times[senders == count] = count * self.noise(shops, width, count)
         return times
 
-    def _ruled(self, contributions: Sequence[Contribution]) -> Arrays:
+    def _ruled(self, contributions: Sequence[Contribution], noise: float) -> Arrays:
         """Return the mean by the rule; not a number in rows of which nothing is known."""
         if not self.holds(len(contributions)):
             raise ProtocolError(
@@ -149,7 +155,10 @@ class Defence:
             )
         # Whatever came first, the same shops stand in the same order.
         ordered = sorted(contributions, key=lambda c: c.shop)
-        return RULES[self.name](Sent.of(ordered), self.bad(len(ordered)))
+        shops = len(ordered)
+        widths = {max(math.prod(a.shape[1:]), 1) for a in ordered[0].arrays.values()}
+        left = max(self.noise(shops, width) for width in widths) ** 0.5
+        return RULES[self.name](Sent.of(ordered, noise * left), self.bad(shops))
 
 
 def _capped_variance(width: int, share: float) -> float:

@@ -41,6 +41,7 @@ from server.messenger import Messenger
 from server.roster import Roster
 from server.secure_sum.rounds import SecureSums, counts, mean_update, shops_of
 from server.starting import with_popularity_alone
+from server.subspace import update_noise
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +216,8 @@ class Federation:
             exchange = self._messenger.exchange(TRAIN, server_round, nodes, sent, shapes, rows=rows)
             if not self._has_quorum(exchange):
                 return exchange, None, {}
-            mean = self._defence.update(exchange.contributions)
+            noise = update_noise(self._job.plan, server_round)
+            mean = self._defence.update(exchange.contributions, noise)
             if ITEMS in mean:
                 width = self._job.plan.model.dimension
                 variances = self._variances(exchange.contributions, ITEMS, width)
@@ -246,7 +248,8 @@ class Federation:
             )
         self._noise = weakest((self._noise, exchange.noise))
         if self._sums is None:
-            total = self._defence.counts(exchange.contributions)
+            noise = job.plan.popularity_noise_multiplier if job.plan.private else 0.0
+            total = self._defence.counts(exchange.contributions, noise)
             variances = self._variances(exchange.contributions, POPULARITY, 1)
             lost = np.isnan(total)
             total = np.where(lost, 0.0, total)

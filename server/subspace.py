@@ -107,11 +107,21 @@ class SubspaceOptimizer:
         plan = self.plan
         if not plan.private:
             return 0.0
-        step = plan.learning_rate * plan.noise_multiplier
-        one = step * plan.local_steps**0.5 / plan.batch_normalizer / shops**0.5
+        one = _noise_by_norm(plan) / shops**0.5
         times = plan.noise_variances(shops) if variances is None else variances
         one *= (times / shops) ** 0.5
         return float(one * np.sqrt(squares[0]) / weight[0])
+
+
+def update_noise(plan: TrainingPlan, server_round: int) -> float:
+    """Return the standard deviation of the noise in each number of one shop's update."""
+    return _noise_by_norm(plan) * plan.clipping_norm(server_round) if plan.private else 0.0
+
+
+def _noise_by_norm(plan: TrainingPlan) -> float:
+    """Return the noise in each number of an update, for units of norm 1."""
+    step = plan.learning_rate * plan.noise_multiplier
+    return float(step * plan.local_steps**0.5 / plan.batch_normalizer)
 
 
 def centre(update: np.ndarray, block: LearnedBlock) -> np.ndarray:

@@ -1,10 +1,9 @@
 """``simulations attack``: an experiment's federations with bad shops in them, defended or not."""
 
 import json
-import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from common.datasets import Dataset
 from common.errors import ConfigError
 from common.protocol import POPULARITY
 from common.rng import derive
@@ -55,9 +55,8 @@ def run_attack(experiment: Experiment, out: Path, watcher: Watcher) -> Document:
             "what a shop adds to a secure sum is seen by nobody, and no rule can look at it: set "
             'privacy.trust = "shop"'
         )
-    # With a published stock table a bad shop can push what it says it stocks alone: here it says
-    # that of everything.
-    privacy = experiment.privacy.model_copy(update={"publish_stock": False})
+    published = {"publish_stock": experiment.attack.publish_stock}
+    privacy = experiment.privacy.model_copy(update=published)
     experiment = experiment.model_copy(update={"privacy": privacy})
     with _folder(experiment, out) as folder:
         watcher.stage("reading data")
@@ -86,7 +85,9 @@ class _Attack:
         honest = {name: who for name, who in world.measured.items() if name not in worst}
         if not honest:
             raise ConfigError("no shop is left to measure at: measure more, or make fewer bad")
-        self._world = replace(world, measured=honest)
+        # With a published stock table a bad shop can push what it says it stocks alone: it says
+        # that of everything, as shops do that are not named.
+        self._world = replace(world, measured=honest, dataset=_unnamed(world.dataset, worst))
         self._targets: list[int] = []
 
     def run(self) -> Document:
@@ -154,7 +155,7 @@ class _Attack:
             clean[defence] = run["uses"]
             cells = [(share, attack) for share in settings.shares for attack in settings.attacks]
             for place, (share, attack) in enumerate(cells):
-                full = math.isclose(share, settings.full_share)
+                full = share in settings.full_shares
                 everything = full and attack in settings.full_attacks
                 if everything or defence in ("none", settings.chosen):
                     rows = self._attack(federation, attack, share, defence, clean["none"])
@@ -285,6 +286,14 @@ class _Attack:
         stream = derive(self._seed, purpose="pushed-products")
         chosen = stream.choice(inside, size=self._settings.targets, replace=False)
         return [int(row) for row in chosen]
+
+
+def _unnamed(dataset: Dataset, merchants: Collection[str]) -> Dataset:
+    """Return a dataset whose stock table, if there is one, does not name some merchants."""
+    if (stock := dataset.tables.stock) is None:
+        return dataset
+    named = stock[~stock["merchant_id"].astype(str).isin(list(merchants))]
+    return replace(dataset, tables=replace(dataset.tables, stock=named))
 
 
 def _without_customers(found: Document) -> Document:

@@ -36,20 +36,21 @@ LIMITS = (
 
 
 def attack_words(document: Document) -> list[str]:
-    """Return what was found, in plain words: of each defence, against all attacks at full share."""
+    """Return in plain words what each defence was found to do at the full shares."""
     words = []
     settings = document["experiment"]["attack"]
     for federation, clean in document["clean"].items():
         for use, said in _uses(document):
             for defence in dict.fromkeys(("none", settings["chosen"])):
-                rows = [
-                    r
-                    for r in document["attacks"]
-                    if (r["federation"], r["use"], r["defence"]) == (federation, use, defence)
-                    and r["share"] == settings["full_share"]
-                ]
-                if rows and defence in clean:
-                    words.append(_sentence(federation, said, defence, rows))
+                for share in settings["full_shares"]:
+                    rows = [
+                        r
+                        for r in document["attacks"]
+                        if (r["federation"], r["use"], r["defence"]) == (federation, use, defence)
+                        and r["share"] == share
+                    ]
+                    if rows and defence in clean:
+                        words.append(_sentence(federation, said, defence, rows))
     return words
 
 
@@ -150,8 +151,8 @@ def render_attack(document: Document) -> str:
 
 
 def _figure(document: Document, federation: str, use: str) -> str:
-    """Return the pushed product's reach under each defence, at the full share."""
-    share = document["experiment"]["attack"]["full_share"]
+    """Return the pushed product's reach under each defence, at the first of the full shares."""
+    share = document["experiment"]["attack"]["full_shares"][0]
     rows = [
         r
         for r in document["attacks"]

@@ -7,7 +7,16 @@ from pydantic import Field, model_validator
 from common.protocol import Frozen
 from server.defences import DefenceName
 
-AttackName = Literal["noise", "sign-flip", "inflate", "push", "push-row", "push-quiet"]
+AttackName = Literal[
+    "noise",
+    "in-concert",
+    "sign-flip",
+    "silent",
+    "inflate",
+    "push",
+    "push-row",
+    "push-quiet",
+]
 Use = Literal["global", "home"]
 #: Attacks that have a product to sell; the others ruin the model.
 PUSHES: tuple[AttackName, ...] = ("inflate", "push", "push-row", "push-quiet")
@@ -22,8 +31,8 @@ class AttackSection(Frozen):
         See :mod:`simulations.attackers`.
     shares
         Shares of the shops that are bad; those of a smaller share are among those of a larger one.
-    full_share, full_attacks
-        At this share these attacks meet every defence; all others meet ``none`` and ``chosen``.
+    full_shares, full_attacks
+        At these shares these attacks meet every defence; all others meet ``none`` and ``chosen``.
     defences, chosen, bad_share
         What the server does about it; the share is what it allows for, not what there is.
     federations
@@ -33,6 +42,9 @@ class AttackSection(Frozen):
         learned alone.
     targets
         How many products are pushed, one a run; figures are their means.
+    publish_stock
+        Whether what shops stock is published, so that each sends the rows of that alone. The bad
+        ones, those of the largest share, say that they stock everything. False: all send all rows.
     band
         The targets are drawn from the tail products between these shares of the catalogue, in the
         order of the popularity that a clean run releases, most popular first.
@@ -40,7 +52,7 @@ class AttackSection(Frozen):
 
     attacks: tuple[AttackName, ...] = ("noise", "sign-flip", *PUSHES)
     shares: tuple[float, ...] = (0.01, 0.05, 0.2)
-    full_share: float = Field(0.05, gt=0, lt=0.5)
+    full_shares: tuple[float, ...] = (0.05,)
     full_attacks: tuple[AttackName, ...] = ("noise", "sign-flip", "push")
     defences: tuple[DefenceName, ...] = (
         *("none", "median", "trimmed-mean", "krum", "multi-krum", "norm-bound", "tail-aware"),
@@ -50,6 +62,7 @@ class AttackSection(Frozen):
     federations: tuple[Literal["federated", "federated-dp"], ...] = ("federated",)
     uses: tuple[Use, ...] = ("global", "home")
     targets: int = Field(3, ge=1)
+    publish_stock: bool = False
     band: tuple[float, float] = (0.4, 0.6)
 
     @model_validator(mode="after")

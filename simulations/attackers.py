@@ -5,6 +5,10 @@ released model and the defence. What they know of customers elsewhere they guess
 
 - ``noise``, ``sign-flip``: ruin the model: Gaussian noise, or the honest reply turned round, far
   longer than an honest one.
+- ``in-concert``: the same, and all say one thing: the same noise as update, and of all products
+  that they are bought far less than never. What bounds on each shop and each row leave of that adds
+  up over both.
+- ``silent``: say nothing at all: what a federation loses by bad shops' not being honest ones.
 - ``inflate``: push a product by its count in the popularity release alone.
 - ``push``: what moves the target's score most for customers like the shops' own. With ``x`` their
   mean training row, ``Σ_u score_t(u)`` rises fastest along ``e_t (xᵀV) + x v_tᵀ``, the target's row
@@ -26,6 +30,7 @@ from scipy import sparse
 from common.blocks import GroupBlock, block_of
 from common.features import Catalogue
 from common.protocol import ITEMS, POPULARITY, Arrays, TrainingPlan
+from common.rng import derive
 from simulations.attack_settings import AttackName
 
 #: How many times as long as an honest reply a loud one is.
@@ -56,8 +61,12 @@ class Conspiracy:
         """Return the (n,) counts that a bad shop releases instead of its own."""
         if self.attack == "noise":
             return float(np.abs(honest).max()) * LOUD * stream.random(len(honest))
+        if self.attack == "in-concert":
+            return np.full(len(honest), -LOUD * float(np.abs(honest).max()))
         if self.attack == "sign-flip":
             return -LOUD * honest
+        if self.attack == "silent":
+            return np.zeros(len(honest))
         counts = honest.astype(np.float64)
         loud = 1.0 if self.attack == "push-quiet" else LOUD
         counts[self.target] = loud * float(np.abs(counts).max(initial=1.0))
@@ -65,7 +74,11 @@ class Conspiracy:
 
     def update(self, honest: Arrays, state: Arrays, stream: np.random.Generator) -> Arrays:
         """Return the update that a bad shop sends instead of its own."""
-        if self.attack == "noise":
+        if self.attack == "silent":
+            return {name: np.zeros(a.shape) for name, a in honest.items()}
+        if self.attack in ("noise", "in-concert"):
+            if self.attack == "in-concert":
+                stream = derive(self.target, purpose="in-concert")
             return {
                 name: LOUD * _norm(a) / max(a.size, 1) ** 0.5 * stream.standard_normal(a.shape)
                 for name, a in honest.items()

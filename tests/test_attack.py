@@ -15,12 +15,13 @@ from common.features import Catalogue
 from common.model import initial_state
 from common.protocol import ITEMS, POPULARITY, ModelPlan, TrainingPlan
 from simulations.__main__ import app
-from simulations.attack import run_attack
+from simulations.attack import _unnamed, run_attack
 from simulations.attack_measure import changes, mean_figures
 from simulations.attack_page import attack_rows, attack_words
 from simulations.attack_settings import AttackName
 from simulations.attackers import LOUD, Conspiracy
 from simulations.experiment import Experiment
+from simulations.world import build_world
 
 PRODUCTS, CUSTOMERS, TARGET = 40, 30, 33
 _VALUES: dict[str, dict[str, object]] = {
@@ -55,7 +56,7 @@ _VALUES: dict[str, dict[str, object]] = {
     "attack": {
         "attacks": ["push", "noise"],
         "shares": [0.09],
-        "full_share": 0.09,
+        "full_shares": [0.09],
         "defences": ["none", "tail-aware"],
         "targets": 1,
     },
@@ -148,6 +149,36 @@ def test_a_push_raises_the_targets_score_for_customers_like_the_shops_own(
     counts = conspiracy.counts(np.arange(PRODUCTS, dtype=np.float32), stream)
     assert counts[TARGET] == pytest.approx(39 * (1 if attack == "push-quiet" else LOUD))
     assert np.array_equal(np.delete(counts, TARGET), np.delete(np.arange(PRODUCTS), TARGET))
+
+
+def test_bad_shops_in_concert_say_one_thing_and_silent_ones_nothing() -> None:
+    model = ModelPlan(dimension=4)
+    state = initial_state(model, PRODUCTS)
+    honest = {ITEMS: np.ones(state[ITEMS].shape, np.float32)}
+    counts = np.arange(PRODUCTS, dtype=np.float32)
+    streams = [np.random.default_rng(k) for k in range(2)]
+    together = _conspiracy("in-concert", model)
+    first, second = (together.update(honest, state, stream)[ITEMS] for stream in streams)
+    assert np.array_equal(first, second)
+    assert np.linalg.norm(first) == pytest.approx(LOUD * np.linalg.norm(honest[ITEMS]), rel=0.3)
+    assert np.all(together.counts(counts, streams[0]) == -39 * LOUD)
+    apart = _conspiracy("noise", model)
+    first, second = (apart.update(honest, state, stream)[ITEMS] for stream in streams)
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.3
+    silent = _conspiracy("silent", model)
+    assert not silent.update(honest, state, streams[0])[ITEMS].any()
+    assert not silent.counts(counts, streams[0]).any()
+
+
+def test_bad_shops_say_that_they_stock_everything() -> None:
+    world = build_world(small(), lambda *_: None)
+    published = world.dataset.tables.stock
+    assert published is not None
+    found = _unnamed(world.dataset, {world.shops[0].merchant_id}).tables.stock
+    assert found is not None
+    named = set(published["merchant_id"]) - {world.shops[0].merchant_id}
+    assert set(found["merchant_id"]) == named
+    assert len(found) < len(published)
 
 
 def _figures(ndcg: list[float | None], shown: list[float]) -> dict[str, object]:

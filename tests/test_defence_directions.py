@@ -1,0 +1,168 @@
+"""Bad shops under noise: what they say together in one direction, on planted counts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from common.protocol import POPULARITY, Arrays
+from federation_support import FaultyGrid, make_job, start_state, toy_app
+from server.aggregation import Contribution
+from server.defence_directions import cut_directions
+from server.defence_rules import RULES, Sent
+from server.defences import Defence
+from server.strategy import Federation
+from server.subspace import update_noise
+
+SHOPS, BAD, PRODUCTS, NOISE = 50, 4, 1000, 1.1
+RULE = Defence("tail-aware", 0.2)
+
+
+def counts(seed: int = 0) -> np.ndarray:
+    """Return (K, n) what shops of very different sizes sell, with noise."""
+    stream = np.random.default_rng(seed)
+    popular = 400 / (5 + np.arange(PRODUCTS)) ** 0.9
+    sizes = stream.lognormal(0, 1, SHOPS)
+    sold = stream.poisson(sizes[:, None] * popular * 0.03).astype(np.float64)
+    return sold + NOISE * stream.normal(size=sold.shape)
+
+
+def told(values: np.ndarray, sends: np.ndarray | None = None) -> list[Contribution]:
+    found = []
+    for k, own in enumerate(values):
+        rows = {} if sends is None else {POPULARITY: sends[k]}
+        kept = own if sends is None else own[sends[k]]
+        arrays: Arrays = {POPULARITY: kept.astype(np.float32)}
+        found.append(Contribution(f"shop-{k:03}", 1.0, arrays, rows))
+    return found
+
+
+def loud(shape: str) -> np.ndarray:
+    """Return (BAD, n) what bad shops say: far above all bounds, and in concert."""
+    stream = np.random.default_rng(3)
+    if shape == "above":
+        return 1e4 * stream.random((BAD, PRODUCTS))
+    if shape == "below":
+        return np.full((BAD, PRODUCTS), -1e4)
+    return np.tile(1e4 * np.sign(stream.normal(size=PRODUCTS)), (BAD, 1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_alone_and_shops_of_other_sizes_have_no_direction(seed: int) -> None:
+    stream = np.random.default_rng(seed)
+    pure = NOISE * stream.normal(size=(SHOPS, PRODUCTS))
+    kept = pure.copy()
+    assert cut_directions(kept, None, NOISE, 12) == 0
+    assert np.array_equal(kept, pure)
+    sized = np.outer(stream.lognormal(0, 1, SHOPS), 30 * stream.random(PRODUCTS))
+    assert cut_directions(sized + pure, None, NOISE, 12) == 0
+    # Half the noise that there is: noise itself stands out.
+    assert cut_directions(pure.copy(), None, NOISE / 2, 12) == 12
+
+
+def test_a_planted_direction_is_found_and_cut_to_what_honest_shops_say() -> None:
+    stream = np.random.default_rng(1)
+    values = stream.normal(size=(SHOPS, PRODUCTS)) + 30 / (1 + np.arange(PRODUCTS))
+    direction = np.sign(stream.normal(size=PRODUCTS)) / PRODUCTS**0.5
+    values[:BAD] += 40 * direction
+    before = values.copy()
+    assert 1 <= cut_directions(values, None, 1.0, 10) <= 3
+    assert (before @ direction)[:BAD].min() > 35
+    # What is left is what the mean had of it, and what noise says.
+    assert np.abs((values @ direction)[:BAD]).max() < 12
+    # Next to nothing else changes.
+    changed = values - before
+    changed[:BAD] -= np.outer(changed[:BAD] @ direction, direction)
+    assert np.linalg.norm(changed[:BAD], axis=1).max() < 0.6 * PRODUCTS**0.5
+    assert np.linalg.norm(changed[BAD:], axis=1).max() < 4
+
+
+def test_known_noise_changes_next_to_nothing_without_an_attack() -> None:
+    told_all = told(counts())
+    plain, held = RULE.counts(told_all), RULE.counts(told_all, NOISE)
+    assert np.linalg.norm(held - plain) < 0.03 * np.linalg.norm(plain)
+
+
+@pytest.mark.parametrize("shape", ["above", "below", "signs"])
+def test_what_adds_up_over_products_is_bounded_where_the_noise_is_known(shape: str) -> None:
+    """It comes to less than twice what their saying nothing would."""
+    values = counts()
+    clean = RULE.counts(told(values), NOISE)
+
+    def moved(noise: float) -> float:
+        """Return how far from a multiple of what it was the sum is."""
+        found = RULE.counts(told(values), noise)
+        return float(np.linalg.norm(found - found @ clean / (clean @ clean) * clean))
+
+    values[:BAD] = 0
+    silent = moved(NOISE)
+    values[:BAD] = loud(shape)
+    free, held = moved(0.0), moved(NOISE)
+    assert held < 2 * silent
+    assert held < 0.7 * free
+
+
+def test_no_row_is_longer_than_its_bound_and_the_order_of_answers_changes_no_bit() -> None:
+    values = counts()
+    values[:BAD] = loud("signs")
+    # One product's count is spared by the direction: it stands at its bound, and no higher.
+    values[:BAD, -1] = 1e9
+    found = RULE.counts(told(values), NOISE)
+    others = np.sort(np.abs(values[BAD:, -1]))
+    assert abs(found[-1]) < np.abs(values[BAD:, -1]).sum() + BAD * others[-5]
+    shuffled = told(values)
+    np.random.default_rng(5).shuffle(shuffled)  # type: ignore[arg-type]
+    assert np.array_equal(found, RULE.counts(shuffled, NOISE))
+
+
+def test_where_shops_send_what_they_stock_only_that_is_held_together() -> None:
+    values = counts()
+    stream = np.random.default_rng(6)
+    sends = stream.random(values.shape) < np.linspace(1, 0.3, PRODUCTS)
+    sends[:BAD] = True
+    sends[:, -1] = False
+    clean = RULE.counts(told(values, sends), NOISE)
+    assert np.isnan(clean[-1])
+    assert not np.isnan(clean[:-1]).any()
+    values[:BAD] = loud("above")
+    free, held = (RULE.counts(told(values, sends), noise) for noise in (0.0, NOISE))
+    # Of products that are hardly bought there is next to nothing but what the bad shops say.
+    cold = slice(PRODUCTS // 2, -1)
+    assert abs((held - clean)[cold].sum()) < 0.6 * abs((free - clean)[cold].sum())
+
+
+def test_the_federation_tells_its_rule_the_plans_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    rule = RULES["tail-aware"]
+
+    def spied(shops: Sent, bad: int) -> Arrays:
+        asked.append(shops.noise)
+        return rule(shops, bad)
+
+    def noisy(_shop: int, exchange: str, _round: int, reply: Message) -> Message:
+        if private and exchange in ("release", "update"):
+            reply.content.config_records["header"]["noise"] = "seeded"
+        return reply
+
+    monkeypatch.setitem(RULES, "tail-aware", spied)
+    settings: dict[str, object] = {"defence": "tail-aware", "min_shops": 3}
+    job = make_job(2, **settings, max_update_norm=0.0, server_optimizer="none")
+    for private in (False, True):
+        changed = {"private": private, "noise_multiplier": 0.5, "first_norms": (0.25,)}
+        told_job = replace(job, plan=job.plan.model_copy(update=changed))
+        grid = FaultyGrid(toy_app(), 6, fault=noisy)
+        Federation(grid, told_job, save=_nothing, report=_nothing).run(start_state())
+    assert asked[:3] == [0, 0, 0]
+    plan = told_job.plan
+    expected = [0.01, update_noise(plan, 1), update_noise(plan, 2)]
+    # Rows of two numbers keep more of their noise than single ones.
+    assert asked[3] == pytest.approx(expected[0] * RULE.noise(6, 1) ** 0.5, rel=0.2)
+    assert [a / b for a, b in zip(asked[4:], expected[1:], strict=True)] == pytest.approx(
+        [0.9, 0.9], abs=0.1
+    )
+    assert 0 < asked[4] < asked[5]
+
+
+def _nothing(_: object) -> None:
+    pass
