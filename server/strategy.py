@@ -1,7 +1,7 @@
 """Who takes part, what a good reply is, and the round loop.
 
 Our own loop over Flower's ``Grid``: a run is one ``JOIN``, one ``RELEASE`` and a ``TRAIN`` a
-round, each of the latter two a secure sum of five exchanges where the plan's trust is
+round, each of the latter two a secure sum of five exchanges, or six, where the plan's trust is
 ``federation`` (:mod:`server.secure_sum.rounds`). Everything that
 the loop decides follows from the seed and the shops' public keys, not from who answers first.
 """
