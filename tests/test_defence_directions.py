@@ -112,7 +112,7 @@ def test_no_row_is_longer_than_its_bound_and_the_order_of_answers_changes_no_bit
     others = np.sort(np.abs(values[BAD:, -1]))
     assert abs(found[-1]) < np.abs(values[BAD:, -1]).sum() + BAD * others[-5]
     shuffled = told(values)
-    np.random.default_rng(5).shuffle(shuffled)  # type: ignore[arg-type]
+    np.random.default_rng(5).shuffle(shuffled)
     assert np.array_equal(found, RULE.counts(shuffled, NOISE))
 
 
@@ -147,7 +147,7 @@ def test_the_federation_tells_its_rule_the_plans_noise(monkeypatch: pytest.Monke
 
     monkeypatch.setitem(RULES, "tail-aware", spied)
     settings: dict[str, object] = {"defence": "tail-aware", "min_shops": 3}
-    job = make_job(2, **settings, max_update_norm=0.0, server_optimizer="none")
+    job = make_job(2, private=False, max_update_norm=0.0, server_optimizer="none", **settings)
     for private in (False, True):
         changed = {"private": private, "noise_multiplier": 0.5, "first_norms": (0.25,)}
         told_job = replace(job, plan=job.plan.model_copy(update=changed))
