@@ -21,8 +21,6 @@ from common.statement import (
     wrapped,
 )
 
-_RELATION = "add-or-remove"
-
 
 def shop_statement(settings: ShopSettings, entries: Sequence[Entry]) -> dict[str, Any]:
     """Return what left a shop over its whole life, and what that cost, as plain JSON values.

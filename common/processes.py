@@ -100,6 +100,15 @@ def listens(port: int, host: str = _LOOPBACK) -> bool:
     return False
 
 
+def last_lines(log: Path, count: int = 20) -> str:
+    """Return the last lines of a program's log; nothing where there is none to read."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(lines[-count:])
+
+
 def end_carriers(variable: str, value: str) -> None:
     """Kill every other process that has this variable, with this value, in its environment."""
     deadline = time.monotonic() + _END_SECONDS

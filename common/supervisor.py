@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from common.errors import RunError
-from common.processes import end_carriers
+from common.processes import end_carriers, last_lines
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _WELL_AFTER = 60.0
 _POLL = 0.1
 _LARGEST_LOG = 16 * 1024 * 1024
-_TAIL_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,7 @@ class Program:
 
     def tail(self) -> str:
         """Return the last lines of its log."""
-        try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return ""
-        return "\n".join(lines[-_TAIL_LINES:])
+        return last_lines(self.log)
 
 
 @dataclass

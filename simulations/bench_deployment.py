@@ -48,8 +48,6 @@ from simulations.machine import machine_facts
 
 #: name -> products, width: 0.3 and 100 MB of arrays.
 SIZES: Mapping[str, tuple[int, int]] = {"small": (5_000, 16), "large": (250_000, 100)}
-#: What of ours goes beyond the floor's exchange, and is no part of it: see :func:`parts`.
-LEARNING = ("training", "optimizer")
 _SECONDS = 1_200.0
 _REPEATS = 3
 _OURS = ("__main__", "client", "common", "server", "simulations")

@@ -22,7 +22,7 @@ import psutil
 
 from common.bundle import FEDERATION
 from common.errors import RunError
-from common.processes import carriers, end_carriers, environment
+from common.processes import carriers, end_carriers, environment, last_lines
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Background:
     def check(self) -> None:
         """Raise :class:`RunError`, with the end of its log, if it has ended."""
         if (status := self.process.poll()) is not None:
-            raise RunError(f"`{self.words}` ended (status {status})\n{_tail(self.log)}")
+            raise RunError(f"`{self.words}` ended (status {status})\n{last_lines(self.log)}")
 
 
 class Programs:
@@ -232,8 +232,3 @@ def _wait(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> int:
         logger.warning("pid=%d event=killed after_seconds=%g", process.pid, _GRACE_SECONDS)
         process.kill()
         return process.wait()
-
-
-def _tail(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(lines[-_TAIL_LINES:])

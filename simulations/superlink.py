@@ -24,6 +24,7 @@ from common.processes import (
     end_carriers,
     environment,
     free_port,
+    last_lines,
     listens,
     terminated_as_exit,
     tool,
@@ -88,11 +89,7 @@ class Link:
 
     def tail(self) -> str:
         """Return the last lines of the SuperLink's own log."""
-        try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return ""
-        return "\n".join(lines[-_TAIL_LINES:])
+        return last_lines(self.log, _TAIL_LINES)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from client.privacy.plan import (
     check_plan,
     check_state,
     planned_events,
-    remaining_events,
 )
 from common.accounting import Spend, plan_spends
 from common.code import code_digest
@@ -47,9 +46,8 @@ def test_round_zero_is_the_histogram_and_rounds_follow() -> None:
     assert planned_events(PLAN, "run", first_round=2) == planned_events(PLAN, "run")[2:]
 
 
-def test_what_remains_after_a_round() -> None:
-    assert remaining_events(PLAN, "run", 0) == planned_events(PLAN, "run")[1:]
-    assert remaining_events(PLAN, "run", 3) == []
+def test_nothing_remains_after_the_last_round() -> None:
+    assert planned_events(PLAN, "run", first_round=4) == []
 
 
 @pytest.mark.parametrize(

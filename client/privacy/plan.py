@@ -86,13 +86,6 @@ def planned_events(
     return [histogram, *rounds][first_round:]
 
 
-def remaining_events(
-    plan: TrainingPlan, run_id: str, server_round: int, *, noise: str = ""
-) -> list[Event]:
-    """Return the events that come after ``server_round``; 0 is the histogram's."""
-    return planned_events(plan, run_id, first_round=server_round + 1, noise=noise)
-
-
 def check_plan(plan: TrainingPlan, *, has_sessions: bool = True) -> None:
     """Refuse a plan that promises privacy and cannot keep the promise.
 
