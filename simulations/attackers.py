@@ -31,6 +31,7 @@ from common.blocks import GroupBlock, block_of
 from common.features import Catalogue
 from common.protocol import ITEMS, POPULARITY, Arrays, TrainingPlan
 from common.rng import derive
+from common.shop_state import read_slice
 from simulations.attack_settings import AttackName
 
 #: How many times as long as an honest reply a loud one is.
@@ -107,7 +108,11 @@ class Conspiracy:
         And the target's own row; None where it has none.
         """
         plan = self.plan.model
-        block = block_of(plan, state[POPULARITY], self.catalogue)
+        if POPULARITY in state:
+            block = block_of(plan, state[POPULARITY], self.catalogue)
+        else:
+            # Where what shops stock is published the bad ones say that they stock everything.
+            block = read_slice(self.plan, state, self.catalogue, None).block
         rows = block.training_rows(self.histories, plan.row_exponent)
         mean = np.asarray(rows.mean(axis=0), dtype=np.float64).ravel()
         if _norm(mean) < _CENTRED * float(np.sqrt(rows.multiply(rows).sum() / rows.shape[0])):

@@ -14,6 +14,7 @@ from common.errors import ConfigError
 from common.features import Catalogue
 from common.model import initial_state
 from common.protocol import ITEMS, POPULARITY, ModelPlan, TrainingPlan
+from common.shop_state import Slices
 from simulations.__main__ import app
 from simulations.attack import _unnamed, run_attack
 from simulations.attack_measure import changes, mean_figures
@@ -146,6 +147,10 @@ def test_a_push_raises_the_targets_score_for_customers_like_the_shops_own(
     assert np.mean(gained > 0) > (0.4 if groups else 0.9)
     length = np.linalg.norm(sent[ITEMS]) / np.linalg.norm(honest[ITEMS])
     assert length < 2.1 if attack == "push-quiet" else length > 10
+    # What comes down where what shops stock is published serves as well.
+    sliced = Slices(conspiracy.plan, state, conspiracy.catalogue).of(None)
+    same = conspiracy.update(honest, sliced, np.random.default_rng(2))
+    assert same[ITEMS] == pytest.approx(sent[ITEMS], rel=1e-4, abs=1e-6)
     counts = conspiracy.counts(np.arange(PRODUCTS, dtype=np.float32), stream)
     assert counts[TARGET] == pytest.approx(39 * (1 if attack == "push-quiet" else LOUD))
     assert np.array_equal(np.delete(counts, TARGET), np.delete(np.arange(PRODUCTS), TARGET))

@@ -130,13 +130,13 @@ def test_updates_hold_the_rows_that_shops_stock_once_both_sides_hold_the_table(
         assert federation.paid(south) == []
         federation.take_catalogue(south)
         federation.trained()
-        rounds = federation.events("round")
-        assert [e["accepted"] for e in rounds] == [1, 2, 2]
+        trained = federation.events("round")
+        assert [e["accepted"] for e in trained] == [1, 2, 2]
         # Of two numbers a row: what a shop stocks goes up, and comes down with a gain each; the
         # Gram matrix and the expected basket of all products are 4 and 2 numbers.
         stocked = stock.groupby("merchant_id").size()
         frame = 128
-        for shops, told in zip((["north"], *[["north", "south"]] * 2), rounds, strict=True):
+        for shops, told in zip((["north"], *[["north", "south"]] * 2), trained, strict=True):
             rows = stocked[shops].tolist()
             assert told["bytes_up"] == sum(frame + 8 * n for n in rows)
             assert told["bytes_down"] == sum(4 * frame + 12 * n + 4 * 6 for n in rows)
