@@ -89,7 +89,7 @@ def faulty(self, message, context):
     if fault == "die after":
         die()
     if "said" in reply.content.config_records:
-        kept = home / ("said-" + stage)
+        kept = home / ("said-" + stage + number)
         if fault == "replay":
             reply.content["said"] = ConfigRecord({{"said": kept.read_text()}})
         else:
