@@ -141,8 +141,13 @@ class HomeModel:
             basket = basket + (1.0 - share) * np.asarray(model.state[POPULARITY])
             kin = Kin.of(model.catalogue.kin, basket)
         home = cls(
-            *(dealt(model, shares), own_learned and dealt(own_learned, shares), eases),
-            *(popularity, expected.astype(np.float32), {}, settings.start),
+            dealt(model, shares),
+            own_learned and dealt(own_learned, shares),
+            eases,
+            popularity,
+            expected.astype(np.float32),
+            part_scales={},
+            mixing_weights=settings.start,
             kin=kin,
             shared_learned=shared_learned and dealt(shared_learned, shares),
             shares=shares,

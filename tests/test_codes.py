@@ -41,7 +41,7 @@ def test_shops_are_named_as_they_were_enrolled_and_the_rest_counted() -> None:
 
 
 def test_shops_that_a_runs_sums_went_on_without_are_told_with_the_last_reason() -> None:
-    events = [
+    events: list[dict[str, Any]] = [
         {"event": "release", "shops": {shop_key("Alpha"): "disputed", shop_key("x"): "late"}},
         {"event": "round", "shops": {shop_key("Alpha"): "wrong-shares"}},
         {"event": "end"},

@@ -1,5 +1,7 @@
 """How a group's score is dealt to products: a posterior of own counts around what is known."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,8 +150,10 @@ def test_even_takes_nothing_from_the_release_and_released_does(catalogue: Catalo
         assert all(home.shares is not None for home in homes)
         return [home.shares for home in homes if home.shares is not None]
 
-    np.testing.assert_array_equal(*shares("even"))
-    assert not np.allclose(*shares("released"), rtol=0.01)
+    first, second = shares("even")
+    np.testing.assert_array_equal(first, second)
+    first, second = shares("released")
+    assert not np.allclose(first, second, rtol=0.01)
     plain = HomeModel.fit(models[0], histories, settings_of(start=start))
     other = HomeModel.fit(models[0], histories, settings_of(start=start, share_prior="even"))
     assert not np.allclose(
@@ -165,14 +169,14 @@ def test_a_stored_mixture_answers_and_explains_as_the_one_that_was_fitted(
     home = HomeModel.fit(model, histories, settings)
     assert home.own_learned is not None
     assert home.shared_learned is not None
-    facts = AdaptedFacts.model_construct(
-        None,
-        settings=settings,
-        part_scales=dict(home.part_scales),
-        mixing_weights=dict(home.mixing_weights),
-        own_plan=home.own_learned.plan,
-        shared_plan=home.shared_learned.plan,
-    )
+    known: dict[str, Any] = {
+        "settings": settings,
+        "part_scales": dict(home.part_scales),
+        "mixing_weights": dict(home.mixing_weights),
+        "own_plan": home.own_learned.plan,
+        "shared_plan": home.shared_learned.plan,
+    }
+    facts = AdaptedFacts.model_construct(None, **known)
     again = home_of(_arrays(home, {}), facts, model)
     np.testing.assert_array_equal(again.scores(histories), home.scores(histories))
     for row, item in ((0, 3), (5, 250)):
