@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
+from client.privacy import rows
 from client.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from client.privacy.step import ExactDPStep, Tensors, UnitBatch
 from common.errors import PrivacyError
@@ -133,6 +134,16 @@ def test_a_second_state_pays_nothing_twice() -> None:
     assert torch.equal(first, step.state()["item"])
     step.accumulate(flat, next(batches(0)))
     assert torch.equal(first, step.state()["item"])
+
+
+def test_more_steps_than_are_counted_owe_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_MOST_STEPS", 2)
+    step = new(Counting())
+    for _ in range(5):
+        step.step()
+    # Paid after two steps, after four, and at the end; each draw is 1.
+    expected = torch.full((ROWS, WIDTH), STD * (2 * 2**0.5 + 1))
+    torch.testing.assert_close(step.state()["item"], expected)
 
 
 def test_no_step_works_on_a_whole_table() -> None:

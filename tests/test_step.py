@@ -7,6 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from client.privacy.layers import Reads
 from client.privacy.noise import NoiseSource, SeededNoise
 from client.privacy.step import ExactDPStep, Tensors, UnitBatch
 from common.errors import PrivacyError
@@ -142,6 +143,20 @@ def test_norms_and_updates_equal_brute_force_in_a_thousand_cases(
     seed: int, size: int, clip: float, physical: int
 ) -> None:
     check_exactness(seed, size, clip, physical)
+
+
+def test_reads_are_the_same_with_keys_of_either_size() -> None:
+    """Rows of a table too large for keys of 32 bits, and padding far below 0."""
+    small = torch.tensor([[0, 4, 4, -1], [3, 0, 3, 5], [-1, 4, 2, 2]])
+    large = torch.where(small < 0, -(1 << 40), small * (1 << 30))
+    found, expected = Reads.of(large), Reads.of(small)
+    assert torch.equal(found.rows, expected.rows * (1 << 30))
+    assert expected.rows.tolist() == [0, 2, 3, 4, 5]
+    assert expected.places.tolist() == [0, 5, 10, 11, 4, 6, 1, 2, 9, 7]
+    for name in ("places", "starts", "repeats", "groups", "apart"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
 
 
 def test_a_batch_of_nothing_but_padding_has_norms_of_zero() -> None:

@@ -64,26 +64,35 @@ class Reads:
         """Return the reads of ``ids`` ``(B, L)``; below 0 is padding."""
         size, length = ids.shape
         shift = (size * length).bit_length()
+        numbers = ids.numpy()
+        # Half the memory, and half the time to sort, where keys are small enough.
+        most = np.iinfo(np.int32).max >> shift
+        small = -most <= numbers.min(initial=0) and numbers.max(initial=0) <= most
+        kind = np.int32 if small else np.int64
         # One sort of whole keys is several times faster than a stable sort with its permutation.
-        keys = np.left_shift(ids.numpy(), shift)
-        keys += (np.arange(size) * length)[:, None]
-        keys += np.arange(length)
+        keys: np.ndarray = numbers.astype(kind)
+        keys <<= shift
+        keys += (np.arange(size, dtype=kind) * length)[:, None]
+        keys += np.arange(length, dtype=kind)
         keys = keys.reshape(-1)
         keys.sort()
-        keys = keys[np.searchsorted(keys, 0) :]
+        keys = keys[keys.searchsorted(kind(0)) :]
         places = np.empty(len(keys), np.int32)
         np.bitwise_and(keys, (1 << shift) - 1, out=places, casting="unsafe")
-        rows = np.right_shift(keys, shift, out=keys)
         # Whether a place has the row, and the row and unit, of the place before it.
-        same_row = _as_before(rows)
-        same_pair = same_row & _as_before(places // np.int32(max(length, 1)))
+        keys >>= shift
+        same_row = _as_before(keys)
+        starts = np.flatnonzero(~same_row)
+        rows = keys[starts].astype(np.int64)
+        starts = starts.astype(np.int32)
+        del keys
+        same_pair = same_row
+        same_pair &= _as_before(places // np.int32(max(length, 1)))
         repeated = same_pair.copy()
         repeated[:-1] |= same_pair[1:]
-        starts = np.flatnonzero(~same_row)
-        groups = np.flatnonzero(~same_pair[repeated])
-        found = (places, starts.astype(np.int32), rows[starts])
-        twice = (places[repeated], groups.astype(np.int32), np.flatnonzero(repeated))
-        return cls(length, *map(torch.from_numpy, (*found, *twice)))
+        groups = np.flatnonzero(~same_pair[repeated]).astype(np.int32)
+        found = (places, starts, rows, places[repeated], groups, np.flatnonzero(repeated))
+        return cls(length, *map(torch.from_numpy, found))
 
     def units(self, places: torch.Tensor) -> torch.Tensor:
         """Return the unit of each of ``places``, int32."""

@@ -141,6 +141,7 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:  # noqa: ARG002
         """Turn the sums accumulated so far into noisy gradients, or move tables by rows at once."""
+        left = False
         for group in self.param_groups:
             name, rate = group["name"], group["lr"] / self.batch_normalizer
             layer = self._layers[name]
@@ -153,9 +154,11 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
             if self._noise is not None:
                 add_noise(gradient, self.noise_std(name), self._noise)
             layer.weight.grad = gradient.div_(self.batch_normalizer)
+            left = True
         if self.step_hook:
             self.step_hook(self)
-        return True
+        # Whether any gradient is left to the optimizer that is wrapped.
+        return left
 
     def flush(self) -> None:
         """Pay all noise that is owed: nothing may leave before."""

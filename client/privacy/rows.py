@@ -10,6 +10,8 @@ from client.privacy.normals import MOST
 
 # Rows whose noise's sizes are computed at a time.
 _SCALES = 1 << 13
+# Steps are counted for each row in the smallest numbers that hold a round's.
+_MOST_STEPS = np.iinfo(np.uint16).max
 
 
 class RowSum:
@@ -76,7 +78,7 @@ class OwedNoise:
         self._weight = weight.detach().numpy()
         self._noise = noise
         self._steps, self._scale = 0, 0.0
-        self._paid = np.zeros(len(weight), np.int32)
+        self._paid = np.zeros(len(weight), np.uint16)
         self._all_paid = 0
 
     def owe(self, scale: float) -> None:
@@ -84,6 +86,9 @@ class OwedNoise:
         if scale != self._scale:
             self.pay_all()
             self._scale = scale
+        if self._steps == _MOST_STEPS:
+            self.pay_all()
+            self._paid[:] = self._steps = self._all_paid = 0
         self._steps += 1
 
     def pay(self, rows: torch.Tensor) -> None:
@@ -116,7 +121,7 @@ class OwedNoise:
 
     def _scales(self, owed: np.ndarray) -> np.ndarray:
         """Return the size of the noise of ``owed`` steps (R,), float64."""
-        scales: np.ndarray = self._scale * np.sqrt(owed)
+        scales: np.ndarray = self._scale * np.sqrt(owed, dtype=np.float64)
         return scales
 
 
