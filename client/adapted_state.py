@@ -259,6 +259,8 @@ def home_of(arrays: Arrays, facts: AdaptedFacts, model: GlobalModel) -> HomeMode
         facts.outside,
         shared and dealt(shared, shares),
         shares,
+        facts.settings.best_sellers,
+        facts.settings.best,
     )
 
 

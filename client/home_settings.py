@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from common.protocol import Frozen
 
@@ -50,6 +50,10 @@ class HomeSettings(Frozen):
         Part -> what it is multiplied with for products outside the model's learned block, of which
         the federation has learned nothing: there the shop's own parts may say more. 1 where a part
         is not named; popularity has one order, for who has no history too, and can't be.
+    best_sellers, best
+        So many of the shop's own most popular products, and part -> what it is multiplied with for
+        them, on top of ``outside``: of what sells much, the shop has seen enough to say more of
+        who will like it. Popularity can't be named here either.
     factors
         What the search multiplies one weight with, at each step.
     rounds
@@ -74,6 +78,8 @@ class HomeSettings(Frozen):
     own_expectation: float = Field(0.5, ge=0, le=1)
     start: dict[str, float]
     outside: dict[str, float] = Field(default_factory=dict)
+    best_sellers: int = Field(0, ge=0)
+    best: dict[str, float] = Field(default_factory=dict)
     factors: tuple[float, ...] = (0.0, 0.5, 2.0)
     rounds: int = Field(1, ge=0)
     confidence: float = Field(2.5, ge=0)
@@ -81,12 +87,18 @@ class HomeSettings(Frozen):
         default_factory=lambda: {"ndcg@20": 0.067, "tail_ndcg@20": 0.0048}
     )
 
-    @field_validator("outside")
+    @field_validator("outside", "best")
     @classmethod
     def _but_popularity(cls, value: dict[str, float]) -> dict[str, float]:
         if named := {"popularity", "own_popularity"} & set(value):
             raise ValueError(f"{', '.join(sorted(named))} counts alike for all products")
         return value
+
+    @model_validator(mode="after")
+    def _of_some_products(self) -> "HomeSettings":
+        if self.best and not self.best_sellers:
+            raise ValueError("best is for best_sellers, and they are none: say how many")
+        return self
 
     def without(self, *parts: str) -> "HomeSettings":
         """Return the settings for a model that lacks some parts.

@@ -9,7 +9,7 @@ is brought to unit spread by one scale a shop, so a mixed score still comes apar
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from scipy import sparse
@@ -70,6 +70,8 @@ class HomeModel:
         Part -> what it is multiplied with for products outside the model's learned block.
     shares
         (n,) what each product has of its group's score; None where a model's own say it.
+    best_sellers, best
+        So many of the shop's most popular products, and part -> what it is multiplied with there.
     """
 
     model: GlobalModel
@@ -84,6 +86,8 @@ class HomeModel:
     outside: Mapping[str, float] = field(default_factory=dict)
     shared_learned: GlobalModel | None = None
     shares: np.ndarray | None = None
+    best_sellers: int = 0
+    best: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -155,7 +159,13 @@ class HomeModel:
         few = min(_SCALE_CUSTOMERS, max(1, _SCALE_BYTES // (4 * max(1, histories.shape[1]))))
         parts = home.parts(histories[:few], settings.start)
         scales = {name: float(part.std()) or 1.0 for name, part in parts.items() if part.size}
-        return replace(home, part_scales=scales, outside=settings.outside)
+        return replace(
+            home,
+            part_scales=scales,
+            outside=settings.outside,
+            best_sellers=settings.best_sellers,
+            best=settings.best,
+        )
 
     def parts(
         self, history: sparse.csr_matrix, names: Sequence[str] | Mapping[str, float]
@@ -171,13 +181,25 @@ class HomeModel:
     def factor(self, name: str, item: int) -> float:
         """Return what a part is multiplied with for a product (its catalogue row)."""
         inside = name not in self.outside or self.model.in_block[item]
-        return 1.0 if inside else self.outside[name]
+        best = name in self.best and self.is_best[item]
+        return (1.0 if inside else self.outside[name]) * (self.best[name] if best else 1.0)
+
+    @cached_property
+    def is_best(self) -> np.ndarray:
+        """(n,) bool of the shop's most popular products, of those that it has sold at all."""
+        sold = self.own_popularity[0]
+        most = np.zeros(len(sold), bool)
+        most[np.argsort(-sold, kind="stable")[: self.best_sellers]] = True
+        found: np.ndarray = most & (sold > 0)
+        return found
 
     def _everywhere(self, name: str, history: sparse.csr_matrix) -> np.ndarray:
-        part, factor = self._part(name, history), self.outside.get(name, 1.0)
-        if factor == 1.0:
-            return part
-        return part * np.where(self.model.in_block, np.float32(1.0), np.float32(factor))
+        part = self._part(name, history)
+        for factors, best in ((self.outside, False), (self.best, True)):
+            if (factor := factors.get(name, 1.0)) != 1.0:
+                where = self.is_best if best else ~self.model.in_block
+                part = part * np.where(where, np.float32(factor), np.float32(1.0))
+        return part
 
     def _part(self, name: str, history: sparse.csr_matrix) -> np.ndarray:
         if name == "content":
