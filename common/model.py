@@ -60,7 +60,7 @@ LOCAL_NAMES = frozenset(
     (
         *("own_popularity", "own_ease", "shared_ease", "own_learned", "expected_content", "kin"),
         *("shared_learned", "shares"),
-        *("mixing_weights", "part_scales", "segments", "outside"),
+        *("mixing_weights", "part_scales", "segments", "outside", "best_sellers", "best"),
     )
 )
 
