@@ -11,20 +11,24 @@ import gc
 import logging
 import multiprocessing
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import psutil
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import client.privacy
 from client.privacy.noise import SystemNoise
+from simulations import bench_variants
 from simulations.bench_variants import (
     DIMENSION,
     HISTORY,
@@ -48,10 +52,14 @@ _MEMORY_REPEATS = 3
 # mallopt(3): blocks of 64 KB and more are given back to the system as soon as they are free.
 _M_MMAP_THRESHOLD, _MMAP_BYTES = -3, 1 << 16
 _MEGABYTE = 2**20
+# Whose instructions are watched: what the variants are, and what moves the parameters.
+_WATCHED = (client.privacy.__path__[0], torch.optim.__path__[0], bench_variants.__file__)
 # Ghost holds some tables and a square of each unit's reads.
 _GHOST_TABLES = 6
 
 Progress = Callable[[str], None]
+# As sys.settrace calls it.
+TraceFunction = Callable[[FrameType, str, Any], Any]
 
 logger = logging.getLogger(__name__)
 
@@ -247,16 +255,15 @@ def peak_megabytes(name: str, items: int, batch: int, seed: int) -> float:
 
     What a variant keeps beside the table, counters or buffers, is above it too; the code of
     libraries, which is mapped as it is first run, is not. Linux' own peak is some 0.2 MB too low:
-    each processor tells of its pages 32 at a time. So memory is also counted exactly after each
-    operation of torch, when all that it has read and made is there.
+    each processor tells of its pages 32 at a time. So memory is counted at each instruction, too.
     """
     draws = _batches(items, batch, seed)
     allocator = ctypes.CDLL(None)
     allocator.mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
-    for _ in range(2):
+    for watch in (nullcontext(), _Watch()):
         # Libraries take memory of their own at their first call.
         warm = VARIANTS[name](100, 2)
-        with _Watch():
+        with watch:
             warm.step(next(_batches(100, 2, seed)))
             warm.flush()
     del warm
@@ -266,18 +273,20 @@ def peak_megabytes(name: str, items: int, batch: int, seed: int) -> float:
     variant = VARIANTS[name](items, batch)
     # Linux counts a new peak from here: making a start value is no part of training.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    watch = _Watch()
-    with watch:
+    watched = _Watch()
+    with watched:
         for _ in range(_MEMORY_STEPS):
             variant.step(next(draws))
         variant.flush()
-    mapped = _kernel_bytes("status", "RssFile") + _kernel_bytes("status", "RssShmem")
-    peak = max(watch.peak, _kernel_bytes("status", "VmHWM") - mapped)
+    mapped = _kernel_bytes("RssFile") + _kernel_bytes("RssShmem")
+    peak = max(watched.peak, _kernel_bytes("VmHWM") - mapped)
     return (peak - before - 4 * items * DIMENSION) / _MEGABYTE
 
 
 class _Watch(TorchDispatchMode):
-    """Counts the process's own memory after each operation of torch.
+    """Counts the process's own memory before each watched instruction, and after each of torch.
+
+    Whatever an expression has made on the way is then still there.
 
     Attributes
     ----------
@@ -288,6 +297,16 @@ class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch's
         self.peak = 0
+
+    def __enter__(self) -> Self:
+        super().__enter__()  # type: ignore[no-untyped-call] # torch's
+        self._traced_before = sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        sys.settrace(self._traced_before)
+        super().__exit__(*raised)  # type: ignore[no-untyped-call] # torch's
 
     def __torch_dispatch__(
         self,
@@ -300,15 +319,25 @@ class _Watch(TorchDispatchMode):
         self.peak = max(self.peak, _own_bytes())
         return found
 
+    def _trace(self, frame: FrameType, *event: object) -> TraceFunction | None:  # noqa: ARG002
+        if not frame.f_code.co_filename.startswith(_WATCHED):
+            return None
+        frame.f_trace_opcodes = True
+        self.peak = max(self.peak, _own_bytes())
+        return self._trace
+
 
 def _own_bytes() -> int:
-    """Return what memory the process has besides what it maps of files; exact, page by page."""
-    return _kernel_bytes("smaps_rollup", "Anonymous")
+    """Return what memory the process has besides what it maps of files.
+
+    Exact from Linux 6.16, which adds up what each processor has yet to tell.
+    """
+    return _kernel_bytes("RssAnon")
 
 
-def _kernel_bytes(file: str, name: str) -> int:
+def _kernel_bytes(name: str) -> int:
     """Return a count of this process's memory that Linux keeps."""
-    text = Path("/proc/self", file).read_text(encoding="ascii")
+    text = Path("/proc/self/status").read_text(encoding="ascii")
     return int(text.split(f"{name}:")[1].split()[0]) * 1024
 
 

@@ -17,6 +17,7 @@ def document() -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_step, "LOCAL_STEPS", 2)
         patch.setattr(bench_step, "_CURVE_BATCH", 4)
+        patch.setattr(bench_step, "_MEMORY_REPEATS", 1)
         return bench_step.bench_step(
             items=(200,), batches=(3, 300), curve=(100, 400), rounds=1, progress=lambda _: None
         )
