@@ -126,13 +126,17 @@ MIXED = HomeSettings(
         "kin": 0.5,
         "shared_ease": 2.0,
         "own_ease": 3.0,
-        "own_popularity": 0.12,
+        "own_popularity": 0.17,
     },
+    best_sellers=150,
+    best={"content": 1.8, "kin": 1.3},
 )
 ALONE = HomeSettings(
     own_expectation=1.0,
     ease_lambda=300.0,
-    start={"content": 0.38, "kin": 0.5, "own_ease": 5.0, "own_popularity": 0.12},
+    start={"content": 0.38, "kin": 0.5, "own_ease": 5.0, "own_popularity": 0.17},
+    best_sellers=150,
+    best={"content": 1.8, "kin": 1.3},
 )
 
 

@@ -173,9 +173,15 @@ class AdaptationSection(Section):
     def home_only(self) -> HomeSettings:
         """Return the settings around an untrained model: the federated ones, less what it lacks.
 
-        Its pseudo-customers are none, so that part is the shop's own EASE.
+        Its pseudo-customers are none, so that part is the shop's own EASE, with the ridge and the
+        weights for best sellers that were chosen for shops alone.
         """
-        alone = {"ease_lambda": self.local.ease_lambda, "own_expectation": 1.0}
+        alone = {
+            "ease_lambda": self.local.ease_lambda,
+            "own_expectation": 1.0,
+            "best_sellers": self.local.best_sellers,
+            "best": self.local.best,
+        }
         return self.federated.without(*TRAINED_PARTS).model_copy(update=alone)
 
 

@@ -213,6 +213,11 @@ class _Runner:
         found = [*self._world.dataset.notes, *self._federator.notes]
         if self._trained:
             found.append("noise is seeded so that the run can be repeated: it protects nobody")
+        if any(trained.plan.private for trained in self._trained.values()):
+            found.append(
+                "intervals cover the draw of customers, not that of the noise: where a gain is "
+                "near 0, another run.seed may answer otherwise"
+            )
         return found
 
 

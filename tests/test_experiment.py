@@ -166,6 +166,13 @@ def test_home_only_has_no_part_that_training_makes(small: Path) -> None:
     assert set(home.start) == {"content", "own_ease", "own_popularity"}
 
 
+def test_home_only_has_what_was_chosen_for_shops_alone() -> None:
+    home = read_experiment(DEMO).home
+    found = home.home_only()
+    assert (found.ease_lambda, found.best_sellers) == (300.0, 150)
+    assert found.best == home.local.best != home.federated.best
+
+
 @pytest.mark.parametrize("kind", ["uniform", "dirichlet", "column"])
 def test_every_kind_of_partition_has_a_partitioner(kind: str) -> None:
     assert PartitionSection.model_validate({"kind": kind}).partitioner(0) is not None
@@ -175,30 +182,15 @@ def test_every_kind_of_partition_has_a_partitioner(kind: str) -> None:
 @pytest.mark.parametrize(("name", "target"), [("shared-noise", 8.0), ("shared-noise-1", 1.0)])
 def test_plans_for_shared_noise_are_held_against_one_baseline(name: str, target: float) -> None:
     demo, shared = read_experiment(DEMO), read_experiment(DEMO.with_name(f"{name}.toml"))
-    shop = read_experiment(DEMO.with_name("shared-noise-shop.toml"))
-    assert shop.privacy == demo.privacy
-    whole = {"validation_from": 1, "train_until": 2, "shops": 20}
-    assert training_plan(shop, "federated-dp", **whole) == training_plan(
-        demo, "federated-dp", **whole
-    )
-    for held in (shared, shop):
-        assert (held.data, held.split, held.content) == (demo.data, demo.split, demo.content)
-        assert held.home.local == shop.home.local
-        assert held.home.centralized == shop.home.centralized
-        assert held.home.federated_dp.reference == demo.home.federated_dp.reference
-        # No arm leaves away what the others know of best sellers.
-        for arm in (held.home.local, held.home.centralized, held.home.federated_dp):
-            assert arm.best_sellers == 150
-            assert set(arm.best) == {"content", "kin"}
-    # The demo's own, but for that and how much the shop's popularity counts.
-    for mine, theirs in (
-        (shop.home.local, demo.home.local),
-        (shop.home.centralized, demo.home.centralized),
-    ):
-        counts = theirs.start["own_popularity"]
-        start = {**mine.start, "own_popularity": counts}
-        plain = mine.model_copy(update={"start": start, "best_sellers": 0, "best": {}})
-        assert plain == theirs
+    assert (shared.data, shared.split, shared.content) == (demo.data, demo.split, demo.content)
+    assert shared.home.local == demo.home.local
+    assert shared.home.centralized == demo.home.centralized
+    assert shared.home.federated_dp.reference == demo.home.federated_dp.reference
+    # No arm leaves away what the others know of best sellers.
+    arms = ("local", "centralized", "federated", "federated_dp", "basket")
+    for arm in (*(getattr(demo.home, name) for name in arms), shared.home.federated_dp):
+        assert arm.best_sellers == 150
+        assert set(arm.best) == {"content", "kin"}
     plan = training_plan(shared, "federated-dp", validation_from=1, train_until=2, shops=20)
     assert (plan.trust, plan.honest_shops) == ("federation", 13)
     assert epsilon(plan_spends(plan), plan.target_delta).value <= target

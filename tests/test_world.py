@@ -249,6 +249,7 @@ def test_arms_that_train_nothing_together_leave_a_whole_folder(tmp_path: Path) -
     experiment = demo_on(tables, colours, 'run.arms=["popularity", "local"]')
     report = run_experiment(experiment, out, Silent())
     assert set(report["arms"]) == {"popularity", "local"}
+    assert not any("noise" in text for text in report["warnings"])
     assert (out / "report.html").exists()
     assert not (out / "work").exists()
 
