@@ -7,6 +7,7 @@ it is planted here, it would not notice in a change either.
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from client.privacy.layers import Reads
 from client.privacy.ledger import Ledger
 from client.privacy.optimizer import UnitOptimizer
 from client.privacy.rows import OwedNoise
-from common.protocol import WEIGHT, TrainingPlan
+from common.protocol import ITEMS, WEIGHT, Arrays, TrainingPlan
+from common.schema import ShopEvents
+from common.shop_state import ShopState
 
 VARIABLE = "FEDTAIL_PLANTED_BUG"
 
@@ -123,9 +126,18 @@ def _share_as_if_all_stocked() -> None:
 def _rows_of_what_was_bought() -> None:
     right = client.training.train_round
 
-    def train_round(*given: object) -> object:
-        bought = np.unique(given[3].items)  # type: ignore[attr-defined]
-        return right(*given[:-1], bought)  # type: ignore[arg-type,call-arg]
+    def train_round(
+        plan: TrainingPlan,
+        server_round: int,
+        state: Arrays | ShopState,
+        events: ShopEvents,
+        *others: Any,
+    ) -> Arrays:
+        left = right(plan, server_round, state, events, *others)
+        rows = np.arange(len(left[ITEMS]))
+        if isinstance(state, ShopState) and state.products is not None:
+            rows = state.products
+        return {**left, ITEMS: left[ITEMS][np.isin(rows, events.items)]}
 
     client.training.train_round = train_round  # type: ignore[assignment]
 
