@@ -26,10 +26,11 @@ from client.home import (
 from client.home_settings import HomeSettings
 from client.models import adapted_to, current_model, in_use
 from client.periods import ShopPeriod, histories
-from client.personalization import SHARED_PARTS, HomeModel, choose_weights
+from client.personalization import SHARED_PARTS, HomeModel
 from client.segment_fitting import fit_segments
 from client.settings import ShopSettings
 from client.shop_folder import ShopFolder
+from client.weight_search import choose_weights
 from common.code import code_digest
 from common.contract import BEHAVIOR_WEIGHTS
 from common.errors import ArtifactError, DataError

@@ -14,7 +14,8 @@ from client.ease import Ease, Scores
 from client.home_evaluation import measure_lists
 from client.home_settings import HomeSettings
 from client.periods import ShopPeriod
-from client.personalization import HomeModel, choose_weights
+from client.personalization import HomeModel
+from client.weight_search import choose_weights
 from common.metrics import MetricSums
 from common.model import GlobalModel
 from common.protocol import Arrays, ModelPlan

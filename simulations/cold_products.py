@@ -9,7 +9,8 @@ from scipy import sparse
 from client.home import untrained
 from client.home_settings import HomeSettings
 from client.periods import ShopPeriod, customer_counts
-from client.personalization import HomeModel, choose_weights
+from client.personalization import HomeModel
+from client.weight_search import choose_weights
 from common.catalogue_versions import with_popularity
 from common.metrics import MetricSums
 from common.model import GlobalModel

@@ -9,7 +9,8 @@ from scipy import sparse
 from client.home import untrained
 from client.home_settings import HomeSettings
 from client.periods import ShopPeriod, customer_counts, histories
-from client.personalization import HomeModel, choose_weights
+from client.personalization import HomeModel
+from client.weight_search import choose_weights
 from common.model import GlobalModel
 from common.schema import ShopEvents
 from common.scoring import ScoreFunction

@@ -10,7 +10,8 @@ from scipy import sparse
 from client.home_settings import HomeSettings
 from client.kin import Kin
 from client.periods import ShopPeriod
-from client.personalization import HomeModel, choose_weights
+from client.personalization import HomeModel
+from client.weight_search import choose_weights
 from common.errors import ArtifactError
 from common.features import Catalogue, ContentSpec
 from common.metrics import evaluate

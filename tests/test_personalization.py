@@ -13,7 +13,8 @@ from scipy import sparse
 from client.adapted_state import AdaptedFacts, _arrays, home_of
 from client.ease import Ease
 from client.home_settings import HomeSettings
-from client.personalization import Candidates, HomeModel, mix, tune
+from client.personalization import HomeModel, mix
+from client.weight_search import Candidates, tune
 from common.errors import ConfigError
 from common.features import Catalogue, ContentSpec
 from common.metrics import evaluate, tail_mask
