@@ -1,17 +1,22 @@
 """What comes over gRPC: a clear status, no crash, no stack trace, nothing of it written down."""
 
+import asyncio
+import logging
 import queue
 import random
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import grpc
 import pytest
 
 from hostile_support import PLANTED, unharmed
 from query_support import Running, make_place, running
+from server.query.answering import Service
+from server.query.grpc_service import grpc_server
 from server.query.requests import MAX_BATCH_HISTORY
 from server.query.wire import fedtail_pb2 as wire
 from server.query.wire import fedtail_pb2_grpc as wire_grpc
@@ -277,3 +282,25 @@ def test_a_deadline_that_passes_is_told(channel: grpc.Channel) -> None:
         with pytest.raises(grpc.RpcError) as failure:
             stub.RecommendBatch(batch, timeout=0.02)
         assert failure.value.code() == Code.DEADLINE_EXCEEDED
+
+
+def test_only_the_trace_of_a_call_that_is_over_is_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # gRPC writes it when a call ends in the very moment in which its answer or refusal is sent.
+    async def served() -> None:
+        service = cast(Service, object())
+        with ThreadPoolExecutor(1) as pool:
+            await grpc_server(service, pool, credentials=None, address="127.0.0.1:0")
+
+    asyncio.run(served())
+    log = logging.getLogger("grpc._cython.cygrpc")
+    for error in (grpc.aio.InternalError("a batch failed"), ValueError("a mistake of ours")):
+        try:
+            raise error
+        except Exception:
+            log.exception("raised by servicer method")
+    log.error("said without an error")
+    assert "a batch failed" not in caplog.text
+    assert "a mistake of ours" in caplog.text
+    assert "said without an error" in caplog.text

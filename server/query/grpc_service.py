@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -169,6 +170,7 @@ async def grpc_server(
     RuntimeError
         If the port is taken.
     """
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_departure)
     options = [
         ("grpc.max_receive_message_length", MAX_BODY),
         # Two servers on one port would each get half of the requests.
@@ -191,6 +193,16 @@ async def grpc_server(
     else:
         port = server.add_secure_port(address, credentials)
     return server, port
+
+
+def _is_no_departure(record: logging.LogRecord) -> bool:
+    """Return False for gRPC's stack trace about an answer that its caller no longer waited for.
+
+    A call may end, by its deadline or its caller's leaving, in the moment in which its answer or
+    refusal is sent. That is nobody's fault, and the log has the call's own line already.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, grpc.aio.InternalError)
 
 
 def _parse(found: BaseModel, reply: Message) -> None:
