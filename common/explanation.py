@@ -51,15 +51,6 @@ class Explanation:
         """Return the sum of the parts of one kind."""
         return math.fsum(part.value for part in self.parts if part.kind == kind)
 
-    def by_label(self) -> dict[str, float]:
-        """Return parts of the same label added up, largest first: content and learned as one."""
-        labels = dict.fromkeys(part.label for part in self.parts)
-        sums = {
-            label: math.fsum(part.value for part in self.parts if part.label == label)
-            for label in labels
-        }
-        return dict(sorted(sums.items(), key=lambda entry: -entry[1]))
-
 
 @dataclass(frozen=True)
 class CustomerSide:

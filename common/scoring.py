@@ -37,7 +37,7 @@ def top_k(
     exclude
         ``(B, n)``; stored entries are never listed (what the customer has bought).
     allowed
-        ``(n,)`` bool; only these are listed (see :func:`allowed_products`).
+        ``(n,)`` bool; only these are listed.
 
     Returns
     -------
@@ -82,39 +82,6 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
         level = np.flatnonzero(scores[customer] == edge[customer])
         chosen[customer] = np.sort(np.concatenate([above, level[: k - above.size]]))
     return chosen
-
-
-def allowed_products(
-    n_items: int,
-    *,
-    stock: np.ndarray | None = None,
-    categories: np.ndarray | None = None,
-    category: str | None = None,
-) -> np.ndarray:
-    """Return ``(n,)`` bool of what may be listed.
-
-    Parameters
-    ----------
-    stock
-        Catalogue rows that the shop stocks; without it, all.
-    categories, category
-        ``(n,)`` categories of the products, and the one asked for.
-
-    Raises
-    ------
-    InputError
-        If the category is unknown.
-    """
-    allowed = np.ones(n_items, bool)
-    if stock is not None:
-        allowed[:] = False
-        allowed[stock] = True
-    if category is not None:
-        inside = np.zeros(n_items, bool) if categories is None else categories == category
-        if not inside.any():
-            raise InputError(f"no product of the catalogue has category {category!r}")
-        allowed &= inside
-    return allowed
 
 
 def score_blocks(

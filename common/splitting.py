@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from common.errors import ConfigError
 from common.schema import ShopEvents
 
@@ -69,22 +67,3 @@ def split_in_time(
         )
     span = max(1, round(validation_share * (train_until - first)))
     return TimeSplit(validation_from=train_until - span, train_until=train_until)
-
-
-def leave_last(events: ShopEvents, n: int = 1) -> tuple[ShopEvents, ShopEvents]:
-    """Split off the last ``n`` records of each user.
-
-    A user with ``n`` records or fewer keeps all of them in the first part: without a history
-    there is nothing to predict from.
-
-    Returns
-    -------
-    tuple of ShopEvents
-        What comes first and what is left for testing, of the same users.
-    """
-    if n < 1:
-        raise ConfigError(f"leave_last needs n of at least 1, not {n}")
-    ends = events.offsets[1:][events.users]
-    counts = np.diff(events.offsets)[events.users]
-    last = (np.arange(len(events)) >= ends - n) & (counts > n)
-    return events.select(~last), events.select(last)

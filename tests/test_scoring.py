@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from common.errors import FedtailError, InputError
-from common.scoring import allowed_products, re_rank, score_blocks, top_k, top_lists
+from common.scoring import re_rank, score_blocks, top_k, top_lists
 
 LEVELS = st.sampled_from([-1.0, 0.0, 0.5, 2.0, -np.inf])
 SCORES = hnp.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 30)), elements=LEVELS)
@@ -37,16 +37,6 @@ def test_top_k_is_a_stable_sort_of_what_is_allowed(scores: np.ndarray, k: int, r
 def test_a_score_that_is_no_number_is_refused() -> None:
     with pytest.raises(FedtailError, match="not a number"):
         top_k(np.array([[0.0, np.nan, 1.0]]), 1)
-
-
-def test_filters_by_stock_and_category() -> None:
-    categories = np.array(["tea", "tea", "soap"], object)
-    found = allowed_products(3, stock=np.array([1, 2]), categories=categories, category="tea")
-    assert found.tolist() == [False, True, False]
-    with pytest.raises(InputError, match="'toys'"):
-        allowed_products(3, categories=categories, category="toys")
-    with pytest.raises(InputError, match="'tea'"):
-        allowed_products(3, category="tea")
 
 
 def test_blocks_hold_their_size_and_give_the_same_lists() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError
 from common.schema import ShopEvents
-from common.splitting import leave_last, split_in_time
+from common.splitting import split_in_time
 
 
 def shop(counts: list[int], seed: int = 0) -> ShopEvents:
@@ -51,21 +51,3 @@ def test_an_empty_period_is_refused(until: int) -> None:
         split_in_time(0, 1000, until)
     with pytest.raises(ConfigError, match=r"split.validation_share"):
         split_in_time(0, 1000, validation_share=1.0)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 6), max_size=9), st.integers(1, 4))
-def test_leave_last_takes_the_last_of_those_with_a_history(counts: list[int], n: int) -> None:
-    events = shop(counts)
-    first, last = leave_last(events, n)
-    assert sorted([*first.sessions, *last.sessions]) == list(range(len(events)))  # type: ignore[misc]
-    have = np.bincount(last.users, minlength=len(counts))
-    assert have.tolist() == [n if count > n else 0 for count in counts]
-    for user in np.unique(last.users):
-        before = first.timestamps[first.users == user]
-        assert before.max() <= last.timestamps[last.users == user].min()
-
-
-def test_leave_last_needs_a_number() -> None:
-    with pytest.raises(ConfigError, match="at least 1"):
-        leave_last(shop([3]), 0)
