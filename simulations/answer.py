@@ -1,10 +1,13 @@
 """The plain-words answer to: should these shops federate.
 
 Read from the report's document. The reference is, for each metric, the better of ``local`` and
-``home-only``: what a shop can have without sending anything.
+``home-only``: what a shop can have without sending anything. Where a private arm was trained under
+several draws of the noise, the verdict is on what one training brings, whichever draw it gets.
 """
 
 from typing import Any
+
+from simulations.draws import shown
 
 Document = dict[str, Any]
 MAIN = ("ndcg@20", "tail_ndcg@20")
@@ -19,7 +22,7 @@ _NEEDS = (
 
 def answer(document: Document) -> Document:
     """Return ``verdict`` (yes, mixed, no, unknown), the ``arm`` it is about, and the words."""
-    arms = document["arms"]
+    arms = {name: shown(arm) for name, arm in document["arms"].items()}
     candidates = [name for name in ("federated-dp", "federated") if name in arms]
     verdicts = {name: judge(arms[name]) for name in candidates}
     known = [name for name in candidates if verdicts[name] != "unknown"]
@@ -120,6 +123,8 @@ def _details(name: str, arm: Document) -> list[str]:
         for metric in MAIN
     ]
     sentences = [f"{name} ({privacy_words(arm['privacy'])}): {'; '.join(gains)}."]
+    if arm.get("draws"):
+        sentences.append(_draws_words(arm["draws"]))
     if arm["level_share"] is not None:
         sentences.append(
             f"{percent(arm['level_share'])} of the shops are level with local or "
@@ -135,3 +140,18 @@ def _details(name: str, arm: Document) -> list[str]:
             f"At home, shops give the global model of {name} a mean weight of {weight:.2f}."
         )
     return sentences
+
+
+def _draws_words(draws: Document) -> str:
+    """Return what the draws of the noise were, and what is said of them."""
+    each = "; ".join(
+        f"{metric} {', '.join(number(value) for value in draws['metrics'][metric]['values'])} "
+        f"(standard deviation {number(draws['metrics'][metric]['sd'], 5)})"
+        for metric in MAIN
+    )
+    return (
+        f"It was trained {draws['count']} times, each with other noise: {each}. Figures are means "
+        "over them, and intervals say what one training brings: they cover the draw of customers "
+        "and that of the noise. The model, recommendations and ledgers that are kept are the "
+        "first one's."
+    )

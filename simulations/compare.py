@@ -67,7 +67,7 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> Document:
                 "folder": str(folder),
                 "answer": documents[name]["answer"],
                 "arms": {
-                    arm: {key: values[key] for key in _KEPT}
+                    arm: {key: values[key] for key in _KEPT} | {"draws": values.get("draws")}
                     for arm, values in documents[name]["arms"].items()
                 },
             }

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from common.errors import DataError
+from simulations.draws import shown
 from simulations.plots import COLOURS
 
 _METRICS = ("ndcg@20", "tail_ndcg@20")
@@ -18,9 +19,9 @@ _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 430, 360, 70, 50, 60
 def picture(comparison: Mapping[str, Any]) -> str:
     """Return the SVG of a comparison of :func:`simulations.compare.compare`.
 
-    A panel a metric; a dot a run, with the 95% interval of its gain, paired over customers. Lines
-    are ``local``, half of the way to ``centralized``, and ``centralized``, as the first run has
-    them.
+    A panel a metric; a dot a run, with the 95% interval of its gain: paired over customers, and
+    over draws of the noise where the run has several. Lines are ``local``, half of the way to
+    ``centralized``, and ``centralized``, as the first run has them.
 
     Raises
     ------
@@ -47,7 +48,7 @@ def picture(comparison: Mapping[str, Any]) -> str:
 
 
 def _panel(runs: list[dict[str, Any]], metric: str) -> Iterator[str]:
-    gains = [run["arms"][_ARM]["vs_local"][metric] for run in runs]
+    gains = [shown(run["arms"][_ARM])["vs_local"][metric] for run in runs]
     goal = runs[0]["arms"][_GOAL]["vs_local"][metric]["mean"]
     values = [0.0, goal, *(gain[key] for gain in gains for key in ("low", "high"))]
     low, high = min(values), max(values)

@@ -96,9 +96,12 @@ class RunSection(Section):
     ``engine``: ``flower`` starts Flower's simulation engine, ``in-process`` runs the same apps in
     this process. ``measured_shops`` and ``measured_customers`` (of each): every shop trains with
     all of its customers, but arms are tuned and measured at so many of them; 0 stands for all.
+    ``noise_draws``: how often a private arm is trained, with other noise and all else the same; the
+    first with ``engine``, the others in this process.
     """
 
     seed: int = Field(0, ge=0)
+    noise_draws: int = Field(1, ge=1)
     arms: tuple[str, ...] = ARMS
     engine: Literal["flower", "in-process"] = "flower"
     measured_shops: int = Field(0, ge=0)

@@ -78,7 +78,8 @@ class Federator:
     """Runs the federations of one experiment in its draft folder.
 
     Catalogue and shops' tables are written into ``shared``, once for all that is given it; they
-    follow from the world alone.
+    follow from the world alone. ``noise_seed`` is of the private plans' noise and of the sampling
+    that goes with it; the experiment's own where it is not named.
 
     Attributes
     ----------
@@ -95,12 +96,14 @@ class Federator:
         folder: Path,
         watcher: Watcher,
         shared: Path | None = None,
+        noise_seed: int | None = None,
     ) -> None:
+        self._noise_seed = experiment.run.seed if noise_seed is None else noise_seed
         self._experiment, self._world = experiment, world
         self._work, self._watcher = folder / WORK, watcher
         self._shared = shared or self._work
         self.ledgers = folder / "ledgers"
-        self.ledgers.mkdir(exist_ok=True)
+        self.ledgers.mkdir(parents=True, exist_ok=True)
         self.notes: list[str] = []
         self._plans: dict[str, TrainingPlan] = {}
 
@@ -131,13 +134,17 @@ class Federator:
         self._plans[name] = self._with_groups_that_exist(name, plan)
         return self._plans[name]
 
-    def federate(self, name: str, engine: Callable[..., Outcome] | None = None) -> Trained:
+    def federate(
+        self, name: str, engine: Callable[..., Outcome] | None = None, label: str = ""
+    ) -> Trained:
         """Run the federation of an arm, or what is left of it.
 
         Parameters
         ----------
         engine
             What runs it, in place of the experiment's own.
+        label
+            What it is called while it runs, if not by its arm's name.
 
         Raises
         ------
@@ -155,7 +162,7 @@ class Federator:
         shops = self._write_shops(name, plan)
         server = self._work / name / "server"
         run, where = (engine, "") if engine else _engine(self._experiment.run.engine)
-        self._watcher.stage(f"training {name} {where}".rstrip(), plan.rounds + 2)
+        self._watcher.stage(f"training {label or name} {where}".rstrip(), plan.rounds + 2)
         checkpoints = server / CHECKPOINTS
         end_leftovers(server)
         with PeakMemory() as memory:
@@ -252,7 +259,7 @@ class Federator:
             "unit": plan.unit,
             "noise": "seeded",
             "insecure_seeded_noise": True,
-            "noise_seed": self._experiment.run.seed,
+            "noise_seed": self._noise_seed,
             "allow_unprotected": not plan.private,
         }
 

@@ -9,6 +9,7 @@ from plotly.offline import get_plotlyjs
 
 from simulations import answer, plots
 from simulations.audit_plots import audit_section
+from simulations.draws import shown
 from simulations.tables import HEADINGS, arm_cells
 
 Document = dict[str, Any]
@@ -47,7 +48,7 @@ _TRUST = {
 
 def render_report(document: Document) -> str:
     """Return the page of a run's report."""
-    arms = document["arms"]
+    arms = {name: shown(arm) for name, arm in document["arms"].items()}
     return render(
         "report.html.j2",
         document=document,
@@ -59,8 +60,8 @@ def render_report(document: Document) -> str:
             name: [answer.number(v) for v in a["quintiles"]["ndcg@20"]] for name, a in arms.items()
         },
         fifths=plots.FIFTHS,
-        shops=_shop_rows(document),
-        shop_arms=_shop_arms(document),
+        shops=_shop_rows(arms),
+        shop_arms=_shop_arms(arms),
         private=_promises(arms),
         not_covered=NOT_COVERED,
         audit=audit_section(document.get("audit")),
@@ -131,13 +132,12 @@ def _more_cells(arm: Document) -> tuple[str, ...]:
     )
 
 
-def _shop_arms(document: Document) -> list[str]:
-    return [name for name in ("federated", "federated-dp") if name in document["arms"]]
+def _shop_arms(arms: Mapping[str, Document]) -> list[str]:
+    return [name for name in ("federated", "federated-dp") if name in arms]
 
 
-def _shop_rows(document: Document) -> list[tuple[str, list[str]]]:
+def _shop_rows(arms: Mapping[str, Document]) -> list[tuple[str, list[str]]]:
     """Return a row for each merchant: customers, local, then each federated arm."""
-    arms = document["arms"]
     local = arms.get("local", {"per_shop": {}})["per_shop"]
     merchants = sorted({key for arm in arms.values() for key in arm["per_shop"]})
     rows = []
@@ -150,7 +150,7 @@ def _shop_rows(document: Document) -> list[tuple[str, list[str]]]:
             answer.number(own.get("ndcg@20")),
             answer.number(own.get("tail_ndcg@20")),
         ]
-        for name in _shop_arms(document):
+        for name in _shop_arms(arms):
             cells += _shop_cells(arms[name]["per_shop"].get(key))
         rows.append((key, cells))
     return rows

@@ -6,6 +6,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from simulations.draws import shown
+
 Document = dict[str, Any]
 
 FIFTHS = ("rarest", "2nd", "3rd", "4th", "short head")
@@ -33,9 +35,17 @@ _GAIN_ARMS = ("federated-dp", "federated", "home-only", "centralized")
 
 def report_figures(document: Document) -> list[tuple[str, str, str]]:
     """Return (title, what it shows, HTML) of every plot that the report has data for."""
-    arms = document["arms"]
+    arms = {name: shown(arm) for name, arm in document["arms"].items()}
     by_rounds = document["rounds"]
     found = [
+        (
+            "The gain of each draw of the noise",
+            (
+                "A dot is what one training gained over local, the same but for its noise; a "
+                "diamond is their mean, with the 95% interval of what one more training would gain."
+            ),
+            _by_draw(arms),
+        ),
         (
             "Each merchant's gain over local, all products",
             "ndcg@20 minus that of local; bars are 95% intervals over the merchant's customers.",
@@ -86,7 +96,8 @@ def comparison_figures(comparison: Document) -> list[tuple[str, str, str]]:
     for metric in ("ndcg@20", "tail_ndcg@20"):
         figure = go.Figure()
         for name in names:
-            values = [run["arms"].get(name, {"metrics": {}})["metrics"].get(metric) for run in runs]
+            arms = [shown(run["arms"].get(name, {"metrics": {}})) for run in runs]
+            values = [arm["metrics"].get(metric) for arm in arms]
             labels = [escape(run["name"]) for run in runs]
             figure.add_scatter(
                 x=labels,
@@ -102,19 +113,19 @@ def comparison_figures(comparison: Document) -> list[tuple[str, str, str]]:
 
 def _gains(arms: Mapping[str, Document], metric: str) -> str:
     figure = go.Figure()
-    shown = [name for name in _GAIN_ARMS if name in arms and arms[name]["vs_local"]]
+    names = [name for name in _GAIN_ARMS if name in arms and arms[name]["vs_local"]]
     points = {
         name: {
             k: s["vs_local"][metric]
             for k, s in arms[name]["per_shop"].items()
             if s["vs_local"] and s["vs_local"][metric]["mean"] is not None
         }
-        for name in shown
+        for name in names
     }
     merchants = _by_gain(points)
     if not merchants:
         return ""
-    for name in shown:
+    for name in names:
         gains = [points[name].get(key) for key in merchants]
         figure.add_scatter(
             x=[gain and gain["mean"] for gain in gains],
@@ -136,6 +147,41 @@ def _gains(arms: Mapping[str, Document], metric: str) -> str:
     figure.update_yaxes(type="category", automargin=True, showticklabels=len(merchants) <= _NAMED)
     height = 160 + min(len(merchants), 2 * _NAMED) * 20
     return html(figure, x="gain over local", y="", height=height)
+
+
+def _by_draw(arms: Mapping[str, Document]) -> str:
+    figure = go.Figure()
+    drawn = {n: arm for n, arm in arms.items() if arm["draws"] and arm["vs_local"]}
+    for name, arm in drawn.items():
+        gains = {m: g for m, g in arm["vs_local"].items() if g["low"] is not None}
+        metrics, look = list(gains), {"color": COLOURS.get(name)}
+        # An arm far below the others would press all their dots into one.
+        seen = "legendonly" if name.endswith("-global") and len(drawn) > 1 else True
+        figure.add_scatter(
+            x=[value for gain in gains.values() for value in gain["values"]],
+            y=[metric for metric, gain in gains.items() for _ in gain["values"]],
+            name=escape(f"{name}, each draw"),
+            mode="markers",
+            marker={**look, "size": 9, "opacity": 0.5},
+            visible=seen,
+        )
+        figure.add_scatter(
+            x=[gain["mean"] for gain in gains.values()],
+            y=metrics,
+            error_x={
+                "type": "data",
+                "array": [gain["high"] - gain["mean"] for gain in gains.values()],
+                "thickness": 1,
+                "width": 4,
+            },
+            name=escape(f"{name}, mean"),
+            mode="markers",
+            marker={**look, "size": 11, "symbol": "diamond"},
+            visible=seen,
+        )
+    figure.add_vline(x=0, line_width=1, line_color="#444")
+    figure.update_yaxes(type="category", automargin=True, autorange="reversed")
+    return html(figure, x="gain over local", y="")
 
 
 def _by_gain(points: Mapping[str, Mapping[str, Document]]) -> list[str]:

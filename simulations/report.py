@@ -6,15 +6,14 @@ table and ``compare`` all read that document and nothing else.
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from common.disk import write_whole
 from common.errors import InputError
 from common.metrics import (
     CUTOFF,
@@ -24,6 +23,7 @@ from common.metrics import (
     paired_bootstrap,
 )
 from simulations.answer import answer
+from simulations.draws import gain_over_draws, spread
 
 Document = dict[str, Any]
 FORMAT_VERSION = 1
@@ -80,6 +80,9 @@ class ArmResult:
         What it took.
     rounds
         By round: ``round`` and any of the metrics and ``epsilon``; empty for an arm without.
+    further_draws
+        Of the noise, after the first one, which ``shops`` and all else are of: merchant id ->
+        metrics of the same customers.
     """
 
     name: str
@@ -88,6 +91,18 @@ class ArmResult:
     seconds: float = 0.0
     peak_mb: float = 0.0
     rounds: Sequence[Mapping[str, float]] = ()
+    further_draws: Sequence[Mapping[str, MetricSums]] = ()
+
+    def each_draw(self) -> list["ArmResult"]:
+        """Return the arm under every draw of the noise, the first one first."""
+        first = replace(self, further_draws=())
+        return [
+            first,
+            *(
+                replace(first, shops={k: replace(s, sums=sums[k]) for k, s in self.shops.items()})
+                for sums in self.further_draws
+            ),
+        ]
 
 
 @dataclass(frozen=True)
@@ -128,10 +143,7 @@ def build_report(run: RunResult) -> Document:
     arms = {arm.name: arm for arm in run.arms}
     if len(arms) != len(run.arms):
         raise InputError(f"two arms have the same name: {[arm.name for arm in run.arms]}")
-    pooled = {
-        name: merge_all((shop.sums for _, shop in _shops(arm)), run.n_items).summary()
-        for name, arm in arms.items()
-    }
+    pooled = {name: _pooled(arm, run).summary() for name, arm in arms.items()}
     document: Document = {
         "format_version": FORMAT_VERSION,
         "seed": run.seed,
@@ -159,20 +171,9 @@ def to_json(document: Document) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file by way of a synced temporary one beside it."""
+    """Write a file whole or not at all, for everybody to read."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, text.encode(), mode=0o644)
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - JSON of any depth
@@ -201,22 +202,34 @@ def _arm(
 ) -> Document:
     local = arms.get("local")
     mine = pooled[arm.name]
-    sums = merge_all((shop.sums for _, shop in _shops(arm)), run.n_items)
+    sums = _pooled(arm, run)
     references = [name for name in ("local", "home-only") if name in arms]
     better = {m: _better(m, references, pooled) for m in COMPARED} if references else {}
-    names = {"local"} & set(arms) | set(better.values())
-    gains = {n: {m: _versus(arm, arms[n], m, run) for m in COMPARED} for n in names}
+
+    def versus(gain: Callable[[ArmResult, str], Document]) -> Document:
+        names = {"local"} & set(arms) | set(better.values())
+        gains = {n: {m: gain(arms[n], m) for m in COMPARED} for n in names}
+        return {
+            "vs_local": gains.get("local"),
+            "vs_better": {m: {"against": n, **gains[n][m]} for m, n in better.items()} or None,
+        }
+
     spent = [shop.epsilon for shop in arm.shops.values() if shop.epsilon is not None]
     return {
         "metrics": mine,
         "customers": int(sums.targets.size),
         "customers_with_targets": int(np.count_nonzero(sums.targets)),
         "quintiles": sums.by_quintile(),
-        "per_shop": {key: _shop(key, shop, local) for key, shop in _shops(arm)},
-        "vs_local": gains.get("local"),
-        "vs_better": {m: {"against": n, **gains[n][m]} for m, n in better.items()} or None,
+        "per_shop": {key: _shop(key, arm, local) for key, _ in _shops(arm)},
+        **versus(lambda other, metric: _versus(arm, other, metric, run)),
         "level_share": _level_share(arm, local) if local else None,
         "way": {m: _way(mine, pooled, m) for m in COMPARED},
+        "draws": {
+            **_draws(arm, local, pooled, run),
+            **versus(lambda other, metric: gain_over_draws(_gains(arm, other, metric))),
+        }
+        if arm.further_draws
+        else None,
         "home_weights": _home_weights(arm),
         "privacy": None
         if arm.privacy is None
@@ -233,8 +246,36 @@ def _arm(
     }
 
 
-def _shop(merchant_id: str, shop: ShopResult, local: ArmResult | None) -> Document:
+def _draws(
+    arm: ArmResult,
+    local: ArmResult | None,
+    pooled: Mapping[str, Mapping[str, float]],
+    run: RunResult,
+) -> Document:
+    """Return an arm's figures over all draws of the noise, but for its gains."""
+    every = arm.each_draw()
+    sums = [_pooled(one, run) for one in every]
+    figures = [one.summary() for one in sums]
+    fifths = [one.by_quintile() for one in sums]
+    return {
+        "count": len(every),
+        "metrics": {metric: spread([one[metric] for one in figures]) for metric in figures[0]},
+        "quintiles": {
+            metric: np.mean([one[metric] for one in fifths], axis=0) for metric in fifths[0]
+        },
+        "level_share": spread([_level_share(one, local) for one in every]) if local else None,
+        "way": {m: spread([_way(one, pooled, m) for one in figures]) for m in COMPARED},
+    }
+
+
+def _shop(merchant_id: str, arm: ArmResult, local: ArmResult | None) -> Document:
+    shop = arm.shops[merchant_id]
     reference = local.shops.get(merchant_id) if local else None
+    draws = None
+    if arm.further_draws:
+        other = replace(local, shops={merchant_id: reference}) if local and reference else None
+        gains = other and {m: gain_over_draws(_gains(arm, other, m)) for m in COMPARED}
+        draws = {"vs_local": gains}
     return {
         **shop.sums.summary(),
         "customers": int(shop.sums.targets.size),
@@ -242,11 +283,16 @@ def _shop(merchant_id: str, shop: ShopResult, local: ArmResult | None) -> Docume
         "vs_local": {m: _normal_interval(*_pair(shop, reference, m)) for m in COMPARED}
         if reference
         else None,
+        "draws": draws,
         "home_weights": shop.home_weights,
         "epsilon": shop.epsilon,
         "took_part": shop.took_part,
         "reason": shop.reason,
     }
+
+
+def _pooled(arm: ArmResult, run: RunResult) -> MetricSums:
+    return merge_all((shop.sums for _, shop in _shops(arm)), run.n_items)
 
 
 def _shops(arm: ArmResult) -> list[tuple[str, ShopResult]]:
@@ -260,11 +306,22 @@ def _pair(shop: ShopResult, other: ShopResult, metric: str) -> tuple[np.ndarray,
 
 
 def _versus(arm: ArmResult, other: ArmResult, metric: str, run: RunResult) -> dict[str, float]:
+    return paired_bootstrap(*_paired(arm, other, metric), run.seed)
+
+
+def _gains(arm: ArmResult, other: ArmResult, metric: str) -> np.ndarray:
+    """Return ``(K, U)`` gain of each customer under each draw of the noise."""
+    pairs = (_paired(one, other, metric) for one in arm.each_draw())
+    return np.stack([a - b for a, b in pairs])
+
+
+def _paired(arm: ArmResult, other: ArmResult, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``(U,)`` values of both arms' common customers."""
     pairs = [
         _pair(shop, other.shops[key], metric) for key, shop in _shops(arm) if key in other.shops
     ]
     a, b = (np.concatenate([pair[side] for pair in pairs] or [np.empty(0)]) for side in (0, 1))
-    return paired_bootstrap(a, b, run.seed)
+    return a, b
 
 
 def _normal_interval(a: np.ndarray, b: np.ndarray) -> dict[str, float]:

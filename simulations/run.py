@@ -22,11 +22,13 @@ from common.code import code_digest
 from common.config import nearest
 from common.errors import ConfigError, InputError
 from common.features import write_catalogue
+from common.metrics import MetricSums
 from common.protocol import TrainingPlan
 from common.schema import ShopEvents
 from common.statement import statement
 from simulations.arms import OwnEases, ShopOutcome, by_global_model, global_model
-from simulations.evaluating import FEDERATED, evaluate_arm, trained_by
+from simulations.draws import noise_seed
+from simulations.evaluating import FEDERATED, arm_outcomes, evaluate_arm, trained_by
 from simulations.experiment import Experiment
 from simulations.federating import WORK, Federator, Trained, Watcher
 from simulations.finished_parts import LOCK, finished_parts
@@ -101,6 +103,7 @@ class _Runner:
         self._experiment, self._world = experiment, world
         self._folder, self._watcher = folder, watcher
         self._trained: dict[str, Trained] = {}
+        self._further: dict[str, list[Trained]] = {}
         self._eases = OwnEases()
         self._federator = Federator(experiment, world, folder, watcher)
 
@@ -114,6 +117,8 @@ class _Runner:
         for name in needed:
             self._trained[name] = self._federator.federate(name)
             self._save_model(name)
+            if self._trained[name].plan.private:
+                self._further[name] = [*self._with_other_noise(name)]
         results = []
         with RecommendationWriter(self._folder / "recommendations.parquet") as writer:
             for arm in arms:
@@ -132,6 +137,25 @@ class _Runner:
         document = build_report(run)
         write_report(self._folder, document, render_report(document))
         return document
+
+    def _with_other_noise(self, name: str) -> Iterator[Trained]:
+        """Train a private arm again and again, in this process, each with noise of its own."""
+        from simulations.in_process import run_in_process  # Slow: the apps themselves.
+
+        run, work = self._experiment.run, self._folder / WORK
+        for draw in range(2, run.noise_draws + 1):
+            # Ledgers and all in a folder that does not stay: what is kept is of the first draw.
+            federator = Federator(
+                self._experiment,
+                self._world,
+                work / f"draw-{draw}",
+                self._watcher,
+                shared=work,
+                noise_seed=noise_seed(run.seed, draw),
+            )
+            federator.plan(name)
+            label = f"{name} with noise {draw} of {run.noise_draws}"
+            yield federator.federate(name, run_in_process, label)
 
     # --- one arm -------------------------------------------------------------------------------
 
@@ -159,9 +183,22 @@ class _Runner:
         result = evaluate_arm(
             self._experiment, self._world, arm, trained, ledgers, self._eases, seen
         )
+        if source in self._further and result.privacy:
+            draws = self._further[source]
+            result = replace(result, further_draws=[self._measured(arm, draw) for draw in draws])
         if trained is None or arm != source:
             return result
         return replace(result, rounds=self._by_round(trained))
+
+    def _measured(self, arm: str, trained: Trained) -> dict[str, MetricSums]:
+        """Return what a model with other noise gives each measured shop."""
+        self._watcher.stage(f"arm {arm} with other noise", len(self._world.measured))
+        sums = {}
+        for outcome in arm_outcomes(self._experiment, self._world, arm, trained, self._eases):
+            sums[outcome.merchant_id] = outcome.sums
+            self._watcher.step()
+        gc.collect()
+        return sums
 
     def _by_round(self, trained: Trained) -> list[dict[str, float]]:
         """Measure the global model of each round: by the analyst, outside all messages."""
@@ -213,10 +250,11 @@ class _Runner:
         found = [*self._world.dataset.notes, *self._federator.notes]
         if self._trained:
             found.append("noise is seeded so that the run can be repeated: it protects nobody")
-        if any(trained.plan.private for trained in self._trained.values()):
+        private = any(trained.plan.private for trained in self._trained.values())
+        if private and self._experiment.run.noise_draws == 1:
             found.append(
                 "intervals cover the draw of customers, not that of the noise: where a gain is "
-                "near 0, another run.seed may answer otherwise"
+                "near 0, another draw may answer otherwise (run.noise_draws = 5 asks several)"
             )
         return found
 

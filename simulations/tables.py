@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simulations.answer import interval, number, percent
+from simulations.draws import shown
 
 Document = dict[str, Any]
 HEADINGS = (
@@ -97,6 +98,7 @@ def sweep_table(document: Document) -> Group:
 
 def arm_cells(arm: Document) -> tuple[str, ...]:
     """Return the figures of one arm, as text."""
+    arm = shown(arm)
     versus, way, privacy = arm["vs_local"] or {}, arm["way"], arm["privacy"]
     return (
         number(arm["metrics"]["ndcg@20"]),

@@ -72,7 +72,7 @@ def test_a_finished_federation_is_neither_trained_again_nor_forgotten(
     shops = report["arms"]["federated"]["per_shop"]
     assert not shops[LONELY]["took_part"]
     assert shops[BIG]["took_part"]
-    assert any("another run.seed may answer otherwise" in text for text in report["warnings"])
+    assert any("another draw may answer otherwise" in text for text in report["warnings"])
 
 
 def test_bad_input_leaves_no_draft(experiment: Experiment, tmp_path: Path) -> None:
