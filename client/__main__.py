@@ -371,7 +371,7 @@ def export(
     ] = "",
 ) -> None:
     """Write all entries as CSV or JSON lines, whole or not at all."""
-    from client.inspection import Format, Place, write_whole
+    from client.inspection import Format, Place, write_export
     from client.inspection import export as export_ledger
 
     formats: dict[str, Format] = {"csv": "csv", "jsonl": "jsonl"}
@@ -382,7 +382,7 @@ def export(
     if out is None:
         sys.stdout.write(text)
     else:
-        write_whole(out, text)
+        write_export(out, text)
 
 
 if __name__ == "__main__":

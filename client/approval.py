@@ -8,7 +8,6 @@ import fcntl
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from common.disk import write_whole
 from common.errors import ConfigError
 from common.protocol import Frozen
 
@@ -100,7 +100,12 @@ class Approvals:
         decision = Approval(at=at, action=action, digest=digest, who=who, note=note)
         with _alone(self.path.parent):
             lines = [d.model_dump_json() for d in (*self.decisions(), decision)]
-            _write_whole(self.path, "".join(f"{line}\n" for line in lines))
+            try:
+                write_whole(self.path, "".join(f"{line}\n" for line in lines).encode())
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot write {self.path}: {error.strerror}; it stays as it was"
+                ) from error
         return decision
 
     def _decision(self, number: int, line: bytes) -> Approval:
@@ -128,19 +133,3 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file of mode 0600 that survives a power cut: whole, or as it was."""
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise ConfigError(f"cannot write {path}: {error.strerror}; it stays as it was") from error

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from client.privacy.events import EVENT_FIELDS, Entry, Event, canonical
 from client.privacy.ledger import Ledger
 from client.settings import read_settings
 from common.accounting import Epsilon
+from common.disk import write_whole
 from common.errors import ConfigError, LedgerError
 from common.protocol import NO_FINGERPRINT
 
@@ -142,7 +142,7 @@ def ledger_entries(path: Path) -> list[Entry]:
     return Ledger.read(path)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_export(path: Path, text: str) -> None:
     """Write a new file whole or not at all.
 
     Raises
@@ -152,16 +152,10 @@ def write_whole(path: Path, text: str) -> None:
     """
     if path.exists():
         raise ConfigError(f"{path} exists already: name another file")
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_whole(path, text.encode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write {path}: {error}") from error
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _inert(cell: object) -> object:

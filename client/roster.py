@@ -4,8 +4,6 @@ Whoever stands on it is believed to be a shop; what a shop adds to a sum is hidd
 a person of the shop accepts it, after comparing its digest with the others'.
 """
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from client.keys import private_key
 from client.settings import SecureSumSettings, ShopSettings, secure_sum_settings
+from common.disk import write_whole
 from common.errors import ConfigError
 from common.secure_sum.members import Roster, parse_members, read_members
 
@@ -107,7 +106,10 @@ def accept(path: Path, settings: ShopSettings, file: Path) -> Document:
     mine = own_key(sums).public_key()
     _check_own(found, settings.merchant_id, mine, file)
     document = _document(sums, settings, file, found, mine)
-    _write(sums.roster, content)
+    try:
+        write_whole(sums.roster, content, mode=_READABLE)
+    except OSError as error:
+        raise ConfigError(f"cannot write the roster {sums.roster}: {error.strerror}") from error
     return {**document, "accepted": True}
 
 
@@ -162,22 +164,6 @@ def _check_own(
             f"{_digest(mine)[:16]}...: whoever has that one could speak for it. Ask the operator "
             "what was enrolled, and for a new roster"
         )
-
-
-def _write(place: Path, text: bytes) -> None:
-    handle, name = -1, ""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(_READABLE)
-        Path(name).replace(place)
-    except OSError as error:
-        if name:
-            Path(name).unlink(missing_ok=True)
-        raise ConfigError(f"cannot write the roster {place}: {error.strerror}") from error
 
 
 def _digest(key: ec.EllipticCurvePublicKey) -> str:

@@ -1,7 +1,8 @@
-"""What every file that must last needs: its digest, and that it is really on the disk."""
+"""What every file that must last needs: to be written whole, on the disk, and its digest."""
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -18,3 +19,29 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Write a file that is there whole or as it was, and on the disk when this returns.
+
+    From its first byte on, nobody reads it whom ``mode`` does not name.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; nothing is left of it then.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    draft = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.chmod(mode)
+        draft.replace(path)
+        # A rename is lost in a power cut until its folder is synced too.
+        sync(path.parent)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise

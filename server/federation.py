@@ -2,7 +2,6 @@
 
 import ipaddress
 import json
-import os
 import re
 import secrets
 import shutil
@@ -15,6 +14,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from common.config import parse, read_toml
+from common.disk import write_whole
 from common.errors import ConfigError
 from common.protocol import Frozen
 from server import authority
@@ -238,14 +238,14 @@ def make_federation(
     try:
         for part in _FOLDERS:
             (new / part).mkdir(mode=0o700)
-        write_private(new / SETTINGS_FILE, text.encode())
-        write_private(new / PLAN_FILE, DEFAULT_PLAN.encode())
-        write_private(new / "server.toml", _SERVER_TOML.encode())
-        write_private(new / "secrets" / "superexec", secrets.token_hex(32).encode())
+        write_whole(new / SETTINGS_FILE, text.encode())
+        write_whole(new / PLAN_FILE, DEFAULT_PLAN.encode())
+        write_whole(new / "server.toml", _SERVER_TOML.encode())
+        write_whole(new / "secrets" / "superexec", secrets.token_hex(32).encode())
         made = open_federation(new)
         key, certificate = authority.make_authority(f"{name} authority")
-        write_private(made.authority.key, key)
-        write_private(made.authority.certificate, certificate, mode=0o644)
+        write_whole(made.authority.key, key)
+        write_whole(made.authority.certificate, certificate, mode=0o644)
         _issue(made, made.gateway, [host, *hosts, *LOOPBACK_HOSTS])
         _issue(made, made.superlink, [SUPERLINK_HOST, *LOOPBACK_HOSTS])
         new.replace(folder)
@@ -268,7 +268,7 @@ def renew(federation: Federation) -> list[Path]:
     root = federation.authority
     left = authority.expiry(root.certificate) - authority.now()
     if left.days < authority.SERVER_DAYS:
-        write_private(root.certificate, authority.renew_authority(root), mode=0o644)
+        write_whole(root.certificate, authority.renew_authority(root), mode=0o644)
         renewed.append(root.certificate)
     for pair in (federation.gateway, federation.superlink):
         _issue(federation, pair, authority.hosts_of(pair))
@@ -276,25 +276,10 @@ def renew(federation: Federation) -> list[Path]:
     return renewed
 
 
-def write_private(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Write a file whole or not at all, readable by us alone from its first byte on."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(mode)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def _issue(federation: Federation, pair: Pair, hosts: Sequence[str]) -> None:
     key, certificate = authority.issue(federation.authority, list(dict.fromkeys(hosts)))
-    write_private(pair.key, key)
-    write_private(pair.certificate, certificate, mode=0o644)
+    write_whole(pair.key, key)
+    write_whole(pair.certificate, certificate, mode=0o644)
 
 
 def _settings_toml(name: str, address: str, port: int, superlink_port: int) -> str:

@@ -5,12 +5,12 @@ costs nobody anything more.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.disk import write_whole
 from common.evaluation import ReleasedEvaluation, read_evaluation
 from common.protocol import Noise
 from server.exchange import weakest
@@ -42,9 +42,5 @@ def write_figures(path: Path, run_name: str, figures: Sequence[ShopFigures]) -> 
             for each in figures
         },
     }
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(document, file, indent=1, sort_keys=True, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False)
+    write_whole(path, text.encode())

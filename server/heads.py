@@ -6,10 +6,10 @@ The file lasts over runs and restarts, and holds public hashes only.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from common.disk import write_whole
 from common.errors import ArtifactError
 from common.protocol import FINGERPRINT_CHARS, NO_FINGERPRINT
 
@@ -44,17 +44,7 @@ class LedgerHeads:
         self._heads |= new
         facts = {"format": _FORMAT, "heads": dict(sorted(self._heads.items()))}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(self._path.suffix + ".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(facts, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(self._path, json.dumps(facts, indent=1).encode())
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -14,12 +14,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from common.disk import write_whole
 from common.errors import ConfigError, RunError
 from common.processes import environment, listens, terminated_as_exit, tool
 from common.supervisor import Program, Supervisor, set_aside
 from server import authority, gateway
 from server.control import Control
-from server.federation import Federation, split_address, write_private
+from server.federation import Federation, split_address
 from server.shops import Shops, reconcile
 from server.variables import SERVER_VARIABLE, SUPERLINK_VARIABLE, UP_VARIABLE
 
@@ -201,7 +202,7 @@ def _write_gateway(federation: Federation, nginx: str) -> None:
     set_aside(federation.logs / "access.log")
     folder = _gateway_file(federation).parent
     folder.mkdir(mode=0o700, exist_ok=True)
-    write_private(_gateway_file(federation), text.encode())
+    write_whole(_gateway_file(federation), text.encode())
     gateway.check(nginx, _gateway_file(federation))
 
 
@@ -221,7 +222,7 @@ def _write_up(federation: Federation, supervisor: Supervisor) -> None:
         "superlink": federation.superlink_address,
         "gateway": federation.settings.gateway.listen,
     }
-    write_private(_up_file(federation), json.dumps(document, indent=2).encode())
+    write_whole(_up_file(federation), json.dumps(document, indent=2).encode())
 
 
 @contextmanager

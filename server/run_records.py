@@ -11,7 +11,6 @@
 
 import fcntl
 import json
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from common.config import ConfigValue, nearest
+from common.disk import write_whole
 from common.errors import ArtifactError, ConfigError, ProtocolError
 from common.protocol import FIRST_OF_THESE_PLANS, Frozen, TrainingPlan, check_run_name, parse_plan
 from server.settings import EVENTS_FILE
@@ -126,17 +126,10 @@ class Runs:
             If it cannot be written.
         """
         folder = self.folder(record.name)
-        partial = folder / f"{_RECORD}.partial"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(record.model_dump_json(indent=1))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(folder / _RECORD)
+            write_whole(folder / _RECORD, record.model_dump_json(indent=1).encode())
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
             raise ArtifactError(f"cannot write {folder / _RECORD}: {error.strerror}") from error
         return record
 

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.config import nearest
+from common.disk import write_whole
 from common.errors import ConfigError, RunError
 from server.control import Control
-from server.federation import write_private
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Shops:
                 f"{key_file} is a key that was removed, and SuperLink never admits one again: "
                 "let the shop make a new one"
             )
-        write_private(path, _openssh(key))
+        write_whole(path, _openssh(key))
         return new
 
     def remove(self, name: str) -> Shop:

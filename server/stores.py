@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any, Protocol
 
+from common.disk import sync
 from common.errors import ConfigError
 
 _CHUNK = 1 << 20
@@ -128,11 +129,7 @@ class FolderStore:
     def _sync(self, folder: Path) -> None:
         # A new folder is lost in a power cut until the one that holds it is synced too.
         for path in (folder, *folder.parents):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(path)
             if path == self._root:
                 return
 

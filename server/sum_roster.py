@@ -12,10 +12,11 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from common.disk import write_whole
 from common.errors import ConfigError, RunError
 from common.protocol import TrainingPlan
 from common.secure_sum.members import Roster, read_members, roster_text, threshold
-from server.federation import Federation, write_private
+from server.federation import Federation
 from server.settings import RunSettings
 from server.shops import Shops, fingerprint
 
@@ -86,7 +87,7 @@ def write_roster(federation: Federation, out: Path | None = None) -> Document:
     try:
         for path in (place, *([] if out is None else [out])):
             if not path.exists() or path.read_bytes() != text:
-                write_private(path, text, mode=_READABLE)
+                write_whole(path, text, mode=_READABLE)
     except OSError as error:
         raise ConfigError(f"cannot write the roster {path}: {error.strerror}") from error
     return {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from client.__main__ import app
-from client.inspection import Place, export, write_whole
+from client.inspection import Place, export, write_export
 from client.privacy.ledger import DP_SGD, HISTOGRAM, Event, Ledger
 from client.privacy.plan import planned_events
 from common.accounting import Spend, epsilon, plan_spends
@@ -295,7 +295,7 @@ def test_an_export_holds_every_entry_and_is_written_whole_or_not_at_all(
     assert call("ledger", "export", settings, "--format", "csv") == 0
     assert capsys.readouterr().out.startswith("seq,at,mechanism,")
     with pytest.raises(ConfigError, match="cannot write"):
-        write_whole(tmp_path / "no" / "folder.csv", "x")
+        write_export(tmp_path / "no" / "folder.csv", "x")
 
 
 def test_the_shops_statement_says_what_was_spent_and_what_is_not_covered(

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from common.cli import run
+from common.disk import write_whole
 from common.errors import ConfigError, RunError
 from operator_support import new_federation, new_key
 from server import gateway
@@ -23,7 +24,6 @@ from server.federation import (
     open_federation,
     renew,
     split_address,
-    write_private,
 )
 from server.operating import check_files, is_up, read_up
 from server.settings import read_home
@@ -150,7 +150,7 @@ def test_what_is_missing_open_or_expired_is_named(federation: Federation) -> Non
         what(path)
         with pytest.raises(ConfigError) as error:
             check_files(federation)
-        write_private(path, kept[0], mode=stat.S_IMODE(kept[1]))
+        write_whole(path, kept[0], mode=stat.S_IMODE(kept[1]))
         check_files(federation)
         assert str(path) in str(error.value)
         return str(error.value)
@@ -341,22 +341,6 @@ def test_up_says_how_to_get_nginx(
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     assert call("up", "--federation", federation.folder) == 1
     assert "apt-get install nginx-light" in capsys.readouterr().err
-
-
-def test_a_private_file_is_written_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "secret"
-    write_private(path, b"old")
-
-    def fails(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("server.federation.os.fsync", fails)
-    with pytest.raises(OSError, match="No space"):
-        write_private(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_openssl_agrees_with_the_certificates(federation: Federation) -> None:

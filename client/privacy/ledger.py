@@ -30,6 +30,7 @@ from client.privacy.events import (
     entry_hash,
 )
 from common.accounting import Epsilon
+from common.disk import sync
 from common.errors import LedgerError, SecureSumError
 from common.protocol import NO_FINGERPRINT
 
@@ -105,7 +106,7 @@ class Ledger:
             connection.execute("PRAGMA synchronous = EXTRA")
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             if new:
-                _sync_folder(path.parent)
+                sync(path.parent)
         except (OSError, sqlite3.Error) as error:
             connection.close()
             raise LedgerError(f"{path} is no ledger or cannot be written: {error}") from error
@@ -355,14 +356,6 @@ def _older_copy(path: Path, known_head: str) -> LedgerError:
         "shop takes part in nothing until the newest ledger is back: keep the file as it is, "
         "restore the newest backup, and check it with python -m client ledger verify --known-head"
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ are for passwords that people choose.
 import fcntl
 import hashlib
 import json
-import os
 import re
 import secrets
 import threading
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from common.disk import write_whole
 from common.errors import ConfigError
 from common.protocol import Frozen
 
@@ -118,14 +118,8 @@ class Keys:
             yield
 
     def _write(self, keys: tuple[Key, ...]) -> None:
-        draft = self.path.with_suffix(".draft")
         text = json.dumps(_KeyFile(keys=keys).model_dump(mode="json"), indent=1)
-        with draft.open("w", encoding="utf-8") as file:
-            draft.chmod(0o600)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(self.path)
+        write_whole(self.path, text.encode())
 
 
 class RateLimit:
