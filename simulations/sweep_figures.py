@@ -23,7 +23,8 @@ RULE = (
     "Federating pays at a point if the 95% interval of its gain over the better of local and "
     "home-only (what a shop can have without sending anything) lies above 0. It pays from the "
     "smallest measured value at which it does so there and at all larger ones. The same holds for "
-    "half the way from local to centralized. Only measured points count: nothing is interpolated."
+    "half the way from local to centralized. Only measured points count: nothing is interpolated. "
+    "Each point is one draw of the noise, and intervals cover the draw of customers alone."
 )
 _KEPT = ("vs_local", "vs_better", "level_share", "way", "home_weights", "seconds", "peak_mb")
 

@@ -17,6 +17,8 @@ EPSILONS = (1.0, 2.0, 4.0, 8.0, 16.0)
 #: What every point shares, unless the file says otherwise: Ray's start would cost more than most
 #: points' training.
 _ENGINE = "run.engine=in-process"
+#: A sweep asks many points once: neighbours show how far one draw of the noise goes.
+_ONE_DRAW = "run.noise_draws=1"
 _POINT_KEYS = ("privacy.unit", "privacy.target_epsilon", "run.arms")
 
 
@@ -142,7 +144,8 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         for label, changes in _variants(grid, path.name):
             changed = (*shared, *changes)
             _refuse_what_points_set(changed, path.name)
-            setting = Setting(grid.name, label, changes, read_experiment(base, changed))
+            experiment = read_experiment(base, (*changed, _ONE_DRAW))
+            setting = Setting(grid.name, label, changes, experiment)
             known = [
                 s.curve == setting.curve and s.experiment == setting.experiment for s in settings
             ]
@@ -174,4 +177,9 @@ def _refuse_what_points_set(changes: Sequence[str], where: str) -> None:
         if key in _POINT_KEYS:
             raise ConfigError(
                 f"{where}: {key} is the sweep's own: give units and epsilons of a grid"
+            )
+        if key == "run.noise_draws":
+            raise ConfigError(
+                f"{where}: a sweep trains each point under one draw of the noise: leave "
+                "run.noise_draws out, or say simulations run at the points that matter"
             )

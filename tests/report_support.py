@@ -1,10 +1,12 @@
 """A planted run of a few arms, and its report."""
 
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich.console import Console, RenderableType
 
 from common.metrics import MetricSums
 from simulations.report import ArmPrivacy, ArmResult, RunResult, ShopResult
@@ -63,3 +65,10 @@ def whole_run() -> RunResult:
         arm("federated", {"a": 0.045, "bb": 0.045}, rounds=rounds),
         arm("federated-dp", {"a": 0.03, "bb": 0.02}, privacy=PRIVACY, rounds=rounds),
     )
+
+
+def shown_text(renderable: RenderableType) -> str:
+    """Return what a wide terminal shows."""
+    text = io.StringIO()
+    Console(file=text, width=400).print(renderable)
+    return text.getvalue()

@@ -1,7 +1,6 @@
 """The report's figures, its page and its words, also where parts of a run are missing."""
 
 import dataclasses
-import io
 import json
 import math
 import re
@@ -11,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console, RenderableType
 
 from common.errors import DataError, InputError
 from common.metrics import MetricSums
-from report_support import N_ITEMS, PRIVACY, arm, run_of, sums, whole_run
+from report_support import N_ITEMS, PRIVACY, arm, run_of, shown_text, sums, whole_run
 from simulations.compare import compare
 from simulations.machine import machine_facts
 from simulations.page import render_report
@@ -28,12 +26,6 @@ from simulations.report import (
     write_report,
 )
 from simulations.tables import comparison_table, result_table
-
-
-def shown(renderable: RenderableType) -> str:
-    text = io.StringIO()
-    Console(file=text, width=400).print(renderable)
-    return text.getvalue()
 
 
 class _Fetches(HTMLParser):
@@ -174,7 +166,7 @@ def test_a_run_of_some_arms_still_gives_report_page_and_table(arms: list[ArmResu
     page = render_report(report)
     assert external(page) == []
     assert all(arm.name in page for arm in arms)
-    table = shown(result_table(report))
+    table = shown_text(result_table(report))
     assert "Should these shops federate?" in table.strip().splitlines()[-1]
     known = {"local", "federated"} <= {arm.name for arm in arms} and arms[0].shops
     assert (report["answer"]["verdict"] != "unknown") == bool(known)
@@ -273,7 +265,7 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     page = (tmp_path / "both" / "compare.html").read_text(encoding="utf-8")
     assert external(page) == []
     assert "privacy.target_epsilon" in page
-    table = shown(comparison_table(found))
+    table = shown_text(comparison_table(found))
     assert "federated-dp" in table
     assert "privacy.target_epsilon: eight = 8.0, two = 2.0" in table
     again = compare([tmp_path / "eight", tmp_path / "both" / ".." / "eight"])

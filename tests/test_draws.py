@@ -1,0 +1,298 @@
+"""Several draws of the noise: the interval's coverage, the verdict on it, and what is trained."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from common.errors import ConfigError
+from common.metrics import MetricSums
+from common.protocol import TrainingPlan
+from experiment_support import BIG, SMALL, write_folder
+from report_support import PRIVACY, run_of, shown_text, sums
+from server.checkpoints import read_checkpoint
+from simulations import in_process
+from simulations.answer import answer
+from simulations.compare import compare
+from simulations.draws import gain_over_draws, noise_seed, shown
+from simulations.experiment import Experiment, read_experiment
+from simulations.page import render_report
+from simulations.report import ArmResult, ShopResult, build_report, write_report
+from simulations.run import run_experiment
+from simulations.sweep_plan import read_sweep
+from simulations.tables import comparison_table, result_table
+
+DRAWS, CUSTOMERS, TRIALS = 5, 200, 400
+
+
+# --- the interval ------------------------------------------------------------------------------
+
+
+def planted(
+    stream: np.random.Generator, between: float, rest: float
+) -> tuple[np.ndarray, float, float]:
+    """Return gains of known make, their true mean, and what the next training truly brings.
+
+    ``between`` is the draws' standard deviation in units of what the draw of customers moves a
+    mean by; customers' own gains have heavy tails.
+    """
+    mean, by_draw = 0.3, between / math.sqrt(CUSTOMERS)
+    customers = stream.standard_t(4, CUSTOMERS) / math.sqrt(2)
+    draws = by_draw * stream.normal(size=(DRAWS, 1))
+    gains = mean + customers + draws + rest * stream.normal(size=(DRAWS, CUSTOMERS))
+    return gains, mean, mean + by_draw * stream.normal()
+
+
+@pytest.mark.parametrize(("between", "rest"), [(0.0, 0.3), (1.0, 0.3), (1.0, 1.0), (3.0, 0.3)])
+def test_the_intervals_cover_as_often_as_they_say(between: float, rest: float) -> None:
+    stream = np.random.default_rng(1)
+    held = {"one": 0, "many": 0, "customers alone": 0}
+    for _ in range(TRIALS):
+        gains, mean, following = planted(stream, between, rest)
+        found = gain_over_draws(gains)
+        alone = stats.ttest_1samp(gains[0], 0).confidence_interval()
+        held["one"] += found["low"] <= following <= found["high"]
+        held["many"] += found["mean_low"] <= mean <= found["mean_high"]
+        held["customers alone"] += bool(alone.low <= following <= alone.high)
+    # Four standard errors of a share of 95% in so many trials are .044.
+    assert held["one"] / TRIALS > 0.906
+    assert held["many"] / TRIALS > 0.906
+    assert held["one"] / TRIALS < 0.995
+    if between >= 1:  # what one draw's interval leaves out
+        assert held["customers alone"] / TRIALS < 0.85
+
+
+def test_draws_that_change_nothing_leave_the_interval_of_the_customers() -> None:
+    gains = np.random.default_rng(2).normal(0.2, 1, 60)
+    found = gain_over_draws(np.stack([gains] * 4))
+    test = stats.ttest_1samp(gains, 0)
+    expected = test.confidence_interval()
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
+    assert (found["mean_low"], found["mean_high"]) == pytest.approx((found["low"], found["high"]))
+    assert found["p"] == pytest.approx(test.pvalue)
+    assert found["sd"] == pytest.approx(0)
+
+
+def test_customers_that_are_alike_leave_the_interval_of_the_draws() -> None:
+    draws = np.array([0.1, 0.3, 0.2, 0.6])
+    found = gain_over_draws(np.repeat(draws[:, None], 50, axis=1))
+    mean, sd = draws.mean(), draws.std(ddof=1)
+    half = stats.t.ppf(0.975, 3) * sd
+    # A single further observation (Hahn & Meeker 1991, Statistical Intervals, section 4.7).
+    assert found["high"] - mean == pytest.approx(half * math.sqrt(1 + 1 / 4))
+    assert found["mean_high"] - mean == pytest.approx(half / 2)
+    assert mean - found["low"] == pytest.approx(found["high"] - mean)
+    assert found["values"] == pytest.approx(draws.tolist())
+    assert found["sd"] == pytest.approx(sd)
+
+
+def test_a_customer_without_a_target_is_left_out() -> None:
+    gains = np.random.default_rng(3).normal(size=(3, 20))
+    more = np.concatenate([gains, np.full((3, 2), np.nan)], axis=1)
+    assert gain_over_draws(more) == gain_over_draws(gains)
+    for few in (more[:, 20:], more[:, :1]):
+        found = gain_over_draws(few)
+        assert math.isnan(found["low"])
+        assert math.isnan(found["p"])
+        assert len(found["values"]) == 3
+
+
+def test_each_draw_has_noise_of_its_own_and_the_first_is_the_runs() -> None:
+    seeds = {noise_seed(seed, draw) for seed in range(20) for draw in range(1, 6)}
+    assert len(seeds) == 100
+    assert [noise_seed(seed, 1) for seed in range(3)] == [0, 1, 2]
+
+
+# --- the report --------------------------------------------------------------------------------
+
+
+def drawn(shifts: Sequence[float]) -> dict[str, Any]:
+    """Return the report on a private arm whose draws are ``local`` shifted by so much."""
+    stream = np.random.default_rng(4)
+    local = {key: sums(0.1 + 0.02 * stream.random(60)) for key in ("a", "b")}
+
+    def shifted(shift: float) -> dict[str, MetricSums]:
+        rest = {key: 0.004 * stream.normal(size=60) for key in local}
+        return {k: sums(s.ndcg + shift + rest[k] - rest[k].mean()) for k, s in local.items()}
+
+    first, *further = map(shifted, shifts)
+    arm = ArmResult(
+        "federated-dp",
+        {key: ShopResult(found, 8.0) for key, found in first.items()},
+        PRIVACY,
+        further_draws=further,
+    )
+    whole = ArmResult("centralized", {k: ShopResult(sums(s.ndcg + 0.04)) for k, s in local.items()})
+    base = ArmResult("local", {key: ShopResult(found) for key, found in local.items()})
+    return build_report(run_of(base, whole, arm))
+
+
+def test_a_lucky_first_draw_is_no_yes() -> None:
+    lucky = drawn([0.01, -0.012, 0.0, 0.004, -0.006])
+    arm = lucky["arms"]["federated-dp"]
+    assert arm["vs_local"]["ndcg@20"]["low"] > 0
+    assert lucky["answer"]["verdict"] == "no"
+    alone = drawn([0.01])
+    assert alone["arms"]["federated-dp"]["draws"] is None
+    assert alone["answer"]["verdict"] == "yes"
+    assert drawn([0.01, 0.011, 0.009, 0.0105])["answer"]["verdict"] == "yes"
+
+
+def test_a_sure_mean_is_not_yet_a_sure_training() -> None:
+    shifts = [0.012, 0.004, 0.008, 0.002, 0.009]
+    arm = drawn(shifts)["arms"]["federated-dp"]
+    gain = arm["draws"]["vs_local"]["ndcg@20"]
+    assert gain["low"] < 0 < gain["mean_low"] < gain["mean"]
+    assert gain["values"] == pytest.approx(shifts)
+
+
+def test_what_is_kept_is_of_the_first_draw_and_what_is_shown_of_all() -> None:
+    report = drawn([0.01, 0.02, 0.03])
+    arm, local = report["arms"]["federated-dp"], report["arms"]["local"]
+    base = local["metrics"]["ndcg@20"]
+    assert arm["metrics"]["ndcg@20"] == pytest.approx(base + 0.01)
+    assert arm["per_shop"]["a"]["vs_local"]["ndcg@20"]["mean"] == pytest.approx(0.01)
+    draws = arm["draws"]
+    assert draws["count"] == 3
+    values = draws["metrics"]["ndcg@20"]["values"]
+    assert values == pytest.approx([base + 0.01, base + 0.02, base + 0.03])
+    assert draws["metrics"]["ndcg@20"]["sd"] == pytest.approx(0.01)
+    assert set(draws["metrics"]) == set(arm["metrics"])
+    assert draws["way"]["ndcg@20"]["mean"] == pytest.approx(0.5)
+    assert draws["level_share"] == {"mean": 1.0, "sd": 0.0, "values": [1.0, 1.0, 1.0]}
+    figures = shown(arm)
+    assert figures["metrics"]["ndcg@20"] == pytest.approx(base + 0.02)
+    assert figures["vs_local"]["ndcg@20"]["mean"] == pytest.approx(0.02)
+    assert figures["per_shop"]["a"]["vs_local"]["ndcg@20"]["mean"] == pytest.approx(0.02)
+    assert figures["per_shop"]["a"]["epsilon"] == 8.0
+    assert figures["quintiles"]["ndcg@20"][0] > arm["quintiles"]["ndcg@20"][0]
+    assert shown(figures) == figures
+    assert shown(local) == local
+    assert answer(report) == report["answer"]
+
+
+def test_page_table_and_comparison_show_the_same(tmp_path: Path) -> None:
+    report = drawn([0.01, 0.02, 0.03])
+    page = render_report(report)
+    assert "The gain of each draw of the noise" in page
+    assert "trained 3 times, each with other noise" in page
+    assert "The gain of each draw" not in render_report(drawn([0.01]))
+    gain = report["arms"]["federated-dp"]["draws"]["vs_local"]["ndcg@20"]
+    words = f"+0.0200 ({gain['low']:+.4f} to {gain['high']:+.4f})"
+    assert words in page
+    narrow = f"{gain['low']:+.4f}…{gain['high']:+.4f}".replace("0.", ".")
+    assert narrow in shown_text(result_table(report))
+    write_report(tmp_path / "one", report, page)
+    both = compare([tmp_path / "one", tmp_path / "." / "one"], tmp_path / "both")
+    assert narrow in shown_text(comparison_table(both))
+    side_by_side = (tmp_path / "both" / "compare.html").read_text(encoding="utf-8")
+    assert f"{gain['low']:+.4f} to {gain['high']:+.4f}" in side_by_side
+
+
+# --- what is trained ---------------------------------------------------------------------------
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        self.stages.append(text)
+
+    def step(self, text: str = "") -> None: ...
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    (tmp_path / "small.toml").write_text(SMALL, encoding="utf-8")
+    folder = write_folder(tmp_path / "tables")
+    arms = 'run.arms=["local", "federated-dp"]'
+    changes = [f"data.path={folder}", arms, "run.engine=in-process", "run.noise_draws=3"]
+    return read_experiment(tmp_path / "small.toml", changes)
+
+
+class Watched:
+    """The real training in this process, remembering what went in and came out."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stop_at: int = 0) -> None:
+        self.plans: list[TrainingPlan] = []
+        self.states: list[dict[str, np.ndarray]] = []
+        self.settings: list[list[str]] = []
+        self._run, self._stop_at = in_process.run_in_process, stop_at
+        monkeypatch.setattr(in_process, "run_in_process", self)
+
+    def __call__(self, plan: TrainingPlan, **more: Any) -> None:
+        if len(self.plans) + 1 == self._stop_at:
+            raise KeyboardInterrupt
+        self._run(plan, **more)
+        self.plans.append(plan)
+        folder = more["server_folder"] / "checkpoints"
+        self.states.append(read_checkpoint(folder, plan.rounds).state)
+        settings = (more["shops_folder"] / "0" / "shop.toml").read_text(encoding="utf-8")
+        self.settings.append(settings.splitlines())
+
+
+def test_draws_differ_in_their_noise_alone_and_a_cut_run_goes_on(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        first = Watched(patch, stop_at=3)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(experiment, out, Silent())
+    with monkeypatch.context() as patch:
+        second, watcher = Watched(patch), Silent()
+        report = run_experiment(experiment, out, watcher)
+    # What was finished before the interruption is not trained again.
+    assert (len(first.plans), len(second.plans)) == (2, 1)
+    states = [*first.states, *second.states]
+    assert all(plan == first.plans[0] for plan in [*first.plans, *second.plans])
+    one, other, last = states
+    assert not np.array_equal(one["popularity"], other["popularity"])
+    assert not np.array_equal(other["popularity"], last["popularity"])
+    changed = set(first.settings[0]) ^ set(first.settings[1])
+    assert {line.partition(" ")[0] for line in changed if "seed" in line} == {"noise_seed"}
+    assert {line.partition(" ")[0] for line in changed} <= {
+        "noise_seed",
+        *("ledger", "data", "catalogue"),  # the same places, seen from another folder
+    }
+    assert any("federated-dp with noise 3 of 3" in stage for stage in watcher.stages)
+
+    draws = report["arms"]["federated-dp"]["draws"]
+    assert len(set(draws["metrics"]["ndcg@20"]["values"])) == 3
+    assert not any("not that of the noise" in text for text in report["warnings"])
+    # Nothing of the further draws stays, and the ledgers show what one training costs.
+    assert {path.name for path in out.iterdir()} == {
+        *("catalogue", "experiment.json", "ledgers", "models"),
+        *("recommendations.parquet", "report.html", "report.json"),
+    }
+    spent = report["arms"]["federated-dp"]["per_shop"][BIG]["epsilon"]
+    assert spent == pytest.approx(8.0, rel=0.01)
+
+    single = experiment.model_copy(
+        update={"run": experiment.run.model_copy(update={"noise_draws": 1})}
+    )
+    alone = run_experiment(single, tmp_path / "alone", Silent())
+    kept = {**report["arms"]["federated-dp"], "draws": None}
+    for key in ("metrics", "vs_local", "vs_better", "quintiles", "home_weights", "privacy"):
+        assert kept[key] == alone["arms"]["federated-dp"][key], key
+
+
+def test_a_sweep_has_one_draw_a_point_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL + "[run]\nnoise_draws = 4\n", encoding="utf-8")
+    (setting,) = read_sweep(path).settings
+    assert setting.experiment.run.noise_draws == 1
+    with pytest.raises(ConfigError, match="one draw of the noise"):
+        read_sweep(path, ["run.noise_draws=2"])
+
+
+def test_draws_leave_a_result_without_them_as_it_is() -> None:
+    arm = ArmResult("federated-dp", {"a": ShopResult(sums([0.1, 0.2]))}, PRIVACY)
+    (only,) = arm.each_draw()
+    assert only == dataclasses.replace(arm)
