@@ -61,7 +61,8 @@ def judge(arm: Document) -> str:
     sure, and enough shops are level or better. ``no``: neither gains for sure. Else ``mixed``.
     """
     versus = arm["vs_better"]
-    if not versus or any(versus[metric]["mean"] is None for metric in MAIN):
+    # Of one customer under several draws there is a mean, and no interval.
+    if not versus or any(versus[metric]["low"] is None for metric in MAIN):
         return "unknown"
     if not any(versus[metric]["low"] > 0 for metric in MAIN):
         return "no"

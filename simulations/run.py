@@ -155,7 +155,13 @@ class _Runner:
             )
             federator.plan(name)
             label = f"{name} with noise {draw} of {run.noise_draws}"
-            yield federator.federate(name, run_in_process, label)
+            trained = federator.federate(name, run_in_process, label)
+            if missing := len(trained.declined.keys() - self._trained[name].declined.keys()):
+                self._federator.notes.append(
+                    f"{label}: {missing} shops took no part that did in the first: the run was "
+                    "interrupted, and their caps had no room for rounds paid twice"
+                )
+            yield trained
 
     # --- one arm -------------------------------------------------------------------------------
 
@@ -184,15 +190,19 @@ class _Runner:
             self._experiment, self._world, arm, trained, ledgers, self._eases, seen
         )
         if source in self._further and result.privacy:
-            draws = self._further[source]
-            result = replace(result, further_draws=[self._measured(arm, draw) for draw in draws])
+            further = [
+                self._measured(arm, draw, number)
+                for number, draw in enumerate(self._further[source], 2)
+            ]
+            result = replace(result, further_draws=further)
         if trained is None or arm != source:
             return result
         return replace(result, rounds=self._by_round(trained))
 
-    def _measured(self, arm: str, trained: Trained) -> dict[str, MetricSums]:
+    def _measured(self, arm: str, trained: Trained, draw: int) -> dict[str, MetricSums]:
         """Return what a model with other noise gives each measured shop."""
-        self._watcher.stage(f"arm {arm} with other noise", len(self._world.measured))
+        label = f"arm {arm} with noise {draw} of {self._experiment.run.noise_draws}"
+        self._watcher.stage(label, len(self._world.measured))
         sums = {}
         for outcome in arm_outcomes(self._experiment, self._world, arm, trained, self._eases):
             sums[outcome.merchant_id] = outcome.sums

@@ -1,6 +1,5 @@
 """Several draws of the noise: the interval's coverage, the verdict on it, and what is trained."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -176,6 +175,21 @@ def test_what_is_kept_is_of_the_first_draw_and_what_is_shown_of_all() -> None:
     assert answer(report) == report["answer"]
 
 
+@pytest.mark.parametrize("values", [[0.1, 0.2], [0.1], []], ids=["two", "one", "none"])
+def test_without_local_or_with_hardly_a_customer_there_is_no_verdict(values: list[float]) -> None:
+    def one(name: str, shift: float, **more: Any) -> ArmResult:
+        return ArmResult(name, {"a": ShopResult(sums(values, shift), 8.0)}, **more)
+
+    further = [{"a": sums(values, shift)} for shift in (0.02, 0.03)]
+    private = one("federated-dp", 0.01, privacy=PRIVACY, further_draws=further)
+    arms = [private] if len(values) == 2 else [one("local", 0.0), private]
+    report = build_report(run_of(*arms))
+    assert report["answer"]["verdict"] == "unknown"
+    assert report["arms"]["federated-dp"]["draws"]["count"] == 3
+    assert "federated-dp" in render_report(report)
+    assert "federated-dp" in shown_text(result_table(report))
+
+
 def test_page_table_and_comparison_show_the_same(tmp_path: Path) -> None:
     report = drawn([0.01, 0.02, 0.03])
     page = render_report(report)
@@ -290,9 +304,3 @@ def test_a_sweep_has_one_draw_a_point_and_says_so(tmp_path: Path) -> None:
     assert setting.experiment.run.noise_draws == 1
     with pytest.raises(ConfigError, match="one draw of the noise"):
         read_sweep(path, ["run.noise_draws=2"])
-
-
-def test_draws_leave_a_result_without_them_as_it_is() -> None:
-    arm = ArmResult("federated-dp", {"a": ShopResult(sums([0.1, 0.2]))}, PRIVACY)
-    (only,) = arm.each_draw()
-    assert only == dataclasses.replace(arm)
