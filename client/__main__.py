@@ -22,8 +22,24 @@ key_app = typer.Typer(help="The shop's key.", no_args_is_help=True)
 app.add_typer(key_app, name="key")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Where = Annotated[Path, typer.Argument(help="A shop.toml, or a ledger.")]
-Shop = Annotated[Path, typer.Argument(help="The shop's settings (shop.toml).")]
+
+
+def _settings_file(path: Path) -> Path:
+    from client.shop_folder import settings_file
+
+    return settings_file(path)
+
+
+Where = Annotated[
+    Path,
+    typer.Argument(
+        help="A shop's folder, its settings (shop.toml), or a ledger.", callback=_settings_file
+    ),
+]
+Shop = Annotated[
+    Path,
+    typer.Argument(help="The shop's folder, or its settings (shop.toml).", callback=_settings_file),
+]
 Delta = Annotated[float | None, typer.Option(help="δ of the stated ε; default: the shop's own.")]
 
 
@@ -163,7 +179,7 @@ def plan(
         Path | None,
         typer.Option("--plan", help="JSON: a plan, or a checkpoint or manifest with one."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=0)] = 10,
+    rounds: Annotated[int, typer.Option(min=0, help="Rounds of training.")] = 10,
     local_steps: Annotated[int, typer.Option(min=1, help="Steps a round.")] = 1,
     sample_rate: Annotated[float, typer.Option(help="Chance of a unit to be in one step.")] = 1.0,
     noise_multiplier: Annotated[float | None, typer.Option(help="Of the steps.")] = None,

@@ -39,13 +39,14 @@ def serve(
     """
     from client.home_host import HomeHost
     from client.settings import read_settings
+    from client.shop_folder import settings_file
     from common.cli import stages
     from common.errors import ConfigError
     from server.query.browsing import About
     from server.query.serving import ListenSettings, service_of
     from server.query.serving import serve as serve_all
 
-    path = shop / "shop.toml" if shop.is_dir() else shop
+    path = settings_file(shop)
     merchant_id = read_settings(path).merchant_id
     if host not in _LOOPBACK and keys is None:
         raise ConfigError(

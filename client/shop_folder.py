@@ -4,6 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+def settings_file(path: Path) -> Path:
+    """Return the ``shop.toml`` of a shop's folder; any other path is what it is."""
+    return path / "shop.toml" if path.is_dir() else path
+
+
 @dataclass(frozen=True)
 class ShopFolder:
     """The places below ``root`` that the shop's own settings do not name."""

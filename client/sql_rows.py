@@ -111,7 +111,9 @@ def columns_of(connection: sa.Connection, source: TableSource, name: str) -> lis
         with suppress(SQLAlchemyError):
             views = inspector.get_view_names(schema or None)
         known = [*inspector.get_table_names(schema or None), *views]
-        hint = nearest(table, known) if known else "it has no tables at all"
+        # What is proposed can be written into shop.toml as it is.
+        named = [f"{schema}.{other}" if schema else other for other in known]
+        hint = nearest(source.table, named) if named else "it has no tables at all"
         raise DataError(f"the database has no {source.label(name)}: {hint}") from None
 
 

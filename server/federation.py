@@ -224,10 +224,13 @@ def make_federation(
         raise ConfigError(f"{folder} is not empty: nothing was written. Give a new folder")
     try:
         host, port = split_address(address)
-        for other in hosts:
-            split_address(f"[{other}]:1" if ":" in other else f"{other}:1")
     except ValueError as error:
-        raise ConfigError(f"{address!r} with hosts {list(hosts)}: {error}") from error
+        raise ConfigError(f"--address {address!r}: {error}") from error
+    for other in hosts:
+        try:
+            split_address(f"[{other}]:1" if ":" in other else f"{other}:1")
+        except ValueError as error:
+            raise ConfigError(f"--host {other!r}: give a name or an IP address alone") from error
     text = _settings_toml(name, address, port, superlink_port)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

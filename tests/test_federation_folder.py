@@ -93,6 +93,7 @@ def test_init_writes_over_nothing_and_leaves_nothing_half_made(
     for bad in ("localhost", "local host:1", "localhost:0", "localhost:99999", "::1:8443", ":1"):
         assert call("init", folder, "--address", bad) == 2
     assert call("init", folder, "--host", "not a host") == 2
+    assert "--host 'not a host': give a name" in capsys.readouterr().err
     assert call("init", folder, "--name", "") == 2
     monkeypatch.chdir(folder)
     assert call("init", ".") == 2

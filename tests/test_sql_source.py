@@ -167,6 +167,7 @@ def test_a_value_of_no_use_is_named(tmp_path: Path, shop: Shop) -> None:
     ("old", "new", "message"),
     [
         ('"orders"', '"order"', "no table 'order': did you mean 'orders'"),
+        ('"orders"', '"main.order"', "no table 'main.order': did you mean 'main.orders'"),
         ('"gtin"', '"gtim"', "no column 'gtim' for 'item_id': did you mean 'gtin'"),
         ('item_id = "gtin", ', "", r"no column 'item_id': map the one .* 'customer_no'"),
         ("constants", "# constants", r"no column 'behavior'.*constants"),
