@@ -119,8 +119,7 @@ def _headline(arm: str, document: Document, verdicts: dict[str, str]) -> str:
 
 def _details(name: str, arm: Document) -> list[str]:
     gains = [
-        f"{metric} {number(arm['metrics'][metric])}, {interval(arm['vs_better'][metric])} "
-        f"against {arm['vs_better'][metric]['against']}"
+        f"{metric} {number(arm['metrics'][metric])}, {_against(arm['vs_better'][metric])}"
         for metric in MAIN
     ]
     sentences = [f"{name} ({privacy_words(arm['privacy'])}): {'; '.join(gains)}."]
@@ -141,6 +140,13 @@ def _details(name: str, arm: Document) -> list[str]:
             f"At home, shops give the global model of {name} a mean weight of {weight:.2f}."
         )
     return sentences
+
+
+def _against(gain: Document) -> str:
+    words = interval(gain)
+    return (
+        f"the same as {gain['against']}" if words == DASH else f"{words} against {gain['against']}"
+    )
 
 
 def _draws_words(draws: Document) -> str:

@@ -76,7 +76,7 @@ def draft_folder(experiment: Experiment, out: Path) -> Iterator[Path]:
     with finished_parts(draft, "run", facts, identity=_IDENTITY, out=out):
         try:
             yield draft
-        except InputError:
+        except (InputError, KeyboardInterrupt):
             if not (draft / WORK).exists():  # nothing was begun that could go on
                 shutil.rmtree(draft)
             raise

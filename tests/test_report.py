@@ -128,6 +128,13 @@ def test_a_gain_that_home_adaptation_has_too_is_no_reason_to_federate() -> None:
     assert report["answer"]["verdict"] == "no"
 
 
+def test_an_arm_that_changes_nothing_is_said_to_be_the_same() -> None:
+    local = arm("local", {"a": 0.0})
+    report = build_report(run_of(local, ArmResult("federated", local.shops)))
+    assert "the same as local" in report["answer"]["details"][0]
+    assert "– against" not in report["answer"]["details"][0]
+
+
 def test_json_holds_null_and_never_nan() -> None:
     nothing = ShopResult(MetricSums.empty(N_ITEMS), reason="no customer in the test period")
     one = ShopResult(sums([0.2]))

@@ -82,6 +82,18 @@ def test_bad_input_leaves_no_draft(experiment: Experiment, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.toml", "tables"]
 
 
+def test_stopped_before_anything_was_trained_it_leaves_no_draft(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    class Impatient(Silent):
+        def stage(self, text: str, total: int | None = None) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, tmp_path / "out", Impatient())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.toml", "tables"]
+
+
 @pytest.mark.parametrize(
     ("setting", "word"),
     [
