@@ -3,10 +3,9 @@
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
-from client.tables import LOOK
+from common.cli import plain_table
 
 Document = dict[str, Any]
 _SHOWN = 20
@@ -14,7 +13,7 @@ _SHOWN = 20
 
 def listing_table(document: Document) -> Group:
     """Return what is approved, and what was refused and is not approved."""
-    approved = Table(title="Approved code", **LOOK)
+    approved = plain_table("Approved code")
     # A digest is there to be copied.
     approved.add_column("digest", no_wrap=True)
     for name in ("since", "by", "note"):
@@ -30,7 +29,7 @@ def listing_table(document: Document) -> Group:
     if not document["approved"]:
         parts = [Text("No code is approved: whatever a run sends is refused.")]
     if document["refused"]:
-        refused = Table(title="Refused", **LOOK)
+        refused = plain_table("Refused")
         refused.add_column("digest", no_wrap=True)
         for name in ("last", "reason"):
             refused.add_column(name, overflow="fold")

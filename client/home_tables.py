@@ -4,10 +4,9 @@ from typing import Any
 
 from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from client.tables import LOOK
+from common.cli import plain_table
 
 Document = dict[str, Any]
 _REASONS = 4
@@ -17,9 +16,7 @@ _HISTORY = ("history-content", "history-learned", "neighbours")
 
 def adapted_table(document: Document) -> Group:
     """Return what an adaptation was fitted on and how it mixes."""
-    table = Table(
-        title=f"Adapted {escape(document['shop'])} to {escape(document['model'])}", **LOOK
-    )
+    table = plain_table(f"Adapted {escape(document['shop'])} to {escape(document['model'])}")
     table.add_column("part")
     table.add_column("weight", justify="right")
     for name, weight in document["weights"].items():
@@ -41,7 +38,7 @@ def adapted_table(document: Document) -> Group:
 def evaluation_table(document: Document) -> Group:
     """Return a shop's own figures, each beside what it can do alone."""
     shop, model = escape(document["shop"]), escape(document["model"])
-    table = Table(title=f"What {model} brings {shop}", **LOOK)
+    table = plain_table(f"What {model} brings {shop}")
     names = {"own": "alone", "global": "global", "mixed": "mixed"}
     table.add_column("")
     for metric in _SHOWN:
@@ -65,7 +62,7 @@ def recommendations_table(document: Document) -> Group:
     """Return one customer's list, with its reasons where they were asked for."""
     who = document["user_id"] or "a guest"
     listed = document["recommendations"]
-    table = Table(title=f"For {escape(who)} at {escape(document['shop'])}", **LOOK)
+    table = plain_table(f"For {escape(who)} at {escape(document['shop'])}")
     table.add_column("rank", justify="right")
     table.add_column("item")
     mapped = any("own_item_ids" in entry for entry in listed)

@@ -7,16 +7,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from common.cli import plain_table
+
 Document = dict[str, Any]
-#: Of every table.
-LOOK: Any = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0), "pad_edge": False}
 _BOUND = "≤ ε by the looser RDP bound: more may have been counted than was spent"
 
 
 def forecast_table(document: Document) -> Group:
     """Return what a plan costs, and what it leaves each shop."""
     cost, plan = document["cost"], document["plan"]
-    price = Table(title="What the plan costs", **LOOK)
+    price = plain_table("What the plan costs")
     for name in ("mechanism", "noise", "rate", "steps", "ε alone", "by"):
         price.add_column(name, justify="left" if name == "mechanism" else "right")
     for part in cost["mechanisms"]:
@@ -55,7 +55,7 @@ def shares_words(plan: Document) -> str:
 def ledger_table(document: Document) -> Group:
     """Return a ledger's events in groups, and what they cost together."""
     name = document["shop"] or document["ledger"]
-    table = Table(title=f"The ledger of {escape(name)}: {document['entries']} entries", **LOOK)
+    table = plain_table(f"The ledger of {escape(name)}: {document['entries']} entries")
     for name in ("run", "mechanism", "unit", "noise", "rate", "rounds", "events", "steps", "last"):
         side: Any = "right" if name in ("events", "steps") else "left"
         table.add_column(name, justify=side, no_wrap=name != "run", overflow="fold")
@@ -97,7 +97,7 @@ def _spent(unit: str, cost: Document, document: Document) -> str:
 
 
 def _shops(document: Document) -> Table:
-    table = Table(title="What it would leave", **LOOK)
+    table = plain_table("What it would leave")
     names = ("shop", "spent", "after", "cap", "left after", "joins", "whole runs", "rounds")
     for name in names:
         table.add_column(name, justify="left" if name == "shop" else "right")

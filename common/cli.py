@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from common.errors import FedtailError
 
@@ -57,6 +58,11 @@ def terminal() -> Console:
     """Return a console for stdout that is wide enough for a table."""
     console = Console()
     return console if console.width >= _NARROWEST else Console(width=_NARROWEST)
+
+
+def plain_table(title: str | None = None) -> Table:
+    """Return a table of the look that all of the command lines' tables have."""
+    return Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - a JSON value

@@ -7,8 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from common.cli import plain_table
+
 Document = dict[str, Any]
-_LOOK: Any = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0), "pad_edge": False}
 #: What becomes of a product, besides that its content changes.
 _FATES = ("added", "retired", "returned", "dropped")
 
@@ -53,7 +54,7 @@ def show_table(document: Document) -> Group:
     ]
     if document["parent"] is not None:
         head.append(f"since version {document['parent']}: {_counts(document['changes'])}")
-    columns = Table(title="Columns", **_LOOK)
+    columns = plain_table("Columns")
     for name in ("column", "read as", "filled", "used"):
         columns.add_column(name, justify="right" if name == "filled" else "left")
     for column in document["columns"]:
@@ -159,7 +160,7 @@ def _some(items: list[str], count: int) -> str:
 
 
 def _versions(document: Document) -> Table:
-    table = Table(title="All versions", **_LOOK)
+    table = plain_table("All versions")
     for name in ("version", "published", "products", "offered", "models", "runs", "fingerprint"):
         side: Any = "left" if name in ("published", "fingerprint") else "right"
         table.add_column(name, justify=side)

@@ -4,13 +4,12 @@ from typing import Any
 
 from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from common.cli import plain_table
 from server.training_view import event_words
 
 Document = dict[str, Any]
-_LOOK: Any = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0), "pad_edge": False}
 _SOON_DAYS = 30
 _WARNING = "yellow"
 
@@ -41,7 +40,7 @@ def status_table(document: Document) -> Group:
 
 
 def _listeners(found: list[Document]) -> list[Any]:
-    table = Table(title="What listens", **_LOOK)
+    table = plain_table("What listens")
     for name in ("port", "address", "program", "process", "reachable", "serves"):
         table.add_column(name, justify="right" if name in ("port", "process") else "left")
     for one in found:
@@ -54,7 +53,7 @@ def _listeners(found: list[Document]) -> list[Any]:
 def _shops(found: list[Document]) -> list[Any]:
     if not found:
         return [Text("No shop is enrolled: python -m server enrol SHOP KEY.pub")]
-    table = Table(title="Shops", **_LOOK)
+    table = plain_table("Shops")
     for name in ("shop", "node", "since"):
         table.add_column(name)
     for shop in found:
@@ -110,7 +109,7 @@ def _run(found: Document | None) -> list[Any]:
 def _figures(found: Document) -> list[Any]:
     """Return what shops released of how well the model serves their customers."""
     columns = {"all together": found["together"], **found["shops"]}
-    table = Table(title="  What shops released of it, ± one standard error", **_LOOK)
+    table = plain_table("  What shops released of it, ± one standard error")
     table.add_column("")
     for name in columns:
         table.add_column(escape(name), justify="right")
@@ -142,7 +141,7 @@ def _registry(found: Document) -> list[Any]:
 
 
 def _certificates(found: list[Document]) -> list[Any]:
-    table = Table(title="Certificates", **_LOOK)
+    table = plain_table("Certificates")
     for name in ("file", "until", "days left"):
         table.add_column(name, justify="right" if name == "days left" else "left")
     for one in found:

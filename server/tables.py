@@ -5,16 +5,15 @@ from typing import Any
 
 from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from common.cli import plain_table
 from common.errors import ArtifactError
 from common.statement import promise_words, render_statement
 from server.records import Pin, Record
 from server.registry import Registry
 
 Document = dict[str, Any]
-_LOOK: Any = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0), "pad_edge": False}
 
 
 def listed(registry: Registry) -> Document:
@@ -88,7 +87,7 @@ def decided(registry: Registry, pin: Pin) -> Document:
 
 def list_table(document: Document) -> Group:
     """Return the versions as a table, the newest first."""
-    table = Table(title=f"Models in {escape(document['where'])}", **_LOOK)
+    table = plain_table(f"Models in {escape(document['where'])}")
     for name in ("", "version", "published", "round", "privacy", "catalogue", "evaluated"):
         side: Any = "right" if name in ("version", "round") else "left"
         table.add_column(name, justify=side, no_wrap=name != "privacy")

@@ -4,15 +4,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
+from common.cli import plain_table
 from common.statement import promise_words, protected_words, render_statement
 from server.codes import words
 from server.training_view import event_words
 
 Document = dict[str, Any]
-_LOOK: Any = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0), "pad_edge": False}
 
 
 def plan_lines(document: Document) -> list[str]:
@@ -64,7 +63,7 @@ def plan_table(document: Document) -> Group:
 
 def trained_table(document: Document) -> Group:
     """Return what a run came to."""
-    table = Table(title=f"Run {document['run']}", **_LOOK)
+    table = plain_table(f"Run {document['run']}")
     for name in ("exchange", "seconds", "declined"):
         table.add_column(name, justify="right" if name == "seconds" else "left")
     for found in document["exchanges"]:

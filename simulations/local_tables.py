@@ -9,10 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from common.cli import plain_table
 from simulations.local_deployment import LocalDeployment
 
 Document = dict[str, Any]
-_LOOK: Any = {"box": None, "padding": (0, 2, 0, 0), "pad_edge": False}
 _UNIT = "customer"
 
 
@@ -62,7 +62,7 @@ def keep_up(here: LocalDeployment, tell: Callable[[str], object]) -> None:
 
 
 def _recommended(title: str, found: list[Document]) -> tuple[Text, Table]:
-    table = Table(**_LOOK)
+    table = plain_table()
     table.add_column("rank", justify="right")
     table.add_column("item_id")
     table.add_column("product")
@@ -74,7 +74,7 @@ def _recommended(title: str, found: list[Document]) -> tuple[Text, Table]:
 
 
 def _cost(document: Document) -> tuple[Text, Table]:
-    table = Table(**_LOOK)
+    table = plain_table()
     for name in ("shop", "data", "customers", "entries", "ε", "of cap"):
         table.add_column(name, justify="left" if name in ("shop", "data") else "right")
     for name, shop in document["shops"].items():

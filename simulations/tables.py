@@ -5,9 +5,9 @@ from typing import Any
 
 from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from common.cli import plain_table
 from simulations.answer import interval, number, percent
 from simulations.draws import shown
 
@@ -22,16 +22,12 @@ HEADINGS = (
     "level",
     "ε",
 )
-_LOOK: Any = {"title_justify": "left", "box": None, "padding": (0, 2, 0, 0), "pad_edge": False}
 _STYLES = {"yes": "bold green", "mixed": "bold yellow", "no": "bold red", "unknown": "bold"}
 
 
 def result_table(document: Document) -> Group:
     """Return the one table of a run; its last line says whether these shops should federate."""
-    table = Table(
-        title="What federating brings: gains over local, with 95% intervals",
-        **_LOOK,
-    )
+    table = plain_table("What federating brings: gains over local, with 95% intervals")
     table.add_column("arm", no_wrap=True)
     for name in HEADINGS:
         table.add_column(re.sub("[_ ]", "\n", name), justify="right", overflow="fold")
@@ -50,7 +46,7 @@ def result_table(document: Document) -> Group:
 
 def comparison_table(comparison: Document) -> Group:
     """Return runs side by side: a row for each arm of each run."""
-    table = Table(title="Runs side by side", **_LOOK)
+    table = plain_table("Runs side by side")
     table.add_column("run")
     table.add_column("arm", no_wrap=True)
     for name in HEADINGS:
@@ -74,7 +70,7 @@ def comparison_table(comparison: Document) -> Group:
 
 def sweep_table(document: Document) -> Group:
     """Return a sweep's points, and from where on federating pays."""
-    table = Table(title=document["title"], **_LOOK)
+    table = plain_table(document["title"])
     for name in ("customers\na shop", "unit", "ε", "ndcg@20", "gain", "tail\nndcg@20", "gain"):
         table.add_column(name, justify="right")
     for name in ("way", "tail\nway", "level"):
