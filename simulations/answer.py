@@ -124,7 +124,7 @@ def _details(name: str, arm: Document) -> list[str]:
     ]
     sentences = [f"{name} ({privacy_words(arm['privacy'])}): {'; '.join(gains)}."]
     if arm.get("draws"):
-        sentences.append(_draws_words(arm["draws"]))
+        sentences += _draws_words(arm["draws"])
     if arm["level_share"] is not None:
         sentences.append(
             f"{percent(arm['level_share'])} of the shops are level with local or "
@@ -149,16 +149,21 @@ def _against(gain: Document) -> str:
     )
 
 
-def _draws_words(draws: Document) -> str:
+def _draws_words(draws: Document) -> list[str]:
     """Return what the draws of the noise were, and what is said of them."""
     each = "; ".join(
         f"{metric} {', '.join(number(value) for value in draws['metrics'][metric]['values'])} "
         f"(standard deviation {number(draws['metrics'][metric]['sd'], 5)})"
         for metric in MAIN
     )
-    return (
+    means = "; ".join(
+        f"{metric} {interval({**gain, 'low': gain['mean_low'], 'high': gain['mean_high']})}"
+        for metric, gain in ((metric, draws["vs_better"][metric]) for metric in MAIN)
+    )
+    trained = (
         f"It was trained {draws['count']} times, each with other noise: {each}. Figures are means "
         "over them, and intervals say what one training brings: they cover the draw of customers "
         "and that of the noise. The model, recommendations and ledgers that are kept are the "
         "first one's."
     )
+    return [trained, f"The mean gain over many trainings is {means}; one training may bring less."]

@@ -48,7 +48,10 @@ def report_figures(document: Document) -> list[tuple[str, str, str]]:
         ),
         (
             "Each merchant's gain over local, all products",
-            "ndcg@20 minus that of local; bars are 95% intervals over the merchant's customers.",
+            (
+                "ndcg@20 minus that of local; bars are 95% intervals over its customers, "
+                "and over draws of the noise where there are several."
+            ),
             _gains(arms, "ndcg@20"),
         ),
         (
