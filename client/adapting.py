@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from client.adapted_state import AdaptedFacts, folder_digest, read_facts, save_adapted
+from client.adaptation import AdaptedFacts
+from client.adapted_state import folder_digest, read_facts, save_adapted
 from client.assortment import home_catalogue
 from client.home import (
     CameHome,

@@ -9,13 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.adapted_state import (
-    folder_digest,
-    home_of,
-    known_catalogue,
-    read_facts,
-    read_state,
-)
+from client.adaptation import home_of, known_catalogue
+from client.adapted_state import folder_digest, read_facts, read_state
 from client.assortment import home_catalogue, own_numbers, shared_size
 from client.customers import Customer, read_customer
 from client.home import Progress, load_home_model, manifest_digest

@@ -121,7 +121,7 @@ def test_an_interrupted_adaptation_leaves_the_one_before(
 ) -> None:
     adapt(shop.path, shop.settings)
     before = ask(shop)
-    for step in ("sync", "sha256", "_arrays"):
+    for step in ("sync", "sha256", "arrays_of"):
         with monkeypatch.context() as patch:
 
             def fail(*_: object) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import sparse
 
-from client.adapted_state import AdaptedFacts, _arrays, home_of
+from client.adaptation import AdaptedFacts, arrays_of, home_of
 from client.home_reasons import explain_home
 from client.home_settings import HomeSettings
 from client.personalization import HomeModel
@@ -116,10 +116,10 @@ def test_a_stored_mixture_knows_its_best_sellers() -> None:
         "mixing_weights": dict(home.mixing_weights),
     }
     facts = AdaptedFacts.model_construct(None, **known)
-    again = home_of(_arrays(home, {}), facts, model_of())
+    again = home_of(arrays_of(home, {}), facts, model_of())
     np.testing.assert_array_equal(again.scores(histories()), home.scores(histories()))
     plainly = {**known, "settings": how.model_copy(update={"best": {}})}
-    other = home_of(_arrays(home, {}), AdaptedFacts.model_construct(None, **plainly), model_of())
+    other = home_of(arrays_of(home, {}), AdaptedFacts.model_construct(None, **plainly), model_of())
     assert not np.allclose(other.scores(histories()), home.scores(histories()))
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from client.adapted_state import AdaptedFacts, _arrays, home_of
+from client.adaptation import AdaptedFacts, arrays_of, home_of
 from client.ease import Ease
 from client.home_settings import HomeSettings
 from client.personalization import HomeModel, mix
@@ -337,8 +337,8 @@ def test_a_stored_mixture_deals_groups_as_the_one_that_was_fitted(model: GlobalM
         "own_plan": None if home.own_learned is None else home.own_learned.plan,
     }
     facts = AdaptedFacts.model_construct(None, **known)
-    again = home_of(_arrays(home, {}), facts, grouped)
+    again = home_of(arrays_of(home, {}), facts, grouped)
     np.testing.assert_array_equal(again.scores(histories), home.scores(histories))
     plainly = settings.model_copy(update={"own_shares": 0.0})
-    other = home_of(_arrays(home, {}), facts.model_copy(update={"settings": plainly}), grouped)
+    other = home_of(arrays_of(home, {}), facts.model_copy(update={"settings": plainly}), grouped)
     assert not np.allclose(other.scores(histories), home.scores(histories))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from client.adapted_state import AdaptedFacts, _arrays, home_of
+from client.adaptation import AdaptedFacts, arrays_of, home_of
 from client.home_reasons import explain_home
 from client.home_settings import HomeSettings
 from client.low_rank import own_low_rank
@@ -177,7 +177,7 @@ def test_a_stored_mixture_answers_and_explains_as_the_one_that_was_fitted(
         "shared_plan": home.shared_learned.plan,
     }
     facts = AdaptedFacts.model_construct(None, **known)
-    again = home_of(_arrays(home, {}), facts, model)
+    again = home_of(arrays_of(home, {}), facts, model)
     np.testing.assert_array_equal(again.scores(histories), home.scores(histories))
     for row, item in ((0, 3), (5, 250)):
         asked = histories[[row]]
