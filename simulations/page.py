@@ -62,7 +62,7 @@ def render_report(document: Document) -> str:
         fifths=plots.FIFTHS,
         shops=_shop_rows(arms),
         shop_arms=_shop_arms(arms),
-        drawn=[name for name, arm in arms.items() if arm["draws"]],
+        drawn=[name for name, arm in arms.items() if arm.get("draws")],
         private=_promises(arms),
         not_covered=NOT_COVERED,
         audit=audit_section(document.get("audit")),

@@ -154,7 +154,7 @@ def _gains(arms: Mapping[str, Document], metric: str) -> str:
 
 def _by_draw(arms: Mapping[str, Document]) -> str:
     figure = go.Figure()
-    drawn = {n: arm for n, arm in arms.items() if arm["draws"] and arm["vs_local"]}
+    drawn = {n: arm for n, arm in arms.items() if arm.get("draws") and arm["vs_local"]}
     for name, arm in drawn.items():
         gains = {m: g for m, g in arm["vs_local"].items() if g["low"] is not None}
         metrics, look = list(gains), {"color": COLOURS.get(name)}

@@ -26,33 +26,41 @@ from simulations.run import run_experiment
 from simulations.sweep_plan import read_sweep
 from simulations.tables import comparison_table, result_table
 
-DRAWS, CUSTOMERS, TRIALS = 5, 200, 400
+DRAWS, SHOPS, CUSTOMERS, TRIALS = 5, 10, 200, 400
 
 
 # --- the interval ------------------------------------------------------------------------------
 
 
 def planted(
-    stream: np.random.Generator, between: float, rest: float
+    stream: np.random.Generator, between: float, rest: float, shops: float
 ) -> tuple[np.ndarray, float, float]:
     """Return gains of known make, their true mean, and what the next training truly brings.
 
     ``between`` is the draws' standard deviation in units of what the draw of customers moves a
-    mean by; customers' own gains have heavy tails.
+    mean by, ``shops`` what a draw does to all customers of one shop; customers' own gains have
+    heavy tails.
     """
-    mean, by_draw = 0.3, between / math.sqrt(CUSTOMERS)
+    mean, unit = 0.3, 1 / math.sqrt(CUSTOMERS)
     customers = stream.standard_t(4, CUSTOMERS) / math.sqrt(2)
-    draws = by_draw * stream.normal(size=(DRAWS, 1))
-    gains = mean + customers + draws + rest * stream.normal(size=(DRAWS, CUSTOMERS))
-    return gains, mean, mean + by_draw * stream.normal()
+    draws = unit * between * stream.normal(size=(DRAWS + 1, 1))
+    at_shop = unit * shops * math.sqrt(SHOPS) * stream.normal(size=(DRAWS + 1, SHOPS))
+    by_draw = draws + np.repeat(at_shop, CUSTOMERS // SHOPS, axis=1)
+    gains = mean + customers + by_draw[1:] + rest * stream.normal(size=(DRAWS, CUSTOMERS))
+    return gains, mean, mean + float(by_draw[0].mean())
 
 
-@pytest.mark.parametrize(("between", "rest"), [(0.0, 0.3), (1.0, 0.3), (1.0, 1.0), (3.0, 0.3)])
-def test_the_intervals_cover_as_often_as_they_say(between: float, rest: float) -> None:
+@pytest.mark.parametrize(
+    ("between", "rest", "shops"),
+    [(0.0, 0.3, 0.0), (1.0, 0.3, 0.0), (1.0, 1.0, 0.0), (3.0, 0.3, 0.0), (0.0, 0.3, 1.5)],
+)
+def test_the_intervals_cover_as_often_as_they_say(
+    between: float, rest: float, shops: float
+) -> None:
     stream = np.random.default_rng(1)
     held = {"one": 0, "many": 0, "customers alone": 0}
     for _ in range(TRIALS):
-        gains, mean, following = planted(stream, between, rest)
+        gains, mean, following = planted(stream, between, rest, shops)
         found = gain_over_draws(gains)
         alone = stats.ttest_1samp(gains[0], 0).confidence_interval()
         held["one"] += found["low"] <= following <= found["high"]
@@ -62,7 +70,7 @@ def test_the_intervals_cover_as_often_as_they_say(between: float, rest: float) -
     assert held["one"] / TRIALS > 0.906
     assert held["many"] / TRIALS > 0.906
     assert held["one"] / TRIALS < 0.995
-    if between >= 1:  # what one draw's interval leaves out
+    if between + shops >= 1:  # what one draw's interval leaves out
         assert held["customers alone"] / TRIALS < 0.85
 
 
