@@ -30,8 +30,6 @@ class SubspaceOptimizer:
     momentum
         β of ``S = β S (V_oldᵀ V) + Δ``: what earlier rounds saw, turned into the present basis,
         counts on with weight β a round. Averages noise away where rounds are noisy.
-    shops
-        How many shops' noise is in a mean update, for the correction of the spectrum.
     """
 
     plan: TrainingPlan
@@ -56,6 +54,7 @@ class SubspaceOptimizer:
     ) -> tuple[Arrays, Arrays]:
         """Return the new state (float32) and memory from ``shops`` shops' mean update.
 
+        How many they are says how much noise is in it, for the correction of the spectrum.
         ``server_round`` is the plan's own number of the round: it fixes the noise in the update,
         also where rounds before it found no quorum and were never applied. ``variances`` is how
         many times the plan's noise variance is in a row of the sum, on average; None: as the plan

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 VIEWS = ("recommend", "models", "federation", "map")
 LOCALES = {"en": "en-GB", "zh": "zh-CN"}
@@ -91,10 +91,6 @@ class Visit:
             self.page.fill("#query", item)
             self.page.locator(f"form ul.found > li[data-item='{item}'] button").click()
         self.page.locator(f"ul.basket > li[data-item='{items[-1]}']").wait_for()
-
-    def controls(self) -> list[Locator]:
-        """Return all controls that can be seen now."""
-        return [one for one in self.page.locator(CONTROLS).all() if one.is_visible()]
 
     def names(self) -> dict[str, str]:
         """Return the accessible name of each control that can be seen, by what it is."""
