@@ -110,6 +110,13 @@ def export(place: Place, file_format: Format) -> str:
 
     A text that a spreadsheet would run as a formula has an apostrophe before it in CSV: the name of
     a run is the server's choice. JSON lines hold what the ledger holds.
+
+    Raises
+    ------
+    ConfigError
+        If there is no ledger.
+    LedgerError
+        As :func:`ledger_entries`.
     """
     if not place.ledger.is_file():
         raise ConfigError(f"there is no ledger {place.ledger}: nothing was charged yet")

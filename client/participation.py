@@ -96,7 +96,15 @@ def answer(
 
 
 def allowed_plan(kind: str, header: RoundHeader, settings: ShopSettings) -> TrainingPlan:
-    """Return the plan if this shop's own settings allow it."""
+    """Return the plan if this shop's own settings allow it.
+
+    Raises
+    ------
+    ConfigError
+        If the shop's settings do not allow the plan, or this message under it.
+    ProtocolError
+        If the plan, or the round for this kind of message, is not what the protocol allows.
+    """
     plan = parse_plan(header.plan_json)
     if plan.unit != settings.unit:
         raise ConfigError(f"the plan protects a {plan.unit}, this shop demands {settings.unit}")

@@ -71,7 +71,13 @@ class Request:
 
 
 def attributes_of(texts: Sequence[str]) -> dict[str, str]:
-    """Return attributes given as NAME=VALUE."""
+    """Return attributes given as NAME=VALUE.
+
+    Raises
+    ------
+    ConfigError
+        If one is not of that form.
+    """
     found = {}
     for text in texts:
         name, sign, value = text.partition("=")

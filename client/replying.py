@@ -141,7 +141,13 @@ def reply_to(
 
 
 def read_header(raw: Mapping[str, object]) -> RoundHeader:
-    """Return the header of a message if this shop speaks its protocol."""
+    """Return the header of a message if this shop speaks its protocol.
+
+    Raises
+    ------
+    ProtocolError
+        If it is not valid, or of another version of the protocol.
+    """
     try:
         header = RoundHeader.model_validate(dict(raw))
     except ValidationError as error:

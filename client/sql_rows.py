@@ -96,7 +96,13 @@ def _words(error: Exception, password: str | None) -> str:
 
 
 def columns_of(connection: sa.Connection, source: TableSource, name: str) -> list[str]:
-    """Return the columns that a source has."""
+    """Return the columns that a source has.
+
+    Raises
+    ------
+    DataError
+        If the database has no such table, or the query names a column twice.
+    """
     if source.query:
         with _rows(connection, source.query) as result:
             found = list(result.keys())

@@ -123,6 +123,11 @@ def calibrate(
     tuple
         ``(popularity_noise_multiplier, noise_multiplier)``; the latter is 0 without steps. They
         cost between 99.8% and 100% of the target.
+
+    Raises
+    ------
+    ConfigError
+        If the target or the share is out of range.
     """
     if not (target_epsilon > 0 and math.isfinite(target_epsilon)):
         raise ConfigError(f"target_epsilon is {target_epsilon}; it must be above 0 and finite")

@@ -113,7 +113,13 @@ class MetricSums:
         return MetricSums(**merged)
 
     def per_customer(self, metric: str) -> np.ndarray:
-        """Return ``(U,)`` values of a per-customer metric, such as ``tail_ndcg@20``."""
+        """Return ``(U,)`` values of a per-customer metric, such as ``tail_ndcg@20``.
+
+        Raises
+        ------
+        InputError
+            If it is no per-customer metric.
+        """
         name = metric.removesuffix(f"@{CUTOFF}")
         if name not in PER_CUSTOMER:
             raise InputError(f"{metric!r} is no per-customer metric; there are {PER_CUSTOMER}")

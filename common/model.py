@@ -298,7 +298,13 @@ class GlobalModel:
 
 
 def feature_weights(catalogue: Catalogue, model: ModelPlan, rows: np.ndarray) -> sparse.csr_matrix:
-    """Return (L, feature_rows) float32: how much each feature row is in each product's vector."""
+    """Return (L, feature_rows) float32: how much each feature row is in each product's vector.
+
+    Raises
+    ------
+    ProtocolError
+        If the plan and the catalogue hash into different numbers of rows.
+    """
     if catalogue.spec.hash_rows != model.feature_rows:
         raise ProtocolError(
             f"the plan has {model.feature_rows} feature rows, the catalogue hashes into "

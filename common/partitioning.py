@@ -20,7 +20,13 @@ Partitioner = Callable[[Tables, pd.DataFrame], np.ndarray]
 
 
 def shop_shares(n_merchants: int, skew: float) -> np.ndarray:
-    """Return (n_merchants,) shares of customers: proportional to rank ** -skew, largest first."""
+    """Return (n_merchants,) shares of customers: proportional to rank ** -skew, largest first.
+
+    Raises
+    ------
+    ConfigError
+        If there is no merchant, or the skew is negative.
+    """
     if n_merchants < 1:
         raise ConfigError(f"a partition needs at least 1 merchant, not {n_merchants}")
     if skew < 0:
@@ -61,6 +67,11 @@ def dirichlet(
     Customers are grouped by the category they have most records of; each group is divided among
     merchants in proportions drawn from Dirichlet(alpha * n_merchants * shares) (Hsu et al. 2019,
     arXiv 1909.06335): the smaller ``alpha``, the more each merchant is about few categories.
+
+    Raises
+    ------
+    ConfigError
+        If ``alpha`` is not above 0; else as :func:`shop_shares`.
     """
     shares = shop_shares(n_merchants, skew)
     if alpha <= 0:
@@ -83,7 +94,13 @@ def dirichlet(
 
 
 def by_column(column: str) -> Partitioner:
-    """Return the partitioner with a merchant for each value of a column of customers."""
+    """Return the partitioner with a merchant for each value of a column of customers.
+
+    Raises
+    ------
+    DataError
+        When it is used, if the customers table lacks the column.
+    """
 
     def assign(tables: Tables, customers: pd.DataFrame) -> np.ndarray:
         table = tables.customers

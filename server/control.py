@@ -140,7 +140,13 @@ class Control:
         return self.run(run_id).status
 
     def run(self, run_id: str) -> Submitted:
-        """Return what SuperLink knows of a run; asked without starting Flower's command line."""
+        """Return what SuperLink knows of a run; asked without starting Flower's command line.
+
+        Raises
+        ------
+        RunError
+            If SuperLink knows no such run, or cannot be reached.
+        """
         from flwr.proto.control_pb2 import ListRunsRequest
 
         with self._client() as client:
@@ -164,7 +170,13 @@ class Control:
         return self._call("log", run_id, _NAME, "--show").stdout
 
     def stop(self, run_id: str) -> None:
-        """Stop a run."""
+        """Stop a run.
+
+        Raises
+        ------
+        RunError
+            If SuperLink did not stop it, or cannot be reached.
+        """
         from flwr.proto.control_pb2 import StopRunRequest
 
         with self._client() as client:

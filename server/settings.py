@@ -265,7 +265,13 @@ def read_run_config(run_config: Mapping[str, object]) -> tuple[TrainingPlan, Run
 
 
 def read_home(environment: Mapping[str, str]) -> ServerHome:
-    """Read ``server.toml`` from the folder that ``FEDTAIL_SERVER`` names."""
+    """Read ``server.toml`` from the folder that ``FEDTAIL_SERVER`` names.
+
+    Raises
+    ------
+    ConfigError
+        If the variable is not set, or the file does not say what it should.
+    """
     if not (folder := environment.get(SERVER_VARIABLE)):
         raise ConfigError(f"set {SERVER_VARIABLE} to the folder of the server's server.toml")
     path = Path(folder) / "server.toml"

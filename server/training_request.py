@@ -66,7 +66,13 @@ class Planned:
 
 
 def plan_only(federation: Federation, request: Request, view: View) -> Document:
-    """Return what ``train`` would do and what it would cost, without asking any shop."""
+    """Return what ``train`` would do and what it would cost, without asking any shop.
+
+    Raises
+    ------
+    ConfigError, ArtifactError
+        As :func:`train`, or if a run is to be taken up again.
+    """
     if request.resume is not None:
         raise ConfigError("a run that is taken up again has its plan: give --plan-only or --resume")
     planned = _new(federation, request, view)

@@ -162,7 +162,13 @@ class Training:
         return self._ended(record, status), False
 
     def submit(self, record: RunRecord) -> RunRecord:
-        """Submit an attempt at a run, from its start or its last checkpoint."""
+        """Submit an attempt at a run, from its start or its last checkpoint.
+
+        Raises
+        ------
+        RunError
+            If it cannot be submitted, or other code was sent than the record names.
+        """
         record = self._runs.save(record)
         with tempfile.TemporaryDirectory(prefix="ft-submit-") as name:
             app = stage(FEDERATION, Path(name))
