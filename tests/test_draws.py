@@ -210,7 +210,7 @@ def test_page_table_and_comparison_show_the_same(tmp_path: Path) -> None:
     narrow = f"{gain['low']:+.4f}…{gain['high']:+.4f}".replace("0.", ".")
     table = shown_text(result_table(report))
     assert narrow in table
-    assert "private arms over 3 draws of the noise" in table
+    assert "private arms over 3 draws of the noise" in " ".join(table.split())
     write_report(tmp_path / "one", report, page)
     both = compare([tmp_path / "one", tmp_path / "." / "one"], tmp_path / "both")
     assert narrow in shown_text(comparison_table(both))
