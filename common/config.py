@@ -13,6 +13,12 @@ from pydantic import BaseModel, ValidationError
 from common.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
+#: Pydantic's words name Python's types; these are TOML's.
+_PLAIN = {
+    "tuple_type": 'Input should be a list, such as ["one", "another"]',
+    "dict_type": "Input should be a section of keys",
+    "model_type": "Input should be a section of keys",
+}
 #: What Flower takes as a value of a run's config.
 ConfigValue = bool | int | float | str
 
@@ -103,7 +109,8 @@ def _words(model: type[BaseModel], error: Any, where: str) -> str:  # noqa: ANN4
     path = ".".join(names) or "the whole"
     if error["type"] != "extra_forbidden":
         given = "" if error["type"] == "missing" else f" (got {error['input']!r})"
-        return f"{where}: {path}: {error['msg']}{given}"
+        words = _PLAIN.get(error["type"], error["msg"].removeprefix("Value error, "))
+        return f"{where}: {path}: {words}{given}"
     return f"{where}: unknown key {path!r}; {nearest(names[-1], _fields(model, names[:-1]))}"
 
 

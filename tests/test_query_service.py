@@ -108,7 +108,11 @@ def test_models_and_their_promise_can_be_read(rest: httpx.Client, stub: Any) -> 
         ("/v1/recommend", {"history": [{"item_id": "p1", "weight": -1}]}, "weight"),
         ("/v1/recommend", {"filters": {"category": "nothing"}}, "category"),
         ("/v1/recommend", {"filters": {"price_from": 3, "price_to": 2}}, "price_from"),
-        ("/v1/recommend", {"histroy": []}, "histroy"),
+        ("/v1/recommend", {"filters": {"price_from": 3, "price_to": 2}}, "filters: price_from"),
+        ("/v1/recommend", {"histroy": []}, "histroy: there is no such field"),
+        # In words of JSON, not of Python.
+        ("/v1/recommend", {"history": ["p1"]}, "history.0: should be an object"),
+        ("/v1/recommend", {"history": {"p1": 1}}, "history: should be a list"),
         ("/v1/recommend", {"user_id": "u1"}, "ask at the shop"),
         ("/v1/explain", {"item_id": "p0001", "user_id": "u1"}, "ask at the shop"),
         ("/v1/similar", {"item_id": "nothing"}, "no product"),
@@ -120,6 +124,23 @@ def test_what_is_wrong_is_named(rest: httpx.Client, path: str, body: Any, words:
     answer = rest.post(path, json=body)
     assert answer.status_code == 422
     assert words in answer.json()["error"]
+
+
+def test_a_body_that_does_not_say_that_it_is_json_is_told_so(rest: httpx.Client) -> None:
+    # What curl -d sends by itself: the text spoke of "a valid dictionary".
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = rest.post("/v1/recommend", content=b'{"k": 2}', headers=kind)
+    assert answer.status_code == 422
+    assert "Content-Type: application/json" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/v1/models", "/v1/nothing"])
+def test_head_is_answered_as_get_without_a_body(rest: httpx.Client, path: str) -> None:
+    # Monitors ask like that, and took 405 for a service that is down.
+    head, get = rest.head(path), rest.get(path)
+    assert head.status_code == get.status_code
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert head.content == b""
 
 
 def test_large_and_broken_bodies_are_refused(rest: httpx.Client) -> None:

@@ -165,11 +165,23 @@ class ExplainRequest(Body):
     user_id: UserId | None = None
 
 
+_OBJECT = ("model_attributes_type", "model_type", "dict_type")
+#: Kind of error -> our words, where pydantic's speak of Python.
+_PLAIN = {
+    **dict.fromkeys(_OBJECT, "should be an object, with its fields by their names"),
+    "tuple_type": "should be a list",
+    "extra_forbidden": "there is no such field; /openapi.json names those that there are",
+}
+
+
 def invalid_words(errors: Any) -> str:  # noqa: ANN401 - pydantic's list of details
     """Return which fields are wrong and why, without the values that were sent."""
     found = []
     for error in list(errors)[:5]:
-        place = ".".join(str(part) for part in error["loc"] if part != "body") or "request"
+        place = ".".join(str(part) for part in error["loc"] if part != "body")
+        words = _PLAIN.get(error["type"], error["msg"].removeprefix("Value error, "))
+        if not place and error["type"] in _OBJECT:
+            words = "send one JSON object, with the header Content-Type: application/json"
         # An unknown field's name is the caller's own text, too.
-        found.append(f"{place[:80]}: {error['msg'][:200]}")
+        found.append(f"{place[:80] or 'request'}: {words[:200]}")
     return "; ".join(found)

@@ -19,7 +19,7 @@ from server.query.answers import (
     Reasons,
     RecommendResponse,
 )
-from server.query.before_body import BodyLimit, KeyFirst, refusal
+from server.query.before_body import BodyLimit, HeadAsGet, KeyFirst, refusal
 from server.query.browsing import About, browse
 from server.query.page import add_page
 from server.query.requests import (
@@ -83,6 +83,7 @@ def rest_app(service: Service, about: About | None = None) -> FastAPI:
     view(app, service)
     app.add_middleware(BodyLimit, most=MAX_BODY)
     app.add_middleware(KeyFirst, service=service)
+    app.add_middleware(HeadAsGet)
     if service.keys is None:
         _without_keys(app)
     return app
