@@ -27,7 +27,9 @@ _STYLES = {"yes": "bold green", "mixed": "bold yellow", "no": "bold red", "unkno
 
 def result_table(document: Document) -> Group:
     """Return the one table of a run; its last line says whether these shops should federate."""
-    table = plain_table("What federating brings: gains over local, with 95% intervals")
+    counts = {arm["draws"]["count"] for arm in document["arms"].values() if arm.get("draws")}
+    drawn = "".join(f"; private arms over {count} draws of the noise" for count in counts)
+    table = plain_table(f"What federating brings: gains over local, with 95% intervals{drawn}")
     table.add_column("arm", no_wrap=True)
     for name in HEADINGS:
         table.add_column(re.sub("[_ ]", "\n", name), justify="right", overflow="fold")
