@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from common.checks import Checker
 from common.columns import as_text
 from common.contract import BadRows
+from common.csv_files import check_shape, csv_header, malformed_row, not_utf8
 from common.errors import DataError
 from common.interactions import IDS, InteractionsBuilder
 from common.schema import Tables
@@ -112,8 +113,11 @@ def require_table(folder: Path, name: str) -> Path:
     """Return the path of a table that must be there; raises :class:`DataError` if it is not."""
     path = find_table(folder, name)
     if path is None:
-        names = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
-        raise DataError(f"{folder} has no {name}.csv or {name}.parquet: add one. It holds {names}")
+        inside = sorted(f"{path.name}{'/' * path.is_dir()}" for path in folder.iterdir())
+        raise DataError(
+            f"{folder} has no file {name}.csv or {name}.parquet: add one. "
+            f"It holds {', '.join(inside[:10]) or 'nothing'}"
+        )
     return path
 
 
@@ -127,29 +131,18 @@ def read_small(path: Path, *, as_text: bool = False) -> pd.DataFrame:
             frame: pd.DataFrame = pq.read_table(path).to_pandas()
         else:
             header = csv_header(path)
+            check_shape(path, header)
             types = {name: str for name in header if name in (*IDS, *TEXTS)}
             if as_text or path.stem == "customers":
                 types = dict.fromkeys(header, str)
             frame = pd.read_csv(
                 path, dtype=types, keep_default_na=False, na_values=NO_VALUE, low_memory=False
             )
-    except (arrow.ArrowInvalid, pd.errors.ParserError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise not_utf8(path) from error
+    except (arrow.ArrowInvalid, pd.errors.ParserError, csv.Error) as error:
         raise DataError(f"{path.name} cannot be read: {error}") from error
     return frame
-
-
-def csv_header(path: Path) -> list[str]:
-    """Return the column names of a CSV file."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header = next(csv.reader(file), [])
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} is not UTF-8: save it as UTF-8") from error
-    if not header:
-        raise DataError(f"{path.name} is empty: its first line must name the columns")
-    if len(header) == 1 and (mark := next((m for m in ";\t|" if m in header[0]), None)):
-        raise DataError(f"{path.name} separates columns by {mark!r}: separate them by commas")
-    return header
 
 
 def read_interactions(
@@ -194,6 +187,8 @@ def read_interactions(
             if progress is not None:
                 progress(done, total)
     except arrow.ArrowInvalid as error:
+        if is_csv and "invalid UTF8" in str(error):
+            raise not_utf8(path) from error
         raise DataError(f"{path.name} cannot be read: {error}") from error
     return builder.finish(may_be_empty=may_be_empty)
 
@@ -252,10 +247,7 @@ def _csv_blocks(
             if not malformed:
                 raise
             row = malformed[0]
-            raise DataError(
-                f"{path.name}: row {row.number - 1} has {row.actual_columns} values where the "
-                f"header names {row.expected_columns} columns: {row.text[:80]!r}. What to do: "
-                "correct it (is a comma in a value without quotes?)"
-            ) from error
+            shape = row.number - 1, row.actual_columns, row.expected_columns
+            raise malformed_row(path, *shape, row.text) from error
     if malformed:
         checker.set_aside[f"{checker.table}: not as many values as columns"] += len(malformed)

@@ -70,12 +70,31 @@ def test_csv_and_parquet_say_the_same(tmp_path: Path) -> None:
         (GOOD.replace("item_id", "itemid"), r"'item_id' is missing: did you mean 'itemid'"),
         (GOOD.replace("behavior", "user_id"), r"'user_id' is there twice"),
         (GOOD.encode("utf-16"), r"not UTF-8"),
-        (GOOD.encode() + b"a,\xff,x,1577836800,purchase\n", r"not UTF-8"),
+        (GOOD.encode() + b"a,\xff,x,1577836800,purchase\n", r"not UTF-8.* Line 3 .*'a,\u00ff,x"),
+        (GOOD.replace("item_id", "Item_ID "), r"did you mean 'Item_ID '\?"),
+        (GOOD.replace("user_id,item_id", "who,what"), r"columns 'user_id', 'item_id' are missing"),
     ],
 )
 def test_bad_files_have_clear_messages(tmp_path: Path, text: str | bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_folder(folder(tmp_path, text), now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("products", "message"),
+    [
+        # Every row has one value more: pandas would take the ids for labels, the brands for ids.
+        ("item_id,brand\nx,b,\ny,b,\n", r"row 1 has 3 values where the header names 2"),
+        ("item_id,brand\nx,b\ny\n", r"row 2 has 1 values where the header names 2"),
+        # Row numbers of an export would become content.
+        (",item_id,brand\n0,x,b\n", r"column 1 has no name"),
+        ("item_id,brand,brand\nx,b,c\n", r"'brand' is there twice"),
+        ('item_id,brand\nx,"b\n', r"products.csv"),
+    ],
+)
+def test_small_tables_keep_their_shape(tmp_path: Path, products: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_folder(folder(tmp_path, products=products), now=NOW)
 
 
 def test_missing_and_doubled_files(tmp_path: Path) -> None:
@@ -89,7 +108,10 @@ def test_missing_and_doubled_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"products.parquet cannot be read"):
         read_folder(tmp_path, now=NOW)
     (tmp_path / "products.parquet").unlink()
-    with pytest.raises(DataError, match=r"has no products.csv or products.parquet.*interactions"):
+    (tmp_path / "products.csv").mkdir()
+    with pytest.raises(
+        DataError, match=r"no file products.csv or products.parquet.* products.csv/"
+    ):
         read_folder(tmp_path, now=NOW)
 
 
