@@ -14,6 +14,7 @@ from common.errors import DataError
 
 EMPTY = "empty"
 NEGATIVE = "negative"
+NEGATIVE_PRICE = "a negative price"
 NOT_FINITE = "not finite"
 NOT_NUMERIC = "not a number"
 NOT_A_TIME = "neither an ISO 8601 time nor epoch seconds"
@@ -26,13 +27,15 @@ DUPLICATE = "there already"
 ADVICE = {
     EMPTY: "fill it in",
     NEGATIVE: "returns and corrections are no records of interest: leave those rows out",
+    NEGATIVE_PRICE: "correct it, or leave the price empty where it is not known",
     NOT_FINITE: "give a finite number",
     NOT_NUMERIC: "give a number with a point for decimals and nothing else",
     NOT_A_TIME: "write times like 2024-05-31T14:00:00Z or as whole seconds since 1970 UTC",
     FUTURE: "check the time zone, or whether the column holds milliseconds",
     BEFORE_1970: "check the unit of the column",
     UNKNOWN_BEHAVIOR: "use one of view, favourite, cart, purchase, rating",
-    UNKNOWN_ITEM: "add the product to products, or leave the record out",
+    UNKNOWN_ITEM: "add the product to products, or leave the record out (were zeros in front or "
+    "spaces lost from ids in one of the two tables?)",
     DUPLICATE: "keep one row for each",
 }
 
@@ -63,14 +66,27 @@ class Checker:
         twice = sorted(name for name, count in Counter(have).items() if count > 1)
         if twice:
             raise DataError(f"{self.table}: column {twice[0]!r} is there twice: keep one")
-        for column in columns:
+        # Capitals and spaces around a name hide no likeness: "Item_ID " is near.
+        alike = {name.strip().lower(): name for name in have if name not in columns}
+        near, missing = [], []
+        for column in dict.fromkeys(columns):
             if column not in have:
-                near = difflib.get_close_matches(column, have, n=1, cutoff=0.6)
-                hint = f"did you mean {near[0]!r}? Rename it" if near else "add it"
-                raise DataError(
-                    f"{self.table}: column {column!r} is missing: {hint}. "
-                    f"Columns found: {', '.join(map(repr, have)) or 'none'}"
-                )
+                found = difflib.get_close_matches(column, alike, n=1, cutoff=0.6)
+                hint = f"column {column!r} is missing: did you mean {{!r}}? Rename it"
+                near += [hint.format(alike[name]) for name in found]
+                missing += [] if found else [column]
+        if missing:
+            one = len(missing) == 1
+            near.append(
+                f"column{'' if one else 's'} {', '.join(map(repr, missing))} "
+                f"{'is missing: add it' if one else 'are missing: add them'}, "
+                "or rename what holds the same"
+            )
+        if near:
+            raise DataError(
+                f"{self.table}: {'; '.join(near)}. "
+                f"Columns found: {', '.join(map(repr, have)) or 'none'}"
+            )
 
     def good(
         self,
@@ -187,7 +203,7 @@ def filled(*more: pa.Check) -> pa.Column:
     return pa.Column(None, checks=list(more), nullable=False)
 
 
-def number() -> pa.Column:
+def number(negative: str = NEGATIVE) -> pa.Column:
     """Return a column of finite numbers from 0; where one must be given is checked apart."""
     finite = pa.Check(lambda s: ~np.isinf(s), error=NOT_FINITE)
-    return pa.Column(None, checks=[pa.Check.ge(0, error=NEGATIVE), finite], nullable=True)
+    return pa.Column(None, checks=[pa.Check.ge(0, error=negative), finite], nullable=True)

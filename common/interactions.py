@@ -158,8 +158,7 @@ class InteractionsBuilder:
             If no row is left, unless the table may be empty.
         """
         if not may_be_empty and not self._kept["timestamp"]:
-            why = "no row is left after setting bad ones aside" if self.rows else "no rows"
-            raise DataError(f"{self._checker.table}: {why}: there is nothing to learn from")
+            raise DataError(f"{self._checker.table}: {self._why_empty()}")
         columns: dict[str, object] = {}
         for name in list(self._kept):
             values = np.frombuffer(self._kept.pop(name), dtype=DTYPES[name])
@@ -170,6 +169,13 @@ class InteractionsBuilder:
             else:
                 columns[name] = values
         return pd.DataFrame(columns, copy=False)
+
+    def _why_empty(self) -> str:
+        reasons = self._checker.set_aside.most_common()
+        if not reasons:
+            return "no rows: there is nothing to learn from"
+        counts = "; ".join(f"{count} for {what}" for what, count in reasons)
+        return f"no row is left to learn from: set aside were {counts}"
 
 
 class _Names:

@@ -4,6 +4,7 @@
 :func:`encode_shops` turns tables into the integer arrays that models read.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -160,6 +161,11 @@ def encode_shops(
     unknown = sorted(set(behavior_weights) - set(BEHAVIORS))
     if unknown:
         raise ConfigError(f"no behaviour is called {unknown[0]!r}; they are {', '.join(BEHAVIORS)}")
+    for name, weight in behavior_weights.items():
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"a {name} weighs {weight}: give a finite weight from 0")
+    if not any(behavior_weights.values()):
+        raise ConfigError("no behaviour weighs anything: give one a weight above 0")
     frame = tables.interactions
     merchants = frame["merchant_id"].cat
     codes = merchants.codes.to_numpy()

@@ -77,7 +77,7 @@ def check_products(frame: pd.DataFrame, checker: Checker) -> pd.DataFrame:
     if "price" in frame:
         price, wrong = checks.numbers("price", frame["price"])
         frame, faults = frame.assign(price=price), faults + wrong
-        columns["price"] = checks.number()
+        columns["price"] = checks.number(checks.NEGATIVE_PRICE)
     return _kept(frame, columns, checker, faults, raw)
 
 

@@ -101,14 +101,18 @@ def test_duplicates_are_refused() -> None:
 def test_stock_and_prices_are_checked() -> None:
     with pytest.raises(DataError, match=r"stock: column 'item_id' is not in the products"):
         validated(stock=pd.DataFrame({"merchant_id": ["a"], "item_id": ["q"]}))
-    with pytest.raises(DataError, match=r"'price' is negative in row 2"):
+    with pytest.raises(
+        DataError, match=r"'price' is a negative price in row 2.*leave the price empty"
+    ):
         validated(products=products(price=[1.0, -1.0, None]))
 
 
 def test_empty_tables_are_refused() -> None:
     with pytest.raises(DataError, match="interactions: no rows"):
         validated(interactions().iloc[:0])
-    with pytest.raises(DataError, match="no row is left after setting bad ones aside"):
+    with pytest.raises(
+        DataError, match=r"set aside were \d for interactions.behavior: not a behaviour"
+    ):
         validated(interactions(behavior="buy"), bad_rows="set-aside")
     with pytest.raises(DataError, match="products: no products"):
         validated(products=products().iloc[:0])
@@ -220,3 +224,19 @@ def test_encoding_loses_nothing(frame: pd.DataFrame, cut: int) -> None:
         assert early.user_ids is shop.user_ids
         assert (early.timestamps < cut).all()
         assert (late.timestamps >= cut).all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"purchase": -1.0}, r"a purchase weighs -1.0: give a finite weight from 0"),
+        ({"view": float("nan")}, r"a view weighs nan"),
+        # Every record would be left out, and a whole run end in dashes.
+        ({"view": 0.0, "purchase": 0.0}, r"no behaviour weighs anything"),
+    ],
+)
+def test_weights_that_leave_nothing_to_learn_are_refused(
+    weights: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        list(encode_shops(validated(), ITEMS, weights))
