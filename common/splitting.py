@@ -1,6 +1,7 @@
 """Splits in time: what training may read, what validation and testing ask for."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from common.errors import ConfigError
 from common.schema import ShopEvents
@@ -60,10 +61,24 @@ def split_in_time(
         raise ConfigError(f"split.validation_share is {validation_share}; it lies between 0 and 1")
     if train_until is None:
         train_until = first + round(TRAIN_SHARE * (last - first))
+    if first == last:
+        raise ConfigError(
+            f"all records are of one moment, {iso(first)}: nothing comes after it to test on. "
+            "Does the column 'timestamp' hold when each record happened?"
+        )
     if not first < train_until <= last:
         raise ConfigError(
-            f"split.train_until is {train_until}, outside the records' times: choose one after "
-            f"{first} and not after {last}, so that both training and testing have records"
+            f"split.train_until is {iso(train_until)}, outside the records' times: choose one "
+            f"after {iso(first)} and not after {iso(last)}, so that both training and testing "
+            "have records"
         )
     span = max(1, round(validation_share * (train_until - first)))
     return TimeSplit(validation_from=train_until - span, train_until=train_until)
+
+
+def iso(moment: int) -> str:
+    """Return epoch seconds as ISO 8601 in UTC; the number itself where no calendar goes so far."""
+    try:
+        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return str(moment)

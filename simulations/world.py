@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from common.datasets import (
     load_movielens,
 )
 from common.errors import ConfigError
-from common.features import CROSS, Catalogue, ContentSpec
+from common.features import CROSS, Catalogue, ContentSpec, content_columns
 from common.metrics import popularity_quintiles, tail_mask
 from common.partitioning import partition, uniform
 from common.rng import derive
 from common.schema import ShopEvents, encode_shops
-from common.splitting import TimeSplit, split_in_time
+from common.splitting import TimeSplit, iso, split_in_time
 from simulations.experiment import DataSection, Experiment, RunSection
 
 
@@ -117,8 +117,8 @@ class World:
             "test_customers": asked,
             **({"measured": sample} if measured < everyone else {}),
             "split": {
-                "validation_from": _iso(self.split.validation_from),
-                "train_until": _iso(self.split.train_until),
+                "validation_from": iso(self.split.validation_from),
+                "train_until": iso(self.split.train_until),
             },
         }
 
@@ -157,10 +157,13 @@ def build_world(
     share = experiment.split.validation_share
     split = split_in_time(int(times.min()), int(times.max()), chosen, validation_share=share)
     content = experiment.content
-    if experiment.data.path and not _fits(content, tables.products):
+    lacking = _lacking(content, tables.products) if experiment.data.path else []
+    if lacking:
         content = content.model_copy(update={"features": ()})
-        note = f"the products have no columns for {', '.join(experiment.content.features)}"
-        dataset = replace(dataset, notes=[*dataset.notes, f"{note}: all their columns are used"])
+        words = ", ".join(map(repr, lacking))
+        note = f"content.features name columns that the products lack ({words}): all columns that "
+        note += f"they have are used ({', '.join(map(str, content_columns(tables.products)))})"
+        dataset = replace(dataset, notes=[*dataset.notes, note])
     catalogue = Catalogue.of(tables.products, content)
     shops = tuple(encode_shops(tables, catalogue.item_ids, experiment.data.behaviors))
     stock = {}
@@ -203,7 +206,7 @@ def _load(data: DataSection, seed: int, progress: Callable[[str], object]) -> Da
         return load_movielens(Path(data.path), partitioner or uniform(20, seed=seed, skew=0.5))
     if data.path:
         progress(f"reading {data.path}")
-        dataset = load_folder(Path(data.path), bad_rows=data.bad_rows)
+        dataset = load_folder(Path(data.path).expanduser(), bad_rows=data.bad_rows)
     elif data.source == "marketplace":
         progress("drawing a marketplace")
         dataset = load_marketplace(data.marketplace)
@@ -237,13 +240,13 @@ def _with_fewer_customers(dataset: Dataset, share: float, seed: int) -> Dataset:
     return replace(dataset, tables=smaller, notes=[*dataset.notes, note])
 
 
-def _fits(content: ContentSpec, products: pd.DataFrame) -> bool:
-    """Whether the products have every column that the features name.
+def _lacking(content: ContentSpec, products: pd.DataFrame) -> list[str]:
+    """Return the columns that the features name and the products lack.
 
     An experiment names those of its own data set; with ``data.path`` it must run on any other.
     """
     named = {column for feature in content.features for column in feature.split(CROSS)}
-    return named <= set(products.columns)
+    return sorted(named - set(products.columns))
 
 
 def _timestamp(value: int | str) -> int | None:
@@ -258,7 +261,3 @@ def _timestamp(value: int | str) -> int | None:
         ) from error
     moment = moment.tz_localize(UTC) if moment.tzinfo is None else moment
     return int(moment.timestamp())
-
-
-def _iso(moment: int) -> str:
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -54,6 +54,12 @@ def test_an_unknown_key_names_the_nearest(small: Path, change: str, hint: str) -
         read_experiment(small, [change])
 
 
+def test_a_list_is_asked_for_in_toml_s_words(small: Path) -> None:
+    # "a valid tuple" is no word of TOML, and a name alone is what one would try first.
+    with pytest.raises(ConfigError, match=r"run.arms: Input should be a list, .*got .local."):
+        read_experiment(small, ["run.arms=local"])
+
+
 def test_overrides_take_toml_values_and_plain_text(small: Path) -> None:
     changes = [
         "data.path=/some where/else",

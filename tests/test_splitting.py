@@ -47,7 +47,13 @@ def test_the_periods_follow_each_other(counts: list[int], until: int, share: flo
 
 @pytest.mark.parametrize("until", [0, 1001, -3])
 def test_an_empty_period_is_refused(until: int) -> None:
-    with pytest.raises(ConfigError, match=r"split.train_until is"):
+    with pytest.raises(ConfigError, match=r"split.train_until is 19.*Z, outside"):
         split_in_time(0, 1000, until)
     with pytest.raises(ConfigError, match=r"split.validation_share"):
         split_in_time(0, 1000, validation_share=1.0)
+
+
+def test_records_of_one_moment_are_no_fault_of_the_setting() -> None:
+    # Nobody set train_until: a message that names it would send its reader the wrong way.
+    with pytest.raises(ConfigError, match=r"one moment, 2024-01-21T04:18:08Z.* 'timestamp'"):
+        split_in_time(1705810688, 1705810688)
