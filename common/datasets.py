@@ -7,17 +7,22 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from common.complete_journey import TRAIN_UNTIL, Merchants, complete_journey_frames
 from common.contract import BadRows
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from common.folders import Progress, read_folder
 from common.marketplace import MarketplaceConfig, write_marketplace
 from common.movielens import movielens_frames
 from common.partitioning import Partitioner, partition
 from common.schema import Tables
+from common.splitting import iso
 from common.validation import validate_tables
+
+#: Epoch seconds, 1973-03-03: a shop's records that all end before it were read in a wrong unit.
+_EARLIEST_LAST = 10**8
 
 NAMES = ("complete-journey", "movielens", "marketplace")
 
@@ -82,8 +87,55 @@ def load_folder(
         progress=progress,
         drop=drop,
     )
+    _check_times(tables)
     notes = [f"set aside: {count} rows of {what}" for what, count in tables.set_aside.items()]
-    return Dataset(path.name, tables, None, notes)
+    return Dataset(path.name, tables, None, [*notes, *_doubts(tables)])
+
+
+def _check_times(tables: Tables) -> None:
+    """Raise where numbers that are no epoch seconds were read as such.
+
+    Dates as numbers (20240131) and days since 1900 or 1970 all end within the first years after
+    1970: taken as seconds they would keep their order, and cut the periods anywhere.
+    """
+    last = int(tables.interactions["timestamp"].max())
+    if last < _EARLIEST_LAST:
+        raise DataError(
+            f"interactions: read as seconds since 1970, all times of column 'timestamp' are before "
+            f"{iso(last + 1)}. What to do: write dates like 2024-01-31, not 20240131, a number of "
+            "days or a spreadsheet's number; or as whole seconds since 1970 UTC"
+        )
+
+
+def _doubts(tables: Tables) -> list[str]:
+    """Return what may be wrong with tables that keep the contract, for a reader to judge."""
+    frame, merchants = tables.interactions, tables.merchant_ids
+    selling = set(frame["merchant_id"].cat.categories)
+    doubts = [
+        f"merchant {name!r} has no interactions: customers or stock alone name it"
+        for name in merchants
+        if name not in selling
+    ]
+    alike: dict[str, list[str]] = {}
+    for name in merchants:
+        alike.setdefault(name.strip().lstrip("0").casefold(), []).append(name)
+    doubts += [
+        f"merchants {' and '.join(map(repr, names))} differ in spaces, capitals or zeros in front "
+        "only: if they are one, give it one id"
+        for names in alike.values()
+        if len(names) > 1
+    ]
+    sellers, users = (frame[name].cat.codes.to_numpy() for name in ("merchant_id", "user_id"))
+    one_seller = np.empty(len(frame["user_id"].cat.categories), dtype=sellers.dtype)
+    one_seller[users] = sellers
+    several = len(np.unique(users[sellers != one_seller[users]]))
+    if several:
+        doubts.append(
+            f"{several} of {len(np.unique(users))} user ids occur at more than one merchant: if "
+            "they are the same people, federating seems to help by recalling what they bought "
+            "next door"
+        )
+    return doubts
 
 
 def write_dataset(

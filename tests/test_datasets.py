@@ -175,7 +175,34 @@ def test_set_aside_rows_are_noted(tmp_path: Path) -> None:
     (tmp_path / "products.csv").write_text("item_id\nx\n")
     (tmp_path / "interactions.csv").write_text(
         "merchant_id,user_id,item_id,timestamp,behavior\n"
-        f"a,1,x,5,purchase\na,1,x,{int(time.time()) + 10_000},purchase\n"
+        f"a,1,x,1577836800,purchase\na,1,x,{int(time.time()) + 10_000},purchase\n"
     )
     data = load_folder(tmp_path, bad_rows="set-aside")
     assert data.notes == ["set aside: 1 rows of interactions.csv.timestamp: in the future"]
+
+
+HEADER = "merchant_id,user_id,item_id,timestamp,behavior\n"
+
+
+@pytest.mark.parametrize("time", ["20240131", "45322", "19753", "474072"])
+def test_other_numbers_are_no_epoch_seconds(tmp_path: Path, time: str) -> None:
+    # A date as a number, a spreadsheet's day, days and hours since 1970: read as seconds they
+    # would all lie in 1970 and cut training from testing in the wrong places, without a word.
+    (tmp_path / "products.csv").write_text("item_id\nx\n")
+    (tmp_path / "interactions.csv").write_text(f"{HEADER}a,1,x,{time},purchase\n")
+    with pytest.raises(DataError, match=r"'timestamp' are before 1970-.*2024-01-31, not 20240131"):
+        load_folder(tmp_path)
+
+
+def test_what_may_be_wrong_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "products.csv").write_text("item_id\nx\n")
+    rows = ("007,1,x", "007,2,x", "7,2,x", "north,3,x")
+    (tmp_path / "interactions.csv").write_text(
+        HEADER + "".join(f"{row},1577836800,purchase\n" for row in rows)
+    )
+    (tmp_path / "stock.csv").write_text("merchant_id,item_id\nnroth,x\n")
+    ghost, alike, several = load_folder(tmp_path).notes
+    # A misspelt merchant would be a shop of its own, and the right one stock everything.
+    assert "'nroth' has no interactions" in ghost
+    assert "'007' and '7' differ" in alike
+    assert several.startswith("1 of 3 user ids occur at more than one merchant")
