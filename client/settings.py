@@ -8,7 +8,6 @@ federation, so it must not even name one of them.
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,7 +17,7 @@ from client.mapping_settings import CatalogueMapping
 from common.config import parse, read_toml
 from common.contract import BadRows
 from common.errors import ConfigError
-from common.protocol import Frozen, Unit
+from common.protocol import Frozen, Noise, Unit
 
 #: Environment: a folder of ``<partition-id>/shop.toml``, set by the simulation runner only.
 SHOPS_VARIABLE = "FEDTAIL_SHOPS"
@@ -159,7 +158,7 @@ class ShopSettings(Frozen):
     cap_epsilon: float = Field(gt=0)
     cap_delta: float = Field(1e-5, gt=0, lt=1)
     unit: Unit = "customer"
-    noise: Literal["system", "seeded"] = "system"
+    noise: Noise = "system"
     insecure_seeded_noise: bool = False
     noise_seed: int = 0
     allow_unprotected: bool = False

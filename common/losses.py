@@ -6,13 +6,13 @@ unit's, so every per-unit gradient is exact, to the last bit, whatever the batch
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-LossName = Literal["squared", "softmax"]
+from common.protocol import LossName
+
 # Floats in 64 bytes.
 _ALIGNED = 16
 

@@ -66,6 +66,8 @@ PUBLIC_WEIGHT = 1.0
 
 Unit = Literal["customer", "basket", "interaction"]
 Trust = Literal["shop", "federation"]
+#: What a unit's scores are held against (:mod:`common.losses`).
+LossName = Literal["squared", "softmax"]
 #: Where a shop's noise comes from: the operating system, or a seed that lets it be replayed.
 Noise = Literal["system", "seeded"]
 #: Where rows of a secure sum travel from that too few shops stock.
@@ -222,7 +224,7 @@ class TrainingPlan(Frozen):
     batch_normalizer: float = Field(100.0, gt=0)
     learning_rate: float = Field(0.1, gt=0)
     local_momentum: float = Field(0.0, ge=0, lt=1)
-    loss: Literal["squared", "softmax"] = "squared"
+    loss: LossName = "squared"
     negatives: int = Field(50, ge=1)
     target_share: float = Field(1.0, gt=0, le=1)
     half_life_days: float = Field(0.0, ge=0)

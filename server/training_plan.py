@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -12,7 +11,7 @@ from common.config import ConfigValue, nearest, parse, read_toml
 from common.errors import ConfigError
 from common.features import CROSS, Catalogue
 from common.planning import has_groups, with_fitting_groups, with_noise
-from common.protocol import Frozen, ModelPlan, RareRows, TrainingPlan, Trust, Unit
+from common.protocol import Frozen, LossName, ModelPlan, RareRows, TrainingPlan, Trust, Unit
 from server.default_plan import PLAN_FILE
 from server.settings import RunSettings
 
@@ -72,7 +71,7 @@ class TrainingSection(Frozen):
     first_norms: tuple[float, ...] = (0.06, 0.14)
     batch_normalizer: float = Field(100.0, gt=0)
     learning_rate: float = Field(1.0, gt=0)
-    loss: Literal["squared", "softmax"] = "squared"
+    loss: LossName = "squared"
     negatives: int = Field(50, ge=1)
     target_share: float = Field(1.0, gt=0, le=1)
     half_life_days: float = Field(0.0, ge=0)

@@ -1,6 +1,6 @@
 """What ``simulations attack`` does: the ``[attack]`` section of an experiment."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -54,9 +54,7 @@ class AttackSection(Frozen):
     shares: tuple[float, ...] = (0.01, 0.05, 0.2)
     full_shares: tuple[float, ...] = (0.05,)
     full_attacks: tuple[AttackName, ...] = ("noise", "sign-flip", "push")
-    defences: tuple[DefenceName, ...] = (
-        *("none", "median", "trimmed-mean", "krum", "multi-krum", "norm-bound", "tail-aware"),
-    )
+    defences: tuple[DefenceName, ...] = get_args(DefenceName)
     chosen: DefenceName = "tail-aware"
     bad_share: float = Field(0.25, gt=0, lt=0.5)
     federations: tuple[Literal["federated", "federated-dp"], ...] = ("federated",)

@@ -14,7 +14,7 @@ from common.features import ContentSpec
 from common.marketplace import MarketplaceConfig
 from common.partitioning import Partitioner, by_column, dirichlet, uniform
 from common.planning import with_noise
-from common.protocol import Frozen, ModelPlan, RareRows, TrainingPlan, Trust, Unit
+from common.protocol import Frozen, LossName, ModelPlan, RareRows, TrainingPlan, Trust, Unit
 from simulations.attack_settings import AttackSection
 from simulations.audit_settings import AuditSection
 
@@ -147,7 +147,7 @@ class FederationSection(Section):
     batch_normalizer: float = Field(100.0, gt=0)
     learning_rate: float = Field(1.0, gt=0)
     popularity_share: float = Field(0.3, gt=0, le=1)
-    loss: Literal["squared", "softmax"] = "squared"
+    loss: LossName = "squared"
     negatives: int = Field(50, ge=1)
     target_share: float = Field(1.0, gt=0, le=1)
     half_life_days: float = Field(0.0, ge=0)
