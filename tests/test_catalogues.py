@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from cli_support import status_of
 from client.settings import read_settings
 from client.starting import start_shop
 from common.artifact import Manifest
@@ -357,17 +358,19 @@ def test_show_names_the_models_and_runs_of_a_version(federation: Path, tmp_path:
     assert len(shown["unreadable"]) == 1
 
 
-def test_the_command_line_says_what_is_wrong(federation: Path, tmp_path: Path) -> None:
-    program = [sys.executable, "-m", "server", "catalogue"]
+def test_the_command_line_says_what_is_wrong(
+    federation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     where = ["--federation", str(federation)]
     for words, message in (
-        ([*program, "show", *where], "holds no catalogue yet"),
-        ([*program, "publish", str(tmp_path / "nothing"), *where], "is no folder"),
-        ([*program, "show", "--federation", str(tmp_path)], "no federation's folder"),
+        (["show", *where], "holds no catalogue yet"),
+        (["publish", str(tmp_path / "nothing"), *where], "is no folder"),
+        (["show", "--federation", str(tmp_path)], "no federation's folder"),
     ):
-        done = subprocess.run(words, check=False, capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert message in done.stderr
+        assert status_of(app, "catalogue", *words) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert message in said.err
 
 
 _PUBLISH = """

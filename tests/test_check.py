@@ -5,8 +5,6 @@ import io
 import json
 import shutil
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from rich.console import Console
 from typer.testing import CliRunner
 
+from cli_support import status_of
 from client.__main__ import app
 from client.check import check_shop
 from client.check_table import check_table
@@ -382,13 +381,12 @@ def test_the_command_line_prints_json_and_writes_nothing(folder: Path) -> None:
     assert digests(folder) == before
 
 
-def test_the_command_line_starts_a_shop(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "client", "init", str(tmp_path / "corner")]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "client check" in done.stdout
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "is there already" in done.stderr
+def test_the_command_line_starts_a_shop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["init", tmp_path / "corner"]
+    assert status_of(app, *command) == 0
+    assert "client check" in capsys.readouterr().out
+    assert status_of(app, *command) == 2
+    assert "is there already" in capsys.readouterr().err
 
 
 def test_a_shop_learns_what_secure_sums_it_takes_part_in(folder: Path, tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from cli_support import status_of
 from client.__main__ import app
 from client.inspection import Place, export, write_export
 from client.privacy.ledger import DP_SGD, HISTOGRAM, Event, Ledger
 from client.privacy.plan import planned_events
 from common.accounting import Spend, epsilon, plan_spends
-from common.cli import print_json, run
+from common.cli import print_json
 from common.errors import BudgetError, ConfigError
 from common.protocol import TrainingPlan
 
@@ -46,12 +47,7 @@ def train(folder: Path, runs: int, cap: float = 1e3) -> None:
 
 
 def call(*arguments: object) -> int:
-    """Run a command line; return its exit status."""
-    try:
-        run(lambda: app([str(argument) for argument in arguments]))
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
-    return 0
+    return status_of(app, *arguments)
 
 
 def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:

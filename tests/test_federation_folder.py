@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from common.cli import run
+from cli_support import status_of
 from common.disk import write_whole
 from common.errors import ConfigError, RunError
 from operator_support import new_federation, new_key
@@ -32,12 +32,7 @@ from server.training_plan import read_plan_file
 
 
 def call(*arguments: object) -> int:
-    """Run a command line; return its exit status."""
-    try:
-        run(lambda: app([str(argument) for argument in arguments]))
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
-    return 0
+    return status_of(app, *arguments)
 
 
 @pytest.fixture

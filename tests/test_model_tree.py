@@ -1,19 +1,19 @@
 """The tree finds the rule that was planted, says how well it holds, and is told by all fronts."""
 
 import json
-import subprocess
-import sys
 
 import httpx
 import numpy as np
 import pandas as pd
 import pytest
 
+from cli_support import status_of
 from common.errors import InputError
 from common.features import Catalogue, ContentSpec
 from common.model import GlobalModel, initial_state
 from common.protocol import ModelPlan
 from query_support import Place, make_place, running
+from server.__main__ import app
 from server.query.model_tree import ModelTree, fit_tree
 from server.query.tree_command import explain_model
 
@@ -87,10 +87,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.mark.e2e
-def test_the_service_and_the_command_line_tell_the_same_tree(place: Place) -> None:
-    command = [sys.executable, "-m", "server", "explain-model", str(place.root / "registry")]
-    command += ["--catalogue", str(place.root / "catalogue"), "--json"]
-    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def test_the_service_and_the_command_line_tell_the_same_tree(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["explain-model", place.root / "registry", "--catalogue", place.root / "catalogue"]
+    assert status_of(app, *command, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
     with running(place) as service, httpx.Client(base_url=service.rest, timeout=60) as rest:
         found = rest.get("/v1/models/0/tree").raise_for_status().json()
         assert rest.get("/v1/models/9/tree").status_code == 404
@@ -99,14 +101,12 @@ def test_the_service_and_the_command_line_tell_the_same_tree(place: Place) -> No
     assert 0 <= found["fidelity"]["top_20_overlap"] <= 1
 
 
-@pytest.mark.e2e
-def test_an_unknown_version_is_bad_input(place: Place) -> None:
-    command = [sys.executable, "-m", "server", "explain-model", str(place.root / "registry")]
-    command += ["--catalogue", str(place.root / "catalogue"), "--version", "7"]
-    failed = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert failed.returncode == 2
-    assert "7" in failed.stderr
-    assert "Traceback" not in failed.stderr
+def test_an_unknown_version_is_bad_input(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["explain-model", place.root / "registry", "--catalogue", place.root / "catalogue"]
+    assert status_of(app, *command, "--version", "7") == 2
+    said = capsys.readouterr().err
+    assert "7" in said
+    assert "Traceback" not in said
 
 
 def test_the_tree_is_told_in_words(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

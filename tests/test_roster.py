@@ -6,13 +6,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import typer
 
+from cli_support import status_of
 from client.__main__ import app as client_app
 from client.keys import make_keys, renew_keys
 from client.roster import own_roster
 from client.settings import read_settings
 from client.starting import start_shop
-from common.cli import run
 from common.errors import ConfigError, RunError
 from common.protocol import TrainingPlan
 from common.secure_sum.members import read_roster
@@ -52,7 +53,7 @@ class Place:
         return settings
 
     def accept(self, name: str, file: Path) -> int:
-        return call(client_app, "roster", self.shops[name] / "shop.toml", file, "--accept")
+        return status_of(client_app, "roster", self.shops[name] / "shop.toml", file, "--accept")
 
 
 @pytest.fixture
@@ -60,18 +61,11 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-def call(app: Any, *words: object) -> int:
-    """Run a command line; return its exit status."""
-    try:
-        run(lambda: app([str(word) for word in words]))
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
-    return 0
-
-
-def document(capsys: pytest.CaptureFixture[str], app: Any, *words: object) -> dict[str, Any]:
+def document(
+    capsys: pytest.CaptureFixture[str], app: typer.Typer, *words: object
+) -> dict[str, Any]:
     capsys.readouterr()
-    assert call(app, *words, "--json") == 0
+    assert status_of(app, *words, "--json") == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
@@ -103,7 +97,7 @@ def test_what_the_operator_hands_out_is_what_every_shop_accepts(
         assert document(capsys, client_app, "roster", settings)["accepted"]
         # Operator and shop show each other the same numbers.
         assert [one["key"] for one in looked["shops"]] == [one["key"] for one in first["shops"]]
-    assert call(server_app, "roster", *where) == 0
+    assert status_of(server_app, "roster", *where) == 0
     assert "as it was: no shop need do anything" in capsys.readouterr().out
 
 
@@ -187,7 +181,7 @@ def test_a_shop_is_told_what_keeps_it_out_of_sums(
     assert place.accept("corner", sent) == 0
     assert "takes part in no sums" in capsys.readouterr().out
     settings = place.take_part("corner")
-    assert call(client_app, "roster", settings, sent, "--accept") == 0
+    assert status_of(client_app, "roster", settings, sent, "--accept") == 0
     assert "takes part in no sums" not in capsys.readouterr().out
     found = read_settings(settings).secure_sum
     assert found is not None
@@ -198,8 +192,8 @@ def test_a_shop_is_told_what_keeps_it_out_of_sums(
     found.roster.unlink()
     with pytest.raises(ConfigError, match="accepted no roster"):
         own_roster("corner", found)
-    assert call(client_app, "roster", settings) == 2
-    assert call(client_app, "roster", settings, "--accept") == 2
+    assert status_of(client_app, "roster", settings) == 2
+    assert status_of(client_app, "roster", settings, "--accept") == 2
 
 
 @pytest.mark.parametrize(
@@ -300,5 +294,5 @@ def test_a_plan_of_secure_sums_is_priced_for_a_shop(
     shop = found["shops"][0]
     assert reason in shop["reason"]
     assert shop["joins"] == (not reason)
-    assert call(client_app, *words) == 0
+    assert status_of(client_app, *words) == 0
     assert "each shop adds 1/2 of its variance" in capsys.readouterr().out

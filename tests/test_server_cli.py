@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from cli_support import status_of
 from common.artifact import ITEMS
-from common.cli import run
 from common.statement import statement
 from registry_support import PLAN, model
 from server.__main__ import app
@@ -15,12 +15,7 @@ from server.registry import Registry
 
 
 def call(*arguments: object) -> int:
-    """Run a command line; return its exit status."""
-    try:
-        run(lambda: app(["registry", *(str(argument) for argument in arguments)]))
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
-    return 0
+    return status_of(app, "registry", *arguments)
 
 
 def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:

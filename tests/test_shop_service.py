@@ -23,6 +23,8 @@ import psycopg
 import pytest
 
 import postgres_support
+from cli_support import status_of
+from client.__main__ import app
 from client.adapted_state import FACTS, STATE, read_facts
 from client.adapting import adapt
 from client.recommending import Request, recommend
@@ -117,18 +119,11 @@ def test_answers_are_those_of_the_command_line(
 
 
 def test_the_command_itself_prints_what_the_service_answers(
-    adapted: HomeShop, service: Running
+    adapted: HomeShop, service: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [sys.executable, "-m", "client", "recommend", str(adapted.path)]
-    done = subprocess.run(
-        [*command, "--user", "u05", "-k", "7", "--json"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    assert status_of(app, "recommend", adapted.path, "--user", "u05", "-k", "7", "--json") == 0
     with asking(service) as ask:
-        assert same(ask(user_id="u05", k=7), json.loads(done.stdout))
+        assert same(ask(user_id="u05", k=7), json.loads(capsys.readouterr().out))
 
 
 def test_a_guest_is_answered_as_on_the_command_line(adapted: HomeShop, service: Running) -> None:
