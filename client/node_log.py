@@ -1,4 +1,4 @@
-"""What a SuperNode's log says, as far as a shop's engineer can do something about it."""
+"""What the logs of a shop's programs say, as far as its engineer wants to know it."""
 
 import re
 from dataclasses import dataclass
@@ -6,10 +6,19 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal[
-    "connected", "unreachable", "clock", "unknown-key", "still-online", "refused", "busy-port"
+    "connected",
+    "unreachable",
+    "clock",
+    "unknown-key",
+    "still-online",
+    "refused",
+    "busy-port",
+    "asked",
+    "failed",
 ]
+Signs = tuple[tuple[Kind, re.Pattern[str]], ...]
 
-_SIGNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+_NODE_SIGNS: Signs = (
     ("connected", re.compile(r"SuperNode ID: \d+|Connection successful after")),
     ("unreachable", re.compile(r"Connection attempt failed|handshake error|Failed to initialize")),
     # Whoever is connected, and is refused then, was removed; before that only its signature counts.
@@ -17,6 +26,11 @@ _SIGNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("unknown-key", re.compile(r"'401 Unauthorized' for url '\S*/v1/fleet/")),
     ("refused", re.compile(r"bundle=refused digest=(?P<about>[0-9a-f]*)")),
     ("busy-port", re.compile(r"address already in use")),
+    ("asked", re.compile(r"Receiving: (?:query|train)\.(?P<about>\w+) message")),
+)
+#: Of what the client apps write into their executor's log; apart, for a reason may hold any words.
+APP_SIGNS: Signs = (
+    ("failed", re.compile(r"^exchange=\w+ round=\d+ status=(?P<about>[\w-]+( reason=.*)?)$")),
 )
 # The second line of Flower's word about a connection that it gave up. The last of them is said of a
 # key that it does not know, too.
@@ -26,7 +40,13 @@ _CODE = re.compile(r"\[code: (\d+)\]")
 
 @dataclass(frozen=True)
 class Sign:
-    """One thing that the log says; ``about`` is a refused bundle's digest."""
+    """One thing that a log says.
+
+    Attributes
+    ----------
+    about
+        Of "refused" the bundle's digest, of "asked" the exchange, of "failed" the status and why.
+    """
 
     kind: Kind
     about: str = ""
@@ -35,8 +55,8 @@ class Sign:
 class NodeLog:
     """Reads what is appended to a log, from where it ends now."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, signs: Signs = _NODE_SIGNS) -> None:
+        self._path, self._signs = path, signs
         self._read = path.stat().st_size if path.exists() else 0
 
     def news(self) -> list[Sign]:
@@ -53,13 +73,13 @@ class NodeLog:
         whole = data[: data.rfind(b"\n") + 1]
         self._read += len(whole)
         lines = whole.decode("utf-8", errors="replace").splitlines()
-        return [sign for sign in map(_sign, lines) if sign is not None]
+        return [sign for line in lines if (sign := _sign(line, self._signs)) is not None]
 
 
-def _sign(line: str) -> Sign | None:
-    if (code := _CODE.search(line)) and code[1] in _CODES:
+def _sign(line: str, signs: Signs) -> Sign | None:
+    if signs is _NODE_SIGNS and (code := _CODE.search(line)) and code[1] in _CODES:
         return Sign(_CODES[code[1]])
-    for kind, pattern in _SIGNS:
+    for kind, pattern in signs:
         if match := pattern.search(line):
             return Sign(kind, match.groupdict().get("about", ""))
     return None

@@ -127,7 +127,10 @@ def reply_to(
         said = serve(header, settings)
     except Exception as error:  # No text of any error may leave the shop.
         status = next(code for kind_of, code in _CODES if isinstance(error, kind_of))
-        logger.exception("exchange=%s round=%d status=%s", kind, server_round, status)
+        # One line tells it, for `run` to read; what follows is for who has to look into the code.
+        why = " ".join(str(error).split()) or type(error).__name__
+        words = (kind, server_round, status, why)
+        logger.exception("exchange=%s round=%d status=%s reason=%s", *words)
     reply = ReplyHeader(
         status=status,
         server_round=server_round,

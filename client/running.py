@@ -23,7 +23,8 @@ import psutil
 
 from client.approval import Approvals
 from client.keys import check_private_key, public_path, read_own
-from client.node_log import NodeLog, Sign
+from client.models import CURRENT
+from client.node_log import APP_SIGNS, NodeLog, Sign
 from client.reaching import check_authority, obstacle
 from client.settings import RUN_VARIABLE, SHOP_KEY, FederationSettings, read_settings
 from client.shop_folder import ShopFolder
@@ -31,6 +32,7 @@ from client.starting import EXAMPLE_ADDRESS
 from common.bundle import FEDERATION
 from common.errors import ConfigError
 from common.processes import carriers, environment, free_port, terminated_as_exit, tool
+from common.protocol import EVALUATE, HOME, JOIN, RELEASE, SUM_KEYS, TRAIN
 from common.supervisor import Program, Supervisor
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,15 @@ _LARGEST_LOG = 4 * 1024 * 1024
 _PROBE_EVERY = 15.0
 # A federation gives up a node that it no longer hears of after a minute.
 _HELD_SECONDS = 90.0
+# What a run asks for, in words; the later exchanges of a secure sum are not told.
+_ASKED = {
+    JOIN: "whether this shop takes part",
+    RELEASE: "for its popularity, with noise",
+    TRAIN: "for a round of training",
+    SUM_KEYS: "for this shop's part in a secure sum",
+    EVALUATE: "for figures of the finished model",
+    HOME: "to keep the finished model",
+}
 
 
 @dataclass
@@ -77,7 +88,7 @@ def run_shop(settings: Path) -> None:
     token = Supervisor(RUN_VARIABLE, str(folder.root))
     with _alone(folder), terminated_as_exit(), _log_file(folder), token as supervisor:
         state = State(shop.merchant_id, federation.address, port=free_port())
-        _Watch(settings.resolve(), folder, federation, supervisor, state).run()
+        _Watch(settings.resolve(), folder, federation, supervisor, state, shop.models).run()
 
 
 def check_files(
@@ -114,9 +125,12 @@ class _Watch:
         federation: FederationSettings,
         supervisor: Supervisor,
         state: State,
+        models: Path,
     ) -> None:
         self._settings, self._folder, self._federation = settings, folder, federation
         self._supervisor, self._state = supervisor, state
+        self._current = models / CURRENT
+        self._home = self._newest()
         self._probed = 0.0
         # Since when its key is refused, and whether the federation is known not to know it.
         self._refused: float | None = None
@@ -130,6 +144,8 @@ class _Watch:
         self._folder.flower.mkdir(mode=0o700, exist_ok=True)
         node = supernode(self._settings, self._folder, self._federation, self._state.port, empty)
         log = NodeLog(node.log)
+        executor = superexec(self._folder, self._state.port, empty)
+        answers = NodeLog(executor.log, APP_SIGNS)
         if not Approvals(self._folder.approvals).approved():
             logger.warning(
                 "no code is approved, so every run is refused: python -m client approve %s "
@@ -138,13 +154,14 @@ class _Watch:
             )
         logger.info("%s connects to %s", self._state.shop, self._state.address)
         self._supervisor.start(node)
-        self._supervisor.start(superexec(self._folder, self._state.port, empty))
+        self._supervisor.start(executor)
         try:
             while True:
                 again = self._supervisor.step()
                 if NODE in again:
                     self._lost_node()
                 self._look(log.news())
+                self._tell(answers.news(), executor.log)
                 time.sleep(_LOOK_EVERY)
         finally:
             self._file.unlink(missing_ok=True)
@@ -162,6 +179,9 @@ class _Watch:
                     self._settings,
                     sign.about,
                 )
+            elif sign.kind == "asked":
+                if sign.about in _ASKED:
+                    logger.info("a run asks %s", _ASKED[sign.about])
             else:
                 self._state.connected = False
                 self._state.problem = self._words(sign)
@@ -173,6 +193,26 @@ class _Watch:
             logger.info("connected to %s; waiting for runs. Ctrl-C ends it", self._state.address)
         elif self._state.problem and self._state.problem != before["problem"]:
             logger.warning("not connected: %s. Trying again", self._state.problem)
+
+    def _tell(self, answers: list[Sign], log: Path) -> None:
+        """Say what became of what a run asked for: a refusal with its reason, a model."""
+        for sign in answers:
+            status, _, why = sign.about.partition(" reason=")
+            logger.warning("Answered %s: %s (more in %s)", status, why or "see there", log)
+        if (newest := self._newest()) != self._home:
+            self._home = newest
+            logger.info(
+                "the model %s came home; to use it here: python -m client adapt %s",
+                newest,
+                self._settings,
+            )
+
+    def _newest(self) -> str:
+        """Return the name of the model that came home last; nothing where there is none."""
+        try:
+            return self._current.readlink().name
+        except OSError:
+            return ""
 
     def _words(self, sign: Sign) -> str:
         """Return what stands between this shop and the federation."""

@@ -1,4 +1,4 @@
-"""What a shop's engineer reads of a connection that does not come about."""
+"""What a shop's engineer reads: of a connection that does not come about, and of each run."""
 
 import logging
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from client import running
-from client.node_log import NodeLog, Sign
+from client.node_log import APP_SIGNS, NodeLog, Sign
+from client.replying import Answer, Node, reply_to
 from client.running import State, _Watch
 from client.settings import FederationSettings
 from client.shop_folder import ShopFolder
@@ -29,7 +30,9 @@ def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Watch:
     monkeypatch.setattr(running, "obstacle", lambda *_: "")
     supervisor = Supervisor("FEDTAIL_TEST", str(tmp_path))
     state = State("corner", federation.address)
-    return _Watch(tmp_path / "shop.toml", folder, federation, supervisor, state)
+    return _Watch(
+        tmp_path / "shop.toml", folder, federation, supervisor, state, tmp_path / "models"
+    )
 
 
 def signs(tmp_path: Path, text: str) -> list[Sign]:
@@ -90,3 +93,44 @@ def test_a_wrong_clock_is_named(watch: _Watch, tmp_path: Path) -> None:
     said = f"[code] Client error '401 Unauthorized' for url '{URL}activate-node'\n"
     watch._look(signs(tmp_path, said))
     assert "clock" in watch._state.problem
+
+
+def test_a_run_is_seen_at_the_shop(
+    watch: _Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A whole run went by without a word, and a refused one was told in Flower's log alone.
+    caplog.set_level(logging.INFO, logger="client.running")
+    asked = "\x1b[92mINFO \x1b[0m: Receiving: {} message (ID: 4ce7)\n"
+    kinds = ("query.join", "train.release", "train.update", "query.sum_open", "query.home")
+    watch._look(signs(tmp_path, "".join(map(asked.format, kinds))))
+    assert caplog.messages == [
+        "a run asks whether this shop takes part",
+        "a run asks for its popularity, with noise",
+        "a run asks for a round of training",
+        "a run asks to keep the finished model",
+    ]
+
+    caplog.clear()
+    log = tmp_path / "superexec.log"
+    reader = NodeLog(log, APP_SIGNS)
+    log.write_text("Start `flwr-clientapp` process\n")
+    name = "client.replying"
+    record = reply_to("join", {}, Node({}, {}, {}), lambda *_: Answer())
+    assert record[0].status != "ok"
+    (told,) = [entry for entry in caplog.records if entry.name == name]
+    with log.open("a") as file:
+        file.write(told.getMessage() + "\nTraceback (most recent call last):\n  [code: 2001]\n")
+    caplog.clear()
+    watch._tell(reader.news(), log)
+    (said,) = caplog.messages
+    assert said.startswith(f"Answered {record[0].status}: ")
+    assert "superexec.log" in said
+
+    caplog.clear()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "current").symlink_to("20261129-114036-9734")
+    watch._tell([], log)
+    watch._tell([], log)
+    (said,) = caplog.messages
+    assert "20261129-114036-9734 came home" in said
+    assert "client adapt" in said
