@@ -1,11 +1,14 @@
 """What a shop's settings say of its use of the global model at home; light to import."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from common.protocol import Frozen
+
+#: The search only multiplies weights: below 0 one would stay there, and work against its part.
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class HomeSettings(Frozen):
@@ -76,11 +79,11 @@ class HomeSettings(Frozen):
     share_exponent: float = Field(1.0, gt=0, le=1)
     prior_strength: float = Field(1.0, ge=0)
     own_expectation: float = Field(0.5, ge=0, le=1)
-    start: dict[str, float]
-    outside: dict[str, float] = Field(default_factory=dict)
+    start: dict[str, Weight]
+    outside: dict[str, Weight] = Field(default_factory=dict)
     best_sellers: int = Field(0, ge=0)
-    best: dict[str, float] = Field(default_factory=dict)
-    factors: tuple[float, ...] = (0.0, 0.5, 2.0)
+    best: dict[str, Weight] = Field(default_factory=dict)
+    factors: tuple[Weight, ...] = (0.0, 0.5, 2.0)
     rounds: int = Field(1, ge=0)
     confidence: float = Field(2.5, ge=0)
     reference: dict[str, float] = Field(

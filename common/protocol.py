@@ -14,7 +14,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -68,6 +68,8 @@ Unit = Literal["customer", "basket", "interaction"]
 Trust = Literal["shop", "federation"]
 #: What a unit's scores are held against (:mod:`common.losses`).
 LossName = Literal["squared", "softmax"]
+#: A clipping norm.
+Norm = Annotated[float, Field(gt=0)]
 #: Where a shop's noise comes from: the operating system, or a seed that lets it be replayed.
 Noise = Literal["system", "seeded"]
 #: Where rows of a secure sum travel from that too few shops stock.
@@ -220,7 +222,7 @@ class TrainingPlan(Frozen):
     local_steps: int = Field(1, ge=1)
     sample_rate: float = Field(1.0, gt=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
-    first_norms: tuple[float, ...] = ()
+    first_norms: tuple[Norm, ...] = ()
     batch_normalizer: float = Field(100.0, gt=0)
     learning_rate: float = Field(0.1, gt=0)
     local_momentum: float = Field(0.0, ge=0, lt=1)

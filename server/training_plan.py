@@ -11,7 +11,7 @@ from common.config import ConfigValue, nearest, parse, read_toml
 from common.errors import ConfigError
 from common.features import CROSS, Catalogue
 from common.planning import has_groups, with_fitting_groups, with_noise
-from common.protocol import Frozen, LossName, ModelPlan, RareRows, TrainingPlan, Trust, Unit
+from common.protocol import Frozen, LossName, ModelPlan, Norm, RareRows, TrainingPlan, Trust, Unit
 from server.default_plan import PLAN_FILE
 from server.settings import RunSettings
 
@@ -68,7 +68,7 @@ class TrainingSection(Frozen):
     local_steps: int = Field(1, ge=1)
     sample_rate: float = Field(1.0, gt=0, le=1)
     max_grad_norm: float = Field(0.2, gt=0)
-    first_norms: tuple[float, ...] = (0.06, 0.14)
+    first_norms: tuple[Norm, ...] = (0.06, 0.14)
     batch_normalizer: float = Field(100.0, gt=0)
     learning_rate: float = Field(1.0, gt=0)
     loss: LossName = "squared"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -14,7 +14,7 @@ from common.features import ContentSpec
 from common.marketplace import MarketplaceConfig
 from common.partitioning import Partitioner, by_column, dirichlet, uniform
 from common.planning import with_noise
-from common.protocol import Frozen, LossName, ModelPlan, RareRows, TrainingPlan, Trust, Unit
+from common.protocol import Frozen, LossName, ModelPlan, Norm, RareRows, TrainingPlan, Trust, Unit
 from simulations.attack_settings import AttackSection
 from simulations.audit_settings import AuditSection
 
@@ -127,8 +127,10 @@ class PrivacySection(Section):
     honest_stockers: int = Field(3, ge=1)
     rare_rows: RareRows = "all"
     publish_stock: bool = True
-    cap_epsilon: float = Field(0.0, ge=0)
-    caps: dict[str, float] = Field(default_factory=dict)
+    cap_epsilon: float = Field(0.0, ge=0, allow_inf_nan=False)
+    caps: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
 
 
 class FederationSection(Section):
@@ -143,7 +145,7 @@ class FederationSection(Section):
     local_steps: int = Field(1, ge=1)
     sample_rate: float = Field(1.0, gt=0, le=1)
     max_grad_norm: float = Field(0.3, gt=0)
-    first_norms: tuple[float, ...] = ()
+    first_norms: tuple[Norm, ...] = ()
     batch_normalizer: float = Field(100.0, gt=0)
     learning_rate: float = Field(1.0, gt=0)
     popularity_share: float = Field(0.3, gt=0, le=1)
@@ -221,10 +223,30 @@ def read_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         Naming the key and what to write instead.
     """
     experiment = parse(Experiment, with_overrides(read_toml(path), overrides), path.name)
-    for arm in experiment.run.arms:
+    arms = experiment.run.arms
+    for arm in arms:
         if arm not in ARMS:
             raise ConfigError(f"run.arms: no arm is called {arm!r}; {nearest(arm, ARMS)}")
+    if not arms or len(set(arms)) < len(arms):
+        raise ConfigError(f"run.arms is {list(arms)}: name at least one arm, and each just once")
+    _check_home(experiment.home)
     return experiment
+
+
+def _check_home(home: AdaptationSection) -> None:
+    """Refuse what would else come to light, or to nothing, after all is trained."""
+    from client.personalization import OWN_PARTS, SHARED_PARTS
+    from common.model import GLOBAL_PARTS
+
+    known = (*GLOBAL_PARTS, *OWN_PARTS, *SHARED_PARTS, "pooled_ease")
+    for name, settings in home:
+        if isinstance(settings, HomeSettings):
+            for part in (*settings.start, *settings.outside, *settings.best):
+                if part not in known:
+                    key = AdaptationSection.model_fields[name].alias or name
+                    raise ConfigError(
+                        f"home.{key}: no part is called {part!r}; {nearest(part, known)}"
+                    )
 
 
 def training_plan(

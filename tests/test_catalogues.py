@@ -181,7 +181,7 @@ def test_a_renamed_column_is_refused_with_what_it_was(put: Put) -> None:
         (FIRST + "tea,food,x,1\n", "'item_id' is there already in row 4: 'tea'"),
         (FIRST + ",food,x,1\n", "'item_id' is empty in row 4"),
         (FIRST + "egg,food,x,cheap\n", "'price' is not a number in row 4: 'cheap'"),
-        (FIRST + "egg,food,x,-1\n", "'price' is negative in row 4"),
+        (FIRST + "egg,food,x,-1\n", "'price' is a negative price in row 4"),
         ("item_id,type\n", "no products"),
         ("id,type\n1,a\n", "'item_id' is missing"),
         ("item_id,type,retired\n1,a,perhaps\n", "'retired' says neither .* row 1: 'perhaps'"),

@@ -60,6 +60,28 @@ def test_a_list_is_asked_for_in_toml_s_words(small: Path) -> None:
         read_experiment(small, ["run.arms=local"])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        # Nothing would be run, or one of two would only be found out after both were trained.
+        ("run.arms=[]", r"run.arms is \[\]"),
+        ('run.arms=["local", "local"]', r"each just once"),
+        # The shop would refuse its own settings, and be left out of a run that ends well.
+        ("privacy.caps.north=-3", r"privacy.caps.north: .*greater than 0"),
+        ("privacy.cap_epsilon=inf", r"privacy.cap_epsilon: .*finite"),
+        # A weight that works against its part makes the reference weak, and the answer a yes.
+        ("home.local.start.content=-3", r"home.local.start.content: .*equal to 0"),
+        ("home.local.start.contant=3", r"home.local: .*'contant'; did you mean 'content'"),
+        ("federated-dp.first_norms=[0.1, 0]", r"federated-dp.first_norms.1: .*greater than 0"),
+    ],
+)
+def test_what_would_come_to_light_after_training_is_refused(
+    small: Path, change: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_experiment(small, [change])
+
+
 def test_overrides_take_toml_values_and_plain_text(small: Path) -> None:
     changes = [
         "data.path=/some where/else",
