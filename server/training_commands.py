@@ -43,7 +43,10 @@ def train(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train what plan.toml says, follow it, and publish the model to the registry."""
+    """Train what plan.toml says, follow it, and publish the model to the registry.
+
+    Ctrl-C stops the run; --resume goes on with it, by the plan that it began with.
+    """
     from rich.console import Console
 
     from server import training_request

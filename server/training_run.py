@@ -212,7 +212,9 @@ class Training:
         if record.ended != "completed":
             raise RunError(
                 f"run {record.name} {record.ended}: {record.reason}\n"
-                f"When that is put right: `python -m server train --resume {record.name}`"
+                f"When that is put right: `python -m server train --resume {record.name}` goes on "
+                "with the plan that it began with; after a change of plan.toml, "
+                "`python -m server train` begins anew"
             )
         return record
 

@@ -1,6 +1,7 @@
 """Runs submitted, followed, taken up again, and published once; SuperLink is a fake here."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -203,8 +204,10 @@ def test_a_run_that_failed_says_the_server_s_own_error_first(world: World) -> No
     record = world.training.submit(world.record())
     world.link.statuses["1"] = "finished:failed"
     world.link.text = "Traceback\ncommon.errors.RunError: no shop takes part: 3 over-budget\nbye"
-    with pytest.raises(RunError, match=r"failed: no shop takes part: 3 over-budget\n.*--resume"):
+    with pytest.raises(RunError, match=r"failed: no shop takes part: 3 over-budget\n") as error:
         world.training.follow(record, 0)
+    # An operator who asked for less in plan.toml, and resumed, asked for the same again.
+    assert re.search(r"--resume .* began with; after a change of plan", str(error.value))
     assert world.runs.read(record.name).reason == "no shop takes part: 3 over-budget"
     assert failure("a\nb", "it ended") == "it ended\nThe end of its log:\na\nb"
     assert failure("", "it ended") == "it ended"
