@@ -166,6 +166,7 @@ def build_world(
         dataset = replace(dataset, notes=[*dataset.notes, note])
     catalogue = Catalogue.of(tables.products, content)
     shops = tuple(encode_shops(tables, catalogue.item_ids, experiment.data.behaviors))
+    dataset = replace(dataset, notes=[*dataset.notes, *_silent(shops, split)])
     stock = {}
     for shop in shops:
         allowed = stocked(catalogue, tables.stock_of(shop.merchant_id))
@@ -178,6 +179,25 @@ def build_world(
         dataset = replace(dataset, notes=[*dataset.notes, note])
     half_life = experiment.federated.half_life_days
     return World(dataset, catalogue, split, shops, stock, measured, half_life)
+
+
+def _silent(shops: Sequence[ShopEvents], split: TimeSplit) -> list[str]:
+    """Return what to know of shops without records on one side of the split."""
+    spans = [(s.merchant_id, s.timestamps.min(), s.timestamps.max()) for s in shops if len(s)]
+    untested = [name for name, _, last in spans if last < split.train_until]
+    untaught = [name for name, first, _ in spans if first >= split.train_until]
+    notes = []
+    for names, side, meaning in (
+        (untested, "after", "they train, but no figure, share of shops or answer counts them"),
+        (untaught, "before", "they have nothing to learn from, and take part all the same"),
+    ):
+        if names:
+            shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+            notes.append(
+                f"no records {side} {iso(split.train_until)} at {len(names)} of {len(shops)} shops "
+                f"({shown}): {meaning}"
+            )
+    return notes
 
 
 def _measured(

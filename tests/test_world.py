@@ -202,7 +202,13 @@ def demo_on(folder: Path, columns: dict[str, list[str]], *changes: str) -> Exper
     pd.DataFrame({"item_id": items, **columns}).to_csv(folder / "products.csv", index=False)
     pd.DataFrame(
         [
-            (shop, f"u{user}", items[(user + 3 * week) % 8], 1_700_000_000 + week * WEEK, "view")
+            (
+                shop,
+                f"{shop}-{user}",
+                items[(user + 3 * week) % 8],
+                1_700_000_000 + week * WEEK,
+                "view",
+            )
             for shop in ("east", "west")
             for user in range(6)
             for week in range(12)
@@ -217,7 +223,9 @@ def test_a_folder_without_the_columns_that_the_experiment_names_uses_all_of_its_
 ) -> None:
     world = build_world(demo_on(tmp_path, {"colour": ["red", "blue"] * 4}))
     assert [feature.name for feature in world.catalogue.features] == ["colour"]
-    assert any("no columns for type, type*manufacturer" in note for note in world.dataset.notes)
+    (note,) = world.dataset.notes
+    assert "products lack ('category', 'manufacturer', 'type'): all" in note
+    assert note.endswith("are used (colour)")
 
 
 def test_a_folder_with_those_columns_is_described_by_them_alone(tmp_path: Path) -> None:
@@ -226,6 +234,20 @@ def test_a_folder_with_those_columns_is_described_by_them_alone(tmp_path: Path) 
     world = build_world(experiment)
     assert tuple(f.name for f in world.catalogue.features) == experiment.content.features
     assert not world.dataset.notes
+
+
+def test_shops_that_stop_early_or_begin_late_are_named(tmp_path: Path) -> None:
+    # Else "100% of the shops are level" is read as all of them, when it is of those with tests.
+    experiment = demo_on(tmp_path, {"colour": ["red", "blue"] * 4})
+    frame = pd.read_csv(tmp_path / "interactions.csv")
+    week = (frame["timestamp"] - 1_700_000_000) // WEEK
+    east = frame["merchant_id"] == "east"
+    for name, kept in (("early", ~east | (week < 5)), ("late", ~east | (week > 9))):
+        frame[kept].to_csv(tmp_path / "interactions.csv", index=False)
+        *_, note = build_world(experiment).dataset.notes
+        side = "after" if name == "early" else "before"
+        assert note.startswith(f"no records {side} 2024-"), note
+        assert "at 1 of 2 shops ('east')" in note
 
 
 def test_a_built_in_data_set_refuses_a_column_that_it_does_not_have() -> None:
