@@ -5,7 +5,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,15 +22,11 @@ from common.planning import has_groups, with_fitting_groups
 from common.protocol import TrainingPlan
 from common.secure_sum.members import roster_text, threshold
 from server.checkpoints import Checkpoint, read_checkpoint, rounds
+from server.run_records import new_events
+from server.settings import EVENTS_FILE
+from server.variables import ROSTER_FILE
 from simulations.experiment import Experiment, server_config, training_plan
-from simulations.flower import (
-    CHECKPOINTS,
-    EVENTS_FILE,
-    ROSTER_FILE,
-    Outcome,
-    end_leftovers,
-    run_federation,
-)
+from simulations.flower import CHECKPOINTS, Outcome, end_leftovers, run_federation
 from simulations.machine import PeakMemory
 from simulations.world import World
 
@@ -178,7 +173,7 @@ class Federator:
                 )
         if not _is_finished(checkpoints, plan):
             raise RunError(f"the {name} run ended without the model of its last round")
-        declined = _declined(_events(checkpoints / EVENTS_FILE))
+        declined = _declined(new_events(checkpoints / EVENTS_FILE, 0)[0])
         return Trained(plan, checkpoints, memory.seconds, memory.peak_mb, declined)
 
     def _with_groups_that_exist(self, name: str, plan: TrainingPlan) -> TrainingPlan:
@@ -307,18 +302,6 @@ def write_tables(world: World, merchant_id: str, folder: Path) -> None:
 
 def _is_finished(checkpoints: Path, plan: TrainingPlan) -> bool:
     return plan.rounds in rounds(checkpoints)
-
-
-def _events(path: Path) -> list[dict[str, Any]]:
-    """Return what the server told of a run, from its start and over all interruptions.
-
-    A crash may have cut a line short: it tells nothing.
-    """
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
 
 
 def _declined(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:

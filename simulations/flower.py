@@ -20,6 +20,9 @@ from common.config import ConfigValue, flat_toml
 from common.errors import RunError
 from common.processes import end_carriers
 from common.protocol import TrainingPlan
+from server.run_records import new_events
+from server.settings import EVENTS_FILE
+from server.variables import ROSTER_FILE, SERVER_VARIABLE
 from simulations.superlink import Link, superlink
 
 logger = logging.getLogger(__name__)
@@ -28,14 +31,9 @@ Event = dict[str, Any]
 
 #: Below the server's folder.
 CHECKPOINTS = "checkpoints"
-EVENTS_FILE = "rounds.jsonl"
-#: Below the shops' folder: who takes part in secure sums.
-ROSTER_FILE = "roster"
 
-_SERVER = "FEDTAIL_SERVER"
 _TAIL_LINES = 40
 _STATUS_EVERY = 30.0
-
 
 #: Clients that do nothing, for comparison.
 FLOOR = FlowerApp(Path(__file__).resolve().parent / "floor_app", ("floor",))
@@ -191,7 +189,7 @@ def federation_files(
         run_config={"min-shops": shops, **(run_config or {}), "plan": plan.model_dump_json()},
         environment={
             "FEDTAIL_SHOPS": str(shops_folder.resolve()),
-            _SERVER: str(server_folder.resolve()),
+            SERVER_VARIABLE: str(server_folder.resolve()),
         },
         events=checkpoints / EVENTS_FILE,
     )
@@ -199,7 +197,7 @@ def federation_files(
 
 def end_leftovers(server_folder: Path) -> None:
     """End what a runner that was killed outright left training: it could not do so itself."""
-    end_carriers(_SERVER, str(server_folder.resolve()))
+    end_carriers(SERVER_VARIABLE, str(server_folder.resolve()))
 
 
 def run_floor(
@@ -263,15 +261,3 @@ def _failure(status: str, log: str) -> str:
     tail = "\n".join(log.splitlines()[-_TAIL_LINES:])
     reason = own[-1] if own else f"it ended as {status!r}"
     return f"the federation's run failed: {reason}\nThe end of its log:\n{tail}"
-
-
-def new_events(path: Path, offset: int) -> tuple[list[Event], int]:
-    """Return the events of the whole lines after ``offset``, and the offset after them."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read()
-    except FileNotFoundError:
-        return [], offset
-    whole = data[: data.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], offset + len(whole)

@@ -28,7 +28,8 @@ from common.bundle import FEDERATION
 from common.config import ConfigValue
 from common.protocol import TrainingPlan
 from server.app import app as server_app
-from simulations.flower import Event, Outcome, federation_files, new_events
+from server.run_records import new_events
+from simulations.flower import Event, Outcome, federation_files
 
 # The environment of the apps: no variable of an outer run may reach them.
 _OURS = "FEDTAIL_"

@@ -24,7 +24,6 @@ from server.checkpoints import read_checkpoint
 from simulations.flower import (
     FLOOR,
     Outcome,
-    new_events,
     run_app,
     run_federation,
     run_floor,
@@ -32,16 +31,6 @@ from simulations.flower import (
 from simulations.superlink import simulation_environment
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def test_events_are_read_whole_lines_at_a_time(tmp_path: Path) -> None:
-    path = tmp_path / "rounds.jsonl"
-    assert new_events(path, 0) == ([], 0)
-    path.write_text('{"event": "start"}\n{"event": "ro', encoding="utf-8")
-    events, offset = new_events(path, 0)
-    assert events == [{"event": "start"}]
-    path.write_text('{"event": "start"}\n{"event": "round"}\n', encoding="utf-8")
-    assert new_events(path, offset)[0] == [{"event": "round"}]
 
 
 def test_a_run_config_survives_toml() -> None:
