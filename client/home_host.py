@@ -13,10 +13,9 @@ from typing import Any
 
 from client.adapted_state import newest_files
 from client.home_answers import HomeAnswers
-from client.models import CURRENT
 from client.recommending import get_ready
 from client.settings import ShopSettings, read_settings
-from client.shop_folder import ShopFolder
+from client.shop_folder import CURRENT, ShopFolder
 from common.artifact import MANIFEST, Manifest
 from common.errors import ConfigError, DataError, FedtailError
 from common.folders import find_table

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from client.shop_folder import CURRENT
 from common.artifact import ITEMS, MANIFEST, MODEL, Manifest, load_model, save_model
 from common.disk import sync
 from common.errors import ArtifactError, ConfigError
@@ -28,7 +29,7 @@ from common.protocol import Arrays, RoundHeader, TrainingPlan, check_run_name
 logger = logging.getLogger(__name__)
 
 # No run is called by a name that begins with a dot.
-CURRENT, ADAPTED, _NEXT = "current", ".adapted", ".adapted.next"
+ADAPTED, _NEXT = ".adapted", ".adapted.next"
 _DIGEST_CHARS = 8
 # Of a model (:func:`common.artifact.save_model`), and of a link (:func:`_point`).
 _DRAFT = re.compile(r"\..+\.[a-z0-9_]{8}")

@@ -23,11 +23,10 @@ import psutil
 
 from client.approval import Approvals
 from client.keys import check_private_key, public_path, read_own
-from client.models import CURRENT
 from client.node_log import APP_SIGNS, NodeLog, Sign
 from client.reaching import check_authority, obstacle
 from client.settings import RUN_VARIABLE, SHOP_KEY, FederationSettings, read_settings
-from client.shop_folder import ShopFolder
+from client.shop_folder import CURRENT, ShopFolder
 from client.starting import EXAMPLE_ADDRESS
 from common.bundle import FEDERATION
 from common.errors import ConfigError

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+#: In the folder of models: a link to the one that came home last.
+CURRENT = "current"
+
 
 def settings_file(path: Path) -> Path:
     """Return the ``shop.toml`` of a shop's folder; any other path is what it is."""

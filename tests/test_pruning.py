@@ -12,8 +12,9 @@ from client import adapting, models
 from client.adapted_state import save_adapted
 from client.adapting import adapt
 from client.home_host import HomeHost
-from client.models import CURRENT, adapted_to, current_model, in_use, keep_model, prune
+from client.models import adapted_to, current_model, in_use, keep_model, prune
 from client.recommending import Request, get_ready, recommend
+from client.shop_folder import CURRENT
 from common.artifact import ITEMS, MANIFEST, MODEL, load_model, save_model
 from common.errors import ArtifactError
 from common.protocol import RoundHeader, TrainingPlan
@@ -216,7 +217,7 @@ def test_a_folder_that_is_not_there_is_no_matter(tmp_path: Path) -> None:
     with in_use(tmp_path / "models"):
         pass
     assert not (tmp_path / "models").exists()
-    assert models.CURRENT == "current"
+    assert CURRENT == "current"
     folder = tmp_path / "here"
     folder.mkdir()
     with adapted_to(folder, tmp_path / "elsewhere", None):
