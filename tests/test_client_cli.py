@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cli_support import status_of
+from cli_support import document_of, status_of
 from client.__main__ import app
 from client.inspection import Place, export, write_export
 from client.privacy.ledger import DP_SGD, HISTOGRAM, Event, Ledger
@@ -51,9 +51,7 @@ def call(*arguments: object) -> int:
 
 
 def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    assert call(*arguments, "--json") == 0
-    document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return document
+    return document_of(capsys, app, *arguments)
 
 
 @pytest.fixture

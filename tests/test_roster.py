@@ -1,14 +1,11 @@
 """The roster of secure sums: written by the operator, looked at and accepted by shops."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-import typer
 
-from cli_support import status_of
+from cli_support import document_of, status_of
 from client.__main__ import app as client_app
 from client.keys import make_keys, renew_keys
 from client.roster import own_roster
@@ -61,21 +58,12 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-def document(
-    capsys: pytest.CaptureFixture[str], app: typer.Typer, *words: object
-) -> dict[str, Any]:
-    capsys.readouterr()
-    assert status_of(app, *words, "--json") == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
-
-
 def test_what_the_operator_hands_out_is_what_every_shop_accepts(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sent = place.folder / "sent"
     where = ("--federation", place.federation.folder)
-    first = document(capsys, server_app, "roster", "--out", sent, *where)
+    first = document_of(capsys, server_app, "roster", "--out", sent, *where)
     assert [one["shop"] for one in first["shops"]] == sorted(NAMES)
     assert first["new"]
     home = read_home({"FEDTAIL_SERVER": str(place.federation.folder)})
@@ -83,7 +71,7 @@ def test_what_the_operator_hands_out_is_what_every_shop_accepts(
     assert sent.read_bytes() == home.roster_file.read_bytes()
     for name in NAMES:
         settings = place.take_part(name)
-        looked = document(capsys, client_app, "roster", settings, sent)
+        looked = document_of(capsys, client_app, "roster", settings, sent)
         assert (looked["digest"], looked["own"]) == (first["digest"], "there")
         assert not looked["accepted"]
         assert not (place.shops[name] / "roster").exists()
@@ -94,7 +82,7 @@ def test_what_the_operator_hands_out_is_what_every_shop_accepts(
         found = read_settings(settings).secure_sum
         assert found is not None
         assert own_roster(name, found).digest == first["digest"]
-        assert document(capsys, client_app, "roster", settings)["accepted"]
+        assert document_of(capsys, client_app, "roster", settings)["accepted"]
         # Operator and shop show each other the same numbers.
         assert [one["key"] for one in looked["shops"]] == [one["key"] for one in first["shops"]]
     assert status_of(server_app, "roster", *where) == 0
@@ -117,7 +105,7 @@ def test_a_roster_that_changed_says_what_changed(
     assert any("mill" in note for note in before.notes())
     second = write_roster(place.federation, tmp_path / "second")
     assert (second["added"], second["gone"]) == (["mill"], ["harbour"])
-    looked = document(capsys, client_app, "roster", settings, tmp_path / "second")
+    looked = document_of(capsys, client_app, "roster", settings, tmp_path / "second")
     assert [one["shop"] for one in looked["shops"] if one["new"]] == ["mill"]
     assert looked["gone"] == ["harbour"]
 
@@ -244,17 +232,17 @@ def test_what_a_run_of_sums_needs_is_said_before_it_is_asked_for(
     publish(Catalogues(place.federation.catalogue), products)
     change(place.federation.plan, {"trust": "federation", "honest_shops": 2, "rounds": 1})
     words = ("train", "--plan-only", "--federation", place.federation.folder)
-    first = document(capsys, server_app, *words)
+    first = document_of(capsys, server_app, *words)
     assert 'it cannot be run yet: trust = "federation" needs a roster' in first["notes"][-1]
     digest = write_roster(place.federation)["digest"]
-    second = document(capsys, server_app, *words)
+    second = document_of(capsys, server_app, *words)
     assert second["notes"][-1] == (
         f"every sum takes 2 of the 3 shops on the roster; its digest is {digest}"
     )
     privacy = second["privacy"]
     assert (privacy["trust"], privacy["honest_shops"]) == ("federation", 2)
     change(place.federation.plan, {"colluding_shops": 2})
-    third = document(capsys, server_app, *words)
+    third = document_of(capsys, server_app, *words)
     assert "it cannot be run yet: honest_shops = 2 and colluding" in third["notes"][-1]
 
 
@@ -286,7 +274,7 @@ def test_a_plan_of_secure_sums_is_priced_for_a_shop(
         place.take_part("corner", more)
     words: list[object] = ["plan", settings, "--target-epsilon", 4, "--rounds", 3]
     words += ["--trust", "federation", "--honest-shops", 2, "--colluding-shops", colluding]
-    found = document(capsys, client_app, *words)
+    found = document_of(capsys, client_app, *words)
     names = [part["mechanism"] for part in found["cost"]["mechanisms"]]
     assert names == ["shared-gaussian-histogram", "shared-gaussian-step"]
     assert (found["plan"]["honest_shops"], found["plan"]["colluding_shops"]) == (2, colluding)

@@ -1,12 +1,11 @@
 """The operator's command line: the registry of models."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cli_support import status_of
+from cli_support import document_of, status_of
 from common.artifact import ITEMS
 from common.statement import statement
 from registry_support import PLAN, model
@@ -19,9 +18,7 @@ def call(*arguments: object) -> int:
 
 
 def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    assert call(*arguments, "--json") == 0
-    document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return document
+    return document_of(capsys, app, "registry", *arguments)
 
 
 def test_a_registry_s_life_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
