@@ -13,10 +13,12 @@ Document = dict[str, Any]
 MAIN = ("ndcg@20", "tail_ndcg@20")
 #: Share of shops that must be level or better before the answer is a plain yes.
 ENOUGH_SHOPS = 0.8
+#: Of fewer tested customers an interval means nothing: one lucky customer has one of no width.
+ENOUGH_CUSTOMERS = 10
 DASH = "–"
 _NEEDS = (
     "It takes the arms local and federated or federated-dp, on shops with customers who bought "
-    "something in the test period."
+    f"something in the test period: {ENOUGH_CUSTOMERS} at least."
 )
 
 
@@ -61,8 +63,9 @@ def judge(arm: Document) -> str:
     sure, and enough shops are level or better. ``no``: neither gains for sure. Else ``mixed``.
     """
     versus = arm["vs_better"]
-    # Of one customer under several draws there is a mean, and no interval.
     if not versus or any(versus[metric]["low"] is None for metric in MAIN):
+        return "unknown"
+    if arm["customers_with_targets"] < ENOUGH_CUSTOMERS:
         return "unknown"
     if not any(versus[metric]["low"] > 0 for metric in MAIN):
         return "no"

@@ -135,6 +135,17 @@ def test_an_arm_that_changes_nothing_is_said_to_be_the_same() -> None:
     assert "– against" not in report["answer"]["details"][0]
 
 
+@pytest.mark.parametrize(("customers", "verdict"), [(1, "unknown"), (9, "unknown"), (10, "yes")])
+def test_a_handful_of_lucky_customers_is_no_answer(customers: int, verdict: str) -> None:
+    arms = [
+        ArmResult(name, {"a": ShopResult(sums(0.1 + np.zeros(customers), shift))})
+        for name, shift in (("local", 0.0), ("federated", 0.05))
+    ]
+    report = build_report(run_of(*arms))
+    assert report["answer"]["verdict"] == verdict
+    assert ("10 at least" in report["answer"]["details"][0]) == (verdict == "unknown")
+
+
 def test_json_holds_null_and_never_nan() -> None:
     nothing = ShopResult(MetricSums.empty(N_ITEMS), reason="no customer in the test period")
     one = ShopResult(sums([0.2]))
