@@ -116,6 +116,11 @@ def private_key(path: Path) -> "EllipticCurvePrivateKey":
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
+    if not path.exists():
+        raise ConfigError(
+            f"there is no private key {path}: put it back from the backup, or make another with "
+            "`python -m client key new SHOP.toml`, which the operator has to enrol"
+        )
     data = read_own(path, "the shop's private key")
     try:
         key = load_ssh_private_key(data, None)

@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from client.approval import Approvals
-from client.keys import check_private_key, public_path, read_own
+from client.keys import check_private_key, make_secret, public_path, read_own
 from client.node_log import APP_SIGNS, NodeLog, Sign
 from client.reaching import check_authority, obstacle
 from client.settings import RUN_VARIABLE, SHOP_KEY, FederationSettings, read_settings
@@ -109,9 +109,20 @@ def check_files(
         raise ConfigError(f"{settings}: put the federation's own address in place of the example")
     check_authority(federation.ca)
     check_private_key(federation.key)
-    read_own(folder.secret, "the shop's secret")
+    _own_secret(folder.secret)
     Approvals(folder.approvals).approved()
     return federation
+
+
+def _own_secret(path: Path) -> None:
+    """Check the executor's secret; a shop that came from a backup gets a new one."""
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        if not path.exists():
+            make_secret(path)
+    except OSError as error:
+        raise ConfigError(f"cannot make {path}: {error.strerror}") from error
+    read_own(path, "the shop's secret")
 
 
 class _Watch:

@@ -188,6 +188,20 @@ def test_run_says_what_is_missing_before_it_starts_anything(shop: Path) -> None:
     with pytest.raises(ConfigError, match=r"secret.*chmod 600"):
         check_files(shop, folder, federation(shop))
     folder.secret.chmod(0o600)
+    # From a backup a shop comes without it: nobody but its own two programs ever shows it.
+    folder.secret.unlink()
+    folder.secret.parent.rmdir()
+    check_files(shop, folder, federation(shop))
+    assert len(folder.secret.read_bytes()) >= 32
+    assert (folder.secret.stat().st_mode & 0o777, folder.secret.parent.stat().st_mode & 0o777) == (
+        0o600,
+        0o700,
+    )
+    key = federation(shop).key
+    key.rename(key.with_suffix(".away"))
+    with pytest.raises(ConfigError, match=r"no private key.*backup.*client key new"):
+        check_files(shop, folder, federation(shop))
+    key.with_suffix(".away").rename(key)
     folder.approvals.write_text("{")
     folder.approvals.chmod(0o600)
     with pytest.raises(ConfigError, match="not a whole decision"):
