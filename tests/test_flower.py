@@ -90,6 +90,8 @@ def test_clients_that_do_nothing_run_and_leave_nothing_behind(
 
 
 @pytest.mark.e2e
+# Two runs of half a minute on a machine of its own, and of several minutes on a busy one.
+@pytest.mark.timeout(1200)
 def test_the_real_federation_runs_resumes_and_repeats_itself(tmp_path: Path) -> None:
     write_federation(tmp_path)
     plan = TrainingPlan(
