@@ -1,5 +1,6 @@
 """What the command lines share: errors are one line, and the status says whose fault it was."""
 
+import errno
 import json
 import logging
 import math
@@ -14,17 +15,27 @@ from rich.table import Table
 
 from common.errors import FedtailError
 
+logger = logging.getLogger(__name__)
+
 _NARROWEST = 100
 
 
 def run(command: Callable[[], object]) -> None:
-    """Run a command line; exit with 2 for bad input and 1 for a failure."""
+    """Run a command line; exit with 2 for bad input and 1 for a failure, the machine's too."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
     try:
         command()
     except FedtailError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_status)
+    except OSError as error:
+        # A full disk, a folder that is a file, a port that is taken: the machine's, not a bug's.
+        logger.debug("what failed", exc_info=True)
+        place = f": {error.filename}" if error.filename else ""
+        room = ". Make room, then say the same command again"
+        full = room if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        sys.stderr.write(f"error: {error.strerror or error}{place}{full}\n")
+        sys.exit(1)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
