@@ -173,7 +173,7 @@ def write_dataset(
     if name not in NAMES:
         raise ConfigError(f"no data set is called {name!r}: choose one of {', '.join(NAMES)}")
     if name == "movielens" and (path is None or partitioner is None):
-        raise ConfigError("movielens needs the path of your copy and a partitioner")
+        raise ConfigError("movielens needs a partitioner and the path of your unpacked copy")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is in use: give a folder that is new or empty")
     out.parent.mkdir(parents=True, exist_ok=True)

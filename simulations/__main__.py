@@ -168,6 +168,9 @@ def compare(
         sys.stdout.write(to_json(document) + "\n")
     else:
         terminal().print(comparison_table(document))
+        for page in (out and out / "compare.html", svg):
+            if page:
+                terminal().print(f"The page to look at: {page}", soft_wrap=True)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from common.datasets import Dataset
 from common.errors import ConfigError
 from common.protocol import POPULARITY
 from common.rng import derive
+from server.defences import Defence
 from simulations.arms import OwnEases
 from simulations.attack_measure import USES, changes, mean_figures, measure_model
 from simulations.attack_page import render_attack
@@ -78,6 +79,14 @@ class _Attack:
         self._folder, self._watcher = folder, watcher
         self._seed = experiment.run.seed
         self._eases, self._shops = OwnEases(), Remembered()
+        for name in self._settings.defences:
+            defence = Defence(name, self._settings.bad_share)
+            if not defence.holds(len(world.shops)):
+                # Said before hours of other defences' runs, not when this one's turn comes.
+                raise ConfigError(
+                    f"attack.defences: {name!r} takes {defence.fewest} shops at least, and there "
+                    f"are {len(world.shops)}: leave it out of attack.defences"
+                )
         order = derive(self._seed, purpose="bad-shops").permutation(len(world.shops))
         self._order = [int(place) for place in order]
         worst = {world.shops[k].merchant_id for k in self._bad(max(self._settings.shares))}

@@ -49,16 +49,14 @@ def result_table(document: Document) -> Group:
 def comparison_table(comparison: Document) -> Group:
     """Return runs side by side: a row for each arm of each run."""
     table = plain_table("Runs side by side")
-    table.add_column("run")
-    table.add_column("arm", no_wrap=True)
+    # A run's name has a line of its own: beside the figures it would break them in the middle.
+    table.add_column("arm", overflow="fold")
     for name in HEADINGS:
-        table.add_column(re.sub("[_ ]", "\n", name), justify="right", overflow="fold")
+        table.add_column(re.sub("[_ ]", "\n", name), justify="right", no_wrap=True)
     for run in comparison["runs"]:
-        for place, (name, arm) in enumerate(run["arms"].items()):
-            label = "" if place else escape(run["name"])
-            table.add_row(
-                label, escape(name), *_narrow(arm), end_section=place == len(run["arms"]) - 1
-            )
+        table.add_row(Text(run["name"], style="bold"))
+        for name, arm in run["arms"].items():
+            table.add_row(escape(name), *_narrow(arm))
     lines = [
         Text(f"{key}: " + ", ".join(f"{name} = {value}" for name, value in values.items()))
         for key, values in comparison["changed"].items()

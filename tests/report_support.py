@@ -67,8 +67,8 @@ def whole_run() -> RunResult:
     )
 
 
-def shown_text(renderable: RenderableType) -> str:
-    """Return what a wide terminal shows."""
+def shown_text(renderable: RenderableType, width: int = 400) -> str:
+    """Return what a terminal shows, by default a wide one."""
     text = io.StringIO()
-    Console(file=text, width=400).print(renderable)
+    Console(file=text, width=width).print(renderable)
     return text.getvalue()

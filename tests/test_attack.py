@@ -223,6 +223,16 @@ def test_a_change_is_paired_over_customers() -> None:
     assert level["change_interval"] == {"ndcg@20": [0, 0], "tail_ndcg@20": [0, 0]}
 
 
+def test_a_defence_that_needs_more_shops_is_refused_before_any_run(tmp_path: Path) -> None:
+    experiment = small(defences=("none", "median", "krum"), chosen="median")
+    few = experiment.data.marketplace.model_copy(update={"shops": 4})
+    data = experiment.data.model_copy(update={"marketplace": few})
+    experiment = experiment.model_copy(update={"data": data})
+    with pytest.raises(ConfigError, match=r"'krum' takes 5 shops at least, and there are 4"):
+        run_attack(experiment, tmp_path / "out", Silent())
+    assert not list((tmp_path / "out").rglob("*clean*"))
+
+
 def test_what_cannot_be_attacked_is_refused(tmp_path: Path) -> None:
     experiment = tmp_path / "e.toml"
     experiment.write_text(

@@ -14,6 +14,7 @@ import pytest
 from common.errors import DataError, InputError
 from common.metrics import MetricSums
 from report_support import N_ITEMS, PRIVACY, arm, run_of, shown_text, sums, whole_run
+from simulations.answer import interval
 from simulations.compare import compare
 from simulations.machine import machine_facts
 from simulations.page import render_report
@@ -286,6 +287,11 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     table = shown_text(comparison_table(found))
     assert "federated-dp" in table
     assert "privacy.target_epsilon: eight = 8.0, two = 2.0" in table
+    # On the narrowest terminal: a figure that is broken over two lines is another figure.
+    gain = interval(found["runs"][0]["arms"]["federated-dp"]["vs_local"]["ndcg@20"])
+    ends = re.sub(r"\b0\.", ".", gain[gain.index("(") + 1 : -1].replace(" to ", "…"))
+    long = {**found, "runs": [{**run, "name": "a/long/way/" * 9} for run in found["runs"]]}
+    assert ends in shown_text(comparison_table(long), 100)
     again = compare([tmp_path / "eight", tmp_path / "both" / ".." / "eight"])
     assert len(again["runs"]) == 2
 
