@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from client.arguments import Json, Shop
+from client.ledger_commands import ledger_app
 from client.serve_command import serve
 from common.cli import print_document, print_json, run, stages
-from common.errors import ConfigError, LedgerError
+from common.errors import ConfigError
 
 app = typer.Typer(
     help="One shop: what a plan would cost it, its privacy ledger and its privacy statement.",
@@ -16,31 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-ledger_app = typer.Typer(help="The shop's privacy ledger.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
 key_app = typer.Typer(help="The shop's key.", no_args_is_help=True)
 app.add_typer(key_app, name="key")
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-
-
-def _settings_file(path: Path) -> Path:
-    from client.shop_folder import settings_file
-
-    return settings_file(path)
-
-
-Where = Annotated[
-    Path,
-    typer.Argument(
-        help="A shop's folder, its settings (shop.toml), or a ledger.", callback=_settings_file
-    ),
-]
-Shop = Annotated[
-    Path,
-    typer.Argument(help="The shop's folder, or its settings (shop.toml).", callback=_settings_file),
-]
-Delta = Annotated[float | None, typer.Option(help="δ of the stated ε; default: the shop's own.")]
 
 
 @app.command()
@@ -336,69 +316,6 @@ def new_key(settings: Shop) -> None:
         f"then start `python -m client run {settings}` again: until then it uses the old key. For "
         "secure sums, accept the roster with the new key that the operator hands out then.\n"
     )
-
-
-@ledger_app.command()
-def show(where: Where, delta: Delta = None, as_json: Json = False) -> None:
-    """Show what was charged, what it cost, and what is left."""
-    from client.inspection import Place
-    from client.inspection import show as show_ledger
-    from client.tables import ledger_table
-
-    print_document(show_ledger(Place.of(where, delta)), ledger_table, as_json=as_json)
-
-
-@ledger_app.command()
-def verify(
-    where: Where,
-    known_head: Annotated[
-        str, typer.Option(help="A head that someone remembers: it must be in the chain.")
-    ] = "",
-    as_json: Json = False,
-) -> None:
-    """Check the whole chain; exit with 1 at the first entry that is not as it was written."""
-    from client.inspection import Place
-    from client.inspection import verify as verify_ledger
-
-    place = Place.of(where)
-    try:
-        document = verify_ledger(place, known_head)
-    except LedgerError as error:
-        if as_json:
-            print_json({"ok": False, "ledger": str(place.ledger), "error": str(error)})
-        raise
-    if as_json:
-        print_json(document)
-        return
-    sys.stdout.write(
-        f"{document['ledger']}: {document['entries']} entries, each as it was written\n"
-        f"head {document['head']}\n"
-    )
-
-
-@ledger_app.command()
-def export(
-    where: Where,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="A new .csv or .jsonl file; default: stdout.")
-    ] = None,
-    file_format: Annotated[
-        str, typer.Option("--format", help="csv or jsonl; default: as --out ends.")
-    ] = "",
-) -> None:
-    """Write all entries as CSV or JSON lines, whole or not at all."""
-    from client.inspection import Format, Place, write_export
-    from client.inspection import export as export_ledger
-
-    formats: dict[str, Format] = {"csv": "csv", "jsonl": "jsonl"}
-    chosen = file_format or (out.suffix.removeprefix(".") if out else "jsonl")
-    if chosen not in formats:
-        raise ConfigError(f"{chosen!r} is neither csv nor jsonl: say which with --format")
-    text = export_ledger(Place.of(where), formats[chosen])
-    if out is None:
-        sys.stdout.write(text)
-    else:
-        write_export(out, text)
 
 
 if __name__ == "__main__":
