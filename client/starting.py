@@ -181,7 +181,7 @@ def start_shop(folder: Path, merchant_id: str = "", address: str = "") -> list[P
         with settings.open("x", encoding="utf-8") as file:
             settings.chmod(0o600)
             file.write(text)
-        for below in ("data", "ledger", "keys", "secrets", "logs", "models", "sums"):
+        for below in ("data", "ledger", "keys", "secrets", "logs", "models", "adapted", "sums"):
             if not (folder / below).is_dir():
                 (folder / below).mkdir(mode=0o700)
                 made.append(folder / below)
