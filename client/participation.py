@@ -25,6 +25,7 @@ from client.replying import (
     reply_to,
 )
 from client.settings import ShopSettings
+from common.array_checks import check_arrays
 from common.code import code_digest
 from common.errors import ConfigError, ProtocolError
 from common.features import Catalogue
@@ -41,7 +42,6 @@ from common.protocol import (
     ReplyHeader,
     RoundHeader,
     TrainingPlan,
-    check_arrays,
     parse_plan,
     shop_key,
 )

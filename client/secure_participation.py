@@ -26,6 +26,7 @@ from client.roster import own_key, own_roster
 from client.secure_sum.party import Identity
 from client.secure_sum.sessions import Sessions
 from client.settings import ShopSettings
+from common.array_checks import check_arrays
 from common.errors import SecureSumError
 from common.features import Catalogue
 from common.model import state_spec, trained_spec
@@ -42,7 +43,6 @@ from common.protocol import (
     ReplyHeader,
     RoundHeader,
     TrainingPlan,
-    check_arrays,
     plan_digest,
     shop_key,
 )

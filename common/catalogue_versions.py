@@ -9,11 +9,12 @@ import logging
 import numpy as np
 import pandas as pd
 
+from common.array_checks import check_arrays
 from common.blocks import learned_count, learned_names, learned_rows
 from common.errors import ArtifactError, ProtocolError
 from common.features import Catalogue
 from common.model import initial_state, state_spec
-from common.protocol import ITEMS, POPULARITY, Arrays, ModelPlan, check_arrays
+from common.protocol import ITEMS, POPULARITY, Arrays, ModelPlan
 
 logger = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse
 
+from common.array_checks import check_arrays
 from common.blocks import Block, LearnedBlock, block_of, learned_count
 from common.errors import ArtifactError, ProtocolError
 from common.features import Catalogue, hashed_rows
@@ -37,7 +38,6 @@ from common.protocol import (
     Arrays,
     ModelPlan,
     TrainingPlan,
-    check_arrays,
 )
 from common.rng import derive
 

@@ -11,9 +11,7 @@ planned private release, or what hides one.
 """
 
 import hashlib
-import math
 import re
-from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 import numpy as np
@@ -81,8 +79,6 @@ MAX_SAID_CHARS = 2**24
 #: A manifest names arrays and settings; more than this is no manifest.
 MAX_MANIFEST_CHARS = 2**20
 FINGERPRINT_CHARS = 64
-# Of an array that is checked, so that what is worked on stays near the processor.
-_PART = 1 << 15
 NO_FINGERPRINT = "0" * FINGERPRINT_CHARS
 _RUN_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{FINGERPRINT_CHARS - 1}}}")
 
@@ -348,60 +344,3 @@ def parse_plan(text: str, *, oldest: int = PROTOCOL_VERSION) -> TrainingPlan:
             f"the plan speaks protocol version {plan.version}, this code {PROTOCOL_VERSION}"
         )
     return plan
-
-
-def check_names(names: Iterable[str], expected: Iterable[str]) -> None:
-    """Raise :class:`ProtocolError` unless both hold the same names."""
-    have, want = set(names), set(expected)
-    if have != want:
-        missing, extra = sorted(want - have), sorted(have - want)
-        raise ProtocolError(f"array names differ: missing {missing[:5]}, unexpected {extra[:5]}")
-
-
-def check_arrays(
-    arrays: Mapping[str, np.ndarray],
-    spec: Mapping[str, tuple[int, ...]],
-    *,
-    max_norm: float,
-) -> None:
-    """Check arrays that came over the wire before anything is done with them.
-
-    Parameters
-    ----------
-    arrays
-        What arrived.
-    spec
-        Name -> shape of what was asked for.
-    max_norm
-        Largest Euclidean norm allowed over all arrays together; 0 switches the bound off.
-
-    Raises
-    ------
-    ProtocolError
-        If a name, shape or type differs, a value is not finite, or the norm is too large.
-    """
-    check_names(arrays, spec)
-    square = 0.0
-    for name, shape in spec.items():
-        array = arrays[name]
-        if array.dtype != np.float32:
-            raise ProtocolError(f"array {name!r} is {array.dtype}, not float32")
-        if array.shape != tuple(shape):
-            raise ProtocolError(f"array {name!r} has shape {array.shape}, not {tuple(shape)}")
-        # In float64 no sum of squares of float32 overflows: it is finite if all values are.
-        own = _square(array)
-        if not math.isfinite(own):
-            raise ProtocolError(f"array {name!r} holds values that are not finite")
-        square += own
-    if max_norm and square > max_norm**2:
-        raise ProtocolError(f"the arrays' norm {square**0.5:.4g} is above {max_norm:.4g}")
-
-
-def _square(array: np.ndarray) -> float:
-    """Return the sum of squares in float64, a part at a time: a large array is read once."""
-    flat, total = array.reshape(-1), 0.0
-    with np.errstate(invalid="ignore"):
-        for start in range(0, flat.size, _PART):
-            part = flat[start : start + _PART].astype(np.float64)
-            total += float(part @ part)
-    return total

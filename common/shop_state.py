@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import sparse
 
+from common.array_checks import check_arrays
 from common.blocks import (
     Block,
     GroupBlock,
@@ -42,7 +43,6 @@ from common.protocol import (
     Arrays,
     ModelPlan,
     TrainingPlan,
-    check_arrays,
 )
 from common.stocked_rows import ByRow, Shapes, sent_rows, sent_shapes, stocked_among
 

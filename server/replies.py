@@ -7,6 +7,7 @@ its own reply is not counted.
 import numpy as np
 from flwr.app import Array, Message
 
+from common.array_checks import check_arrays, check_names
 from common.errors import ProtocolError
 from common.protocol import (
     HEADER,
@@ -19,8 +20,6 @@ from common.protocol import (
     WEIGHT,
     Arrays,
     ReplyHeader,
-    check_arrays,
-    check_names,
 )
 from common.secure_sum.messages import check_vector
 from server.job import Shapes

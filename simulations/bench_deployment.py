@@ -25,13 +25,14 @@ from flwr.app import Array
 
 from client.privacy.ledger import Ledger
 from client.privacy.plan import planned_events
+from common.array_checks import check_arrays
 from common.bundle import FEDERATION, stage
 from common.config import ConfigValue
 from common.errors import RunError
 from common.features import Catalogue, read_catalogue, write_catalogue
 from common.model import initial_state, state_spec, trained_spec
 from common.processes import terminated_as_exit
-from common.protocol import Arrays, RoundHeader, TrainingPlan, check_arrays
+from common.protocol import Arrays, RoundHeader, TrainingPlan
 from server.aggregation import Contribution, weighted_mean
 from server.catalogues import Catalogues
 from server.checkpoints import Checkpoint, write_checkpoint

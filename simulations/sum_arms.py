@@ -30,6 +30,7 @@ from client.privacy.discrete import discrete_gaussian
 from client.privacy.noise import SystemNoise
 from client.secure_sum.party import Identity
 from client.secure_sum.sessions import Sessions
+from common.array_checks import check_arrays
 from common.errors import RunError
 from common.protocol import (
     HEADER,
@@ -48,7 +49,6 @@ from common.protocol import (
     ReplyHeader,
     RoundHeader,
     TrainingPlan,
-    check_arrays,
     shop_key,
 )
 from common.secure_sum.encoding import coordinate_bound, to_words, vector_length

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from client.settings import read_settings, refuse_run_config, shop_settings
+from common.array_checks import check_arrays
 from common.errors import ConfigError, ProtocolError
-from common.protocol import TrainingPlan, check_arrays, parse_plan
+from common.protocol import TrainingPlan, parse_plan
 from server.settings import read_home, read_run_config
 
 ROOT = Path(__file__).resolve().parent.parent
