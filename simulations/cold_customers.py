@@ -25,7 +25,7 @@ from simulations.cold_measure import Case, Models, asked_only, everyone, measure
 from simulations.experiment import Experiment
 from simulations.world import World
 
-QUESTION = "What does a customer buy of whom only {names} are known?"
+QUESTION = "What does a customer buy of whom no more is known than {names}?"
 #: Each customer with attributes is hidden in one of so many trainings.
 FOLDS = 2
 #: A segment counts as much as the shop's mean when it has so many customers.
@@ -162,9 +162,15 @@ def cold_customers(
         Of each training: who was hidden from it, the world it saw, and its models.
     """
     names = attribute_names(world)
-    case = Case("customer", QUESTION.format(names=", ".join(names)), ("popularity", "everywhere"))
-    if not names:
-        case.notes.append("the data tell nothing of any customer: only what sells can be compared")
+    words = ", ".join(names) or "an age, say"
+    case = Case("customer", QUESTION.format(names=words), ("popularity", "everywhere"))
+    if not names:  # nobody can be hidden, so nothing is trained for this
+        case.facts = {"attributes": [], "trainings": 0, "strengths": {}}
+        case.notes.append(
+            "the data tell nothing of any customer, so nothing was trained or measured here: it "
+            "takes a customers table with columns such as age, gender or occupation"
+        )
+        return case
     chosen: list[dict[str, float]] = []
     for hidden, seen, trained in folds:
         strengths = _strengths(seen, trained)

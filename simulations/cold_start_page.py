@@ -3,9 +3,10 @@
 import json
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from common.metrics import CUTOFF
 from simulations.answer import interval, number
@@ -30,6 +31,9 @@ def sentences(document: Document) -> list[str]:
     """Return what was found: of every way to answer, against each kind of popularity."""
     found = []
     for case in document["cases"]:
+        if not case["customers"]:
+            found.append(f"{case['case']}: nobody to ask, so nothing can be said.")
+            continue
         for against in case["references"]:
             by_verdict: dict[str, list[str]] = {}
             for name, arm in case["arms"].items():
@@ -59,7 +63,7 @@ def headings(case: Document) -> list[str]:
 
 def cold_start_tables(document: Document) -> Group:
     """Return the terminal's view: a table a case."""
-    tables = []
+    tables: list[RenderableType] = []
     for case in document["cases"]:
         title = f"{case['question']}  ({case['customers']} customers)"
         table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
@@ -68,7 +72,7 @@ def cold_start_tables(document: Document) -> Group:
             table.add_column(heading, justify="right", overflow="fold")
         for name in case["arms"]:
             table.add_row(escape(name), *cells(case, name))
-        tables.append(table)
+        tables += [table, *(Text(f"! {note}", style="yellow") for note in case["notes"])]
     return Group(*tables)
 
 

@@ -194,6 +194,8 @@ def _shares(group: Sequence[Sequence[Document]], axis: str, key: str) -> str:
             )
     if key == "way":
         figure.add_hline(y=0.5, line_width=1, line_color="#444")
+    else:
+        figure.update_yaxes(range=[0.0, 1.05])  # no share of shops is above 100%
     _measured_ticks(figure, group, axis)
     figure.update_yaxes(tickformat=".0%")
     return html(figure, x=_AXES[axis], y="share")

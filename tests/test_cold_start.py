@@ -1,6 +1,7 @@
 """Cold start on planted tastes: what is hidden is hidden, and what is known of it pays."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,20 @@ import pytest
 from common.errors import ConfigError
 from common.popularity import of_like
 from experiment_support import SMALL
-from simulations.cold_customers import FOLDS, described, hidden_customers
+from report_support import shown_text
+from simulations.cold_customers import FOLDS, cold_customers, described, hidden_customers
 from simulations.cold_customers import records_of as records_of_customers
 from simulations.cold_measure import without
 from simulations.cold_products import new_products
 from simulations.cold_products import records_of as records_of_products
 from simulations.cold_shops import new_shops
 from simulations.cold_start import run_cold_start
-from simulations.cold_start_page import sentences, verdict
+from simulations.cold_start_page import (
+    cold_start_tables,
+    render_cold_start,
+    sentences,
+    verdict,
+)
 from simulations.experiment import Experiment, read_experiment
 from simulations.world import World, build_world
 
@@ -161,6 +168,19 @@ def test_a_shop_is_served_from_its_first_day(cases: dict[str, Any]) -> None:
         for arm in ("federated-global", "federated", "federated-served"):
             for against in ("popularity", "everywhere"):
                 assert verdict(case["arms"][arm], against) == "better"
+
+
+def test_without_a_customers_table_nothing_is_trained_for_customers(
+    experiment: Experiment, world: World
+) -> None:
+    # Nobody can be hidden, and models were trained to measure nobody.
+    nameless = replace(world, shops=tuple(replace(s, attributes={}) for s in world.shops))
+    case = cold_customers(experiment, nameless, (pytest.fail("trained") for _ in range(1)))
+    facts = {"data": {}, "machine": {}, "experiment": {}, "seed": 0, "seconds": 0}
+    document = {"cases": [case.document(world.catalogue.size, 0)], **facts}
+    assert sentences(document) == ["customer: nobody to ask, so nothing can be said."]
+    for shown in (render_cold_start(document), shown_text(cold_start_tables(document))):
+        assert "takes a customers table" in shown
 
 
 def test_what_trains_nothing_is_refused(experiment: Experiment, tmp_path: Path) -> None:
