@@ -109,7 +109,7 @@ def check_shop(
         "history": None if catalogue is None else _history(own, catalogue, mapping, weights),
         "stock": stock,
         "sums": sums,
-        "price": _price(path, settings, plan, problems),
+        "price": _price(path, settings, plan, problems, advice),
         "problems": problems,
         "advice": advice,
     }
@@ -252,7 +252,11 @@ def _sums(settings: ShopSettings, told: list[str]) -> dict[str, Any] | None:
 
 
 def _price(
-    path: Path, settings: ShopSettings, plan: TrainingPlan | None, problems: list[str]
+    path: Path,
+    settings: ShopSettings,
+    plan: TrainingPlan | None,
+    problems: list[str],
+    advice: list[str],
 ) -> dict[str, Any]:
     """Return what a plan would cost this shop; see :func:`client.forecast.forecast`."""
     flags = PlanFlags(
@@ -262,6 +266,16 @@ def _price(
         target_epsilon=settings.cap_epsilon * DEFAULT_SHARE,
     )
     document = forecast(plan or flags.plan(), [(path, settings)])
-    if (reason := document["shops"][0]["reason"]) != "":
-        problems.append(f"the shop would not join this plan: {reason}")
+    shop = document["shops"][0]
+    if plan is not None and shop["reason"]:
+        problems.append(f"the shop would not join this plan: {shop['reason']}")
+    elif shop["reason"] and not shop["left"]:
+        problems.append("nothing is left under the shop's cap_epsilon: no run fits any more")
+    elif shop["reason"]:
+        # The example is ours, and no reason to stop: what the operator plans may take less.
+        advice.append(
+            f"ε {shop['left']:.4g} is left under the shop's cap_epsilon, too little for such a "
+            "plan: ask the operator what the next run takes; `client plan --target-epsilon` prices "
+            "it"
+        )
     return {"given": plan is not None, **document}

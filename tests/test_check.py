@@ -19,6 +19,8 @@ from cli_support import status_of
 from client.__main__ import app
 from client.check import check_shop
 from client.check_table import check_table
+from client.privacy.ledger import Ledger
+from client.privacy.plan import planned_events
 from client.roster import accept
 from client.settings import ShopSettings, read_settings
 from client.starting import start_shop
@@ -252,6 +254,23 @@ def test_the_price_is_of_the_default_or_the_given_plan(folder: Path) -> None:
     found = check(folder, given)
     assert found["price"]["cost"]["epsilon"] > 8
     assert any("would not join" in problem for problem in found["problems"])
+
+
+def test_a_budget_that_is_nearly_used_up_stops_no_plan_that_still_fits(folder: Path) -> None:
+    # The example is ours: with .4 of 8 left a shop was told that it could not train, while the
+    # operator's next plan took less.
+    costly = TrainingPlan(rounds=1, noise_multiplier=0.9, popularity_noise_multiplier=2.0)
+    with Ledger.open(folder / "ledger" / "ledger.sqlite") as ledger:
+        for event in planned_events(costly, "before", noise="system"):
+            ledger.charge(event, cap_epsilon=100.0, delta=1e-5)
+    spent = check(folder)["price"]["shops"][0]["spent"]["epsilon"]
+    cap = round(spent * 1.1, 3)
+    setting(folder, "cap_epsilon = 8.0", f"cap_epsilon = {cap}")
+    found = check(folder, None)
+    assert found["problems"] == []
+    assert any(f"ε {cap - spent:.4g} is left" in advice for advice in found["advice"])
+    setting(folder, f"cap_epsilon = {cap}", f"cap_epsilon = {spent / 2:.3f}")
+    assert any("nothing is left" in problem for problem in check(folder, None)["problems"])
 
 
 def test_a_database_is_checked_as_a_folder_is(folder: Path) -> None:
