@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 from client.keys import make_keys
 from client.privacy.ledger import Ledger
+from common.accounting import epsilon, fits, plan_spends
 from common.errors import ConfigError, RunError
 from common.features import write_catalogue
 from common.planning import has_groups, with_fitting_groups
@@ -126,8 +127,34 @@ class Federator:
         if plan.trust == "federation":
             # Asked before anything is trained: with so few shops no sum would be unmasked.
             threshold(len(self._world.shops), plan.honest_shops, plan.colluding_shops)
+        if plan.private:
+            self._check_promise(name, plan)
         self._plans[name] = self._with_groups_that_exist(name, plan)
         return self._plans[name]
+
+    def _check_promise(self, name: str, plan: TrainingPlan) -> None:
+        """Refuse a plan that no shop could pay for, and note a δ that promises little."""
+        caps = {shop.merchant_id: self._cap(shop.merchant_id) for shop in self._world.shops}
+        spends, delta = plan_spends(plan), plan.target_delta
+        if not fits(spends, delta, max(caps.values())):
+            cost = epsilon(spends, delta).value
+            raise ConfigError(
+                f"no shop could take part in {name}: it costs ε = {cost:.3g}, above every shop's "
+                f"cap (privacy.cap_epsilon, privacy.caps: {max(caps.values()):g} at most). Raise "
+                "the cap, or lower privacy.target_epsilon"
+            )
+        most = max(len(shop.user_ids) for shop in self._world.shops)
+        if delta * most >= 1:
+            self.notes.append(
+                f"δ = {delta:g} promises little: the largest shop has {most} customers, and what "
+                f"published some of them whole, each with chance δ, would keep it. Take a δ far "
+                f"below 1/{most}"
+            )
+
+    def _cap(self, merchant_id: str) -> float:
+        privacy = self._experiment.privacy
+        # Room for rounds that an interruption makes a shop pay twice.
+        return privacy.caps.get(merchant_id, privacy.cap_epsilon or 2 * privacy.target_epsilon)
 
     def federate(
         self, name: str, engine: Callable[..., Outcome] | None = None, label: str = ""
@@ -242,14 +269,12 @@ class Federator:
         privacy = self._experiment.privacy
         ledger = self.ledgers if plan.private else self._work / "no-ledgers"
         ledger.mkdir(exist_ok=True)
-        # Room for rounds that an interruption makes a shop pay twice.
-        cap = privacy.cap_epsilon or 2 * privacy.target_epsilon
         return {
             "merchant_id": merchant_id,
             "ledger": os.path.relpath(
                 ledger / ledger_name(merchant_id), self._work / "a" / "shops" / "0"
             ),
-            "cap_epsilon": privacy.caps.get(merchant_id, cap),
+            "cap_epsilon": self._cap(merchant_id),
             "cap_delta": privacy.target_delta,
             "unit": plan.unit,
             "noise": "seeded",

@@ -1,4 +1,12 @@
-from simulations.federating import _declined
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError
+from experiment_support import BIG, SMALL, write_folder
+from simulations.experiment import read_experiment
+from simulations.federating import Federator, _declined
+from simulations.world import build_world
 
 JOIN = {"event": "join", "shops": {"a": "ok", "b": "over-budget", "c": "ok", "d": "ok"}}
 
@@ -13,3 +21,34 @@ def test_who_declined_or_never_answered_took_no_part() -> None:
 def test_a_resumed_run_asks_again_and_the_later_answer_counts() -> None:
     again = {"event": "join", "shops": {"b": "ok", "c": "ledger-error"}}
     assert _declined([JOIN, {"event": "release", "shops": {}}, again]) == {"c": "ledger-error"}
+
+
+class Silent:
+    def stage(self, text: str, total: int | None = None) -> None: ...
+
+    def step(self, text: str = "") -> None: ...
+
+
+def federator(tmp_path: Path, *changes: str) -> Federator:
+    (tmp_path / "small.toml").write_text(SMALL, encoding="utf-8")
+    data = f"data.path={write_folder(tmp_path / 'tables')}"
+    experiment = read_experiment(tmp_path / "small.toml", [data, *changes])
+    return Federator(experiment, build_world(experiment), tmp_path, Silent())
+
+
+def test_a_plan_that_no_shop_can_pay_for_is_refused_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    # Else every shop's refusal comes after the other arms are trained, and names no key.
+    planned = federator(tmp_path, "privacy.cap_epsilon=1")
+    with pytest.raises(ConfigError, match=r"federated-dp: it costs ε = 7.99, .*cap_epsilon.* 1 at"):
+        planned.plan("federated-dp")
+    planned.plan("federated")  # costs nothing
+
+
+def test_one_shop_that_can_pay_is_enough_and_a_large_delta_is_noted(tmp_path: Path) -> None:
+    changes = ("privacy.cap_epsilon=1", f"privacy.caps.{BIG}=8", "privacy.target_delta=0.04")
+    planned = federator(tmp_path, *changes)
+    planned.plan("federated-dp")
+    (note,) = planned.notes
+    assert "δ = 0.04 promises little: the largest shop has 25 customers" in note
