@@ -50,7 +50,7 @@ def written(path: Path, key: EllipticCurvePrivateKey | Ed25519PrivateKey) -> Pat
 
 def test_keys_that_flower_could_not_use_are_named(tmp_path: Path) -> None:
     path = tmp_path / "node.key"
-    with pytest.raises(ConfigError, match="no private key .*backup"):
+    with pytest.raises(ConfigError, match=r"no private key .*backup"):
         check_private_key(path)
     for key in (ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()):
         with pytest.raises(ConfigError, match="P-384"):
