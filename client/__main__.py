@@ -1,5 +1,6 @@
 """``python -m client``: parses and calls. A shop's engineer's view of what leaves the shop."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -46,7 +47,7 @@ def init(
     sys.stdout.write(
         f"Now: look through {settings}; put the shop's tables into {folder / 'data'}, or name a "
         f"database; put the operator's catalogue at {folder / 'catalogue'}; then\n"
-        f"  python -m client check {settings}\n"
+        f"  python -m client check {shlex.quote(str(settings))}\n"
     )
 
 

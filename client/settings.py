@@ -58,6 +58,16 @@ _SHOP_WORDS = frozenset(
 )
 
 
+def check_address(address: str) -> str:
+    """Return an address that is ``host:port``; ValueError if it is not."""
+    host, _, port = address.rpartition(":")
+    if not _HOST.fullmatch(host) or not (port.isascii() and port.isdigit()):
+        raise ValueError('give it as "host:port", such as "federation.example:8443"')
+    if not 0 < int(port) < 65536:
+        raise ValueError("the port is a number from 1 to 65535")
+    return address
+
+
 class FederationSettings(Frozen):
     """Which federation a shop belongs to, and how it shows who it is.
 
@@ -78,12 +88,7 @@ class FederationSettings(Frozen):
     @field_validator("address")
     @classmethod
     def _is_host_and_port(cls, address: str) -> str:
-        host, _, port = address.rpartition(":")
-        if not _HOST.fullmatch(host) or not (port.isascii() and port.isdigit()):
-            raise ValueError('give it as "host:port", such as "federation.example:8443"')
-        if not 0 < int(port) < 65536:
-            raise ValueError("the port is a number from 1 to 65535")
-        return address
+        return check_address(address)
 
 
 class SecureSumSettings(Frozen):

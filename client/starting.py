@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from client.keys import make_keys, make_secret
+from client.settings import check_address
 from client.shop_folder import ShopFolder
 from common.errors import ConfigError
 
@@ -171,8 +172,15 @@ def start_shop(folder: Path, merchant_id: str = "", address: str = "") -> list[P
     settings = folder / "shop.toml"
     name = merchant_id or re.sub(r"\s+", "-", folder.resolve().name) or "shop"
     # A JSON string is a TOML string, but for what the latter wants escaped and the former not.
+    # Written as it is read: whoever compares it with the data sees no escapes.
+    name = name.encode("utf-8", "replace").decode()
+    if address:
+        try:
+            check_address(address)
+        except ValueError as error:
+            raise ConfigError(f"--address {address!r}: {error}") from error
     text = _SETTINGS.format(
-        merchant=json.dumps(name).replace("\x7f", "\\u007f"),
+        merchant=json.dumps(name, ensure_ascii=False).replace("\x7f", "\\u007f"),
         address=json.dumps(address or EXAMPLE_ADDRESS),
     )
     made = [settings]

@@ -54,11 +54,14 @@ class Checker:
         What becomes of a bad row.
     set_aside
         Counts of rows left out, by ``"table.column: reason"``; shared between tables.
+    may_set_aside
+        Whether whoever reads the message could ask for that.
     """
 
     table: str
     bad_rows: BadRows = "refuse"
     set_aside: Counter[str] = field(default_factory=Counter)
+    may_set_aside: bool = True
 
     def require(self, have: Iterable[str], columns: Sequence[str]) -> None:
         """Raise unless the columns are there, and no column is there twice."""
@@ -160,9 +163,10 @@ class Checker:
             for row, value in zip(rows[:SHOWN].tolist(), values, strict=True)
         )
         more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+        aside = '; or set bad rows aside with bad_rows = "set-aside"' if self.may_set_aside else ""
         return (
             f"{self.table}: column {column!r} is {reason} in {cells}{more}. "
-            f'What to do: {ADVICE[reason]}; or set bad rows aside with bad_rows = "set-aside"'
+            f"What to do: {ADVICE[reason]}{aside}"
         )
 
 

@@ -91,7 +91,7 @@ def publish(
     how = how or Publishing()
     path = require_table(folder, "products")
     progress(f"reading {path.name}")
-    products = check_products(read_small(path), Checker(path.name))
+    products = check_products(read_small(path), Checker(path.name, may_set_aside=False))
     products = _marked(products, path.name)
     with nullcontext() if how.dry_run else catalogues.publishing():
         last = catalogues.version() if catalogues.versions() else None
@@ -122,7 +122,9 @@ def _stock(folder: Path, catalogue: Catalogue) -> pd.DataFrame | None:
     """Return what a folder says that shops stock, once it is checked."""
     if (path := find_table(folder, "stock")) is None:
         return None
-    return check_stock(read_small(path), pd.Series(catalogue.item_ids), Checker(path.name))
+    return check_stock(
+        read_small(path), pd.Series(catalogue.item_ids), Checker(path.name, may_set_aside=False)
+    )
 
 
 def _says(version: Version) -> tuple[str, str | None]:

@@ -30,6 +30,7 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 SUPERLINK_HOST = "superlink"
 
 _HOST = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.(?!-)[A-Za-z0-9-]{1,63})*")
+_NAME = re.compile(r"[^\x00-\x1f]{1,64}")
 _FOLDERS = ("ca", "tls", "secrets", "shops", "catalogue", "runs", "registry", "state", "logs")
 
 
@@ -93,7 +94,7 @@ class FederationSettings(Frozen):
         Of models: a folder, relative to this one, or an fsspec URL.
     """
 
-    name: str = Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f]+$")
+    name: str = Field(min_length=1, max_length=64, pattern=f"^{_NAME.pattern}$")
     address: Address
     superlink_port: Port
     registry: str = Field(min_length=1)
@@ -222,15 +223,12 @@ def make_federation(
         raise ConfigError(f"{folder} is the folder that you are in: name a new one")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is not empty: nothing was written. Give a new folder")
-    try:
-        host, port = split_address(address)
-    except ValueError as error:
-        raise ConfigError(f"--address {address!r}: {error}") from error
-    for other in hosts:
-        try:
-            split_address(f"[{other}]:1" if ":" in other else f"{other}:1")
-        except ValueError as error:
-            raise ConfigError(f"--host {other!r}: give a name or an IP address alone") from error
+    host, port = _checked(folder, name, address, hosts)
+    if port == superlink_port:
+        raise ConfigError(
+            f"--address and --superlink-port both have the port {port}: the gateway and SuperLink "
+            "listen on this machine at once; give SuperLink another"
+        )
     text = _settings_toml(name, address, port, superlink_port)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -257,6 +255,25 @@ def make_federation(
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return open_federation(folder)
+
+
+def _checked(folder: Path, name: str, address: str, hosts: Sequence[str]) -> tuple[str, int]:
+    """Return host and port of the address, once everything that `up` will need is of use."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"--name {name!r}: give one line of 1 to 64 characters")
+    from server.gateway import check_path
+
+    check_path(folder)
+    try:
+        host, port = split_address(address)
+    except ValueError as error:
+        raise ConfigError(f"--address {address!r}: {error}") from error
+    for other in hosts:
+        try:
+            split_address(f"[{other}]:1" if ":" in other else f"{other}:1")
+        except ValueError as error:
+            raise ConfigError(f"--host {other!r}: give a name or an IP address alone") from error
+    return host, port
 
 
 def renew(federation: Federation) -> list[Path]:

@@ -21,7 +21,20 @@ from common.errors import ConfigError, RunError
 _TEMPLATE = Path(__file__).resolve().parent / "templates" / "gateway.conf.jinja"
 # What nginx would read as more than one word, or as the end of a directive.
 _UNSAFE = re.compile(r"[\s;{}'\"\\$#]")
+_TAKES_NO = "nginx takes no spaces, quotes or any of ; { } \\ $ # there"
 _WORKERS = ("www-data", "nobody")
+
+
+def check_path(folder: Path) -> None:
+    """Refuse a folder whose gateway could never be started.
+
+    Raises
+    ------
+    ConfigError
+        If its path cannot stand in nginx's configuration.
+    """
+    if _UNSAFE.search(str(folder)):
+        raise ConfigError(f"the folder is {str(folder)!r}: {_TAKES_NO}. Choose another")
 
 
 def render(
@@ -85,8 +98,7 @@ def render(
     for name, value in values.items():
         if _UNSAFE.search(value):
             raise ConfigError(
-                f"the gateway's {name} is {value!r}: nginx takes no spaces, quotes or any of "
-                "; { } \\ $ # there. Choose another folder or name"
+                f"the gateway's {name} is {value!r}: {_TAKES_NO}. Choose another folder or name"
             )
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,

@@ -89,7 +89,14 @@ def test_init_writes_over_nothing_and_leaves_nothing_half_made(
         assert call("init", folder, "--address", bad) == 2
     assert call("init", folder, "--host", "not a host") == 2
     assert "--host 'not a host': give a name" in capsys.readouterr().err
+    assert call("init", folder, "--name", "two\nlines") == 2
+    assert "--name 'two\\nlines': give one line" in capsys.readouterr().err
     assert call("init", folder, "--name", "") == 2
+    # Not at the first `up`, once certificates are made and shops have the address.
+    assert call("init", tmp_path / "my federation") == 2
+    assert "nginx takes no spaces" in capsys.readouterr().err
+    assert call("init", folder, "--address", "h:9092", "--superlink-port", "9092") == 2
+    assert "both have the port 9092" in capsys.readouterr().err
     monkeypatch.chdir(folder)
     assert call("init", ".") == 2
     monkeypatch.chdir(tmp_path)

@@ -293,3 +293,16 @@ def test_new_settings_are_toml_with_the_address_that_was_given(shop: Path) -> No
         "ca": "ca.crt",
         "key": "keys/node.key",
     }
+
+
+@pytest.mark.parametrize("address", ["nonsense", "https://federation.example:8443", "h:99999"])
+def test_a_wrong_address_makes_no_shop(tmp_path: Path, address: str) -> None:
+    # It was written into shop.toml, and refused by every command from then on.
+    with pytest.raises(ConfigError, match="--address"):
+        start_shop(tmp_path / "corner", address=address)
+    assert not (tmp_path / "corner").exists()
+
+
+def test_a_name_stands_in_the_settings_as_people_write_it(tmp_path: Path) -> None:
+    settings = start_shop(tmp_path / "水果 店")[0]
+    assert 'merchant_id = "水果-店"' in settings.read_text(encoding="utf-8")
