@@ -50,7 +50,7 @@ def save_adapted(folder: Path, home: HomeModel, facts: AdaptedFacts) -> AdaptedF
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
-    with _alone(folder):
+    with alone(folder):
         _sweep(folder)
         try:
             return _write(folder, home, facts)
@@ -150,8 +150,8 @@ def _sweep(folder: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, so that drafts in it are one's own."""
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that drafts and links in it are one's own."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

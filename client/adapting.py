@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from client.adaptation import AdaptedFacts
-from client.adapted_state import folder_digest, read_facts, save_adapted
+from client.adapted_state import alone, folder_digest, read_facts, save_adapted
 from client.assortment import home_catalogue
 from client.home import (
     CameHome,
@@ -153,12 +153,14 @@ def _adapt(
 
 def _kept(adapted: Path, models: Path, fitted: HomeModel, facts: AdaptedFacts) -> AdaptedFacts:
     """Keep an adaptation, and the model that it is to for as long as it is the shop's."""
-    before = None
-    with suppress(ArtifactError):  # What is damaged is replaced.
-        if (stored := read_facts(adapted)) is not None:
-            before = stored[1].model_folder
-    with adapted_to(models, facts.model_folder, before):
-        return save_adapted(adapted, fitted, facts)
+    # One `adapt` after the other: each names the model before, and its own, by the same two links.
+    with alone(adapted.parent):
+        before = None
+        with suppress(ArtifactError):  # What is damaged is replaced.
+            if (stored := read_facts(adapted)) is not None:
+                before = stored[1].model_folder
+        with adapted_to(models, facts.model_folder, before):
+            return save_adapted(adapted, fitted, facts)
 
 
 def fit_home(

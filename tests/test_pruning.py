@@ -4,6 +4,8 @@ import fcntl
 import os
 import shutil
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -308,3 +310,34 @@ def test_a_model_is_not_swept_while_it_is_written(
     assert len(seen) == 1
     assert whole(shop) == ["run-1"]
     assert drafts(models_folder) == set()
+
+
+def test_two_adaptations_at_once_end_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first to end took the link of the second away, which failed with the link's name alone;
+    # and the model that is kept could have been the other one's.
+    places = [tmp_path / "models" / name for name in ("a", "b")]
+    for place in places:
+        place.mkdir(parents=True)
+    saved: list[str] = []
+    others: list[Thread] = []
+
+    def save(_folder: Path, _home: object, facts: Any) -> Any:
+        saved.append(facts.model_folder.name)
+        if len(saved) == 1:
+            others.append(Thread(target=keep, args=(places[1],)))
+            others[0].start()
+            others[0].join(0.3)
+        assert (tmp_path / "models" / ".adapted.next").resolve() == facts.model_folder
+        return facts
+
+    def keep(place: Path) -> Any:
+        facts: Any = SimpleNamespace(model_folder=place)
+        return adapting._kept(tmp_path / "adapted", tmp_path / "models", facts, facts)
+
+    monkeypatch.setattr(adapting, "save_adapted", save)
+    assert keep(places[0]).model_folder == places[0]
+    others[0].join()
+    assert saved == ["a", "b"]
+    assert (tmp_path / "models" / ".adapted").resolve() == places[1]
