@@ -113,6 +113,8 @@ def test_models_and_their_promise_can_be_read(rest: httpx.Client, stub: Any) -> 
         # In words of JSON, not of Python.
         ("/v1/recommend", {"history": ["p1"]}, "history.0: should be an object"),
         ("/v1/recommend", {"history": {"p1": 1}}, "history: should be a list"),
+        ("/v1/recommend", {"history": [{"item_id": "p"}] * 10_001}, "more than 10000 entries"),
+        ("/v1/recommend/batch", {"requests": []}, "requests: needs 1 at least"),
         ("/v1/recommend", {"user_id": "u1"}, "ask at the shop"),
         ("/v1/explain", {"item_id": "p0001", "user_id": "u1"}, "ask at the shop"),
         ("/v1/similar", {"item_id": "nothing"}, "no product"),

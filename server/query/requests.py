@@ -170,6 +170,8 @@ _OBJECT = ("model_attributes_type", "model_type", "dict_type")
 _PLAIN = {
     **dict.fromkeys(_OBJECT, "should be an object, with its fields by their names"),
     "tuple_type": "should be a list",
+    "too_long": "has more than {max_length} entries",
+    "too_short": "needs {min_length} at least",
     "extra_forbidden": "there is no such field; /openapi.json names those that there are",
 }
 
@@ -179,7 +181,9 @@ def invalid_words(errors: Any) -> str:  # noqa: ANN401 - pydantic's list of deta
     found = []
     for error in list(errors)[:5]:
         place = ".".join(str(part) for part in error["loc"] if part != "body")
-        words = _PLAIN.get(error["type"], error["msg"].removeprefix("Value error, "))
+        words = error["msg"].removeprefix("Value error, ")
+        if error["type"] in _PLAIN:
+            words = _PLAIN[error["type"]].format(**error.get("ctx", {}))
         if not place and error["type"] in _OBJECT:
             words = "send one JSON object, with the header Content-Type: application/json"
         # An unknown field's name is the caller's own text, too.
