@@ -16,6 +16,7 @@ from common.errors import (
     BudgetError,
     ConfigError,
     DataError,
+    FedtailError,
     LedgerError,
     PrivacyError,
     ProtocolError,
@@ -127,10 +128,12 @@ def reply_to(
         said = serve(header, settings)
     except Exception as error:  # No text of any error may leave the shop.
         status = next(code for kind_of, code in _CODES if isinstance(error, kind_of))
-        # One line tells it, for `run` to read; what follows is for who has to look into the code.
+        # One line tells it, for `run` to read. What we refuse says all there is to say; anything
+        # else is for who has to look into the code.
         why = " ".join(str(error).split()) or type(error).__name__
         words = (kind, server_round, status, why)
-        logger.exception("exchange=%s round=%d status=%s reason=%s", *words)
+        told = isinstance(error, FedtailError)
+        logger.error("exchange=%s round=%d status=%s reason=%s", *words, exc_info=not told)
     reply = ReplyHeader(
         status=status,
         server_round=server_round,
