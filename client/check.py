@@ -22,6 +22,7 @@ from common.features import Catalogue, read_catalogue
 from common.folders import Progress
 from common.protocol import TrainingPlan
 from common.schema import Tables
+from common.splitting import doubt_of_times
 
 #: Customers with fewer records say little of their taste.
 LITTLE_HISTORY = 5
@@ -82,6 +83,8 @@ def check_shop(
         )
     elif own.empty:
         problems.append("the shop has no interactions yet: it would train on nothing but noise")
+    if words := doubt_of_times(own["timestamp"].to_numpy()):
+        advice.append(words)
     stage("comparing with the catalogue")
     catalogue, mapping = _catalogue(settings, problems)
     weights = settings.behavior_weights or BEHAVIOR_WEIGHTS

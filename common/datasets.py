@@ -18,11 +18,8 @@ from common.marketplace import MarketplaceConfig, write_marketplace
 from common.movielens import movielens_frames
 from common.partitioning import Partitioner, partition
 from common.schema import Tables
-from common.splitting import iso
+from common.splitting import doubt_of_times
 from common.validation import validate_tables
-
-#: Epoch seconds, 1973-03-03: a shop's records that all end before it were read in a wrong unit.
-_EARLIEST_LAST = 10**8
 
 NAMES = ("complete-journey", "movielens", "marketplace")
 
@@ -87,24 +84,10 @@ def load_folder(
         progress=progress,
         drop=drop,
     )
-    _check_times(tables)
+    if words := doubt_of_times(tables.interactions["timestamp"].to_numpy()):
+        raise DataError(f"interactions: {words}")
     notes = [f"set aside: {count} rows of {what}" for what, count in tables.set_aside.items()]
     return Dataset(path.name, tables, None, [*notes, *_doubts(tables)])
-
-
-def _check_times(tables: Tables) -> None:
-    """Raise where numbers that are no epoch seconds were read as such.
-
-    Dates as numbers (20240131) and days since 1900 or 1970 all end within the first years after
-    1970: taken as seconds they would keep their order, and cut the periods anywhere.
-    """
-    last = int(tables.interactions["timestamp"].max())
-    if last < _EARLIEST_LAST:
-        raise DataError(
-            f"interactions: read as seconds since 1970, all times of column 'timestamp' are before "
-            f"{iso(last + 1)}. What to do: write dates like 2024-01-31, not 20240131, a number of "
-            "days or a spreadsheet's number; or as whole seconds since 1970 UTC"
-        )
 
 
 def _doubts(tables: Tables) -> list[str]:

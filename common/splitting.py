@@ -3,11 +3,15 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import numpy as np
+
 from common.errors import ConfigError
 from common.schema import ShopEvents
 
 #: Share of the time span that is training where nothing else is said.
 TRAIN_SHARE = 0.75
+# Epoch seconds, 1973-03-03: records that all end before it were read in a wrong unit.
+_EARLIEST_LAST = 10**8
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,21 @@ def split_in_time(
         )
     span = max(1, round(validation_share * (train_until - first)))
     return TimeSplit(validation_from=train_until - span, train_until=train_until)
+
+
+def doubt_of_times(timestamps: np.ndarray) -> str:
+    """Return why (N,) times are hardly seconds since 1970; nothing where they may be.
+
+    Dates as numbers (20240131) and days since 1900 or 1970 all end within the first years after
+    1970: taken as seconds they would keep their order, and cut the periods anywhere.
+    """
+    if not len(timestamps) or (last := int(timestamps.max())) >= _EARLIEST_LAST:
+        return ""
+    return (
+        f"read as seconds since 1970, all times of column 'timestamp' are before {iso(last + 1)}. "
+        "What to do: write dates like 2024-01-31, not 20240131, a number of days or a "
+        "spreadsheet's number; or as whole seconds since 1970 UTC"
+    )
 
 
 def iso(moment: int) -> str:

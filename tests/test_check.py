@@ -232,6 +232,16 @@ def test_problems_are_said(folder: Path, rows: list[str], problem: str) -> None:
     assert any(problem in found for found in problems), problems
 
 
+def test_dates_as_numbers_are_doubted(folder: Path) -> None:
+    def doubts() -> list[str]:
+        return [line for line in check(folder)["advice"] if "2024-01-31, not 20240131" in line]
+
+    assert doubts() == []
+    # They are read as seconds of August 1970: nothing fails, and halves by time mean nothing.
+    write(folder, [row.replace("2024-01-", "202401").replace("T10:00:00Z", "") for row in ROWS])
+    assert len(doubts()) == 1
+
+
 def test_a_shop_without_a_catalogue_is_counted_all_the_same(folder: Path) -> None:
     shutil.rmtree(folder / "catalogue")
     found = check(folder)
