@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from client.arguments import Json, Shop
-from client.ledger_commands import ledger_app
-from client.serve_command import serve
+from client.commands.arguments import Shop
+from client.commands.ledger import ledger_app
+from client.commands.serve import serve
 from common.cli import print_document, print_json, run, stages
 from common.errors import ConfigError
+from common.options import Json
 
 app = typer.Typer(
     help="One shop: what a plan would cost it, its privacy ledger and its privacy statement.",
@@ -33,8 +34,8 @@ def init(
     ] = "",
 ) -> None:
     """Make a shop's folder: commented settings, keys, and places for its data and its ledger."""
-    from client.keys import public_path
-    from client.starting import NODE_KEY, start_shop
+    from client.joining.keys import public_path
+    from client.joining.starting import NODE_KEY, start_shop
 
     for made in start_shop(folder, merchant, address):
         sys.stdout.write(f"made {made}\n")
@@ -65,7 +66,7 @@ def check(
     All of it stays on this machine, and nothing is written.
     """
     from client.check import check_shop
-    from client.check_table import check_table
+    from client.commands.check_table import check_table
     from client.forecast import read_plan
     from client.settings import read_settings
 
@@ -99,7 +100,7 @@ def approve(
 
     Shows what a bundle holds first. Without a bundle: what is approved, and what was refused.
     """
-    from client.approval_command import approve_code
+    from client.commands.approve import approve_code
 
     if show_all and (code or own_code or revoke):
         raise ConfigError("--list shows all: leave out what else was chosen")
@@ -128,9 +129,9 @@ def roster(
     as_json: Json = False,
 ) -> None:
     """Show who may take part in secure sums, whether this shop is among them, and the digest."""
-    from client.roster import accept as accept_roster
-    from client.roster import look
-    from client.roster_table import roster_table
+    from client.commands.roster_table import roster_table
+    from client.joining.roster import accept as accept_roster
+    from client.joining.roster import look
     from client.settings import read_settings
 
     shop = read_settings(settings)
@@ -146,7 +147,7 @@ def roster(
 @app.command("run")
 def run_client(settings: Shop) -> None:
     """Connect this shop to its federation, until Ctrl-C; what it says is in logs/run.log too."""
-    from client.running import run_shop
+    from client.joining.running import run_shop
 
     run_shop(settings)
 
@@ -187,8 +188,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say before training what a plan will cost, and what it would leave of each shop's budget."""
+    from client.commands.tables import forecast_table
     from client.forecast import PlanFlags, find_shops, forecast, read_plan
-    from client.tables import forecast_table
 
     if plan_file is not None:
         chosen = read_plan(plan_file)
@@ -235,8 +236,8 @@ def adapt(
     as_json: Json = False,
 ) -> None:
     """Fit the global model to this shop, on its own data; what is fitted stays here."""
-    from client.adapting import adapt as adapt_shop
-    from client.home_tables import adapted_table
+    from client.commands.home_tables import adapted_table
+    from client.home.adapting import adapt as adapt_shop
     from client.settings import read_settings
 
     with stages() as progress:
@@ -256,8 +257,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure what the global model brings this shop; the figures stay here."""
-    from client.home_evaluation import evaluate_shop
-    from client.home_tables import evaluation_table
+    from client.commands.home_tables import evaluation_table
+    from client.home.evaluation import evaluate_shop
     from client.settings import read_settings
 
     with stages() as progress:
@@ -285,9 +286,9 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Say what a customer would be shown: what the shop stocks and they have no record of."""
-    from client.home_tables import recommendations_table
-    from client.recommending import Request, attributes_of
-    from client.recommending import recommend as recommend_to
+    from client.commands.home_tables import recommendations_table
+    from client.home.recommending import Request, attributes_of
+    from client.home.recommending import recommend as recommend_to
     from client.settings import read_settings
 
     items = tuple(filter(None, (item.strip() for item in history.split(","))))
@@ -302,7 +303,7 @@ app.command()(serve)
 @key_app.command("new")
 def new_key(settings: Shop) -> None:
     """Make a new key for this shop, and keep the old one beside it."""
-    from client.keys import renew_keys
+    from client.joining.keys import renew_keys
     from client.settings import read_settings
 
     federation = read_settings(settings).federation

@@ -5,8 +5,8 @@ import os
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.participation import answer
-from client.replying import Node
+from client.rounds.participation import answer
+from client.rounds.replying import Node
 from client.settings import RUN_VARIABLE
 from common.processes import give_way
 from common.protocol import (
@@ -106,7 +106,7 @@ def sum_unmask(message: Message, context: Context) -> Message:
 
 
 def _reply_to_sum(stage: str, message: Message, context: Context) -> Message:
-    from client.secure_participation import answer_sum  # Few runs ask for it.
+    from client.rounds.secure_participation import answer_sum  # Few runs ask for it.
 
     records = message.content
     state = records.array_records.get(STATE) or ArrayRecord()

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from client.assortment import own_products
-from client.coverage import catalogue_rows, coverage
+from client.data.assortment import own_products
+from client.data.coverage import catalogue_rows, coverage
+from client.data.mapping import ItemMapping
+from client.data.source import open_own_source, shop_mapping
+from client.data.stocking import published_stock
 from client.forecast import PlanFlags, forecast
-from client.mapping import ItemMapping
 from client.settings import ShopSettings
-from client.source import open_own_source, shop_mapping
-from client.stocking import published_stock
 from common.contract import BEHAVIOR_WEIGHTS, BEHAVIORS
 from common.errors import ArtifactError, ConfigError, DataError, InputError
 from common.features import Catalogue, read_catalogue
@@ -57,7 +57,7 @@ def check_shop(
     dict
         ``shop, source, customers, products, interactions, other_merchants, behaviors, span,
         baskets, bad_rows, catalogue, history, price``, ``stock`` (see
-        :func:`client.stocking.published_stock`), ``sums`` (``shops`` and ``digest`` of the
+        :func:`client.data.stocking.published_stock`), ``sums`` (``shops`` and ``digest`` of the
         accepted roster, null without one; null where the shop takes part in none), ``problems``:
         sentences on what stops training, none where the shop could train, and ``advice``: what
         would make it better.
@@ -244,7 +244,7 @@ def _sums(settings: ShopSettings, told: list[str]) -> dict[str, Any] | None:
     """Return the roster of the sums that the shop takes part in, and tell what keeps it out."""
     if settings.secure_sum is None:
         return None
-    from client.roster import own_roster  # Few shops need it.
+    from client.joining.roster import own_roster  # Few shops need it.
 
     try:
         found = own_roster(settings.merchant_id, settings.secure_sum)

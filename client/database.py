@@ -1,4 +1,4 @@
-"""How a shop's settings name a SQL database; SQLAlchemy itself is in client/sql_*.py only."""
+"""How a shop's settings name a SQL database; SQLAlchemy itself is in client/data/sql_*.py only."""
 
 import os
 import re
@@ -71,7 +71,7 @@ class Database(Frozen):
         One source or several, such as one for orders and one for page views.
     products
         Read where the shop's numbers are mapped by one of its columns, and for what the shop knows
-        at home: :mod:`client.assortment`.
+        at home: :mod:`client.data.assortment`.
     """
 
     url: str = Field(min_length=1)

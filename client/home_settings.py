@@ -157,7 +157,7 @@ class HomeSection(Frozen):
         Share of the time span, at its end, that ``evaluate`` holds back from everything.
     own_products
         Whether products that the shop's own table describes and the catalogue does not hold are
-        known at home: :mod:`client.assortment`.
+        known at home: :mod:`client.data.assortment`.
     mixed, own
         How the shop mixes around the global model, and what it is compared with: the best that it
         can do alone. What a section leaves out keeps its default.

@@ -9,7 +9,7 @@ from the next message on, and so does its revocation.
 
 Flower has no hook for this. The guard therefore wraps a function inside Flower, and refuses to
 start with any version of Flower but the one whose inside it knows. The function that sends replies
-is wrapped as well: errors leave without their text (:mod:`client.error_replies`).
+is wrapped as well: errors leave without their text (:mod:`client.joining.error_replies`).
 """
 
 import argparse
@@ -30,8 +30,8 @@ from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.version import package_version
 from flwr.supernode import start_client_internal as inside
 
-from client.approval import Approvals
-from client.error_replies import without_words
+from client.joining.approval import Approvals
+from client.joining.error_replies import without_words
 from common.bundle import digest
 from common.errors import ConfigError, FedtailError, RunError
 

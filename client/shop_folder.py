@@ -25,7 +25,7 @@ class ShopFolder:
 
     @property
     def approvals(self) -> Path:
-        """The bundles that may run here: :mod:`client.approval`."""
+        """The bundles that may run here: :mod:`client.joining.approval`."""
         return self.root / "approved.jsonl"
 
     @property
@@ -50,7 +50,7 @@ class ShopFolder:
 
     @property
     def adapted(self) -> Path:
-        """What the shop fitted around a model for itself: :mod:`client.adapted_state`."""
+        """What the shop fitted around a model for itself: :mod:`client.home.adapted_state`."""
         return self.root / "adapted"
 
     @property

@@ -5,8 +5,8 @@ It is what ``python -m server up`` renders for nginx on a bare machine, with a c
 
 from pathlib import Path
 
-from server.federation import SUPERLINK_HOST
-from server.gateway import render
+from server.operating.folder import SUPERLINK_HOST
+from server.operating.gateway import render
 
 FILE = Path(__file__).with_name("gateway.conf")
 

@@ -7,12 +7,13 @@ import typer
 
 from common.cli import print_document, run
 from common.errors import ConfigError
-from server.catalogue_commands import catalogue_app
-from server.federation_commands import operator_app
+from common.options import Json
+from server.catalogue.commands import catalogue_app
+from server.operating.commands import operator_app
 from server.query.commands import keys_app, serve
 from server.query.query_command import query
 from server.query.tree_command import explain_model
-from server.training_commands import training_app
+from server.training.commands import training_app
 
 app = typer.Typer(
     help="The federation's side: its registry of models.",
@@ -34,7 +35,6 @@ app.command("explain-model")(explain_model)
 
 _NEWEST = "newest"
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Where = Annotated[str, typer.Argument(help="The registry: a folder, or an fsspec URL.")]
 
 

@@ -51,7 +51,7 @@ class Version(Frozen):
         How many the version holds, and how many of them are not retired.
     changes
         What became of how many products since the version before: see
-        :meth:`server.catalogue_diff.Difference.counts`.
+        :meth:`server.catalogue.diff.Difference.counts`.
     stock
         Fingerprint of the stock table; None where none is published.
     """

@@ -15,7 +15,7 @@ from common.errors import ConfigError
 from common.protocol import Frozen, TrainingPlan, check_run_name, parse_plan
 from server.aggregation import OptimizerName, ServerOptimizer
 from server.catalogues import Catalogues
-from server.defences import Defence, DefenceName
+from server.defence.defence import Defence, DefenceName
 from server.subspace import SubspaceOptimizer
 from server.variables import ROSTER_FILE, SERVER_VARIABLE
 
@@ -43,8 +43,8 @@ class RunSettings(Frozen):
     max_update_norm
         Replies of a larger Euclidean norm are refused; 0 switches the bound off.
     defence, bad_share
-        How updates and popularity counts are put together (:mod:`server.defences`), and the largest
-        share of the shops of an exchange that may send poison.
+        How updates and popularity counts are put together (:mod:`server.defence.defence`), and the
+        largest share of the shops of an exchange that may send poison.
     timeout_seconds
         How long one exchange waits for replies.
     run_name

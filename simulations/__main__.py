@@ -14,9 +14,10 @@ from common.complete_journey import Merchants
 from common.datasets import write_dataset
 from common.errors import RunError
 from common.marketplace import MarketplaceConfig
+from common.options import Json
 from common.partitioning import uniform
 from simulations.bars import Bars
-from simulations.bench_commands import bench_app
+from simulations.bench.commands import bench_app
 
 app = typer.Typer(
     help="Questions answered on one machine, with the server and clients that shops deploy.",
@@ -28,7 +29,6 @@ app.add_typer(bench_app, name="bench")
 
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; new or empty.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
 @app.command()
@@ -63,8 +63,8 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Quality against ε and customers a shop; the same command goes on where it stopped."""
-    from simulations.sweep import run_sweep
-    from simulations.sweep_plan import read_sweep
+    from simulations.sweep.plan import read_sweep
+    from simulations.sweep.run import run_sweep
     from simulations.tables import sweep_table
 
     _answer(
@@ -87,7 +87,7 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Attack an experiment's own steps and models, and hold each attack against the promise."""
-    from simulations.audit import run_audit
+    from simulations.audit.run import run_audit
     from simulations.audit_plots import audit_words
     from simulations.experiment import read_experiment
 
@@ -109,8 +109,8 @@ def attack(
     as_json: Json = False,
 ) -> None:
     """Let some shops send poison, and measure what each defence leaves of it."""
-    from simulations.attack import run_attack
-    from simulations.attack_page import attack_table, attack_words
+    from simulations.attack.page import attack_table, attack_words
+    from simulations.attack.run import run_attack
     from simulations.experiment import read_experiment
 
     _answer(
@@ -134,8 +134,8 @@ def cold_start(
     as_json: Json = False,
 ) -> None:
     """Measure customers, products and shops that the federation does not know, by popularity."""
-    from simulations.cold_start import CASES, run_cold_start
-    from simulations.cold_start_page import cold_start_tables
+    from simulations.cold_start.page import cold_start_tables
+    from simulations.cold_start.run import CASES, run_cold_start
     from simulations.experiment import read_experiment
 
     _answer(
@@ -187,8 +187,8 @@ def federation(
     Gateway, SuperLink and three shops (CSV, Parquet, PostgreSQL) are real processes, started by the
     command lines that an operator and a shop's engineer would type.
     """
-    from simulations.local_federation import run_local_federation
-    from simulations.local_tables import keep_up, local_table
+    from simulations.loopback.federation import run_local_federation
+    from simulations.loopback.tables import keep_up, local_table
     from simulations.report import to_json
 
     with Bars() as bars:

@@ -1,7 +1,8 @@
 """The arms of an experiment: who may know what, and what that brings each shop.
 
-Every arm is a mixture of parts at each shop (:class:`client.personalization.HomeModel`), tuned on
-the validation weeks and then fitted on all training weeks. Arms differ in the parts they may have.
+Every arm is a mixture of parts at each shop (:class:`client.home.personalization.HomeModel`), tuned
+on the validation weeks and then fitted on all training weeks. Arms differ in the parts that they
+may have.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,12 +11,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import sparse
 
-from client.ease import Ease, Scores
-from client.home_evaluation import measure_lists
+from client.data.periods import ShopPeriod
+from client.home.ease import Ease, Scores
+from client.home.evaluation import measure_lists
+from client.home.personalization import HomeModel
+from client.home.weight_search import choose_weights
 from client.home_settings import HomeSettings
-from client.periods import ShopPeriod
-from client.personalization import HomeModel
-from client.weight_search import choose_weights
 from common.metrics import MetricSums
 from common.model import GlobalModel
 from common.protocol import Arrays, ModelPlan

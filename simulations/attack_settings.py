@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from common.protocol import Frozen
-from server.defences import DefenceName
+from server.defence.defence import DefenceName
 
 AttackName = Literal[
     "noise",
@@ -28,7 +28,7 @@ class AttackSection(Frozen):
     Attributes
     ----------
     attacks
-        See :mod:`simulations.attackers`.
+        See :mod:`simulations.attack.attackers`.
     shares
         Shares of the shops that are bad; those of a smaller share are among those of a larger one.
     full_shares, full_attacks

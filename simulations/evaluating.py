@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.home import untrained
+from client.home.shop import untrained
 from client.privacy.ledger import Ledger
 from common.model import GlobalModel
 from common.protocol import shop_key

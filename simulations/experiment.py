@@ -235,7 +235,7 @@ def read_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 def _check_home(home: AdaptationSection) -> None:
     """Refuse what would else come to light, or to nothing, after all is trained."""
-    from client.personalization import OWN_PARTS, SHARED_PARTS
+    from client.home.personalization import OWN_PARTS, SHARED_PARTS
     from common.model import GLOBAL_PARTS
 
     known = (*GLOBAL_PARTS, *OWN_PARTS, *SHARED_PARTS, "pooled_ease")

@@ -14,7 +14,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
-from client.keys import make_keys
+from client.joining.keys import make_keys
 from client.privacy.ledger import Ledger
 from common.accounting import epsilon, fits, plan_spends
 from common.errors import ConfigError, RunError
@@ -23,8 +23,8 @@ from common.planning import has_groups, with_fitting_groups
 from common.protocol import TrainingPlan
 from common.secure_sum.members import roster_text, threshold
 from server.checkpoints import Checkpoint, read_checkpoint, rounds
-from server.run_records import new_events
 from server.settings import EVENTS_FILE
+from server.training.records import new_events
 from server.variables import ROSTER_FILE
 from simulations.experiment import Experiment, server_config, training_plan
 from simulations.flower import CHECKPOINTS, Outcome, end_leftovers, run_federation

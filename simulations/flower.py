@@ -20,8 +20,8 @@ from common.config import ConfigValue, flat_toml
 from common.errors import RunError
 from common.processes import end_carriers
 from common.protocol import TrainingPlan
-from server.run_records import new_events
 from server.settings import EVENTS_FILE
+from server.training.records import new_events
 from server.variables import ROSTER_FILE, SERVER_VARIABLE
 from simulations.superlink import Link, superlink
 

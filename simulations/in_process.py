@@ -23,12 +23,12 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as client_app
-from client.records import forget
+from client.data.records import forget
 from common.bundle import FEDERATION
 from common.config import ConfigValue
 from common.protocol import TrainingPlan
 from server.app import app as server_app
-from server.run_records import new_events
+from server.training.records import new_events
 from simulations.flower import Event, Outcome, federation_files
 
 # The environment of the apps: no variable of an outer run may reach them.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from client.ease import inverse_of
+from client.home.ease import inverse_of
 
 
 @dataclass(frozen=True)

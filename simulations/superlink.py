@@ -29,7 +29,7 @@ from common.processes import (
     terminated_as_exit,
     tool,
 )
-from server.control import Control
+from server.operating.control import Control
 
 #: Environment: where an existing Ray cluster is, for simulations that outgrow this machine.
 RAY_VARIABLE = "FEDTAIL_RAY"

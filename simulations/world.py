@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from client.periods import ShopPeriod, customer_counts, stocked
+from client.data.periods import ShopPeriod, customer_counts, stocked
 from common.datasets import (
     Dataset,
     load_complete_journey,

@@ -5,7 +5,7 @@ from functools import lru_cache
 from common.protocol import TrainingPlan
 from common.schema import ShopEvents
 from server.subspace import SubspaceOptimizer
-from simulations.audit_membership import Trial
+from simulations.audit.membership import Trial
 from simulations.experiment import Experiment, training_plan
 from simulations.world import World, build_world
 

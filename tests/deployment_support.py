@@ -23,12 +23,12 @@ from client.settings import RUN_VARIABLE, read_settings
 from common.config import ConfigValue
 from common.processes import carriers
 from common.protocol import shop_key
-from server.federation import Federation, open_federation
-from server.operating import control
+from server.operating.folder import Federation, open_federation
+from server.operating.services import control
 from server.registry import Registry
-from simulations.local_deployment import LocalDeployment, LocalShop
-from simulations.local_layout import lay_out_operator, lay_out_shop
-from simulations.local_programs import Background, Programs
+from simulations.loopback.deployment import LocalDeployment, LocalShop
+from simulations.loopback.layout import lay_out_operator, lay_out_shop
+from simulations.loopback.programs import Background, Programs
 
 #: Wide: each exchange starts a process for each shop, and the machine may be busy.
 SECONDS = 240.0

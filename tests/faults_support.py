@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from client.running import superexec, supernode
+from client.joining.running import superexec, supernode
 from client.settings import RUN_VARIABLE, read_settings
 from client.shop_folder import ShopFolder
 from common.bundle import FEDERATION
 from common.config import ConfigValue
 from common.processes import free_port
 from deployment_support import SECONDS, Deployed, deployed
-from simulations.local_deployment import LocalShop
+from simulations.loopback.deployment import LocalShop
 
 SHOPS = ("north", "south")
 #: Nobody is to be called late because the machine is busy: whose end SuperLink notices is not

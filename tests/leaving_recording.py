@@ -10,7 +10,7 @@ from flwr.proto import fleet_pb2, message_pb2
 from deployment_support import Deployed
 from leaving_account import FLEET, Account, Reply, request
 from leaving_support import Recorder, Request, Watch
-from server.run_records import Runs
+from server.training.records import Runs
 
 ITEMS = 30
 #: Recognisable wherever they turn up.

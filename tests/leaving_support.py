@@ -20,8 +20,8 @@ import psutil
 import pyarrow as pa
 
 from deployment_support import Deployed
-from server.authority import Pair, issue
-from simulations.local_deployment import LocalShop, change
+from server.operating.authority import Pair, issue
+from simulations.loopback.deployment import LocalShop, change
 
 T = TypeVar("T")
 _LOOPBACK = "127.0.0.1"

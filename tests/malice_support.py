@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from client.approval import Approvals
+from client.joining.approval import Approvals
 from common.bundle import FEDERATION, FlowerApp, build, digest
 from sums_deployed_support import Summing
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import psutil
 
-from client.keys import make_keys, make_secret
+from client.joining.keys import make_keys, make_secret
 from common.errors import RunError
 from common.processes import carriers, environment, free_port, tool
-from server import gateway
-from server.federation import Federation, make_federation
-from server.operating import neutral_folder, read_up
+from server.operating import gateway
+from server.operating.folder import Federation, make_federation
+from server.operating.services import neutral_folder, read_up
 from server.variables import UP_VARIABLE
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from client import records as shop_records
-from client.participation import answer
+from client.data import records as shop_records
 from client.privacy.ledger import Ledger
 from client.privacy.noise import NoiseSource
-from client.replying import Node
+from client.rounds.participation import answer
+from client.rounds.replying import Node
 from client.settings import ShopSettings
 from common.features import Catalogue, write_catalogue
 from common.model import initial_state, trained_names
@@ -133,7 +133,7 @@ def make_world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         return delta | world.extra
 
     for name, function in (
-        ("client.popularity_release", release_popularity),
+        ("client.rounds.popularity_release", release_popularity),
         ("client.training", train_round),
     ):
         module = ModuleType(name)

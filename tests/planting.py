@@ -14,8 +14,8 @@ import torch
 from flwr.app import MetricRecord
 
 import client.app
-import client.popularity_release
-import client.secure_participation
+import client.rounds.popularity_release
+import client.rounds.secure_participation
 import client.training
 from client.privacy import layers
 from client.privacy.layers import Reads
@@ -102,7 +102,7 @@ def _forget_a_round() -> None:
 
 def _charge_a_session_again() -> None:
     """No entry of a ledger says which session it paid for."""
-    vars(client.secure_participation)["SESSION"] = "sum"
+    vars(client.rounds.secure_participation)["SESSION"] = "sum"
 
 
 def _send_a_metric() -> None:
@@ -120,7 +120,7 @@ def _share_as_if_all_stocked() -> None:
     def honest_senders(plan: TrainingPlan, _members: int, _senders: int) -> np.ndarray:
         return np.asarray(plan.honest_shops)
 
-    vars(client.secure_participation)["honest_senders"] = honest_senders
+    vars(client.rounds.secure_participation)["honest_senders"] = honest_senders
 
 
 def _rows_of_what_was_bought() -> None:
@@ -143,7 +143,7 @@ def _rows_of_what_was_bought() -> None:
 
 
 def _count_what_is_not_stocked() -> None:
-    vars(client.popularity_release)["of_stocked"] = lambda *_: None
+    vars(client.rounds.popularity_release)["of_stocked"] = lambda *_: None
 
 
 _NORMS = "test_step.py::test_norms_and_updates_equal_brute_force"

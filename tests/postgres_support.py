@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from common.errors import RunError
-from simulations import local_postgres
-from simulations.local_postgres import Postgres
+from simulations.loopback import postgres as local_postgres
+from simulations.loopback.postgres import Postgres
 
 __all__ = ["Postgres", "running"]
 

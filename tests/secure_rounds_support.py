@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.app import Error, Message
 
 from client.app import app
-from client.keys import make_keys
+from client.data.records import forget
+from client.joining.keys import make_keys
 from client.privacy.ledger import Ledger
-from client.records import forget
-from client.replying import Node
+from client.rounds.replying import Node
 from common.features import Catalogue, write_catalogue
 from common.model import initial_state, state_spec, trained_names
 from common.protocol import (

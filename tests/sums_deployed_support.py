@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from client.keys import make_keys
+from client.joining.keys import make_keys
+from client.joining.roster import accept
 from client.privacy.ledger import Ledger
-from client.roster import accept
 from client.settings import RUN_VARIABLE, read_settings
 from common.artifact import load_model
 from common.bundle import FEDERATION
@@ -29,10 +29,10 @@ from common.processes import carriers
 from common.protocol import POPULARITY
 from deployment_support import ITEMS, SECONDS, Deployed, sales
 from faults_support import start_by_hand
-from server.operating import control
-from server.sum_roster import write_roster
-from simulations.local_deployment import LocalShop, change
-from simulations.local_programs import Programs
+from server.operating.services import control
+from server.operating.sum_roster import write_roster
+from simulations.loopback.deployment import LocalShop, change
+from simulations.loopback.programs import Programs
 
 SHOPS = ("ada", "ben", "cleo", "dan", "eve")
 #: Runs by its own command lines alone, and has no faults.
@@ -68,7 +68,7 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def forge():
-    import client.secure_participation as part
+    import client.rounds.secure_participation as part
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
     key = load_ssh_private_key((home / "forged.key").read_bytes(), None)
     honest = part.Identity

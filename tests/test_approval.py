@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from client.approval import Approvals
-from client.approval_command import approve_code
-from client.approving import listing, look, printable, who
+from client.commands.approve import approve_code
+from client.joining.approval import Approvals
+from client.joining.approving import listing, look, printable, who
 from client.shop_folder import ShopFolder
 from common import bundle
 from common.errors import ConfigError, InputError

@@ -12,19 +12,19 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from client import adapted_state, adapting
-from client import records as shop_records
-from client.adapting import adapt
-from client.assortment import Assortment, home_catalogue
-from client.assortment_model import on_assortment
-from client.home import Tail, read_records
-from client.home_answers import HomeAnswers
-from client.home_evaluation import evaluate_shop
-from client.participation import answer
-from client.periods import histories
+from client.data import records as shop_records
+from client.data.assortment import Assortment, home_catalogue
+from client.data.periods import histories
+from client.home import adapted_state, adapting
+from client.home.adapting import adapt
+from client.home.answers import HomeAnswers
+from client.home.assortment_model import on_assortment
+from client.home.evaluation import evaluate_shop
+from client.home.recommending import Request, get_ready, recommend
+from client.home.shop import Tail, read_records
 from client.privacy.ledger import Ledger
-from client.recommending import Request, get_ready, recommend
-from client.replying import Node
+from client.rounds.participation import answer
+from client.rounds.replying import Node
 from common.asking import Query
 from common.errors import ArtifactError, DataError, UnavailableError
 from common.explanation import explain
@@ -510,7 +510,7 @@ def test_a_database_s_products_are_known_as_a_folder_s(in_sqlite: HomeShop, tmp_
 
 
 def test_a_service_waits_for_a_database_and_then_answers(in_sqlite: HomeShop) -> None:
-    from client.home_host import HomeHost
+    from client.home.host import HomeHost
 
     path = in_sqlite.folder / "shop.db"
     path.rename(in_sqlite.folder / "away.db")
@@ -529,7 +529,7 @@ def test_a_service_waits_for_a_database_and_then_answers(in_sqlite: HomeShop) ->
 
 
 def test_a_service_sees_that_the_table_was_written_anew(shop: HomeShop) -> None:
-    from client.home_host import HomeHost
+    from client.home.host import HomeHost
 
     host = HomeHost(shop.path)
     host.refresh()

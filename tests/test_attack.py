@@ -16,11 +16,11 @@ from common.model import initial_state
 from common.protocol import ITEMS, POPULARITY, ModelPlan, TrainingPlan
 from common.shop_state import Slices
 from simulations.__main__ import app
-from simulations.attack import _unnamed, run_attack
-from simulations.attack_measure import changes, mean_figures
-from simulations.attack_page import attack_rows, attack_words
+from simulations.attack.attackers import LOUD, Conspiracy
+from simulations.attack.measure import changes, mean_figures
+from simulations.attack.page import attack_rows, attack_words
+from simulations.attack.run import _unnamed, run_attack
 from simulations.attack_settings import AttackName
-from simulations.attackers import LOUD, Conspiracy
 from simulations.experiment import Experiment
 from simulations.world import build_world
 

@@ -11,9 +11,9 @@ from common.errors import ConfigError
 from experiment_support import SMALL, write_folder
 from report_support import whole_run
 from simulations.__main__ import app
-from simulations.audit import add_to_report, run_audit
+from simulations.audit.run import add_to_report, run_audit
+from simulations.audit.sums import SHARES
 from simulations.audit_plots import SOUND, audit_section, audit_words, verdict
-from simulations.audit_sums import SHARES
 from simulations.experiment import Experiment, read_experiment
 from simulations.page import render_report
 from simulations.report import build_report, write_report

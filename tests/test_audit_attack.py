@@ -3,13 +3,13 @@ import pytest
 from scipy import sparse
 
 from audit_support import plan_of, shops, trial, world
-from client.popularity_release import release_popularity
 from client.privacy.noise import SeededNoise
+from client.rounds.popularity_release import release_popularity
 from client.training import train_round
 from common.model import initial_state
 from common.protocol import ITEMS, POPULARITY, Arrays, TrainingPlan
 from common.rng import derive
-from simulations.audit_attack import (
+from simulations.audit.decoding import (
     Candidates,
     Decoder,
     Outer,
@@ -19,7 +19,7 @@ from simulations.audit_attack import (
     gradients,
     histogram_rows,
 )
-from simulations.audit_training import Release, only, train
+from simulations.audit.training import Release, only, train
 
 
 def dense(outer: Outer, row: int) -> np.ndarray:

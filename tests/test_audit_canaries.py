@@ -6,9 +6,9 @@ from audit_support import shops, world
 from client.privacy.noise import SeededNoise
 from client.privacy.step import ExactDPStep, Tensors, UnitBatch
 from common.rng import derive
-from simulations.audit_canaries import audit_step, audit_training, plant
+from simulations.audit.broken import BROKEN
+from simulations.audit.canaries import audit_step, audit_training, plant
 from simulations.audit_settings import AuditSection
-from simulations.broken import BROKEN
 
 SETTINGS = AuditSection(canaries=2_000, guesses=200, claims=(2.0,))
 

@@ -7,13 +7,13 @@ import pytest
 from audit_support import shops, trial, world
 from common.features import Catalogue
 from common.schema import ShopEvents
-from simulations.audit_canaries import audit_step, audit_training
-from simulations.audit_membership import LEVELS, Level, membership
-from simulations.audit_recovery import recovery
+from simulations.audit.broken import BROKEN
+from simulations.audit.canaries import audit_step, audit_training
+from simulations.audit.membership import LEVELS, Level, membership
+from simulations.audit.recovery import recovery
+from simulations.audit.sums import SHARES, audit_sums
+from simulations.audit.training import only
 from simulations.audit_settings import AuditSection
-from simulations.audit_sums import SHARES, audit_sums
-from simulations.audit_training import only
-from simulations.broken import BROKEN
 
 pytestmark = [pytest.mark.statistical, pytest.mark.timeout(600)]
 

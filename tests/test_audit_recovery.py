@@ -4,7 +4,7 @@ from scipy import sparse
 
 from audit_support import shops, trial, world
 from common.protocol import ITEMS, POPULARITY
-from simulations.audit_recovery import Knowledge, recover, recovery
+from simulations.audit.recovery import Knowledge, recover, recovery
 
 
 @pytest.mark.parametrize("customers", [1, 2, 5])

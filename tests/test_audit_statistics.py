@@ -8,7 +8,7 @@ from scipy import stats
 
 from common.accounting import Spend, epsilon
 from common.errors import ConfigError
-from simulations.audit_statistics import (
+from simulations.audit.statistics import (
     Roc,
     area_under_curve,
     clopper_pearson,

@@ -9,11 +9,11 @@ from common.features import Catalogue
 from common.planning import with_noise
 from common.protocol import POPULARITY, TrainingPlan
 from common.schema import ShopEvents
-from simulations import audit_sums as audited
-from simulations.audit_canaries import plant
+from simulations.audit import sums as audited
+from simulations.audit.canaries import plant
+from simulations.audit.sums import HONEST, MEMBERS, SHARES, audit_sums
+from simulations.audit.training import only
 from simulations.audit_settings import AuditSection
-from simulations.audit_sums import HONEST, MEMBERS, SHARES, audit_sums
-from simulations.audit_training import only
 
 COUNT = 4_000
 SETTINGS = AuditSection(canaries=COUNT, guesses=300)

@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from common.errors import ConfigError
-from server import authority
-from server.authority import Pair
+from server.operating import authority
+from server.operating.authority import Pair
 
 
 def new_authority(folder: Path) -> Pair:

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from common.errors import ConfigError, RunError
-from simulations import bench_homomorphic as bench
 from simulations.__main__ import app
+from simulations.bench import homomorphic as bench
 
 TINY = 32_768 / 2**20
 

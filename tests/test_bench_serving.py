@@ -14,10 +14,10 @@ import pytest
 
 from server.query.wire import fedtail_pb2 as wire
 from server.query.wire import fedtail_pb2_grpc as wire_grpc
-from simulations.asking import open_loop
-from simulations.bench_serving import ServingSizes, bench_serving, targets_missed
-from simulations.serving_indexes import flat_searches, graph_makers, missing_libraries
-from simulations.serving_models import customer_vectors, taste_vectors
+from simulations.bench.asking import open_loop
+from simulations.bench.serving import ServingSizes, bench_serving, targets_missed
+from simulations.bench.serving_indexes import flat_searches, graph_makers, missing_libraries
+from simulations.bench.serving_models import customer_vectors, taste_vectors
 
 
 def test_every_search_finds_the_largest_products() -> None:

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from simulations import bench_step, bench_variants
-from simulations.bench_step import peak_megabytes, targets_missed
-from simulations.bench_variants import VARIANTS, table
+from simulations.bench import step as bench_step
+from simulations.bench import step_variants as bench_variants
+from simulations.bench.step import peak_megabytes, targets_missed
+from simulations.bench.step_variants import VARIANTS, table
 from simulations.report import to_json
 
 

@@ -17,13 +17,13 @@ from common.model import state_spec
 from common.protocol import SUM_MASKED, SUM_OPEN, SUM_STAGES
 from federation_support import FaultyGrid
 from secure_rounds_support import ITEM_COUNT, PLAN, SHOPS, Town, make_town
-from simulations import bench_sums as bench_sums_module
-from simulations import secagg_plus, sum_arms
 from simulations.__main__ import app
-from simulations.bench_sums import ARMS, bench_sums, growth, make_cell, missed
-from simulations.metered import Meter
-from simulations.secagg_plus import secagg_plus_exchange
-from simulations.sum_arms import Cell, secure_exchange
+from simulations.bench import secagg_plus, sum_arms
+from simulations.bench import sums as bench_sums_module
+from simulations.bench.metered import Meter
+from simulations.bench.secagg_plus import secagg_plus_exchange
+from simulations.bench.sum_arms import Cell, secure_exchange
+from simulations.bench.sums import ARMS, bench_sums, growth, make_cell, missed
 
 TINY = 4096 / 2**20
 

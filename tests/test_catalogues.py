@@ -18,19 +18,19 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cli_support import status_of
+from client.joining.starting import start_shop
 from client.settings import read_settings
-from client.starting import start_shop
 from common.artifact import Manifest
 from common.errors import ArtifactError, ConfigError, DataError
 from common.features import Catalogue, ContentSpec, read_catalogue
 from common.protocol import shop_key
 from common.stock import read_stock
 from server.__main__ import app
-from server.catalogue_diff import Difference
-from server.catalogue_publishing import Publishing, publish
-from server.catalogue_tables import export_table
+from server.catalogue.diff import Difference
+from server.catalogue.publishing import Publishing, publish
+from server.catalogue.tables import export_table
 from server.catalogues import Catalogues
-from server.federation import make_federation
+from server.operating.folder import make_federation
 
 FIRST = "item_id,type,brand,price\ntea,food,x,1.5\nmilk,food,y,2\npan,tool,x,30\n"
 SECOND = "type,item_id,price,brand\nfood,tea,1.5,x\nfood,milk,2,z\ntool,pot,40,x\n"
@@ -328,7 +328,7 @@ def test_show_names_the_models_and_runs_of_a_version(federation: Path, tmp_path:
     from common.artifact import save_model
     from common.protocol import TrainingPlan
     from server.registry import Registry
-    from server.run_records import RunRecord, Runs
+    from server.training.records import RunRecord, Runs
 
     first = command(federation, "publish", str(folder_of(tmp_path / "table", FIRST)))
     manifest = Manifest(
@@ -378,7 +378,7 @@ def test_the_command_line_says_what_is_wrong(
 _PUBLISH = """
 import os, sys
 from pathlib import Path
-from server.catalogue_publishing import publish
+from server.catalogue.publishing import publish
 from server.catalogues import Catalogues
 import server.catalogues as module
 if len(sys.argv) > 3:

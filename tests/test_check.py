@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 from cli_support import status_of
 from client.__main__ import app
 from client.check import check_shop
-from client.check_table import check_table
+from client.commands.check_table import check_table
+from client.joining.roster import accept
+from client.joining.starting import start_shop
 from client.privacy.ledger import Ledger
 from client.privacy.plan import planned_events
-from client.roster import accept
 from client.settings import ShopSettings, read_settings
-from client.starting import start_shop
 from common.errors import ConfigError, DataError
 from common.features import Catalogue, read_catalogue, write_catalogue
 from common.protocol import TrainingPlan

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from client.home.personalization import HomeModel
 from client.home_settings import MIXED
-from client.personalization import HomeModel
 from common.artifact import Manifest, ModelArtifact
 from common.asking import Query
 from common.catalogue_versions import carry_over

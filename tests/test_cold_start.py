@@ -12,19 +12,19 @@ from common.errors import ConfigError
 from common.popularity import of_like
 from experiment_support import SMALL
 from report_support import shown_text
-from simulations.cold_customers import FOLDS, cold_customers, described, hidden_customers
-from simulations.cold_customers import records_of as records_of_customers
-from simulations.cold_measure import without
-from simulations.cold_products import new_products
-from simulations.cold_products import records_of as records_of_products
-from simulations.cold_shops import new_shops
-from simulations.cold_start import run_cold_start
-from simulations.cold_start_page import (
+from simulations.cold_start.customers import FOLDS, cold_customers, described, hidden_customers
+from simulations.cold_start.customers import records_of as records_of_customers
+from simulations.cold_start.measure import without
+from simulations.cold_start.page import (
     cold_start_tables,
     render_cold_start,
     sentences,
     verdict,
 )
+from simulations.cold_start.products import new_products
+from simulations.cold_start.products import records_of as records_of_products
+from simulations.cold_start.run import run_cold_start
+from simulations.cold_start.shops import new_shops
 from simulations.experiment import Experiment, read_experiment
 from simulations.world import World, build_world
 

@@ -8,8 +8,8 @@ import pytest
 from check_jsonschema import main as check_jsonschema
 from click.testing import CliRunner
 
+from client.joining.starting import start_shop
 from client.settings import read_settings, secure_sum_settings
-from client.starting import start_shop
 from compose_support import COMPOSE_FILE, ROOT, hidden, mounts, read_compose, words
 from deploy.gateway import FILE
 from server.variables import ROSTER_FILE

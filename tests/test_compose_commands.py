@@ -19,19 +19,20 @@ from flwr.supercore.routers import health
 from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink as superlink_parser
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode as supernode_parser
 
-from client import running
 from client.__main__ import app as client_app
+from client.joining import running
+from client.joining.starting import start_shop
 from client.settings import read_settings
 from client.shop_folder import ShopFolder
-from client.starting import start_shop
 from common.errors import RunError
 from common.processes import free_port
 from compose_support import ROOT, hidden, mounts, read_compose, words
 from deploy.gateway import FILE, container_config
-from server import gateway, operating
 from server.__main__ import app as server_app
-from server.federation import FEDERATION_VARIABLE, SUPERLINK_HOST, make_federation
-from server.operating import control, is_up
+from server.operating import gateway
+from server.operating import services as operating
+from server.operating.folder import FEDERATION_VARIABLE, SUPERLINK_HOST, make_federation
+from server.operating.services import control, is_up
 from server.variables import SUPERLINK_VARIABLE
 
 SERVICES = read_compose({"FEDTAIL_GATEWAY": "shops.example:8443"}).services

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from client.starting import start_shop
+from client.joining.starting import start_shop
 from common.processes import end_carriers, environment, free_port
 from compose_support import ROOT, Compose, read_compose, words
 from deploy.gateway import FILE
 from query_support import make_place
-from server import gateway
-from server.federation import make_federation
-from server.shops import Shops
+from server.operating import gateway
+from server.operating.folder import make_federation
+from server.operating.shops import Shops
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -9,9 +9,9 @@ from flwr.app import Message
 from common.protocol import POPULARITY, Arrays
 from federation_support import FaultyGrid, make_job, start_state, toy_app
 from server.aggregation import Contribution
-from server.defence_directions import cut_directions
-from server.defence_rules import RULES, Sent
-from server.defences import Defence
+from server.defence.defence import Defence
+from server.defence.directions import cut_directions
+from server.defence.rules import RULES, Sent
 from server.strategy import Federation
 from server.subspace import update_noise
 

@@ -12,9 +12,9 @@ from common.config import ConfigValue
 from deployment_support import deployed
 from server.catalogues import Catalogues
 from server.checkpoints import read_checkpoint
-from server.run_records import Runs
+from server.training.records import Runs
 from simulations.in_process import run_in_process
-from simulations.local_deployment import change
+from simulations.loopback.deployment import change
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 

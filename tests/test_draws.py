@@ -23,7 +23,7 @@ from simulations.experiment import Experiment, read_experiment
 from simulations.page import render_report
 from simulations.report import ArmResult, ShopResult, build_report, write_report
 from simulations.run import run_experiment
-from simulations.sweep_plan import read_sweep
+from simulations.sweep.plan import read_sweep
 from simulations.tables import comparison_table, result_table
 
 DRAWS, SHOPS, CUSTOMERS, TRIALS = 5, 10, 200, 400

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client import figures
-from client.participation import answer
 from client.privacy.evaluation import evaluation_event, release_evaluation
 from client.privacy.events import EVALUATED, Event
 from client.privacy.ledger import Ledger
-from client.replying import Node
+from client.rounds import figures
+from client.rounds.participation import answer
+from client.rounds.replying import Node
 from client.settings import read_settings
 from common.accounting import calibrate
 from common.evaluation import EVALUATION, EVALUATION_NAMES

@@ -13,7 +13,7 @@ from common.artifact import load_model
 from common.processes import listens
 from deployment_support import SECONDS, Deployed
 from faults_support import check_ended_well, end_of, fragile, start_by_hand
-from simulations.local_deployment import LocalShop
+from simulations.loopback.deployment import LocalShop
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 

@@ -15,20 +15,20 @@ from cli_support import status_of
 from common.disk import write_whole
 from common.errors import ConfigError, RunError
 from operator_support import new_federation, new_key
-from server import gateway
 from server.__main__ import app
-from server.control import Node
-from server.federation import (
+from server.operating import gateway
+from server.operating.control import Node
+from server.operating.folder import (
     Federation,
     make_federation,
     open_federation,
     renew,
     split_address,
 )
-from server.operating import check_files, is_up, read_up
+from server.operating.services import check_files, is_up, read_up
+from server.operating.shops import Shops, reconcile
 from server.settings import read_home
-from server.shops import Shops, reconcile
-from server.training_plan import read_plan_file
+from server.training.plan import read_plan_file
 
 
 def call(*arguments: object) -> int:
@@ -105,7 +105,7 @@ def test_init_writes_over_nothing_and_leaves_nothing_half_made(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("server.federation._issue", full_disk)
+        patch.setattr("server.operating.folder._issue", full_disk)
         assert call("init", folder) == 2
     assert "No space left" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [folder]
@@ -188,7 +188,7 @@ def test_renew_makes_new_certificates_for_the_same_hosts(
     made = make_federation(
         tmp_path / "f", "test", "a.example.org:1", superlink_port=2, hosts=["b.example.org"]
     )
-    from server import authority
+    from server.operating import authority
 
     hosts = authority.hosts_of(made.gateway)
     assert hosts == ["a.example.org", "b.example.org", "localhost", "127.0.0.1", "::1"]

@@ -9,7 +9,7 @@ import pytest
 from common.code import code_digest
 from common.errors import ConfigError
 from simulations.finished_parts import LOCK, finished_parts
-from simulations.sweep_store import sweep_folder
+from simulations.sweep.store import sweep_folder
 
 
 def test_the_same_command_goes_on_and_another_is_refused(tmp_path: Path) -> None:

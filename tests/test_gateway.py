@@ -35,11 +35,11 @@ from operator_support import (
     supernode,
     wait_for,
 )
-from server import gateway
-from server.federation import Federation, split_address
-from server.listening import listeners
-from server.operating import control, read_up
-from server.shops import Shop, Shops, read_key, reconcile
+from server.operating import gateway
+from server.operating.folder import Federation, split_address
+from server.operating.listening import listeners
+from server.operating.services import control, read_up
+from server.operating.shops import Shop, Shops, read_key, reconcile
 
 pytestmark = pytest.mark.e2e
 

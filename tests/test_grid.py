@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.popularity_release import release_popularity
 from client.privacy.grid import delta_step, on_grid, popularity_step
 from client.privacy.noise import SeededNoise, SystemNoise
+from client.rounds.popularity_release import release_popularity
 from client.training import train_round
 from common.errors import PrivacyError
 from common.features import Catalogue

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from client import adapted_state, adapting
 from client.__main__ import app
-from client.adapted_state import FACTS, STATE, read_facts
-from client.adapting import adapt
-from client.home_evaluation import evaluate_shop
+from client.home import adapted_state, adapting
+from client.home.adapted_state import FACTS, STATE, read_facts
+from client.home.adapting import adapt
+from client.home.evaluation import evaluate_shop
+from client.home.recommending import Request, get_ready, recommend
 from client.home_settings import ALONE, MIXED, HomeSection
-from client.recommending import Request, get_ready, recommend
 from client.shop_folder import ShopFolder
 from common.errors import ArtifactError, ConfigError, DataError, InputError
 from home_support import DAY, START, HomeShop, N, purchases
@@ -97,8 +97,8 @@ def test_the_stored_mixture_scores_as_the_one_that_was_fitted(
     adapt(shop.path, shop.settings)
     stored = get_ready(shop.path, shop.settings)
     assert stored.home is not None
-    from client.home import read_records
-    from client.periods import histories
+    from client.data.periods import histories
+    from client.home.shop import read_records
 
     history = histories(read_records(shop.settings, shop.catalogue).events, N, 0.0, 0)
     np.testing.assert_array_equal(stored.home.scores(history), fitted[0].scores(history))
@@ -459,7 +459,7 @@ def test_a_database_is_asked_for_one_customer_alone(
 def test_a_shop_is_measured_on_a_period_that_its_own_parts_have_not_seen(
     shop: HomeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from client import home_evaluation
+    from client.home import evaluation as home_evaluation
 
     latest = []
     real = adapting.fit_home

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.models import current_model, keep_model
-from client.participation import answer
+from client.home.models import current_model, keep_model
 from client.privacy.ledger import Ledger
-from client.replying import Node
+from client.rounds.participation import answer
+from client.rounds.replying import Node
 from client.shop_folder import CURRENT
 from common.artifact import ITEMS, MANIFEST, MODEL, Manifest, load_model, save_model
 from common.code import code_digest

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from client.__main__ import app
-from client.keys import check_private_key, make_keys, renew_keys
-from client.starting import start_shop
+from client.joining.keys import check_private_key, make_keys, renew_keys
+from client.joining.starting import start_shop
 from common.errors import ConfigError
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)

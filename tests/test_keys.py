@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from client.keys import check_private_key, make_keys, make_secret, read_own
-from client.starting import NODE_KEY, start_shop
+from client.joining.keys import check_private_key, make_keys, make_secret, read_own
+from client.joining.starting import NODE_KEY, start_shop
 from common.errors import ConfigError
 
 

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from client.data.periods import ShopPeriod
+from client.home.kin import Kin
+from client.home.personalization import HomeModel
+from client.home.weight_search import choose_weights
 from client.home_settings import HomeSettings
-from client.kin import Kin
-from client.periods import ShopPeriod
-from client.personalization import HomeModel
-from client.weight_search import choose_weights
 from common.errors import ArtifactError
 from common.features import Catalogue, ContentSpec
 from common.metrics import evaluate
@@ -73,7 +73,7 @@ def test_customers_are_scored_in_blocks_alike(monkeypatch: pytest.MonkeyPatch) -
     basket = np.random.default_rng(1).dirichlet(np.ones(7))
     kin, bought = Kin.of(small().kin, basket), sparse.identity(7, np.float32, format="csr")
     whole = kin.scores(bought)
-    monkeypatch.setattr("client.kin._PROFILE_BYTES", 1)
+    monkeypatch.setattr("client.home.kin._PROFILE_BYTES", 1)
     np.testing.assert_allclose(kin.scores(bought), whole, atol=1e-6)
 
 

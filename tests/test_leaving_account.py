@@ -12,7 +12,7 @@ from flwr.common.constant import ErrorCode
 from flwr.proto import fleet_pb2, message_pb2, node_pb2
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
-from client.error_replies import without_words, wordless
+from client.joining.error_replies import without_words, wordless
 from common.protocol import HEADER, UPDATE, WEIGHT, ModelPlan, TrainingPlan
 from federation_support import write_federation
 from leaving_account import FLEET, Account, Reply, request, size

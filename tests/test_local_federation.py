@@ -15,11 +15,12 @@ from rich.console import Console
 
 from common.errors import ConfigError, RunError
 from common.processes import carriers, free_port
-from simulations import local_federation, local_shops
-from simulations.local_deployment import change
-from simulations.local_federation import left_behind, run_local_federation
-from simulations.local_programs import TOKEN, Programs
-from simulations.local_tables import local_table
+from simulations.loopback import federation as local_federation
+from simulations.loopback import shops as local_shops
+from simulations.loopback.deployment import change
+from simulations.loopback.federation import left_behind, run_local_federation
+from simulations.loopback.programs import TOKEN, Programs
+from simulations.loopback.tables import local_table
 
 
 class Silent:

@@ -12,11 +12,11 @@ from simulations.__main__ import app
 # The command, what does its work, and what reads its file.
 COMMANDS = {
     "run": ("simulations.run.run_experiment", "simulations.experiment.read_experiment"),
-    "sweep": ("simulations.sweep.run_sweep", "simulations.sweep_plan.read_sweep"),
-    "audit": ("simulations.audit.run_audit", "simulations.experiment.read_experiment"),
-    "attack": ("simulations.attack.run_attack", "simulations.experiment.read_experiment"),
+    "sweep": ("simulations.sweep.run.run_sweep", "simulations.sweep.plan.read_sweep"),
+    "audit": ("simulations.audit.run.run_audit", "simulations.experiment.read_experiment"),
+    "attack": ("simulations.attack.run.run_attack", "simulations.experiment.read_experiment"),
     "cold-start": (
-        "simulations.cold_start.run_cold_start",
+        "simulations.cold_start.run.run_cold_start",
         "simulations.experiment.read_experiment",
     ),
 }

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from client.home.low_rank import own_low_rank
+from client.home.personalization import HomeModel
 from client.home_settings import HomeSettings
-from client.low_rank import own_low_rank
-from client.personalization import HomeModel
 from common.features import Catalogue, ContentSpec
 from common.model import LOCAL_NAMES, GlobalModel, initial_state
 from common.protocol import ITEMS, SPECTRUM, ModelPlan

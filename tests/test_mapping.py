@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.mapping import ItemMapping, code_of
+from client.data.mapping import ItemMapping, code_of
+from client.data.source import open_source, read_shop, shop_mapping
+from client.joining.starting import start_shop
 from client.settings import ShopSettings, read_settings
-from client.source import open_source, read_shop, shop_mapping
-from client.starting import start_shop
 from common.errors import ArtifactError, ConfigError, DataError
 from common.features import Catalogue, read_catalogue, write_catalogue
 

@@ -15,7 +15,7 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import start_client_internal as inside
 
 from client import node
-from client.approval import Approvals
+from client.joining.approval import Approvals
 from client.node import Guard, check_flower, guard_intake
 from common.bundle import digest
 from common.errors import RunError

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from client import running
-from client.node_log import APP_SIGNS, NodeLog, Sign
-from client.replying import Answer, Node, reply_to
-from client.running import State, _Watch
+from client.joining import running
+from client.joining.node_log import APP_SIGNS, NodeLog, Sign
+from client.joining.running import State, _Watch
+from client.rounds.replying import Answer, Node, reply_to
 from client.settings import FederationSettings
 from client.shop_folder import ShopFolder
 from common.supervisor import Supervisor
@@ -61,7 +61,7 @@ def test_a_removed_shop_hears_so_as_long_as_it_is(
 ) -> None:
     watch._look([Sign("connected")])
     gone = f"httpx.HTTPStatusError: Client error '401 Unauthorized' for url '{URL}pull-messages'\n"
-    with caplog.at_level(logging.WARNING, "client.running"):
+    with caplog.at_level(logging.WARNING, "client.joining.running"):
         for text in (gone, REFUSED, REFUSED):
             watch._look(signs(tmp_path, text))
     # Once in words, not at each attempt.
@@ -80,7 +80,7 @@ def test_a_refusal_that_lasts_is_of_the_key(
     watch: _Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("client.running.time.monotonic", lambda: now)
+    monkeypatch.setattr("client.joining.running.time.monotonic", lambda: now)
     watch._look(signs(tmp_path, REFUSED))
     assert "up to a minute" in watch._state.problem
     assert "not enrolled" in watch._state.problem
@@ -99,7 +99,7 @@ def test_a_run_is_seen_at_the_shop(
     watch: _Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # A whole run went by without a word, and a refused one was told in Flower's log alone.
-    caplog.set_level(logging.INFO, logger="client.running")
+    caplog.set_level(logging.INFO, logger="client.joining.running")
     asked = "\x1b[92mINFO \x1b[0m: Receiving: {} message (ID: 4ce7)\n"
     kinds = ("query.join", "train.release", "train.update", "query.sum_open", "query.home")
     watch._look(signs(tmp_path, "".join(map(asked.format, kinds))))
@@ -114,7 +114,7 @@ def test_a_run_is_seen_at_the_shop(
     log = tmp_path / "superexec.log"
     reader = NodeLog(log, APP_SIGNS)
     log.write_text("Start `flwr-clientapp` process\n")
-    name = "client.replying"
+    name = "client.rounds.replying"
     record = reply_to("join", {}, Node({}, {}, {}), lambda *_: Answer())
     assert record[0].status != "ok"
     (told,) = [entry for entry in caplog.records if entry.name == name]

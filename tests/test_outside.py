@@ -12,10 +12,10 @@ import pytest
 from pydantic import ValidationError
 from scipy import sparse
 
-from client.adaptation import AdaptedFacts, arrays_of, home_of
-from client.home_reasons import explain_home
+from client.home.adaptation import AdaptedFacts, arrays_of, home_of
+from client.home.personalization import HomeModel
+from client.home.reasons import explain_home
 from client.home_settings import HomeSettings
-from client.personalization import HomeModel
 from common.features import Catalogue, ContentSpec
 from common.model import GlobalModel, initial_state
 from common.protocol import POPULARITY, ModelPlan

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from client import participation
-from client import records as shop_records
 from client.app import app
+from client.data import records as shop_records
 from client.privacy.ledger import Event, Ledger
+from client.rounds import participation
 from client.settings import ShopSettings
 from common.errors import DataError
 from common.features import Catalogue

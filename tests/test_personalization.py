@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from client.adaptation import AdaptedFacts, arrays_of, home_of
-from client.ease import Ease
+from client.home.adaptation import AdaptedFacts, arrays_of, home_of
+from client.home.ease import Ease
+from client.home.personalization import HomeModel, mix
+from client.home.weight_search import Candidates, tune
 from client.home_settings import HomeSettings
-from client.personalization import HomeModel, mix
-from client.weight_search import Candidates, tune
 from common.errors import ConfigError
 from common.features import Catalogue, ContentSpec
 from common.metrics import evaluate, tail_mask

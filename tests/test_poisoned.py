@@ -12,9 +12,9 @@ from client.app import app as client_app
 from common.protocol import ITEMS, POPULARITY, ModelPlan, TrainingPlan
 from federation_support import same, write_federation
 from server.checkpoints import read_checkpoint
-from simulations.attackers import Conspiracy
+from simulations.attack.attackers import Conspiracy
+from simulations.attack.poisoned import Poisoned, Remembered
 from simulations.in_process import Answers, run_in_process
-from simulations.poisoned import Poisoned, Remembered
 
 OPEN = TrainingPlan(rounds=2, tuning_round=1, private=False, model=ModelPlan(dimension=4))
 PRIVATE = TrainingPlan(

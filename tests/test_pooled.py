@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from client.ease import Ease
-from client.home import untrained
+from client.home.ease import Ease
+from client.home.shop import untrained
 from common.model import initial_state
 from common.protocol import POPULARITY, ModelPlan
 from experiment_support import BIG, SMALL, write_folder

@@ -10,11 +10,11 @@ import pytest
 import sqlalchemy as sa
 
 import postgres_support
-from client.assortment import Assortment, home_catalogue
 from client.check import check_shop
-from client.home import read_records
+from client.data.assortment import Assortment, home_catalogue
+from client.data.source import open_source, read_shop, shop_mapping
+from client.home.shop import read_records
 from client.settings import ShopSettings, read_settings
-from client.source import open_source, read_shop, shop_mapping
 from common.errors import DataError
 from common.features import Catalogue, read_catalogue, write_catalogue
 from common.protocol import TrainingPlan

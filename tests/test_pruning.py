@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from client import adapting, models
-from client.adapted_state import save_adapted
-from client.adapting import adapt
-from client.home_host import HomeHost
-from client.models import adapted_to, current_model, in_use, keep_model, prune
-from client.recommending import Request, get_ready, recommend
+from client.home import adapting, models
+from client.home.adapted_state import save_adapted
+from client.home.adapting import adapt
+from client.home.host import HomeHost
+from client.home.models import adapted_to, current_model, in_use, keep_model, prune
+from client.home.recommending import Request, get_ready, recommend
 from client.shop_folder import CURRENT
 from common.artifact import ITEMS, MANIFEST, MODEL, load_model, save_model
 from common.errors import ArtifactError

@@ -13,7 +13,7 @@ import pytest
 
 from hostile_support import HEALTHY, PLANTED, raw, status_of, unharmed
 from query_support import Running, make_place, running
-from server.authority import Pair, issue, make_authority
+from server.operating.authority import Pair, issue, make_authority
 from server.query.rest import MAX_BODY
 from server.query.security import Keys
 

@@ -19,7 +19,7 @@ import httpx
 import pandas as pd
 import pytest
 
-from client.adapting import adapt
+from client.home.adapting import adapt
 from home_support import HomeShop, purchases
 from query_support import Place, make_place, products, running, started
 from server.query.security import Keys

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from client.ease import Ease
-from client.home_reasons import explain_home
+from client.home.ease import Ease
+from client.home.personalization import HomeModel
+from client.home.reasons import explain_home
 from client.home_settings import MIXED
-from client.personalization import HomeModel
 from common.asking import Query
 from common.explanation import Explanation
 from common.filters import Filters

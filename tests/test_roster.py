@@ -7,22 +7,22 @@ import pytest
 
 from cli_support import document_of, status_of
 from client.__main__ import app as client_app
-from client.keys import make_keys, renew_keys
-from client.roster import own_roster
+from client.joining.keys import make_keys, renew_keys
+from client.joining.roster import own_roster
+from client.joining.starting import start_shop
 from client.settings import read_settings
-from client.starting import start_shop
 from common.errors import ConfigError, RunError
 from common.protocol import TrainingPlan
 from common.secure_sum.members import read_roster
 from federation_support import make_settings
 from server.__main__ import app as server_app
-from server.catalogue_publishing import publish
+from server.catalogue.publishing import publish
 from server.catalogues import Catalogues
-from server.federation import Federation, make_federation
+from server.operating.folder import Federation, make_federation
+from server.operating.shops import Shops
+from server.operating.sum_roster import members, needed_shops, write_roster
 from server.settings import read_home
-from server.shops import Shops
-from server.sum_roster import members, needed_shops, write_roster
-from simulations.local_deployment import change
+from simulations.loopback.deployment import change
 
 NAMES = ("corner", "Bäcker & Söhne", "harbour")
 
@@ -224,7 +224,7 @@ def test_what_a_run_of_sums_needs_is_said_before_it_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Packing the code takes seconds, and is tested where it matters.
-    monkeypatch.setattr("server.training_request.build", lambda: b"code")
+    monkeypatch.setattr("server.training.request.build", lambda: b"code")
     products = tmp_path / "products"
     products.mkdir()
     frame = pd.DataFrame({"item_id": [f"p{n}" for n in range(9)], "type": "t", "brand": "b"})

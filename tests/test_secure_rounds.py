@@ -12,12 +12,12 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from client.app import app
-from client.keys import private_key, renew_keys
-from client.participation import answer
+from client.data.records import held_records
+from client.joining.keys import private_key, renew_keys
 from client.privacy.ledger import Ledger
 from client.privacy.noise import SeededNoise
-from client.records import held_records
-from client.secure_participation import answer_sum
+from client.rounds.participation import answer
+from client.rounds.secure_participation import answer_sum
 from client.settings import read_settings
 from client.training import train_round
 from common.errors import ConfigError, RunError
@@ -305,7 +305,7 @@ def test_a_key_that_is_renewed_while_a_shop_answers_is_the_same_all_along(
         renew_keys(path)
         return key
 
-    monkeypatch.setattr("client.roster.private_key", then_renewed)
+    monkeypatch.setattr("client.joining.roster.private_key", then_renewed)
     said = KeysRequest(session=town.session(1, {})).model_dump_json()
     status, text, _ = ask(town, 0, SUM_KEYS, said)
     assert (status, len(read)) == ("ok", 1)
@@ -518,7 +518,7 @@ def test_what_leaves_a_shop_is_not_what_it_holds(town: Town) -> None:
 def test_a_failing_shop_says_a_code_and_no_more(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import client.secure_participation as secure
+    import client.rounds.secure_participation as secure
 
     def failing(*_: object) -> None:
         raise ValueError("customer-4711")

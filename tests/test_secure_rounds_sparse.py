@@ -11,9 +11,9 @@ import pytest
 from flwr.app import Message
 
 from client.app import app
+from client.data.records import held_records
 from client.privacy.ledger import Ledger
 from client.privacy.noise import SeededNoise
-from client.records import held_records
 from client.settings import read_settings
 from client.training import train_round
 from common.errors import RunError

@@ -12,16 +12,16 @@ import pytest
 from scipy import sparse
 from typer.testing import CliRunner
 
-from client import segment_fitting
 from client.__main__ import app
-from client.adapted_state import read_facts
-from client.adapting import adapt, last_part
-from client.home import HomeRecords, read_records
-from client.home_answers import HomeAnswers
-from client.periods import histories
-from client.personalization import HomeModel
-from client.recommending import Request, attributes_of, get_ready, recommend
-from client.segment_fitting import LEAST_MEMBERS, _Sums, fit_segments
+from client.data.periods import histories
+from client.home import segment_fitting
+from client.home.adapted_state import read_facts
+from client.home.adapting import adapt, last_part
+from client.home.answers import HomeAnswers
+from client.home.personalization import HomeModel
+from client.home.recommending import Request, attributes_of, get_ready, recommend
+from client.home.segment_fitting import LEAST_MEMBERS, _Sums, fit_segments
+from client.home.shop import HomeRecords, read_records
 from client.shop_folder import ShopFolder
 from common.asking import Query
 from common.errors import ConfigError, DataError

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from client.adaptation import AdaptedFacts, arrays_of, home_of
-from client.home_reasons import explain_home
+from client.home.adaptation import AdaptedFacts, arrays_of, home_of
+from client.home.low_rank import own_low_rank
+from client.home.personalization import HomeModel
+from client.home.reasons import explain_home
+from client.home.shares import dealt, posterior_counts
 from client.home_settings import HomeSettings
-from client.low_rank import own_low_rank
-from client.personalization import HomeModel
-from client.shares import dealt, posterior_counts
 from common.features import Catalogue, ContentSpec
 from common.model import LOCAL_NAMES, GlobalModel, initial_state
 from common.protocol import ITEMS, POPULARITY, SPECTRUM, ModelPlan

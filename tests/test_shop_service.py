@@ -25,9 +25,9 @@ import pytest
 import postgres_support
 from cli_support import status_of
 from client.__main__ import app
-from client.adapted_state import FACTS, STATE, read_facts
-from client.adapting import adapt
-from client.recommending import Request, recommend
+from client.home.adapted_state import FACTS, STATE, read_facts
+from client.home.adapting import adapt
+from client.home.recommending import Request, recommend
 from client.shop_folder import ShopFolder
 from home_support import START, HomeShop, N, purchases
 from query_support import Running, started

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from server.query.core import ServedModel
-from simulations.serving_models import planted_catalogue, planted_model
-from simulations.soak import SoakSettings, soak
-from simulations.soak_questions import KINDS, Given, Questions
+from simulations.bench.serving_models import planted_catalogue, planted_model
+from simulations.bench.soak import SoakSettings, soak
+from simulations.bench.soak_questions import KINDS, Given, Questions
 
 pytestmark = pytest.mark.e2e
 

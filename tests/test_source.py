@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from client.data.source import FolderSource, open_source, read_shop
 from client.settings import ShopSettings
-from client.source import FolderSource, open_source, read_shop
 from common.errors import DataError
 from common.features import Catalogue
 

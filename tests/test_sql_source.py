@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from client import records as shop_records
+from client.data import records as shop_records
+from client.data.source import FolderSource, open_source, read_shop
+from client.data.sql_rows import CHUNK_ROWS
+from client.data.sql_source import SqlSource
 from client.settings import ShopSettings, read_settings
-from client.source import FolderSource, open_source, read_shop
-from client.sql_rows import CHUNK_ROWS
-from client.sql_source import SqlSource
 from common.errors import ConfigError, DataError
 from common.features import Catalogue
 from common.schema import Tables

@@ -14,9 +14,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message
 
 from client.app import app
+from client.data.records import held_records
 from client.privacy.ledger import Ledger
 from client.privacy.noise import SeededNoise
-from client.records import held_records
 from client.settings import read_settings
 from client.training import train_round
 from common.errors import RunError
@@ -31,7 +31,7 @@ from federation_support import FaultyGrid, same
 from secure_rounds_support import ITEM_COUNT, PLAN, SHOPS, Town, broken, make_town, of
 from server.aggregation import ServerOptimizer
 from server.checkpoints import Checkpoint, read_checkpoint
-from server.defences import DEFENCES
+from server.defence.defence import DEFENCES
 from server.strategy import Federation
 from simulations.experiment import read_experiment
 from simulations.flower import run_federation

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from client.popularity_release import release_popularity
 from client.privacy.grid import delta_step
 from client.privacy.noise import SeededNoise
+from client.rounds.popularity_release import release_popularity
 from client.training import train_round
 from common.blocks import learned_of
 from common.features import Catalogue

@@ -10,7 +10,7 @@ from client.privacy.ledger import Ledger
 from client.settings import read_settings
 from deployment_support import products_table, sales
 from server.catalogues import Catalogues
-from simulations.local_deployment import change
+from simulations.loopback.deployment import change
 from sums_deployed_support import SHOPS, summing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -15,11 +15,11 @@ import pytest
 
 from common.errors import ConfigError
 from common.metrics import MetricSums
-from simulations.sweep import run_sweep
-from simulations.sweep_figures import first_of, goes_half, lines, pays, sweep_document
-from simulations.sweep_page import render_sweep
-from simulations.sweep_plan import EPSILONS, Point, read_sweep
-from simulations.sweep_store import SweepFolder
+from simulations.sweep.figures import first_of, goes_half, lines, pays, sweep_document
+from simulations.sweep.page import render_sweep
+from simulations.sweep.plan import EPSILONS, Point, read_sweep
+from simulations.sweep.run import run_sweep
+from simulations.sweep.store import SweepFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "simulations" / "experiments"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from client.popularity_release import release_popularity
+from client.rounds.popularity_release import release_popularity
 from client.training import train_round
 from common.features import Catalogue
 from common.protocol import ITEMS, POPULARITY, plan_digest

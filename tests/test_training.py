@@ -11,9 +11,9 @@ import torch
 from scipy import sparse
 
 import client.training
-from client.popularity_release import release_popularity
 from client.privacy.noise import NoiseSource, SeededNoise
 from client.privacy.step import ExactDPStep, Tensors
+from client.rounds.popularity_release import release_popularity
 from client.training import (
     TABLES,
     _Forward,

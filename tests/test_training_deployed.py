@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from client.approval import Approvals
+from client.joining.approval import Approvals
 from client.privacy.ledger import Ledger
 from client.settings import read_settings
 from common.bundle import build, digest
 from deployment_support import SECONDS, Deployed, deployed, products_table, sales
 from server.registry import Registry
-from simulations.local_deployment import change
+from simulations.loopback.deployment import change
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -7,18 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from client.joining.starting import start_shop
 from client.privacy.events import SHARED_HISTOGRAM, SHARED_STEP
 from client.privacy.plan import planned_events
-from client.starting import start_shop
 from common.accounting import epsilon, fits, plan_spends
 from common.blocks import block_of
 from common.errors import ConfigError
 from common.features import Catalogue
 from common.model import initial_state, state_spec
 from common.protocol import POPULARITY, parse_plan
-from server.default_plan import DEFAULT_PLAN
+from server.operating.default_plan import DEFAULT_PLAN
 from server.settings import read_run_config
-from server.training_plan import (
+from server.training.plan import (
     PlanFile,
     prepare,
     read_plan_file,

@@ -12,11 +12,11 @@ from common.config import ConfigValue
 from common.errors import ArtifactError, ConfigError, RunError
 from common.protocol import FIRST_OF_THESE_PLANS, PROTOCOL_VERSION
 from registry_support import PLAN, PRIVACY, model
-from server.control import Node, Submitted
+from server.operating.control import Node, Submitted
 from server.registry import Registry
-from server.run_records import RunRecord, Runs, new_events, new_name, now
 from server.stores import FolderStore
-from server.training_run import Training, failure, standing
+from server.training.records import RunRecord, Runs, new_events, new_name, now
+from server.training.run import Training, failure, standing
 
 BUNDLE = "b" * 64
 

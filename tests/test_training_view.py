@@ -9,9 +9,9 @@ from common.protocol import shop_key
 from common.statement import statement
 from registry_support import PLAN
 from server.codes import shop_names
-from server.status_table import status_table
-from server.training_tables import plan_lines, plan_table, trained_table
-from server.training_view import TrainingView, event_words
+from server.training.status_table import status_table
+from server.training.tables import plan_lines, plan_table, trained_table
+from server.training.view import TrainingView, event_words
 
 
 def text_of(renderable: Any) -> str:

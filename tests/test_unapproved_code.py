@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from client.approval import Approvals
+from client.joining.approval import Approvals
 from client.shop_folder import ShopFolder
 from common.bundle import FlowerApp, build, digest, stage
 from deployment_support import SECONDS, deployed
-from server.operating import control
+from server.operating.services import control
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 

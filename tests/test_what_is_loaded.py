@@ -26,8 +26,8 @@ def printed(code: str, *arguments: str) -> str:
 RELEASE = """
 import json, sys
 import client.app
-from client.participation import answer
-from client.replying import Node
+from client.rounds.participation import answer
+from client.rounds.replying import Node
 from common.protocol import RELEASE
 header, arrays = answer(RELEASE, json.loads(sys.argv[2]), dict, Node({"shop": sys.argv[1]}, {}, {}))
 loaded = sorted({"torch", "opacus"} & sys.modules.keys())
@@ -56,7 +56,7 @@ def test_a_popularity_release_is_made_without_torch(tmp_path: Path) -> None:
 
 def test_running_a_shop_loads_no_tables_and_no_models() -> None:
     found = printed(
-        "import sys, client.running\n"
+        "import sys, client.joining.running\n"
         "print(sorted({'pandas', 'pyarrow', 'scipy', 'torch', 'flwr'} & sys.modules.keys()))"
     )
     assert found == "[]\n"
@@ -75,7 +75,7 @@ print(sorted((unneeded | {"scipy.linalg", "scipy.sparse.linalg"}) & sys.modules.
 
 
 def test_recommending_loads_no_trainer_no_server_and_no_database(tmp_path: Path) -> None:
-    from client.adapting import adapt
+    from client.home.adapting import adapt
 
     shop = HomeShop(tmp_path)
     shop.model()

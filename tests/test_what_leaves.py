@@ -15,8 +15,8 @@ from deployment_support import PLAN, SECONDS, SHOP, Deployed
 from leaving_account import FLEET, request, size
 from leaving_recording import PLANTED, Recording, planted_products, planted_sales
 from leaving_support import Request, Watch, occurrences, recorded
-from simulations.local_layout import lay_out_operator, lay_out_shop
-from simulations.local_programs import Programs
+from simulations.loopback.layout import lay_out_operator, lay_out_shop
+from simulations.loopback.programs import Programs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from common.cli import print_json
+from common.options import Json
 
 keys_app = typer.Typer(help="API keys of the query service.", no_args_is_help=True)
 
@@ -91,7 +92,7 @@ def serve(
 def add(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
     keys: KeyFile,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Make a key and show it: only its hash is kept, so it can't be shown again."""
     from server.query.security import Keys
@@ -106,7 +107,7 @@ def add(
 @keys_app.command("list")
 def list_keys(
     keys: KeyFile,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List whose keys there are."""
     from server.query.security import Keys

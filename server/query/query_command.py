@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from common.options import Json
+
 
 def query(
     history: Annotated[
@@ -40,7 +42,7 @@ def query(
         str, typer.Option(help="Environment variable that holds the API key.")
     ] = "FEDTAIL_KEY",
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait.")] = 10.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Ask a running service for recommendations, similar products, or reasons."""
     from common.cli import print_document

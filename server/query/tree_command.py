@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.text import Text
 
 from common.cli import print_document
+from common.options import Json
 
 
 def explain_model(
@@ -16,7 +17,7 @@ def explain_model(
         Path, typer.Option(help="The published catalogue, or the folder of its versions.")
     ],
     version: Annotated[int, typer.Option(min=0, help="0: the one that is served.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say in a few rules what a model as a whole does, and how well the rules tell it."""
     from common.cli import stages

@@ -1,0 +1,1 @@
+"""Parts of ``python -m client``: what it parses, and what its terminal shows."""

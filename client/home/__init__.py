@@ -1,0 +1,1 @@
+"""What a shop does at home with the model that came: its own parts, mixed in and never sent."""

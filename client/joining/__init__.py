@@ -1,0 +1,1 @@
+"""How a shop joins a federation: its keys, the code it approves, and its programs."""

@@ -1,0 +1,1 @@
+"""The catalogue's versions: published from tables, compared, shown, and handed to shops."""

@@ -1,0 +1,1 @@
+"""The operator's federation: its folder, certificates, shops, services, and what runs."""

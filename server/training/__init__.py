@@ -1,0 +1,1 @@
+"""Training runs as the operator sees them: planned, asked for, followed and published."""

@@ -1,0 +1,186 @@
+"""What a sweep found: its points in order, and from where on federating pays.
+
+The rule, for points that differ in one thing alone (ε, or customers a shop), in ascending order:
+
+- federating *pays* at a point if the 95% interval of its gain over the better of ``local`` and
+  ``home-only``, which is what a shop can have without sending anything, lies above 0;
+- it pays *from* the smallest measured value at which it pays, there and at all larger ones;
+- it goes *half the way* from the smallest value at which ``way`` is at least one half, there and
+  at all larger ones.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from simulations.sweep.plan import Sweep
+
+Document = dict[str, Any]
+METRICS = ("ndcg@20", "tail_ndcg@20")
+FORMAT_VERSION = 1
+PRIVATE = "federated-dp"
+HALF = 0.5
+RULE = (
+    "Federating pays at a point if the 95% interval of its gain over the better of local and "
+    "home-only (what a shop can have without sending anything) lies above 0. It pays from the "
+    "smallest measured value at which it does so there and at all larger ones. The same holds for "
+    "half the way from local to centralized. Only measured points count: nothing is interpolated. "
+    "Each point is one draw of the noise, and intervals cover the draw of customers alone."
+)
+_KEPT = ("vs_local", "vs_better", "level_share", "way", "home_weights", "seconds", "peak_mb")
+
+
+def arm_figures(arm: Document) -> Document:
+    """Return what a sweep keeps of an arm of a report."""
+    privacy = arm["privacy"]
+    return {
+        "metrics": {metric: arm["metrics"][metric] for metric in METRICS},
+        **{key: arm[key] for key in _KEPT},
+        "spent": privacy["epsilon"] if privacy else None,
+        "took_part": sum(shop["took_part"] for shop in arm["per_shop"].values()),
+        "shops": len(arm["per_shop"]),
+        "customers_with_targets": arm["customers_with_targets"],
+    }
+
+
+def sweep_document(
+    sweep: Sweep, settings: Sequence[Document | None], points: Sequence[Document | None]
+) -> Document:
+    """Return the document of a sweep, finished or not.
+
+    Parameters
+    ----------
+    settings, points
+        What was measured, in the sweep's order; None where nothing was yet.
+    """
+    shown = []
+    for document in points:
+        if document is not None:
+            data = document["data"]
+            shown.append(
+                {
+                    "setting": document["setting"],
+                    "curve": document["curve"],
+                    "label": document["label"],
+                    "unit": document["unit"],
+                    "epsilon": document["epsilon"],
+                    "customers_a_shop": _customers_a_shop(data),
+                    **document["arms"][PRIVATE],
+                    "seconds": document["seconds"],
+                }
+            )
+    knees = _knees(shown)
+    return {
+        "format_version": FORMAT_VERSION,
+        "title": sweep.title,
+        "finished": len(shown),
+        "planned": len(sweep.points),
+        "rule": RULE,
+        "answer": _sentences(knees),
+        "knees": knees,
+        "points": shown,
+        "settings": [
+            {**document, "customers_a_shop": _customers_a_shop(document["data"])}
+            for document in settings
+            if document is not None
+        ],
+        "experiments": [setting.experiment.facts() for setting in sweep.settings],
+    }
+
+
+def pays(point: Document, metric: str) -> bool:
+    """Whether federating gains for sure over what a shop can have alone."""
+    low = (point["vs_better"] or {}).get(metric, {}).get("low")
+    return low is not None and bool(low > 0)
+
+
+def goes_half(point: Document, metric: str) -> bool:
+    """Whether federating goes at least half the way from local to centralized."""
+    way = point["way"].get(metric)
+    return way is not None and bool(way >= HALF)
+
+
+def first_of(
+    points: Iterable[Document], axis: str, good: Callable[[Document], bool]
+) -> float | None:
+    """Return the smallest value of an axis from which on all points are good, if there is one."""
+    found = None
+    for point in sorted(points, key=lambda p: -float(p[axis])):
+        if not good(point):
+            break
+        found = float(point[axis])
+    return found
+
+
+def lines(points: Sequence[Document], axis: str) -> dict[tuple[Any, ...], list[Document]]:
+    """Return the points that differ in one axis alone, ascending; at least two of them.
+
+    ``epsilon``: by (curve, label, customers a shop, unit). ``customers_a_shop``: by (curve, unit,
+    epsilon).
+    """
+    same = (
+        ("curve", "label", "customers_a_shop", "unit")
+        if axis == "epsilon"
+        else ("curve", "unit", "epsilon")
+    )
+    found: dict[tuple[Any, ...], list[Document]] = {}
+    for point in points:
+        found.setdefault(tuple(point[key] for key in same), []).append(point)
+    return {
+        key: sorted(line, key=lambda p: float(p[axis]))
+        for key, line in found.items()
+        if len({point[axis] for point in line}) > 1
+    }
+
+
+def _knees(points: Sequence[Document]) -> list[Document]:
+    return [
+        _knee(line, axis, metric)
+        for axis in ("epsilon", "customers_a_shop")
+        for line in lines(points, axis).values()
+        for metric in METRICS
+    ]
+
+
+def _knee(line: Sequence[Document], axis: str, metric: str) -> Document:
+    first, other = line[0], "customers_a_shop" if axis == "epsilon" else "epsilon"
+    return {
+        "axis": axis,
+        "curve": first["curve"],
+        "unit": first["unit"],
+        other: first[other],
+        "metric": metric,
+        "measured": [point[axis] for point in line],
+        "pays_from": first_of(line, axis, lambda point: pays(point, metric)),
+        "half_from": first_of(line, axis, lambda point: goes_half(point, metric)),
+    }
+
+
+def _sentences(knees: Sequence[Document]) -> list[str]:
+    """Return a sentence for each line of points: its knees stand side by side."""
+    pairs = zip(*[iter(knees)] * len(METRICS), strict=True)
+    return [_sentence(pair) for pair in pairs]
+
+
+def _sentence(knees: Sequence[Document]) -> str:
+    knee = knees[0]
+    measured = ", ".join(f"{value:.4g}" for value in knee["measured"])
+    if knee["axis"] == "epsilon":
+        where = f"ε = {measured}, with {knee['customers_a_shop']:.0f} customers a shop"
+        unit = "ε = {:g}"
+    else:
+        where = f"ε = {knee['epsilon']:g}, with {measured} customers a shop"
+        unit = "{:.0f} customers a shop"
+    start = f"{knee['curve']}, " if knee["curve"] else ""
+    return f"{start}each {knee['unit']} at {where}: " + "; ".join(
+        f"{k['metric']} pays {_from(k['pays_from'], unit)}, "
+        f"goes half the way {_from(k['half_from'], unit)}"
+        for k in knees
+    )
+
+
+def _from(value: float | None, unit: str) -> str:
+    return "nowhere" if value is None else f"from {unit.format(value)}"
+
+
+def _customers_a_shop(data: Mapping[str, Any]) -> float:
+    return round(float(data["customers"]) / max(int(data["shops"]), 1), 1)

@@ -1,0 +1,223 @@
+"""``sweep.html``: the curves of a sweep, one file that asks no other for anything."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import plotly.graph_objects as go
+
+from simulations.answer import interval, number, percent
+from simulations.page import facts, render
+from simulations.plots import COLOURS, html
+from simulations.sweep.figures import METRICS, goes_half, lines, pays
+
+Document = dict[str, Any]
+
+HEADINGS = ("ndcg@20", "gain", "tail_ndcg@20", "tail gain", "way", "tail way", "level", "ε spent")
+_LINES = ("#d1572b", "#4c6a92", "#1a8f5a", "#8a5ab5", "#c98a00", "#2b9fb3", "#b03a6f", "#666666")
+_AXES = {"epsilon": "ε", "customers_a_shop": "customers a shop (mean)"}
+_REFERENCES = ("local", "centralized", "federated")
+
+
+def render_sweep(document: Document) -> str:
+    """Return the page of a sweep's document."""
+    settings = document["settings"]
+    machine = facts(settings[0]["machine"]) if settings else []
+    return render(
+        "sweep.html.j2",
+        document=document,
+        figures=_figures(document),
+        headings=HEADINGS,
+        rows=[_row(point) for point in document["points"]],
+        baselines=[
+            (_where(setting), name, _cells(arm))
+            for setting in settings
+            for name, arm in setting["arms"].items()
+        ],
+        warnings=list(dict.fromkeys(w for setting in settings for w in setting["warnings"])),
+        data=[(_where(setting), facts(setting["data"])) for setting in settings],
+        machine=machine,
+    )
+
+
+def _row(point: Document) -> tuple[str, str, str, list[str], str]:
+    words = []
+    for metric, name in zip(METRICS, ("overall", "in the tail"), strict=True):
+        if pays(point, metric):
+            words.append(f"pays {name}" + (", half the way" if goes_half(point, metric) else ""))
+    return (
+        _where(point),
+        point["unit"],
+        f"{point['epsilon']:g}",
+        _cells(point),
+        "; ".join(words) or "no",
+    )
+
+
+def _cells(arm: Document) -> list[str]:
+    versus = arm["vs_local"] or {}
+    return [
+        number(arm["metrics"]["ndcg@20"]),
+        interval(versus.get("ndcg@20")),
+        number(arm["metrics"]["tail_ndcg@20"]),
+        interval(versus.get("tail_ndcg@20")),
+        percent(arm["way"]["ndcg@20"]),
+        percent(arm["way"]["tail_ndcg@20"]),
+        percent(arm["level_share"]),
+        number(arm["spent"], 2),
+    ]
+
+
+def _where(place: Document) -> str:
+    customers = f"{place['customers_a_shop']:.0f} customers a shop"
+    return f"{place['curve']}, {customers}" if place["curve"] else customers
+
+
+def _figures(document: Document) -> list[tuple[str, str, str]]:
+    """Return (title, what it shows, HTML) of every plot that there are points for."""
+    found: list[tuple[str, str, str]] = []
+    for axis in _AXES:
+        by_line = lines(document["points"], axis)
+        # One plot for what shares a scale: a setting over ε, a curve over customers.
+        groups: dict[str, list[list[Document]]] = {}
+        for line in by_line.values():
+            first = line[0]
+            place = _where(first) if axis == "epsilon" else first["curve"] or "all points"
+            groups.setdefault(place, []).append(line)
+        for place, group in groups.items():
+            found.extend(
+                (
+                    f"{metric} over {_AXES[axis]}: {place}",
+                    "Bars are the 95% interval of the gain over local, paired by customer.",
+                    _quality(group, axis, metric, document["settings"]),
+                )
+                for metric in METRICS
+            )
+            found.append(
+                (
+                    f"Way from local to centralized over {_AXES[axis]}: {place}",
+                    "ndcg@20 solid, tail_ndcg@20 dotted.",
+                    _shares(group, axis, "way"),
+                )
+            )
+            found.append(
+                (
+                    f"Shops that are level or better over {_AXES[axis]}: {place}",
+                    "ndcg@20 at most .001 below what the shop has alone.",
+                    _shares(group, axis, "level_share"),
+                )
+            )
+    return [(title, words, plot) for title, words, plot in found if plot]
+
+
+def _quality(
+    group: Sequence[Sequence[Document]],
+    axis: str,
+    metric: str,
+    settings: Sequence[Document],
+) -> str:
+    figure = go.Figure()
+    for line, colour in zip(group, _colours(len(group)), strict=True):
+        gains = [(point["vs_local"] or {}).get(metric) for point in line]
+        figure.add_scatter(
+            x=[point[axis] for point in line],
+            y=[point["metrics"][metric] for point in line],
+            error_y={
+                "type": "data",
+                "array": [_side(gain, "high") for gain in gains],
+                "arrayminus": [_side(gain, "low") for gain in gains],
+                "thickness": 1,
+                "width": 3,
+            },
+            name=escape(_line_name(line[0], axis)),
+            mode="lines+markers",
+            line_color=colour,
+        )
+    curve = group[0][0]["curve"]
+    for name in _REFERENCES:
+        places = _reference(settings, group, axis, name, metric, curve)
+        figure.add_scatter(
+            x=[x for x, _ in places],
+            y=[y for _, y in places],
+            name=name,
+            mode="lines",
+            line={"color": COLOURS[name], "dash": "dash", "width": 1},
+        )
+    _measured_ticks(figure, group, axis)
+    return html(figure, x=_AXES[axis], y=metric)
+
+
+def _reference(
+    settings: Sequence[Document],
+    group: Sequence[Sequence[Document]],
+    axis: str,
+    name: str,
+    metric: str,
+    curve: str,
+) -> list[tuple[float, float]]:
+    """Return where an arm without privacy lies: level over ε, one value a setting else."""
+    if axis == "epsilon":
+        first = group[0][0]
+        (own,) = (
+            s
+            for s in settings
+            if (s["curve"], s["label"], s["customers_a_shop"])
+            == (first["curve"], first["label"], first["customers_a_shop"])
+        )
+        values = sorted({float(point[axis]) for line in group for point in line})
+        return [(value, own["arms"][name]["metrics"][metric]) for value in values]
+    used = {point["setting"] for line in group for point in line}
+    labels = {(p["label"], p["customers_a_shop"]) for line in group for p in line}
+    assert used
+    return sorted(
+        (float(s["customers_a_shop"]), s["arms"][name]["metrics"][metric])
+        for s in settings
+        if s["curve"] == curve and (s["label"], s["customers_a_shop"]) in labels
+    )
+
+
+def _shares(group: Sequence[Sequence[Document]], axis: str, key: str) -> str:
+    figure = go.Figure()
+    for line, colour in zip(group, _colours(len(group)), strict=True):
+        values = [
+            [point[key][metric] if key == "way" else point[key] for point in line]
+            for metric in (METRICS if key == "way" else METRICS[:1])
+        ]
+        for own, dash in zip(values, ("solid", "dot"), strict=False):
+            figure.add_scatter(
+                x=[point[axis] for point in line],
+                y=own,
+                name=escape(_line_name(line[0], axis)),
+                showlegend=dash == "solid",
+                mode="lines+markers",
+                line={"color": colour, "dash": dash},
+            )
+    if key == "way":
+        figure.add_hline(y=0.5, line_width=1, line_color="#444")
+    else:
+        figure.update_yaxes(range=[0.0, 1.05])  # no share of shops is above 100%
+    _measured_ticks(figure, group, axis)
+    figure.update_yaxes(tickformat=".0%")
+    return html(figure, x=_AXES[axis], y="share")
+
+
+def _measured_ticks(figure: go.Figure, group: Sequence[Sequence[Document]], axis: str) -> None:
+    """Name on a logarithmic axis what was measured, and nothing between."""
+    values = sorted({float(point[axis]) for line in group for point in line})
+    figure.update_xaxes(type="log", tickvals=values, ticktext=[f"{v:.4g}" for v in values])
+
+
+def _line_name(point: Document, axis: str) -> str:
+    if axis == "epsilon":
+        return str(point["unit"])
+    return f"{point['unit']}, ε = {point['epsilon']:g}"
+
+
+def _side(gain: Mapping[str, float | None] | None, end: str) -> float:
+    if not gain or gain["mean"] is None or gain[end] is None:
+        return 0.0
+    return abs(float(gain[end] or 0.0) - float(gain["mean"]))
+
+
+def _colours(count: int) -> list[str]:
+    return [_LINES[place % len(_LINES)] for place in range(count)]
