@@ -1,6 +1,7 @@
 """One exchange: a message to each of some nodes, and the checked replies."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from common.protocol import (
     HOME,
     JOIN,
     MANIFEST,
+    MAX_SAID_CHARS,
     NO_FINGERPRINT,
     PUBLIC_WEIGHT,
     RELEASE,
@@ -49,6 +51,7 @@ from server.aggregation import Contribution
 from server.exchange import Exchange
 from server.heads import LedgerHeads
 from server.job import Job, Sent, Shapes
+from server.pulling import pull
 from server.replies import reply_arrays, reply_header, reply_text, reply_vector
 from server.roster import Roster
 
@@ -70,6 +73,8 @@ _MESSAGE_TYPES = {
 _CHARGED = frozenset((RELEASE, TRAIN, EVALUATE, SUM_MASKED))
 #: Exchanges after the training: what a shop says there says nothing of whether it trains.
 _AFTER = frozenset((HOME, EVALUATE))
+#: Exchanges with every node that is connected, whether its shop takes part or not.
+_OPEN = frozenset((JOIN, *_AFTER))
 # A shop that says one of these will say it again: it is not asked any more in this run.
 _FINAL = frozenset(
     (
@@ -83,6 +88,8 @@ _FIRST_POLL, _LAST_POLL = 0.02, 1.0
 # Replies that are pulled at a time where each is taken in before the next: they are in memory
 # together, with what Flower holds of them.
 _FEW = 4
+# Bytes of a reply beside its arrays and its text, generously.
+_BESIDE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -193,8 +200,11 @@ class Messenger:
         batches = (nodes[k : k + at_once] for k in range(0, len(nodes), at_once))
         messages = ([message(node) for node in batch] for batch in batches)
         codes = dict.fromkeys(nodes, "late")
-        for node, reply in self._replies(messages, at_once=_FEW if masked else len(nodes)):
-            codes[node] = self._take(node, reply, asked, result)
+        few = _FEW if masked else len(nodes)
+        for node, reply in self._replies(messages, _most_bytes(asked), at_once=few):
+            codes[node] = (
+                reply if isinstance(reply, str) else self._take(node, reply, asked, result)
+            )
         for node, code in codes.items():
             if code != "ok":
                 result.declined[code] += 1
@@ -235,6 +245,7 @@ class Messenger:
                 if header.status in _FINAL and kind not in _AFTER:
                     self._roster.drop(node)
                 return header.status
+            self._check_name(node, header, kind)
             if header.shop in result.accepted_nodes.values():
                 raise ProtocolError("a second node answers for the same shop")
             if header.catalogue_fingerprint != self._job.catalogue_fingerprint:
@@ -243,7 +254,6 @@ class Messenger:
             arrays: Arrays = {}
             rows: ByRow = {}
             if kind in SUM_STAGES:
-                self._check_member(node, header)
                 self._hear(reply, header, result, asked.masked)
             else:
                 max_norm = self._job.settings.max_update_norm if kind == TRAIN else 0.0
@@ -257,10 +267,16 @@ class Messenger:
         result.bytes_up += _bytes(reply.content.array_records.get(UPDATE))
         return "ok"
 
-    def _check_member(self, node: int, header: ReplyHeader) -> None:
-        """Refuse a shop that took no part in the run."""
-        if self._roster.shop(node) != header.shop:
-            raise ProtocolError("a shop speaks in a sum that it takes no part in")
+    def _check_name(self, node: int, header: ReplyHeader, kind: str) -> None:
+        """Refuse what is to be used and does not say whose it is.
+
+        What a shop is held to (its rows, its part in a sum, one reply an exchange) goes by its
+        name. Only who joins, or gets the finished model, need not take part yet.
+        """
+        if header.shop == NO_FINGERPRINT:
+            raise ProtocolError("a reply that is of no shop")
+        if kind not in _OPEN and self._roster.shop(node) != header.shop:
+            raise ProtocolError("a shop answers that takes no part")
 
     @staticmethod
     def _hear(reply: Message, header: ReplyHeader, result: Exchange, masked: Masked | None) -> None:
@@ -279,11 +295,12 @@ class Messenger:
             raise ProtocolError(f"a shop's noise multiplier is {header.noise_multiplier:g}")
 
     def _replies(
-        self, batches: Iterable[Sequence[Message]], *, at_once: int
-    ) -> Iterable[tuple[int, Message]]:
+        self, batches: Iterable[Sequence[Message]], most_bytes: int, *, at_once: int
+    ) -> Iterable[tuple[int, Message | str]]:
         """Send messages; yield (node, reply) as they come, until all are there or the time is up.
 
-        At most ``at_once`` of them are pulled together.
+        At most ``at_once`` of them are pulled together. In the place of a reply that cannot be
+        read stands its code.
 
         Raises
         ------
@@ -306,10 +323,11 @@ class Messenger:
             got = False
             asked = list(waiting)
             for start in range(0, len(asked), at_once):
-                for reply in self._grid.pull_messages(asked[start : start + at_once]):
+                some = asked[start : start + at_once]
+                for key, reply in pull(self._grid, some, deadline=deadline, most_bytes=most_bytes):
                     got = True
                     # An error reply may come from the SuperLink: the sender's id is no guide.
-                    node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                    node = waiting.pop(key, None)
                     if node is not None:
                         yield node, reply
             if time.monotonic() >= deadline:
@@ -317,6 +335,18 @@ class Messenger:
             if waiting and not got:
                 time.sleep(poll)
             poll = _FIRST_POLL if got else min(poll * 1.2, _LAST_POLL)
+
+
+def _most_bytes(asked: _Asked) -> int:
+    """Return how many bytes a good reply has at most: generously, and for any shop."""
+    numbers = sum(math.prod(shape) for shape in asked.expected.values())
+    said = 0
+    if asked.masked is not None:
+        numbers = max(asked.masked.lengths.values(), default=0)
+    elif asked.kind in SUM_STAGES:
+        said = MAX_SAID_CHARS
+    # Of a character there are 4 bytes at most.
+    return 4 * (2 * numbers + said) + _BESIDE
 
 
 def _state(state: Arrays) -> dict[str, ArrayRecord]:

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, Error, Message
 from flwr.proto.node_pb2 import NodeInfo
 
 from common.errors import RunError
-from common.protocol import UPDATE, Noise, shop_key
+from common.protocol import NO_FINGERPRINT, TRAIN, UPDATE, Noise, shop_key
 from federation_support import (
     SHAPES,
     TRAINED,
@@ -25,6 +25,8 @@ from federation_support import (
 )
 from server.checkpoints import Checkpoint
 from server.job import Event, Job
+from server.messenger import Messenger
+from server.roster import Roster
 from server.strategy import Federation
 
 
@@ -246,6 +248,51 @@ def test_replies_that_nobody_waits_for_and_second_ones_count_nothing() -> None:
     assert found.rounds("declined") == [{}, {}]
     calm = run(NamedGrid(3), make_job(rounds=2))
     assert same(found.saved[-1].state, calm.saved[-1].state)
+
+
+@pytest.mark.parametrize("exchange", ["join", "release", "update"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_reply_that_is_of_no_shop_is_of_no_use(exchange: str, named: bool) -> None:
+    """Rows, a part in a sum and one reply an exchange go by the shop's name."""
+
+    def nobody(shop: int, kind: str, _round: int, reply: Message) -> Message:
+        if shop == 0 and kind == exchange:
+            reply.content.config_records["header"]["shop"] = NO_FINGERPRINT
+        return reply
+
+    grid = NamedGrid(3, fault=nobody)
+    if not named:
+        grid.names = {}
+    found = run(grid, make_job(rounds=1))
+    event = next(e for e in found.events if e["event"] == exchange.replace("update", "round"))
+    assert (event["accepted"], event["declined"]) == (2, {"rubbish": 1})
+
+
+def test_the_name_of_nobody_does_not_free_a_shop_of_the_stock_table() -> None:
+    """A shop sends the rows of what it is published to stock; nobody is in no such table."""
+
+    def nobody(shop: int, kind: str, _round: int, reply: Message) -> Message:
+        if shop == 0 and kind == "update":
+            reply.content.config_records["header"]["shop"] = NO_FINGERPRINT
+        return reply
+
+    grid = NamedGrid(3, fault=nobody)
+    roster = Roster(grid)
+    roster.look()
+    shops = {node: shop_key(f"shop-{shop}") for node, shop in grid.nodes.items()}
+    roster.join(shops)
+    first = np.arange(7) == 0
+    found = Messenger(grid, make_job(1), roster, None).exchange(
+        TRAIN,
+        1,
+        sorted(grid.nodes),
+        start_state(),
+        {name: SHAPES[name] for name in TRAINED},
+        # Every shop is published to stock one product; all of them send all rows.
+        rows=lambda shop: {"item_embedding": first} if shop in shops.values() else {},
+    )
+    assert found.contributions == []
+    assert found.declined == {"rubbish": 3}
 
 
 def _archive() -> bytes:
