@@ -40,6 +40,8 @@ ADVICE = {
 }
 
 SHOWN = 5
+# Of a second: what is kept of a time is its second.
+_FRACTION = r"(?<=:\d\d)[.,]\d{1,9}(?!\d)"
 
 
 @dataclass
@@ -195,7 +197,9 @@ def times(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     seconds = numeric.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
     text = present & np.isnan(seconds)
     if text.any():
-        words = values[text].astype(str)
+        # Pandas takes all in the finest unit that one of them needs, and "now" for a time.
+        words = values[text].astype(str).str.replace(_FRACTION, "", regex=True)
+        words = words.where(words.str.contains(r"\d", regex=True), "")
         parsed = pd.to_datetime(words, format="ISO8601", utc=True, errors="coerce")
         whole = parsed.to_numpy(dtype="datetime64[s]")
         seconds[text] = np.where(np.isnat(whole), np.nan, whole.astype(np.int64))

@@ -17,7 +17,7 @@ import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
 from common.checks import Checker
-from common.columns import as_text
+from common.columns import as_text, small_frame
 from common.contract import BadRows
 from common.csv_files import check_shape, csv_header, malformed_row, not_utf8
 from common.errors import DataError
@@ -124,11 +124,13 @@ def require_table(folder: Path, name: str) -> Path:
 def read_small(path: Path, *, as_text: bool = False) -> pd.DataFrame:
     """Read a table that fits into memory; ids and texts stay text, or with ``as_text`` all of it.
 
-    Columns of Parquet files have their own types either way.
+    Of customers all is text: what is known of one must not depend on what is known of others. Other
+    columns of a Parquet file have their own types.
     """
     try:
         if path.suffix == ".parquet":
-            frame: pd.DataFrame = pq.read_table(path).to_pandas()
+            texts = as_text or path.stem == "customers"
+            frame = small_frame(pq.read_table(path), IDS, path.name, texts=texts)
         else:
             header = csv_header(path)
             check_shape(path, header)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from common.columns import value_text
 from common.contract import BEHAVIOR_WEIGHTS, BEHAVIORS
 from common.errors import ConfigError, DataError
 
@@ -268,8 +269,9 @@ def _attributes(
     index = pd.Index(own["user_id"].to_numpy(dtype=object)).get_indexer(user_ids)
     attributes = {}
     for column in own.columns.difference(["user_id", "merchant_id"], sort=False):
-        values = own[column].astype(object)
-        text = values.where(values.notna(), "").astype(str).to_numpy(dtype=object)
-        padded = np.append(text, "")  # index -1, an unknown customer, reads the last
+        text = [value_text(value) or "" for value in own[column].astype(object)]
+        padded = np.array(
+            [*text, ""], dtype=object
+        )  # index -1, an unknown customer, reads the last
         attributes[str(column)] = padded[index]
     return attributes

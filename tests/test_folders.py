@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from common.errors import DataError
-from common.folders import read_folder
+from common.features import Catalogue
+from common.folders import read_folder, read_small
 
 NOW = 1_800_000_000
 GOOD = "merchant_id,user_id,item_id,timestamp,behavior\na,1,x,1577836800,purchase\n"
@@ -131,6 +132,47 @@ def test_text_stays_text(tmp_path: Path) -> None:
     assert tables.customers is not None
     assert tables.customers["user_id"].tolist() == ["01"]
     assert tables.customers["zip"].tolist() == ["00501"]
+
+
+def test_products_of_csv_and_parquet_are_one_catalogue(tmp_path: Path) -> None:
+    """A number that one product lacks stays a column of numbers, which fall into bins."""
+    goods = pd.DataFrame(
+        {
+            "item_id": [f"i{k:02}" for k in range(60)],
+            "size": [None if k == 7 else k for k in range(60)],
+            "grams": [None if k == 3 else k / 4 for k in range(60)],
+            "shelf": range(60),
+            "organic": [None if k == 5 else "yes" for k in range(60)],
+        }
+    )
+    goods.to_csv(tmp_path / "products.csv", index=False)
+    goods.to_parquet(tmp_path / "products.parquet")
+    one, two = (
+        Catalogue.of(read_small(tmp_path / f"products.{kind}")) for kind in ("csv", "parquet")
+    )
+    assert one.fingerprint == two.fingerprint
+    assert one.settled().spec == two.settled().spec
+    rules = two.settled().spec.columns or {}
+    assert rules["size"].kind == "numbers"
+
+
+def test_numbers_of_parquet_are_exact_where_all_is_text(tmp_path: Path) -> None:
+    """Beside a missing one pandas would round whole numbers that do not fit into a float."""
+    large = 2**53 + 1
+    frame = pd.DataFrame(
+        {
+            "user_id": pd.array([large, None], "Int64"),
+            "card": pd.array([large, None], "Int64"),
+            "member": [True, None],
+            "since": [pd.Timestamp("2024-05-31"), None],
+        }
+    )
+    frame.to_parquet(tmp_path / "customers.parquet")
+    read = read_small(tmp_path / "customers.parquet")
+    assert read["user_id"].tolist()[0] == read["card"].tolist()[0] == str(large)
+    assert read["member"].tolist()[0] == "True"
+    assert str(read["since"][0]) == "2024-05-31 00:00:00"
+    assert read.isna().to_numpy()[1].all()
 
 
 MEASURE = """

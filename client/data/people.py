@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from common.columns import value_text
 from common.folders import MERCHANT
 
 
@@ -11,5 +12,5 @@ def person_of(people: pd.DataFrame, user_id: str, merchant_id: str | None) -> di
     if MERCHANT in people:
         own &= people[MERCHANT] == merchant_id
     rows = people[own.to_numpy(dtype=bool)].drop(columns=["user_id", MERCHANT], errors="ignore")
-    said = {str(name): rows[name].iloc[0] for name in rows} if len(rows) else {}
-    return {name: str(v) for name, v in said.items() if not pd.isna(v) and str(v) != ""}
+    said = {str(name): value_text(rows[name].iloc[0]) for name in rows} if len(rows) else {}
+    return {name: text for name, text in said.items() if text}

@@ -18,10 +18,12 @@ from sqlalchemy.exc import DataError as WrongValue
 from client.data.sql_customer import as_relation, of_customer
 from client.database import OPTIONAL, Database, TableSource
 from common.checks import Checker
+from common.columns import value_text
 from common.config import nearest
 from common.contract import REQUIRED
 from common.errors import DataError
 from common.folders import NO_VALUE
+from common.interactions import IDS
 
 #: Rows held as Python objects at a time, and rows of a table that is read whole.
 CHUNK_ROWS = 20_000
@@ -228,17 +230,20 @@ def _converted(
 
 
 def _text(value: Any) -> str | None:  # noqa: ANN401 - as the driver gives it
-    """Return an id or a word; 12.0 and Decimal("12.00") are the id "12"."""
+    """Return a word or a number; 12.0 and Decimal("12.00") are "12"."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, _TEXT_KINDS):
         raise TypeError
-    if isinstance(value, float | Decimal):
-        if math.isnan(value):
-            return None
-        whole = math.isfinite(value) and value == math.floor(value)
-        return str(math.floor(value)) if whole else str(value)
-    return None if value in NO_VALUE else str(value)
+    text = value_text(value)
+    return None if text in NO_VALUE else text
+
+
+def _id(value: Any) -> str | None:  # noqa: ANN401 - as the driver gives it
+    """Return an id; an infinite number is none."""
+    if isinstance(value, float | Decimal) and math.isinf(value):
+        return None
+    return _text(value)
 
 
 def _time(value: Any) -> str | None:  # noqa: ANN401 - as the driver gives it
@@ -258,5 +263,6 @@ def _attribute(value: Any) -> str | None:  # noqa: ANN401 - as the driver gives 
 
 _CONVERT: Mapping[str, Callable[[Any], str | None]] = {
     **dict.fromkeys((*REQUIRED["interactions"], *OPTIONAL), _text),
+    **dict.fromkeys((*IDS, "session_id"), _id),
     "timestamp": _time,
 }
