@@ -12,7 +12,7 @@ import pandas as pd
 from client.data.assortment import own_products
 from client.data.coverage import catalogue_rows, coverage
 from client.data.mapping import ItemMapping
-from client.data.source import open_own_source, shop_mapping
+from client.data.source import open_own_source, shop_mapping, unknown_merchant
 from client.data.stocking import published_stock
 from client.forecast import PlanFlags, forecast
 from client.settings import ShopSettings
@@ -76,11 +76,8 @@ def check_shop(
     frame = tables.interactions
     own = frame[(frame["merchant_id"] == settings.merchant_id).to_numpy()]
     others = [name for name in tables.merchant_ids if name != settings.merchant_id]
-    if others and settings.merchant_id not in tables.merchant_ids:
-        problems.append(
-            f"the data know no merchant {settings.merchant_id!r}, only "
-            f"{', '.join(map(repr, others[:SHOWN]))}: correct merchant_id"
-        )
+    if words := unknown_merchant(tables, settings.merchant_id):
+        problems.append(f"{words}. Until then it would train on nothing but noise")
     elif own.empty:
         problems.append("the shop has no interactions yet: it would train on nothing but noise")
     if words := doubt_of_times(own["timestamp"].to_numpy()):

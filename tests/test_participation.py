@@ -136,22 +136,27 @@ def test_what_does_not_fit_the_shop_is_refused_without_a_charge(world: World) ->
     assert world.ask(JOIN, number=77)[0].status == "refused-config"  # no such shop
 
 
-def test_baskets_need_sessions_and_an_empty_shop_needs_none(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("records", [0, 1])
+def test_baskets_need_a_column_of_sessions_with_records_or_without(
+    world: World, monkeypatch: pytest.MonkeyPatch, records: int
 ) -> None:
+    """Were an empty shop let in without the column, its answer would tell that it is empty."""
     world.shop(0, unit="basket")
     plan = PLAN.model_copy(update={"unit": "basket"})
-    assert world.ask(RELEASE, plan=plan)[0].status == "ok"
+    rows = np.zeros(records, np.int32)
 
-    def without_sessions(settings: ShopSettings, catalogue: Catalogue) -> ShopEvents:
-        one = np.zeros(1, np.int32)
-        return ShopEvents(
-            "m0", np.array(["u"], object), one, one, np.zeros(1, np.int64), np.ones(1, np.float32)
-        )
+    def with_sessions(sessions: np.ndarray | None) -> None:
+        weights = np.ones(records, np.float32)
+        users = np.array(["u"] * records, object)
+        events = ShopEvents("m0", users, rows, rows, rows.astype(np.int64), weights, sessions)
+        monkeypatch.setattr(shop_records, "read_shop", lambda *_: events)
+        shop_records.forget()
 
-    monkeypatch.setattr(shop_records, "read_shop", without_sessions)
-    shop_records.forget()
+    with_sessions(None)
     assert world.ask(RELEASE, plan=plan)[0].status == "refused-config"
+    assert world.spent() == 0
+    with_sessions(rows)
+    assert world.ask(RELEASE, plan=plan)[0].status == "ok"
     assert world.spent() == 1
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from client.data.source import FolderSource, open_source, read_shop
+from client.home.shop import read_records
 from client.settings import ShopSettings
 from common.errors import DataError
 from common.features import Catalogue
@@ -99,10 +100,21 @@ def test_a_misspelt_merchants_column_makes_no_rows_the_shops_own(
         read_shop(settings(tmp_path), catalogue)
 
 
-def test_a_misspelt_merchant_is_refused(tmp_path: Path, catalogue: Catalogue) -> None:
+def test_a_merchant_without_rows_trains_as_an_empty_shop_and_its_log_says_so(
+    tmp_path: Path, catalogue: Catalogue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refusal would tell none from one: with one customer the merchant is known."""
     (tmp_path / "interactions.csv").write_text(ROWS)
+    (tmp_path / "customers.csv").write_text("user_id,age\n7,30\n")
+    misspelt = settings(tmp_path, merchant_id="korner")
+    with caplog.at_level(logging.WARNING):
+        events = read_shop(misspelt, catalogue)
+    assert (len(events), len(events.user_ids)) == (0, 0)
+    assert "correct merchant_id" in caplog.text
+    assert "corner" not in caplog.text
+    # At home, where nothing leaves, it is a mistake to mend.
     with pytest.raises(DataError, match=r"know no merchant 'korner', only 'corner'"):
-        read_shop(settings(tmp_path, merchant_id="korner"), catalogue)
+        read_records(misspelt, catalogue)
 
 
 def test_the_future_is_refused(tmp_path: Path) -> None:

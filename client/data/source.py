@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +34,8 @@ from common.schema import ShopEvents, Tables, encode_shop
 from common.validation import check_customers, check_stock
 
 logger = logging.getLogger(__name__)
+
+SHOWN = 5
 
 
 class Source(Protocol):
@@ -257,20 +259,34 @@ def read_shop(settings: ShopSettings, catalogue: Catalogue) -> ShopEvents:
     Raises
     ------
     DataError
-        If the data break the contract, or hold other merchants' records but do not know this one.
+        If the data break the contract. A shop without records is no error.
     """
     return encode_source(open_source(settings), settings, catalogue)
+
+
+def unknown_merchant(tables: Tables, merchant_id: str) -> str:
+    """Return advice where the tables hold records, but know this merchant nowhere; else ""."""
+    merchants = tables.merchant_ids
+    if merchant_id in merchants or not len(tables.interactions):
+        return ""
+    others = ", ".join(map(repr, merchants[:SHOWN]))
+    return (
+        f"the data know no merchant {merchant_id!r}, only {others}: correct merchant_id in the "
+        "shop's settings or in the data"
+    )
 
 
 def encode_source(source: Source, settings: ShopSettings, catalogue: Catalogue) -> ShopEvents:
     """Return a shop's records from any source; see :func:`read_shop`."""
     tables = source.tables()
-    if settings.merchant_id not in tables.merchant_ids and len(tables.interactions):
-        others = ", ".join(map(repr, tables.merchant_ids[:5]))
-        raise DataError(
-            f"the data know no merchant {settings.merchant_id!r}, only {others}: correct "
-            "merchant_id in the shop's settings or in the data"
+    if unknown_merchant(tables, settings.merchant_id):
+        # To refuse would tell whoever asked that the shop has no customers: with one it is known.
+        logger.warning(
+            "data=read records=none: all rows are other merchants', and the shop takes part with "
+            "noise alone. If that is not so, correct merchant_id in the shop's settings or in the "
+            "data: python -m client check names the merchants"
         )
+        tables = replace(tables, interactions=tables.interactions.iloc[:0])
     events = encode_shop(
         tables,
         settings.merchant_id,

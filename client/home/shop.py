@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from client.data.assortment import Assortment, shared_size
 from client.data.periods import customer_counts, histories, stocked
-from client.data.source import encode_source, open_source
+from client.data.source import encode_source, open_source, unknown_merchant
 from client.home.assortment_model import on_assortment
 from client.home.models import in_use
 from client.settings import ShopSettings
 from common.artifact import MANIFEST, Manifest, load_model
-from common.errors import ArtifactError, ProtocolError
+from common.errors import ArtifactError, DataError, ProtocolError
 from common.features import Catalogue
 from common.metrics import tail_mask
 from common.model import GlobalModel, initial_state
@@ -115,8 +115,16 @@ def manifest_digest(folder: Path) -> str:
 
 
 def read_records(settings: ShopSettings, catalogue: Catalogue) -> HomeRecords:
-    """Read all of the shop's records and its stock, now."""
+    """Read all of the shop's records and its stock, now.
+
+    Raises
+    ------
+    DataError
+        If the data break the contract, or hold other merchants' records but do not know this one.
+    """
     tables = open_source(settings).tables()
+    if words := unknown_merchant(tables, settings.merchant_id):
+        raise DataError(words)  # At home nobody else learns of it.
     events = encode_source(HeldTables(tables), settings, catalogue)
     return HomeRecords(events, stocked(catalogue, tables.stock_of(settings.merchant_id)))
 

@@ -1,0 +1,266 @@
+"""One customer more in a shop's files: all that moves is what that customer adds, and never more.
+
+From files on, as pandas and databases write them: the type of a column follows from all rows, and
+so does what a reader makes of it, if it is not careful.
+"""
+
+import csv
+import sqlite3
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from client.data import records as shop_records
+from client.data.source import read_shop
+from client.rounds.participation import answer
+from client.rounds.popularity_release import whole_popularity
+from client.settings import ShopSettings, read_settings
+from client.training import whole_gradients
+from common.features import Catalogue
+from common.model import initial_state
+from common.protocol import JOIN, POPULARITY, RELEASE, TRAIN, Arrays, ModelPlan, TrainingPlan
+from common.schema import ShopEvents
+from participation_support import World
+
+N, FIRST = 12, 4_006_381_333_931
+CATALOGUE = Catalogue.of(
+    pd.DataFrame({"item_id": [str(FIRST + k) for k in range(N)], "type": list("abcd") * 3})
+)
+MODEL = {"dimension": 3, "customer_rows": 64}
+TRAINING = TrainingPlan.model_validate(
+    {
+        "private": True,
+        "noise_multiplier": 1.0,
+        "popularity_noise_multiplier": 1.0,
+        "rounds": 1,
+        "max_grad_norm": 0.05,
+        "model": MODEL,
+    }
+)
+Row = dict[str, Any]
+
+
+def bought(user: object, *items: object, **more: object) -> list[Row]:
+    """Return a customer's records, a basket of two products each."""
+    base = {"user_id": user, "timestamp": 1_700_000_000, "behavior": "rating", "rating": 4.5}
+    return [{**base, "item_id": i, "session_id": k // 2, **more} for k, i in enumerate(items)]
+
+
+def person(user: object, age: object, share: object = None, member: object = None) -> Row:
+    return {"user_id": user, "age": age, "share": share, "member": member}
+
+
+Shop = tuple[list[Row], list[Row]]
+KEPT: dict[str, Shop] = {
+    "plain": (bought(100, FIRST, FIRST + 1, FIRST + 5), [person(100, 25, Decimal("1.5"), True)]),
+    # Who is unlike all others must not change what is read of them.
+    "an unknown age": (bought(100, FIRST, FIRST + 1), [person(100, None)]),
+    "no product at all": (bought(100, 12.5, FIRST + 2), [person(100, 2.5, Decimal("0.125"))]),
+    "no id": (bought(None, FIRST), [person(None, 30)]),
+    "a huge id": (bought(10**15, 10**15, 3.0), [person(10**15, 2**53)]),
+}
+PLAIN: Shop = (
+    [row for u in range(6) for row in bought(u, *(FIRST + (u + k) % N for k in range(4)))],
+    [person(u, 20 + u, Decimal(u), u % 2 == 0) for u in range(6)],
+)
+OTHERS: dict[str, Shop] = {
+    "none": ([], []),
+    "plain": PLAIN,
+    "missing values": (
+        [*PLAIN[0], *bought(None, FIRST), *bought(7, None)],
+        [*PLAIN[1], person(7, None), person(None, 3)],
+    ),
+    "fractions": (
+        [*PLAIN[0], *bought(7.5, FIRST + 0.5), *bought(8, 1e22, 1e-9)],
+        [*PLAIN[1], person(7.5, 30.25, Decimal("0.0625"))],
+    ),
+    "no numbers": (
+        [*PLAIN[0], *bought(8, FIRST, rating=float("inf")), *bought(9, float("inf"))],
+        [*PLAIN[1], person(9, float("nan")), person(8, float("-inf"))],
+    ),
+}
+# Where all is text, its words can be any.
+IN_WORDS: dict[str, Shop] = {
+    "no times": (
+        [*PLAIN[0], *(bought(8, FIRST, timestamp=t)[0] for t in ("today", "now", "0x10", " 5"))],
+        PLAIN[1],
+    ),
+    "fine times": (
+        [*PLAIN[0], *bought(8, FIRST, timestamp="2024-01-31T14:00:00.123456789Z", rating="NAN")],
+        [*PLAIN[1], person("x", "y"), person("8", "NULL")],
+    ),
+}
+KINDS = ("csv", "parquet", "text.parquet", "sql")
+
+
+def write(folder: Path, kind: str, shop: Shop) -> ShopSettings:
+    """Write a shop's tables as a program would; pandas chooses one type for each column."""
+    folder.mkdir()
+    columns = {
+        "interactions": ["user_id", "item_id", "timestamp", "behavior", "rating", "session_id"],
+        "customers": ["user_id", "age", "share", "member"],
+    }
+    lines = 'merchant_id = "m"\ncatalogue = "c"\nledger = "l"\ncap_epsilon = 8.0\n'
+    lines += 'bad_rows = "set-aside"\n'
+    for (name, names), rows in zip(columns.items(), shop, strict=True):
+        if kind == "csv":
+            with (folder / f"{name}.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, names)
+                writer.writeheader()
+                writer.writerows(rows)
+        elif kind == "sql":
+            with sqlite3.connect(folder / "shop.db") as database:
+                database.execute(f"CREATE TABLE {name} ({', '.join(names)})")
+                values = [
+                    tuple(str(v) if isinstance(v, Decimal) else v for v in map(row.get, names))
+                    for row in rows
+                ]
+                places = ", ".join("?" * len(names))
+                database.executemany(f"INSERT INTO {name} VALUES ({places})", values)
+            database.close()
+        else:
+            frame = pd.DataFrame(rows, columns=names)
+            if kind == "text.parquet":
+                words = [[None if v is None else str(v) for v in map(r.get, names)] for r in rows]
+                frame = pd.DataFrame(words, columns=names, dtype=str)
+            frame.to_parquet(folder / f"{name}.parquet")
+    if kind == "sql":
+        lines += '[database]\nurl = "sqlite:///shop.db"\n[[database.interactions]]\n'
+        lines += 'table = "interactions"\n[database.customers]\ntable = "customers"\n'
+        lines += 'columns = { age = "age", share = "share", member = "member" }\n'
+    else:
+        lines += 'data = "."\n'
+    (folder / "shop.toml").write_text(lines)
+    return read_settings(folder / "shop.toml")
+
+
+def whole(plan: TrainingPlan, events: ShopEvents) -> Arrays:
+    """Return the exact sums that leave a shop under noise, in whole steps."""
+    rates = np.random.default_rng(0).pareto(1.5, N) + 0.05
+    state = {
+        **initial_state(plan.model, N),
+        POPULARITY: (rates / rates.sum()).astype(np.float32),
+    }
+    sums = dict(whole_gradients(plan, 1, state, events, CATALOGUE, np.random.default_rng(3)))
+    return {**sums, POPULARITY: whole_popularity(plan, events, N)}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_customer_adds_the_same_bits_whoever_else_is_in_the_files(
+    tmp_path: Path, kind: str, kept: str
+) -> None:
+    shops = OTHERS if kind == "parquet" else OTHERS | IN_WORDS
+    added: dict[str, Arrays] = {}
+    for place, (name, (records, people)) in enumerate(shops.items()):
+        own_records, own_people = KEPT[kept]
+        without = write(tmp_path / f"{place}-without", kind, (records, people))
+        beside = (records + own_records, people + own_people)
+        events = read_shop(write(tmp_path / f"{place}-with", kind, beside), CATALOGUE)
+        after, before = whole(TRAINING, events), whole(TRAINING, read_shop(without, CATALOGUE))
+        added[name] = {array: after[array] - before[array] for array in after}
+    first = added["none"]
+    assert kept != "plain" or all(first[array].any() for array in first)
+    for name, parts in added.items():
+        for array, part in parts.items():
+            np.testing.assert_array_equal(part, first[array], err_msg=f"{array} beside {name}")
+    gradient = sum(
+        float((part.astype(np.float64) ** 2).sum())
+        for array, part in first.items()
+        if array != POPULARITY
+    )
+    popularity = float((first[POPULARITY].astype(np.float64) ** 2).sum())
+    assert max(gradient, popularity) <= TRAINING.noise_steps**2
+
+
+def test_all_sources_read_the_same(tmp_path: Path) -> None:
+    read = {
+        kind: read_shop(write(tmp_path / kind, kind, OTHERS["fractions"]), CATALOGUE)
+        for kind in KINDS
+    }
+    first = read["csv"]
+    assert first.attributes["age"].tolist() == [str(20 + u) for u in range(6)]
+    for kind, events in read.items():
+        assert events.user_ids.tolist() == first.user_ids.tolist(), kind
+        assert events.items.tolist() == first.items.tolist(), kind
+        assert events.attributes["age"].tolist() == first.attributes["age"].tolist(), kind
+
+
+# --- what a status tells ----------------------------------------------------------------------
+
+HEADER = "merchant_id,user_id,item_id,timestamp,behavior"
+OWN = "m0,u,i01,1577836800,purchase"
+PLAN = TrainingPlan(
+    rounds=2,
+    noise_multiplier=4.0,
+    popularity_noise_multiplier=4.0,
+    model=ModelPlan(dimension=4),
+)
+BASKET = PLAN.model_copy(update={"unit": "basket"})
+LATE = PLAN.model_copy(update={"train_from": 1_600_000_000})
+
+
+@pytest.mark.parametrize(
+    ("header", "without", "more", "plan", "status"),
+    [
+        (HEADER, [], {}, PLAN, "ok"),
+        (HEADER, [OWN.replace("m0", "other")], {}, PLAN, "ok"),
+        (HEADER, [OWN.replace("i01", "outside").replace(",u,", ",v,")], {}, PLAN, "ok"),
+        (HEADER, [], {}, LATE, "ok"),
+        (HEADER, [], {"customers.csv": "user_id,age\n"}, PLAN, "ok"),
+        (HEADER, [], {"stock.csv": "merchant_id,item_id\n"}, PLAN, "ok"),
+        (HEADER.replace("merchant_id,", ""), [], {}, PLAN, "ok"),
+        (HEADER + ",session_id", [], {}, BASKET, "ok"),
+        # The columns decide who can take part, not whether there are rows beneath them.
+        (HEADER, [], {}, BASKET, "refused-config"),
+        (HEADER, [OWN.replace("m0", "other")], {}, BASKET, "refused-config"),
+    ],
+)
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_no_status_tells_the_first_customer_from_none(
+    tmp_path: Path,
+    header: str,
+    without: list[str],
+    more: dict[str, str],
+    plan: TrainingPlan,
+    status: str,
+    mapped: bool,
+    kind: str,
+) -> None:
+    world = World(tmp_path)
+    own = OWN + ",s" * ("session_id" in header)
+    if "merchant_id" not in header:
+        own = own.removeprefix("m0,")
+    for number, rows in enumerate((without, [*without, own.replace("m0", "m1")])):
+        folder = world.shop(number, unit=plan.unit)
+        if mapped:
+            (folder / "map.csv").write_text("item_id,catalogue_item_id\ni01,i01\n")
+            with (folder / "shop.toml").open("a") as file:
+                file.write('\n[catalogue_mapping]\ntable = "map.csv"\n')
+        lines = [row.replace("m0", f"m{number}") for row in rows]
+        text = "\n".join([header, *lines]) + "\n"
+        (folder / "data" / "interactions.csv").write_text(text)
+        for name, content in more.items():
+            (folder / "data" / name).write_text(content)
+        if kind == "parquet":
+            for path in list((folder / "data").glob("*.csv")):
+                pd.read_csv(path).to_parquet(path.with_suffix(".parquet"))
+                path.unlink()
+    shop_records.forget()
+    for exchange, server_round in ((JOIN, 0), (RELEASE, 0), (TRAIN, 1)):
+        asked = {
+            "run_id": "r1",
+            "server_round": server_round,
+            "plan_json": plan.model_dump_json(),
+            "catalogue_fingerprint": world.catalogue.fingerprint,
+        }
+        state = partial(initial_state, plan.model, world.catalogue.size)
+        told = [answer(exchange, asked, state, world.node(k))[0].status for k in (0, 1)]
+        expected = "ok" if exchange == JOIN else status
+        assert told == [expected, expected], (exchange, told)
