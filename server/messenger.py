@@ -48,6 +48,7 @@ from common.protocol import (
 from common.stock import stock_fingerprint
 from common.stocked_rows import ByRow, sent_shapes
 from server.aggregation import Contribution
+from server.bounds import largest
 from server.exchange import Exchange
 from server.heads import LedgerHeads
 from server.job import Job, Sent, Shapes
@@ -258,7 +259,9 @@ class Messenger:
             else:
                 max_norm = self._job.settings.max_update_norm if kind == TRAIN else 0.0
                 rows = {} if asked.rows is None else asked.rows(header.shop)
-                arrays = reply_arrays(reply, sent_shapes(asked.expected, rows), max_norm)
+                shapes = sent_shapes(asked.expected, rows)
+                most = largest(self._job.plan, kind, asked.server_round)
+                arrays = reply_arrays(reply, shapes, max_norm, most)
         except ProtocolError as error:
             logger.warning("reply=rubbish node=%d reason=%s", node, error)
             return "rubbish"

@@ -47,14 +47,14 @@ def reply_header(reply: Message, server_round: int) -> ReplyHeader:
     return header
 
 
-def reply_arrays(reply: Message, expected: Shapes, max_norm: float) -> Arrays:
+def reply_arrays(reply: Message, expected: Shapes, max_norm: float, largest: float = 0.0) -> Arrays:
     """Return the arrays of a reply; shapes are compared before memory is given out.
 
     Raises
     ------
     ProtocolError
-        If they are not float32 arrays of the ``expected`` names and shapes, finite and within
-        ``max_norm`` (0: no bound).
+        If they are not float32 arrays of the ``expected`` names and shapes, finite, within
+        ``max_norm`` together and ``largest`` each (0: no bound).
     """
     if SAID in reply.content:
         raise ProtocolError("a shop says what it was not asked")
@@ -66,6 +66,10 @@ def reply_arrays(reply: Message, expected: Shapes, max_norm: float) -> Arrays:
     check_names(records[UPDATE], expected)
     arrays = {n: _decode(n, array, expected[n]) for n, array in records[UPDATE].items()}
     check_arrays(arrays, expected, max_norm=max_norm)
+    for name, array in arrays.items():
+        most = max(float(array.max(initial=0.0)), -float(array.min(initial=0.0)))
+        if largest and most > largest:
+            raise ProtocolError(f"array {name!r} holds {most:.4g}; the plan's hold {largest:.4g}")
     return arrays
 
 

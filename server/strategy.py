@@ -32,6 +32,7 @@ from common.protocol import (
 from common.rng import derive
 from common.stocked_rows import ByRow, products_of, sent_rows
 from server.aggregation import Contribution, senders, summed_rates
+from server.bounds import check_start, refusal
 from server.checkpoints import Checkpoint
 from server.exchange import Exchange, weakest
 from server.figures import ShopFigures
@@ -88,6 +89,7 @@ class Federation:
     ) -> None:
         self._grid, self._job = grid, job
         self._defence = job.settings.defender(job.plan)
+        self._optimizer = job.settings.optimizer(job.plan)
         self._save, self._report = save, report
         self._settle, self._finish, self._measured = settle, finish, measured
         self._roster = Roster(grid)
@@ -110,17 +112,21 @@ class Federation:
         RunError
             If too few shops connect, join or release.
         """
-        plan, optimizer = self._job.plan, self._job.settings.optimizer(self._job.plan)
+        plan, optimizer = self._job.plan, self._optimizer
         if resume is None:
+            memory = optimizer.start({name: self._job.shapes[name] for name in self._job.trained})
+            # Before anyone pays for a release that could not be trained on.
+            check_start(self._job, 0, initial, memory)
             self._wait_for_shops()
             self._join(0)
             state = self._release(initial)
-            memory = optimizer.start({name: self._job.shapes[name] for name in self._job.trained})
+            check_start(self._job, 0, state, memory)
             self._checkpoint(0, state, memory)
             done = 0
         else:
             state, memory, done = resume.state, resume.memory, resume.server_round
             self._noise = resume.noise
+            check_start(self._job, done, state, memory)
             if done < plan.rounds:
                 self._wait_for_shops()
                 self._join(done + 1)
@@ -131,10 +137,15 @@ class Federation:
                 self._join(server_round)
             exchange, mean, why = self._update(server_round, state)
             if mean is not None:
-                self._noise = weakest((self._noise, exchange.noise))
-                state, memory = optimizer.apply(
-                    state, mean, memory, exchange.accepted, server_round, exchange.variances
+                new_state, new_memory, reason = self._apply(
+                    server_round, state, mean, memory, exchange
                 )
+                if reason:
+                    logger.warning("model=kept round=%d reason=%s", server_round, reason)
+                    mean, why = None, {"reason": reason}
+                else:
+                    state, memory = new_state, new_memory
+                    self._noise = weakest((self._noise, exchange.noise))
             self._checkpoint(server_round, state, memory)
             self._tell(
                 "round",
@@ -205,7 +216,7 @@ class Federation:
     ) -> tuple[Exchange, Arrays | None, dict[str, str]]:
         """Return what came back of a round, the mean update if there is one, or why there is none.
 
-        Why is told of secure sums alone, where it does not follow from the replies' codes.
+        Why is told of secure sums here, where it does not follow from the replies' codes.
         """
         nodes = self._sample(server_round)
         shapes = {name: self._job.shapes[name] for name in self._job.trained}
@@ -228,6 +239,24 @@ class Federation:
         if not summed.arrays or not self._has_quorum(summed.exchange):
             return summed.exchange, None, {"reason": summed.reason or "no quorum"}
         return summed.exchange, mean_update(self._job.plan, server_round, summed), {}
+
+    def _apply(
+        self, server_round: int, state: Arrays, mean: Arrays, memory: Arrays, exchange: Exchange
+    ) -> tuple[Arrays, Arrays, str]:
+        """Return the new state and memory, and why they are not to be used, if they are not.
+
+        What bad shops add up to in many rounds, or in a sum of which only the sum is seen, is
+        bounded by nothing: it may come to what every shop would refuse, for good.
+        """
+        job, shops = self._job, exchange.accepted
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                state, memory = self._optimizer.apply(
+                    state, mean, memory, shops, server_round, exchange.variances
+                )
+        except np.linalg.LinAlgError:
+            return state, memory, "the mean update has no directions"
+        return state, memory, refusal(job, server_round, state, memory)
 
     def _release(self, initial: Arrays) -> Arrays:
         started = time.monotonic()
