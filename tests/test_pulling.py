@@ -23,6 +23,8 @@ from flwr.supercore.inflatable.inflatable_object import get_object_id
 from flwr.supercore.inflatable.inflatable_utils import validate_object_content
 from flwr.supercore.run import Run as FlowerRun
 from flwr.superlink.grid.http_grid import HttpGrid
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.errors import RunError
 from common.protocol import UPDATE
@@ -298,3 +300,33 @@ def test_an_error_of_the_connection_ends_the_run_as_before() -> None:
 
     with pytest.raises(RunError, match="the connection is gone"):
         run(Broken(NamedGrid(3), lambda stored: stored), make_job(rounds=1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 20), st.binary(max_size=40), st.integers(0, 400), st.booleans())
+def test_no_change_to_any_object_of_a_reply_ends_a_run(
+    which: int, change: bytes, at: int, whole: bool
+) -> None:
+    """Whatever stands in the place of an object's body, what is above it names the new one."""
+
+    def changed(stored: Stored) -> Stored:
+        chosen = which % len(stored)
+        renamed: dict[str, str] = {}
+        found: Stored = []
+        for number, (name, _, content) in enumerate(stored):
+            assert content is not None
+            head, _, body = content.partition(HEAD_BODY_DIVIDER)
+            kind, children, _ = head.decode().split(" ")
+            for old, new in renamed.items():
+                body = body.replace(old.encode(), new.encode())
+            if number == chosen:
+                where = at % (len(body) + 1)
+                body = change if whole else body[:where] + change + body[where + len(change) :]
+            below = [renamed[child] for child in children.split(",") if child]
+            found.append(made(kind, below, body))
+            renamed[name] = found[-1][0]
+        return found
+
+    grid = OverHttp(NamedGrid(3, order=1), changed)
+    events, _ = run(grid, make_job(rounds=1))
+    assert rounds(events, "accepted")[0] in (2, 3)
