@@ -21,6 +21,7 @@ class Roster:
         self._grid = grid
         self._enrolled: dict[int, str] = {}
         self._asked: set[int] = set()
+        self._silent: set[int] = set()
         self._shops: dict[int, str] = {}
 
     def look(self) -> set[int]:
@@ -32,6 +33,7 @@ class Roster:
         self._enrolled = {node: shop_key(name) for node, name in nodes.items() if name}
         self._shops = {node: shop for node, shop in self._shops.items() if node in nodes}
         self._asked &= set(nodes)
+        self._silent &= set(nodes)
         return set(nodes)
 
     @property
@@ -46,6 +48,16 @@ class Roster:
     def answered(self, nodes: Iterable[int]) -> None:
         """Note that these nodes said whether their shop takes part: they are not asked again."""
         self._asked |= set(nodes)
+
+    def silent(self, nodes: Iterable[int]) -> None:
+        """Note that these nodes were asked and did not say: after the second time that is that.
+
+        Each time the others wait for as long as an exchange may last, and they would in every
+        round.
+        """
+        again = self._silent & set(nodes)
+        self._asked |= again
+        self._silent |= set(nodes)
 
     def join(self, shops: Mapping[int, str]) -> None:
         """Let shops take part.

@@ -200,8 +200,9 @@ class Federation:
         if not (new := roster.newcomers(roster.look())):
             return
         exchange = self._messenger.exchange(JOIN, server_round, new, {}, {})
-        # A shop that did not answer may be asked again; one that declined may not.
+        # A shop that did not answer may be asked once more; one that declined may not.
         roster.answered(exchange.answered)
+        roster.silent(set(new) - exchange.answered)
         roster.join(exchange.accepted_nodes)
         shops: dict[str, str] = {
             h.shop: h.status for h in exchange.headers.values() if h.shop != NO_FINGERPRINT

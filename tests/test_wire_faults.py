@@ -250,6 +250,39 @@ def test_replies_that_nobody_waits_for_and_second_ones_count_nothing() -> None:
     assert same(found.saved[-1].state, calm.saved[-1].state)
 
 
+def test_a_node_that_never_says_whether_it_takes_part_is_waited_for_twice() -> None:
+    """Once a round it would cost all the others as long as an exchange may last."""
+
+    def mute(shop: int, kind: str, _round: int, reply: Message) -> Message | None:
+        return None if (shop, kind) == (0, "join") else reply
+
+    grid = NamedGrid(3, fault=mute)
+    found = run(grid, make_job(rounds=5, timeout_seconds=0.3))
+    assert [event["declined"] for event in found.events if event["event"] == "join"] == [
+        {"late": 1},
+        {"late": 1},
+    ]
+    assert [r for shop, r in names(grid.sent, "join") if shop == 0] == [0, 2]
+    assert found.rounds("accepted") == [2] * 5
+
+
+def test_a_silent_node_that_was_gone_is_asked_anew() -> None:
+    def mute(shop: int, kind: str, server_round: int, reply: Message) -> Message | None:
+        return None if (shop, kind) == (0, "join") and server_round < 4 else reply
+
+    grid = NamedGrid(3, fault=mute)
+    node = next(node for node, shop in grid.nodes.items() if shop == 0)
+
+    def come_and_go(event: Event) -> None:
+        if event["event"] == "round" and event["server_round"] == 2:
+            del grid.nodes[node]
+        if event["event"] == "round" and event["server_round"] == 3:
+            grid.nodes[node] = 0
+
+    found = run(grid, make_job(rounds=5, timeout_seconds=0.3), come_and_go)
+    assert found.rounds("accepted") == [2, 2, 2, 3, 3]
+
+
 @pytest.mark.parametrize("exchange", ["join", "release", "update"])
 @pytest.mark.parametrize("named", [True, False])
 def test_a_reply_that_is_of_no_shop_is_of_no_use(exchange: str, named: bool) -> None:
