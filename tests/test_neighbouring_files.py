@@ -23,7 +23,16 @@ from client.settings import ShopSettings, read_settings
 from client.training import whole_gradients
 from common.features import Catalogue
 from common.model import initial_state
-from common.protocol import JOIN, POPULARITY, RELEASE, TRAIN, Arrays, ModelPlan, TrainingPlan
+from common.protocol import (
+    EVALUATE,
+    JOIN,
+    POPULARITY,
+    RELEASE,
+    TRAIN,
+    Arrays,
+    ModelPlan,
+    TrainingPlan,
+)
 from common.schema import ShopEvents
 from participation_support import World
 
@@ -239,6 +248,8 @@ def test_no_status_tells_the_first_customer_from_none(
         own = own.removeprefix("m0,")
     for number, rows in enumerate((without, [*without, own.replace("m0", "m1")])):
         folder = world.shop(number, unit=plan.unit)
+        with (folder / "shop.toml").open("a") as file:
+            file.write("\n[evaluation]\nepsilon = 1.0\n")
         if mapped:
             (folder / "map.csv").write_text("item_id,catalogue_item_id\ni01,i01\n")
             with (folder / "shop.toml").open("a") as file:
@@ -253,7 +264,7 @@ def test_no_status_tells_the_first_customer_from_none(
                 pd.read_csv(path).to_parquet(path.with_suffix(".parquet"))
                 path.unlink()
     shop_records.forget()
-    for exchange, server_round in ((JOIN, 0), (RELEASE, 0), (TRAIN, 1)):
+    for exchange, server_round in ((JOIN, 0), (RELEASE, 0), (TRAIN, 1), (EVALUATE, 2)):
         asked = {
             "run_id": "r1",
             "server_round": server_round,
@@ -263,4 +274,6 @@ def test_no_status_tells_the_first_customer_from_none(
         state = partial(initial_state, plan.model, world.catalogue.size)
         told = [answer(exchange, asked, state, world.node(k))[0].status for k in (0, 1)]
         expected = "ok" if exchange == JOIN else status
+        if exchange == EVALUATE and plan.unit == "basket":
+            expected = "refused-config"  # Figures are of whole customers, whoever they are.
         assert told == [expected, expected], (exchange, told)
