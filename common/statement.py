@@ -46,10 +46,12 @@ _SEVERAL_SHOPS = (
 )
 _TUNED = "Hyperparameters that were tuned on the same data outside this plan are not counted."
 _FLOATING_POINT = (
-    "Floating point: the bound is for real numbers. Noise is made in 64 bits before it is added, "
-    "and what leaves is rounded to a fixed grid that no data choose. Both blunt attacks that read "
-    "data off the lowest bits of noisy values (Mironov 2012); neither is a proof, as an exact "
-    "discrete Gaussian would be."
+    "Floating point: the bound is for real numbers. Clipped contributions are summed in 64 bits "
+    "and rounded to 32 once a step, which blunts attacks that drive sums of neighbouring data "
+    "apart (Casacuberta et al. 2022). Noise is made in 64 bits before it is added, and what leaves "
+    "is rounded to a fixed grid that no data choose, which blunts those that read data off the "
+    "lowest bits of noisy values (Mironov 2012). Neither is a proof, as an exact discrete Gaussian "
+    "would be."
 )
 _NOISE_SHARES = (
     "Sums with fewer honest shops' noise than the plan's number of honest survivors, which is what "

@@ -2,6 +2,8 @@
 
 import builtins
 from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from scipy import stats
 
 from client.privacy import compiling
 from client.privacy.adding import CompiledAdder, NumpyAdder, adder
+from client.privacy.folding import Terms, fold_rows, move_rows
 from client.privacy.moving import add_rows
 from client.privacy.noise import Keystream, SeededNoise, SystemNoise
 from client.privacy.normals import CELLS, MOST, Normals
@@ -35,10 +38,16 @@ def no_llvm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             raise ImportError(name)
         return real(name, *rest)
 
-    compiling.function.cache_clear()
+    forget()
     monkeypatch.setattr(builtins, "__import__", refuse)
     yield
+    forget()
+
+
+def forget() -> None:
+    """Have all loops compiled anew, where there is a compiler."""
     compiling.function.cache_clear()
+    compiling._compiled.cache_clear()
 
 
 def test_deployments_noise_is_added_by_the_compiled_loop() -> None:
@@ -131,7 +140,7 @@ def test_norms_are_the_same_with_and_without_llvm(
     apart = random.random(len(values)) < 0.3
     plain = unit_squares(values, apart, units)
     monkeypatch.undo()
-    compiling.function.cache_clear()
+    forget()
     assert np.array_equal(plain, unit_squares(values, apart, units))
     exact = np.where(apart[:, None], 0.0, values.astype(np.longdouble)) ** 2
     wanted = exact.reshape(units, -1).sum(axis=1).astype(np.float64)
@@ -156,20 +165,85 @@ def test_rows_are_moved_the_same_with_and_without_llvm(
     random = np.random.default_rng(width)
     before = random.normal(size=(5000, width)).astype(np.float32)
     rows = np.sort(random.permutation(5000)[:3000])
-    values = random.normal(size=(3000, width)).astype(np.float32)
+    values = random.normal(size=(3000, width))
     tables = []
     for undone in (False, True):
         if undone:
             monkeypatch.undo()
-            compiling.function.cache_clear()
+            forget()
         table = before.copy()
         add_rows(table, rows, values, -0.37)
         tables.append(table)
     assert np.array_equal(tables[0], tables[1])
-    wanted = before.copy()
+    wanted = before.astype(np.float64)
     wanted[rows] -= 0.37 * values
-    np.testing.assert_allclose(tables[0], wanted, rtol=1e-6, atol=1e-6)
+    # Rounded once: the nearest float32 of the exact result.
+    assert np.array_equal(tables[0], wanted.astype(np.float32))
     assert np.array_equal(np.delete(tables[0], rows, axis=0), np.delete(before, rows, axis=0))
     for wrong in (rows + 2500, rows - 2500):
         with pytest.raises(IndexError):
             add_rows(tables[0], wrong, values, 1.0)
+
+
+@pytest.mark.parametrize("width", [1, 5, 32])
+def test_rows_are_folded_the_same_with_and_without_llvm(
+    width: int, no_llvm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And to the last bit as one term after the other in float64, whatever float32 would lose."""
+    random = np.random.default_rng(width)
+    values = random.normal(size=(400, width)).astype(np.float32) * np.float32(1e8)
+    others = random.normal(size=(30, width)).astype(np.float32)
+    starts = np.sort(random.integers(0, 1001, 70)).astype(np.int32)
+    starts[0], starts[-1] = 0, 1000
+    sources = random.integers(0, 430, 1000).astype(np.int32)
+    weights = random.normal(size=1000)
+    terms = Terms(values, others, sources, weights, starts)
+    slots = random.permutation(90)[:69]
+    before = random.normal(size=(90, width))
+    folded, moved = [], []
+    for undone in (False, True):
+        if undone:
+            monkeypatch.undo()
+            forget()
+        sums, table = before.copy(), before.astype(np.float32)
+        fold_rows(terms, slots.astype(np.int32), sums)
+        move_rows(terms, slots, table, -0.37)
+        folded.append(sums)
+        moved.append(table)
+    assert np.array_equal(folded[0], folded[1])
+    assert np.array_equal(moved[0], moved[1])
+    wanted, change = before.copy(), np.zeros((90, width))
+    together = np.concatenate([values, others])
+    for slot, (begin, end) in zip(slots, pairwise(starts), strict=True):
+        for term in range(begin, end):
+            wanted[slot] += together[sources[term]].astype(np.float64) * weights[term]
+            change[slot] += together[sources[term]].astype(np.float64) * weights[term]
+    assert np.array_equal(folded[0], wanted)
+    assert np.array_equal(moved[0], (before.astype(np.float32) + change * -0.37).astype(np.float32))
+
+
+def test_terms_that_are_not_there_are_refused() -> None:
+    values, others = np.ones((4, 2), np.float32), np.ones((1, 2), np.float32)
+
+    def fold(sources: list[int], starts: list[int], rows: list[int]) -> np.ndarray:
+        sums, table, places = np.zeros((3, 2)), np.zeros((3, 2), np.float32), np.array(rows)
+        begin = np.array(starts, np.int32)
+        terms = Terms(values, others, np.array(sources, np.int32), np.ones(2), begin)
+        with pytest.raises(IndexError) if min(rows) < 0 or max(rows) > 2 else nullcontext():
+            move_rows(terms, places, table, 2.0)
+        fold_rows(terms, places.astype(np.int32), sums)
+        assert table.tolist() == (2 * sums).tolist()
+        return sums
+
+    assert fold([0, 4], [0, 2], [2]).tolist() == [[0, 0], [0, 0], [2, 2]]
+    for sources, starts, rows in (
+        ([0, 5], [0, 2], [2]),
+        ([-1, 0], [0, 2], [2]),
+        ([0, 0], [0, 3], [2]),
+        ([0, 0], [1, 2], [2]),
+        ([0, 0], [0, 2], [3]),
+        ([0, 0], [0, 2], [-1]),
+        ([0, 0], [0, 1, 2], [0]),
+    ):
+        with pytest.raises(IndexError):
+            fold(sources, starts, rows)

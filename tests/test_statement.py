@@ -56,7 +56,9 @@ def test_where_the_noise_comes_from_and_what_rounding_does_not_prove_is_said() -
         "operating system",
         "fixed grid",
         "Mironov 2012",
-        "neither is a proof",
+        "summed in 64 bits",
+        "Casacuberta et al. 2022",
+        "Neither is a proof",
     ):
         assert words in text
     assert found["rounds"] == 10

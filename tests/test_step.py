@@ -341,6 +341,51 @@ def test_a_gradient_too_large_for_float32_to_scale_adds_no_more_than_the_bound(
     assert float(total.double().norm()) <= clip
 
 
+@pytest.mark.parametrize("physical", [1 << 10, 1 << 20])
+@pytest.mark.parametrize("table", [True, False])
+def test_one_unit_moves_a_sum_by_its_own_gradient_however_many_others_there_are(
+    table: bool, physical: int
+) -> None:
+    """Two sums in float32 that differ by one unit drift apart: each rounds on a grid of its own.
+
+    The units are those of an attack on such sums (Casacuberta et al. 2022): after each power of
+    two, some that one of the sums rounds up and the other does not. In float32 taking one away
+    moved the sum by 8 times the bound.
+    """
+    gradients, total, gap = [np.ones(1)], 1.0, 1.0
+    for power in range(10, 13):
+        gradients.append(np.ones(int(2.0**power - total)))
+        grid = 2.0 ** (power - 23)
+        some = round(2 * gap / grid)
+        gradients.append(np.full(some, grid / 2 * (1 + 2.0**-10)))
+        total, gap = 2.0**power + some * grid, gap * 2
+    units = torch.from_numpy(np.concatenate(gradients).astype(np.float32)).unsqueeze(1)
+
+    def summed(units: torch.Tensor) -> float:
+        step = ExactDPStep(
+            {"one": torch.zeros(1, 1)},
+            {"one"} if table else set(),
+            max_grad_norm=1.01,
+            noise_multiplier=0.0,
+            batch_normalizer=1.0,
+            learning_rate=1.0,
+        )
+        for start in range(0, len(units), physical):
+            batch = units[start : start + physical]
+            ids = {"one": torch.zeros(len(batch), 1, dtype=torch.int64)} if table else {}
+            step.accumulate(
+                lambda rows, dense, of: (
+                    (rows["one"] if table else dense["one"]).squeeze(2) * of.data["by"]
+                ).sum(1),
+                UnitBatch(len(batch), ids, {"by": batch}),
+            )
+        return float(step.optimizer.summed("one").sum())
+
+    moved = summed(units) - summed(units[1:])
+    assert len(units) > 50_000
+    assert moved == pytest.approx(1.0, abs=1e-6)
+
+
 def test_the_sum_starts_anew_after_each_step() -> None:
     step = new(start())
     step.accumulate(loss, make(1, 3))

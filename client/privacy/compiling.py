@@ -17,9 +17,7 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-_KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
-# What the machine code lives in.
-_engines: list[Any] = []
+_KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
 
 
 @cache
@@ -29,13 +27,13 @@ def function(code: str, name: str, arguments: str) -> Callable[..., None] | None
     Parameters
     ----------
     code
-        A module of LLVM's language.
+        A module of LLVM's language; compiled once, whichever of its functions are asked for.
     arguments
         A letter for each of the function's arguments: ``p`` a pointer, ``i`` a whole number of 64
-        bits, ``f`` a float32.
+        bits, ``d`` a float64.
     """
     try:
-        found = _compiled(code, name)
+        found = int(_compiled(code).get_function_address(name))
     except (ImportError, OSError, RuntimeError) as error:
         logger.warning("loop=%s compiled=no reason=%s", name, type(error).__name__)
         return None
@@ -55,7 +53,9 @@ def address(array: np.ndarray, kind: type[np.generic]) -> int:
     return int(array.ctypes.data)
 
 
-def _compiled(code: str, name: str) -> int:
+@cache
+def _compiled(code: str) -> Any:  # noqa: ANN401 - llvmlite has no types
+    """Return the engine in which a module's machine code lives."""
     from llvmlite import binding  # Only shops that train need it.
 
     binding.initialize_native_target()
@@ -71,5 +71,4 @@ def _compiled(code: str, name: str) -> int:
     passes.getModulePassManager().run(module, passes)
     engine = binding.create_mcjit_compiler(module, machine)
     engine.finalize_object()
-    _engines.append(engine)
-    return int(engine.get_function_address(name))
+    return engine

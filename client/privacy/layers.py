@@ -15,6 +15,7 @@ from opacus.grad_sample import register_grad_sampler
 from torch import nn
 from torch.nn.functional import embedding_bag
 
+from client.privacy.folding import Terms
 from client.privacy.squares import unit_squares
 
 # What layers, and Opacus, keep on a layer from one batch to the next.
@@ -151,35 +152,46 @@ class RowGradients:
         total = self.values.new_zeros((len(rows), self.values.shape[1]))
         return rows, total.index_add_(0, inverse, self.values[self.reads.places[own]])
 
-    def summed(self, factors: torch.Tensor) -> torch.Tensor:
-        """Return ``(R, D)``: the sum over units in each row, each times its factor ``(B,)``.
+    def weighted(self, factors: torch.Tensor) -> "WeightedRows":
+        """Return the sums over units in each row, each times its factor ``(B,)`` float64.
 
-        What a unit reads more than once is summed before anything is added to it: large summands
-        that cancel would swallow the float32 sum of the other units.
+        What a unit reads more than once is one term, the sum whose norm was taken.
         """
         reads = self.reads
-        by_unit = factors.to(self.values.dtype)
+        by_unit, places = factors.numpy(), reads.places.numpy()
         # numpy looks up a few values several times as fast as torch.
-        weights = by_unit.numpy().take(reads.units(reads.places).numpy())
+        weights = by_unit.take(reads.units(reads.places).numpy())
         apart, groups = reads.apart.numpy(), reads.groups.numpy()
-        weights[apart] = 0.0
-        total = embedding_bag(
-            reads.places,
-            self.values,
-            reads.starts,
-            mode="sum",
-            per_sample_weights=torch.from_numpy(weights),
-        )
         if len(groups):
-            entries = reads.starts.numpy().searchsorted(apart[groups], side="right") - 1
-            own = by_unit[reads.units(reads.repeats[reads.groups])].unsqueeze(1)
-            total.index_add_(0, torch.from_numpy(entries), self.repeated * own)
-        return total
+            places, first = places.copy(), apart[groups]
+            own = weights[first]
+            weights[apart] = 0.0
+            weights[first] = own
+            places[first] = len(self.values) + np.arange(len(groups), dtype=np.int32)
+        ends = np.append(reads.starts.numpy(), np.int32(len(places)))
+        terms = Terms(self.values.numpy(), self.repeated.numpy(), places, weights, ends)
+        return WeightedRows(reads.rows.numpy(), terms)
 
     def without(self, units: torch.Tensor) -> "RowGradients":
         """Return the same with zeros for the units in the mask ``(B,)``."""
         by_unit = self.values.reshape(len(units), -1).masked_fill(units.unsqueeze(1), 0.0)
         return RowGradients(self.reads, by_unit.view_as(self.values))
+
+
+@dataclass(frozen=True)
+class WeightedRows:
+    """Sums of clipped gradients by row, not yet made.
+
+    Attributes
+    ----------
+    rows
+        ``(R,)`` int64 distinct rows, ascending.
+    terms
+        What the sum in each row is made of.
+    """
+
+    rows: np.ndarray
+    terms: Terms
 
 
 class _Gather(torch.autograd.Function):

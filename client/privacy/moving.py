@@ -7,10 +7,11 @@ from client.privacy.compiling import address, function
 # Values that numpy moves at a time.
 _CHUNK = 1 << 15
 
-# For each row: its place in the table; for each value: times the scale, plus what is there.
+# For each row: its place in the table; for each value: times the scale, plus what is there, in
+# float64, and rounded once.
 _LOOP = """
 define void @add_rows(ptr noalias %table, ptr noalias %rows, ptr noalias %values, i64 %count,
-                      i64 %width, float %scale) {
+                      i64 %width, double %scale) {
 start:
   br label %next_row
 
@@ -25,18 +26,20 @@ row:
   %row_first = mul i64 %row_number, %width
   %weights = getelementptr float, ptr %table, i64 %row_first
   %value_first = mul i64 %at, %width
-  %row_values = getelementptr float, ptr %values, i64 %value_first
+  %row_values = getelementptr double, ptr %values, i64 %value_first
   br label %value
 
 value:
   %column = phi i64 [0, %row], [%column_next, %value]
-  %value_at = getelementptr float, ptr %row_values, i64 %column
-  %single = load float, ptr %value_at
-  %scaled = fmul float %single, %scale
+  %value_at = getelementptr double, ptr %row_values, i64 %column
+  %exact = load double, ptr %value_at
+  %scaled = fmul double %exact, %scale
   %weight_at = getelementptr float, ptr %weights, i64 %column
   %weight = load float, ptr %weight_at
-  %total = fadd float %weight, %scaled
-  store float %total, ptr %weight_at
+  %before = fpext float %weight to double
+  %total = fadd double %before, %scaled
+  %rounded = fptrunc double %total to float
+  store float %rounded, ptr %weight_at
   %column_next = add i64 %column, 1
   %more_values = icmp slt i64 %column_next, %width
   br i1 %more_values, label %value, label %row_done
@@ -52,14 +55,14 @@ done:
 
 
 def add_rows(table: np.ndarray, rows: np.ndarray, values: np.ndarray, scale: float) -> None:
-    """Add ``scale`` times values to rows of a contiguous (N, D) float32 table.
+    """Add ``scale`` times values to rows of a contiguous (N, D) float32 table, rounding once.
 
     Parameters
     ----------
     rows
-        (R,) int64, ascending, each once.
+        (R,) int64, each once.
     values
-        (R, D) float32.
+        (R, D) float64.
     """
     if not values.size:
         return
@@ -67,11 +70,12 @@ def add_rows(table: np.ndarray, rows: np.ndarray, values: np.ndarray, scale: flo
     if not (
         values.shape == (len(rows), table.shape[1])
         and table.flags.writeable
-        and 0 <= rows[0] <= rows[-1] < len(table)
+        and rows.min() >= 0
+        and rows.max() < len(table)
     ):
         raise IndexError("values for rows that are not there")
-    where = (address(table, np.float32), address(rows, np.int64), address(values, np.float32))
-    loop = function(_LOOP, "add_rows", "pppiif")
+    where = (address(table, np.float32), address(rows, np.int64), address(values, np.float64))
+    loop = function(_LOOP, "add_rows", "pppiid")
     if loop is None:
         _add_rows(table, rows, values, scale)
     else:
@@ -89,6 +93,6 @@ def _add_rows(table: np.ndarray, rows: np.ndarray, values: np.ndarray, scale: fl
     count = max(1, _CHUNK // table.shape[1])
     for start in range(0, len(rows), count):
         places = rows[start : start + count]
-        scaled = values[start : start + count] * np.float32(scale)
-        scaled += table.take(places, axis=0)
-        put_rows(table, places, scaled)
+        total = values[start : start + count] * scale
+        total += table.take(places, axis=0)
+        put_rows(table, places, total.astype(np.float32))

@@ -8,12 +8,14 @@ from opacus.optimizers import DPOptimizer
 
 from client.privacy.layers import UnitEmbedding, UnitParameter
 from client.privacy.noise import NoiseSource
-from client.privacy.rows import OwedNoise, RowSum, add_noise
+from client.privacy.rows import OwedNoise, RowSum, rounded
 
-# float32 rounding may push a clipped gradient above its bound; this keeps it below.
+# Rounding may push a clipped gradient above its bound; this keeps it below.
 _CLIP_MARGIN = 1 - 1e-6
-# Below this float32 is too coarse for a factor: the margin would not cover its rounding.
+# A gradient that needs a smaller factor is nearly too large for float32.
 _LEAST_FACTOR = 1e-30
+# Numbers of dense gradients that are turned into float64 at a time.
+_EXACT = 1 << 18
 
 
 class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
@@ -101,6 +103,11 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
 
     def clip_and_accumulate(self) -> None:
         """Scale each unit's gradient over *all* parameters to the norm bound, and sum."""
+        self.find_factors()
+        self.accumulate()
+
+    def find_factors(self) -> None:
+        """Find what each unit's gradient over *all* parameters is scaled by to keep the bound."""
         norms = torch.stack([_norms(layer) for layer in self._layers.values()], dim=1)
         self.unit_norms = _joint(norms).squeeze(1)
         # A unit whose gradient overflows, or nearly, adds nothing: it must not spoil the sum.
@@ -108,36 +115,46 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
         kept = np.isfinite(self.unit_norms.numpy())
         kept &= self.factors.numpy().min(axis=1) >= _LEAST_FACTOR
         lost = torch.from_numpy(~kept)
-        some_lost = not kept.all()
-        if some_lost:
-            self.factors = self.factors.masked_fill(lost.unsqueeze(1), 0.0)
+        if kept.all():
+            return
+        self.factors = self.factors.masked_fill(lost.unsqueeze(1), 0.0)
+        for layer in self._layers.values():
+            if isinstance(layer, UnitEmbedding):
+                if layer.gradients is not None:
+                    layer.gradients = layer.gradients.without(lost)
+            else:
+                sample = layer.weight.grad_sample
+                assert sample is not None
+                shape = (-1,) + (1,) * (sample.dim() - 1)
+                layer.weight.grad_sample = sample.masked_fill(lost.reshape(shape), 0.0)
+
+    def accumulate(self) -> None:
+        """Add up the last batch's gradients times their factors, in float64."""
         for place, (name, layer) in enumerate(self._layers.items()):
             factors = self.factors[:, place]
             if isinstance(layer, UnitEmbedding):
                 own = layer.gradients
-                if own is None or not len(own.reads.rows):
-                    continue
-                if some_lost:
-                    own = layer.gradients = own.without(lost)
-                self._sums[name].add(own.reads.rows, own.summed(factors))
+                if own is not None and len(own.reads.rows):
+                    self._sums[name].add(own.weighted(factors))
             else:
                 sample = layer.weight.grad_sample
                 assert sample is not None
-                if some_lost:
-                    shape = (-1,) + (1,) * (sample.dim() - 1)
-                    sample = sample.masked_fill(lost.reshape(shape), 0.0)
-                total = torch.einsum("b,b...->...", factors.to(sample.dtype), sample)
-                before = layer.weight.summed_grad
+                total, before = _weighted_sum(factors, sample), layer.weight.summed_grad
                 layer.weight.summed_grad = total if before is None else before + total
 
-    def summed(self, name: str) -> torch.Tensor:
-        """Return a copy of a parameter's sum of clipped gradients so far, dense."""
+    def settle(self) -> None:
+        """Sum up what the last batch added, and hold on to its gradients no longer."""
+        for total in self._sums.values():
+            total.settle()
+
+    def summed(self, name: str) -> np.ndarray:
+        """Return a copy of a parameter's sum of clipped gradients so far, dense, float64."""
         if name in self._sums:
             return self._sums[name].dense()
         weight = self._layers[name].weight
         if weight.summed_grad is None:
-            return torch.zeros_like(weight, requires_grad=False)
-        return weight.summed_grad.clone()
+            return np.zeros(tuple(weight.shape))
+        return weight.summed_grad.numpy().copy()
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:  # noqa: ARG002
         """Turn the sums accumulated so far into noisy gradients, or move tables by rows at once."""
@@ -150,9 +167,7 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
                 if name in self._owed:
                     self._owed[name].owe(rate * self.noise_std(name))
                 continue
-            gradient = self.summed(name)
-            if self._noise is not None:
-                add_noise(gradient, self.noise_std(name), self._noise)
+            gradient = rounded(self.summed(name), self.noise_std(name), self._noise)
             layer.weight.grad = gradient.div_(self.batch_normalizer)
             left = True
         if self.step_hook:
@@ -182,6 +197,16 @@ def _norms(layer: UnitEmbedding | UnitParameter) -> torch.Tensor:
         else torch.linalg.vector_norm(sample.flatten(1), dim=1, dtype=torch.float64)
     )
     return norms
+
+
+def _weighted_sum(factors: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    """Return the sum over units of ``sample`` ``(B, ...)`` times factors ``(B,)``, float64."""
+    total = torch.zeros(sample.shape[1:], dtype=torch.float64)
+    count = max(1, _EXACT // max(total.numel(), 1))
+    for start in range(0, len(sample), count):
+        part = slice(start, start + count)
+        total += torch.tensordot(factors[part], sample[part].double(), dims=1)
+    return total
 
 
 def _joint(norms: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 
 from client.privacy.adding import adder
+from client.privacy.folding import fold_rows, move_rows
+from client.privacy.layers import WeightedRows
 from client.privacy.moving import add_rows
 from client.privacy.noise import NoiseSource
 from client.privacy.normals import MOST
@@ -15,47 +17,71 @@ _MOST_STEPS = np.iinfo(np.uint16).max
 
 
 class RowSum:
-    """A sum of gradients of a table ``(N, D)``, in the rows that are not zero.
+    """A sum of gradients of a table ``(N, D)``, in the rows that are not zero, in float64.
 
-    Batches add up. Batches of more than half the table's rows become one array of the table's
-    size: memory stays bounded, and the work in proportion to the rows that units read.
+    Batches add up. What the last one adds waits as it is, and goes into a table with no copy in
+    between if it remains the only one. Else each row that is not zero has a slot, in the order in
+    which rows come: memory is in proportion to the rows that units read.
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self._shape = shape
-        self._parts: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._whole: torch.Tensor | None = None
+        self._last: WeightedRows | None = None
+        # Slots by row, from 1; rows and sums by slot.
+        self._taken = 0
+        self._slots = np.zeros(0, np.int32)
+        self._rows = np.zeros(0, np.int64)
+        self._sums = np.zeros((0, shape[1]))
 
-    def add(self, rows: torch.Tensor, values: torch.Tensor) -> None:
-        """Add ``values`` ``(R, D)`` to the sum in distinct ``rows`` ``(R,)``."""
-        self._parts.append((rows, values))
-        held = sum(len(rows) for rows, _ in self._parts)
-        if len(self._parts) > 1 and 2 * held > self._shape[0]:
-            whole = torch.zeros(self._shape) if self._whole is None else self._whole
-            self._move(whole)
-            self._whole, self._parts = whole, []
+    def add(self, gradients: WeightedRows) -> None:
+        """Add the sums of a batch."""
+        self.settle()
+        self._last = gradients
 
-    def dense(self) -> torch.Tensor:
-        """Return the sum as a new array ``(N, D)``."""
-        whole = torch.zeros(self._shape) if self._whole is None else self._whole.clone()
-        self._move(whole)
+    def settle(self) -> None:
+        """Sum up what waits: the gradients that it holds are needed no more."""
+        if self._last is None:
+            return
+        last, self._last = self._last, None
+        if not self._taken:
+            self._slots = np.zeros(self._shape[0], np.int32)
+            # Pages that are never written cost nothing; numpy would ask for large ones, which do.
+            self._rows = torch.empty(self._shape[0], dtype=torch.int64).numpy()
+            self._sums = torch.empty(self._shape, dtype=torch.float64).numpy()
+        slots = self._slots[last.rows]
+        new = last.rows[slots == 0]
+        taken = slice(self._taken, self._taken + len(new))
+        self._rows[taken], self._sums[taken] = new, 0.0
+        self._slots[new] = np.arange(taken.start, taken.stop, dtype=np.int32) + 1
+        self._taken = taken.stop
+        fold_rows(last.terms, self._slots[last.rows] - 1, self._sums)
+
+    def dense(self) -> np.ndarray:
+        """Return the sum as a new array ``(N, D)`` float64."""
+        self.settle()
+        whole = np.zeros(self._shape)
+        whole[self._rows[: self._taken]] = self._sums[: self._taken]
         return whole
 
     def spend(self, weight: torch.Tensor, scale: float) -> None:
-        """Add ``scale`` times the sum to ``weight`` ``(N, D)``, and begin a new sum."""
-        if self._whole is not None:
-            weight.add_(self._whole, alpha=scale)
-        self._move(weight, scale)
+        """Add ``scale`` times the sum to ``weight`` ``(N, D)``, and begin a new sum.
+
+        Each number of the weight is rounded once.
+        """
+        table = weight.numpy()
+        if self._last is not None and not self._taken:
+            move_rows(self._last.terms, self._last.rows, table, scale)
+        else:
+            self.settle()
+            add_rows(table, self._rows[: self._taken], self._sums[: self._taken], scale)
         self.clear()
 
     def clear(self) -> None:
         """Begin a new sum."""
-        self._parts, self._whole = [], None
-
-    def _move(self, target: torch.Tensor, scale: float = 1.0) -> None:
-        """Add ``scale`` times what is not whole."""
-        for rows, values in self._parts:
-            add_rows(target.numpy(), rows.numpy(), values.numpy(), scale)
+        self._last, self._taken = None, 0
+        # Copies: a part of an array would keep all of it.
+        self._slots, self._rows = self._slots[:0].copy(), self._rows[:0].copy()
+        self._sums = self._sums[:0].copy()
 
 
 class OwedNoise:
@@ -125,9 +151,12 @@ class OwedNoise:
         return scales
 
 
-def add_noise(values: torch.Tensor, std: float, noise: NoiseSource) -> None:
-    """Add N(0, std²) to every entry of a contiguous float32 array, in float64, rounded once."""
-    flat = values.view(-1).numpy()
+def rounded(total: np.ndarray, std: float, noise: NoiseSource | None) -> torch.Tensor:
+    """Return a float64 array with N(0, std²) added to every entry, in float32: rounded once."""
+    found = np.empty(total.shape, np.float32)
+    flat, exact = found.reshape(-1), total.reshape(-1)
     for start in range(0, len(flat), MOST):
-        part = flat[start : start + MOST]
-        part[...] = np.asarray(noise.normal(len(part), std)) + part
+        part = slice(start, start + MOST)
+        drawn = 0.0 if noise is None else np.asarray(noise.normal(len(flat[part]), std))
+        flat[part] = exact[part] + drawn
+    return torch.from_numpy(found)

@@ -29,6 +29,7 @@ from client.privacy.engine import UnitPrivacyEngine
 from client.privacy.layers import UnitEmbedding, UnitParameter
 from client.privacy.noise import NoiseSource
 from client.privacy.optimizer import UnitOptimizer
+from client.privacy.rows import rounded
 from common.errors import PrivacyError
 
 Tensors = dict[str, torch.Tensor]
@@ -175,6 +176,7 @@ class ExactDPStep:
             The losses ``(B,)``: data of the shop that must not leave it.
         """
         self._forget()
+        self.optimizer.settle()
         if batch.size == 0:
             self.optimizer.unit_norms = torch.zeros(0, dtype=torch.float64)
             self.optimizer.factors = torch.zeros((0, len(self._layers)), dtype=torch.float64)
@@ -209,7 +211,7 @@ class ExactDPStep:
 
     def clipped_sum(self) -> Tensors:
         """Return the sum of clipped gradients so far, before and apart from any noise, dense."""
-        return {name: self.optimizer.summed(name) for name in self._layers}
+        return {name: rounded(self.optimizer.summed(name), 0.0, None) for name in self._layers}
 
     def contribution(self, unit: int) -> Tensors:
         """Return what one unit of the last batch added to the sum, as dense arrays; for tests."""

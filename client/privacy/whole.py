@@ -28,14 +28,13 @@ class WholeOptimizer(UnitOptimizer):
 
     steps: int = 0
 
-    def clip_and_accumulate(self) -> None:
-        """Scale each unit's gradient over *all* parameters to the norm bound, cut it, and sum."""
+    def accumulate(self) -> None:
+        """Scale the last batch's gradients, cut them to whole steps, and sum."""
         if not hasattr(self, "whole"):
             self.whole: dict[str, np.ndarray] = {
                 name: np.zeros(tuple(layer.weight.shape), np.int64)
                 for name, layer in self._layers.items()
             }
-        super().clip_and_accumulate()
         size = len(self.unit_norms)
         squares = np.zeros(size, np.int64)
         parts: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []

@@ -261,10 +261,11 @@ def peak_megabytes(name: str, items: int, batch: int, seed: int) -> float:
     allocator = ctypes.CDLL(None)
     allocator.mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
     for watch in (nullcontext(), _Watch()):
-        # Libraries take memory of their own at their first call.
+        # Libraries take memory of their own at their first call, and so do compiled loops: of one
+        # batch, and of several that make one step.
         warm = VARIANTS[name](100, 2)
         with watch:
-            warm.step(next(_batches(100, 2, seed)))
+            warm.step(next(_batches(100, PHYSICAL_BATCH + 1, seed)))
             warm.flush()
     del warm
     gc.collect()
