@@ -43,6 +43,11 @@ class HomeSettings(Frozen):
     prior_strength
         How much the federation's pseudo-customers count beside the shop's own: as many rows in
         ``shared_ease``, as much energy along their directions in ``shared_learned``.
+    shared_power
+        How much the weaker of the federation's directions count: a pseudo-customer is as long as
+        its direction's energy, as a share of the strongest one's, to this power. .5 is what all
+        customers' rows come to; above it weaker directions, of which noise hides more, count less,
+        below it more. It reads what was released alone.
     own_expectation
         Share of the shop's own popularity in the basket that its customers are expected to have.
     start
@@ -78,6 +83,7 @@ class HomeSettings(Frozen):
     share_prior: Literal["", "even", "released"] = ""
     share_exponent: float = Field(1.0, gt=0, le=1)
     prior_strength: float = Field(1.0, ge=0)
+    shared_power: float = Field(0.5, gt=0, le=1)
     own_expectation: float = Field(0.5, ge=0, le=1)
     start: dict[str, Weight]
     outside: dict[str, Weight] = Field(default_factory=dict)

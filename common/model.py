@@ -221,17 +221,18 @@ class GlobalModel:
             pooled = pooled + attributes @ self.state[CUSTOMERS]
         return np.asarray(self._tower(pooled) * self.spectrum, dtype=np.float32)
 
-    def pseudo_customers(self, history: sparse.csr_matrix) -> np.ndarray:
+    def pseudo_customers(self, history: sparse.csr_matrix, power: float = 0.5) -> np.ndarray:
         """Return (d, n) float32 rows ``E`` that stand for all shops' customers.
 
-        ``EᵀE`` is the learned estimate of ``Σ x xᵀ`` over all units. Units trained with scaled
-        rows; how much longer whole histories are is read off ``history`` (B, n), a shop's own.
+        ``EᵀE`` is the learned estimate of ``Σ x xᵀ`` over all units, its energies weighed by
+        ``power`` (:func:`weighed`). Units trained with scaled rows; how much longer whole
+        histories are is read off ``history`` (B, n), a shop's own.
         """
         whole = self.block.project(history)
         trained = self.block.training_rows(history, self.plan.row_exponent)
         energy = float(trained.multiply(trained).sum())
         ratio = float(whole.multiply(whole).sum()) / energy if energy else 0.0
-        scale = np.sqrt(np.maximum(self.state[SPECTRUM], 0.0) * ratio)
+        scale = np.sqrt(weighed(self.state[SPECTRUM], power) * ratio)
         lifted = self.lifted_vectors
         if self.plan.popular_share < 1.0:
             # What units left away along the released popularity, put back.
@@ -295,6 +296,20 @@ class GlobalModel:
             if layer < 2:
                 hidden = np.maximum(hidden, 0.0)
         return hidden
+
+
+def weighed(energies: np.ndarray, power: float) -> np.ndarray:
+    """Return (d,) energies as long as ``power`` makes their directions; the strongest stays.
+
+    A direction is ``√s`` long at .5, the energy ``s`` as it is; at another power ``(s / max s)``
+    to that power takes the place of ``√(s / max s)``. Above .5 weaker directions count less.
+    """
+    energies = np.maximum(energies, 0.0)
+    if power == 0.5:
+        return energies
+    top = max(float(energies.max(initial=0.0)), 1e-12)
+    longer: np.ndarray = top * (energies / top) ** (2.0 * power)
+    return longer
 
 
 def feature_weights(catalogue: Catalogue, model: ModelPlan, rows: np.ndarray) -> sparse.csr_matrix:

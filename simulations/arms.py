@@ -21,7 +21,7 @@ from common.metrics import MetricSums
 from common.model import GlobalModel
 from common.protocol import Arrays, ModelPlan
 from common.scoring import TopLists
-from simulations.pooled import ProductEase
+from simulations.pooled import ProductEase, weighed_rows
 from simulations.world import Period, World
 
 _KEPT_BYTES = 3 * 2**30
@@ -86,17 +86,22 @@ def global_model(world: World, plan: ModelPlan, state: Arrays) -> GlobalModel:
     return GlobalModel(plan, world.catalogue, state)
 
 
-def pooled_ease(world: World, period: Period, ridge: float, largest: int) -> Scores:
+def pooled_ease(
+    world: World, period: Period, ridge: float, largest: int, power: float = 0.5
+) -> Scores:
     """Return EASE over the customers of all shops together: what nobody may do in life.
 
     It solves a system as large as there are customers, or else products; where both are more than
-    ``largest``, it takes all customers and the most popular products.
+    ``largest``, it takes all customers and the most popular products. ``power`` weighs what they
+    have in common as it does a federation's directions: :func:`common.model.weighed`.
     """
     rows = [period.history[shop.merchant_id] for shop in world.shops]
     histories = sparse.csr_matrix(sparse.vstack(rows))
     if histories.shape[0] <= largest:
-        return Ease.fit(histories, ridge, largest)
-    return ProductEase.fit(histories, ridge, largest)
+        if power == 0.5:
+            return Ease.fit(histories, ridge, largest)
+        return Ease.fit(histories[:0], ridge, largest, weighed_rows(histories, power))
+    return ProductEase.fit(histories, ridge, largest, power)
 
 
 def own_popularity(world: World, merchant_id: str) -> np.ndarray:

@@ -99,7 +99,9 @@ def arm_outcomes(
 
         def pooled(tuning: bool) -> Knowledge:
             period = world.validation if tuning else world.test
-            ease = pooled_ease(world, period, home.pooled_ridge, settings.max_customers)
+            ease = pooled_ease(
+                *(world, period, home.pooled_ridge, settings.max_customers), home.pooled_power
+            )
             return Knowledge(_model(world, trained, tuning), {"pooled_ease": ease})
 
         return at_home(world, settings, lambda: pooled(True), lambda: pooled(False), eases)

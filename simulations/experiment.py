@@ -158,7 +158,11 @@ class FederationSection(Section):
 
 
 class AdaptationSection(Section):
-    """How the shops of each kind of arm mix at home."""
+    """How the shops of each kind of arm mix at home.
+
+    ``pooled_ridge`` and ``pooled_power`` are what ``shared_lambda`` and ``shared_power`` are, for
+    the ceiling's EASE over everybody's customers.
+    """
 
     local: HomeSettings
     centralized: HomeSettings
@@ -166,6 +170,7 @@ class AdaptationSection(Section):
     federated_dp: HomeSettings = Field(alias="federated-dp")
     basket: HomeSettings | None = None
     pooled_ridge: float = Field(1000.0, gt=0)
+    pooled_power: float = Field(0.5, gt=0, le=1)
 
     def of_plan(self, plan: TrainingPlan) -> HomeSettings:
         """Return the settings of the shops around a federation's model."""

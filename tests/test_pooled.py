@@ -14,7 +14,7 @@ from experiment_support import BIG, SMALL, write_folder
 from simulations.arms import Knowledge, OwnEases, at_home, global_model, pooled_ease
 from simulations.evaluating import trained_by
 from simulations.experiment import Experiment, read_experiment
-from simulations.pooled import ProductEase
+from simulations.pooled import ProductEase, weighed_rows
 from simulations.world import World, build_world
 
 
@@ -71,6 +71,40 @@ def test_the_ceiling_takes_everybodys_customers_however_many(world: World) -> No
     popular = products.products  # type: ignore[attr-defined]
     assert len(popular) == everyone - 1
     assert np.corrcoef(scores[:, popular].ravel(), expected[:, popular].ravel())[0, 1] > 0.95
+
+
+def test_what_customers_have_in_common_is_weighed_by_its_power() -> None:
+    own = histories()
+    x = (own.toarray() > 0).astype(float)
+    energies, directions = np.linalg.eigh(x.T @ x)
+    top = energies.max()
+    for power in (0.5, 0.6, 1.0):
+        rows = weighed_rows(own, power).astype(float)
+        longer = top * np.maximum(energies / top, 0.0) ** (2 * power)
+        expected = (directions * longer) @ directions.T
+        np.testing.assert_allclose(rows.T @ rows, expected, atol=1e-4 * top)
+
+
+@pytest.mark.parametrize("power", [0.5, 0.7])
+def test_over_customers_or_products_the_power_is_the_same(power: float) -> None:
+    own, asked = histories(), histories(7)
+    dual = Ease.fit(own[:0], 20.0, 1000, weighed_rows(own, power)).scores(asked)
+    products = ProductEase.fit(own, 20.0, 30, power).scores(asked)
+    np.testing.assert_allclose(products, dual, rtol=2e-3, atol=2e-4)
+    plain = Ease.fit(own, 20.0, 1000).scores(asked)
+    assert np.allclose(dual, plain, rtol=2e-3, atol=2e-4) == (power == 0.5)
+
+
+def test_the_ceiling_weighs_what_customers_have_in_common(world: World) -> None:
+    everyone = sum(history.shape[0] for history in world.test.history.values())
+    asked = world.test.history[BIG]
+    plain = pooled_ease(world, world.test, 50.0, everyone).scores(asked)
+    np.testing.assert_array_equal(
+        pooled_ease(world, world.test, 50.0, everyone, 0.5).scores(asked), plain
+    )
+    found = pooled_ease(world, world.test, 50.0, everyone, 0.7).scores(asked)
+    assert np.isfinite(found).all()
+    assert not np.allclose(found, plain)
 
 
 def test_a_shops_own_ease_is_fitted_once_for_all_arms(

@@ -26,6 +26,7 @@ def own_low_rank(
     prior: GlobalModel | None = None,
     strength: float = 1.0,
     popularity_exponent: float = 0.3,
+    power: float = 0.5,
 ) -> GlobalModel:
     """Return a model of (U, n) histories: local state, whatever its class is called.
 
@@ -34,7 +35,8 @@ def own_low_rank(
     ``groups``, a content feature, rows are of its values, whose products count alike.
 
     With a ``prior``, what the federation learned of all shops' customers, its pseudo-customers
-    are rows too: ``strength`` times as much energy as the shop's own rows have along them.
+    are rows too: ``strength`` times as much energy as the shop's own rows have along them, and
+    ``power`` as in :meth:`common.model.GlobalModel.pseudo_customers`.
     """
     from scipy.sparse.linalg import LinearOperator, svds  # Only to fit: asking does without.
 
@@ -58,7 +60,7 @@ def own_low_rank(
     own = rows.shape[0]
     beside = np.zeros((0, rows.shape[1]))
     if prior is not None and strength and rows.nnz:
-        beside = _directions(prior, block, histories, popularity)
+        beside = _directions(prior, block, histories, popularity, power)
         lengths = np.linalg.norm(beside, axis=1, keepdims=True)
         units = beside / np.maximum(lengths, 1e-12)
         along = rows @ units.T - np.outer(sizes, units @ expected)
@@ -90,14 +92,18 @@ def own_low_rank(
 
 
 def _directions(
-    prior: GlobalModel, block: Block, histories: sparse.csr_matrix, popularity: np.ndarray
+    prior: GlobalModel,
+    block: Block,
+    histories: sparse.csr_matrix,
+    popularity: np.ndarray,
+    power: float,
 ) -> np.ndarray:
     """Return (d, L) float64 the federation's pseudo-customers as rows of a shop's own block.
 
     Of groups: a direction tells who buys more of a group than its mass would have it, so what it
     says is brought from the group's released mass to that of the shop, (n,) ``popularity``.
     """
-    lifted = sparse.csr_matrix(prior.pseudo_customers(histories))
+    lifted = sparse.csr_matrix(prior.pseudo_customers(histories, power))
     found = np.asarray(block.project(lifted).toarray(), dtype=np.float64)
     if not isinstance(block, GroupBlock):
         return found

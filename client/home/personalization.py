@@ -110,7 +110,8 @@ class HomeModel:
         if "own_ease" in settings.start:
             eases["own_ease"] = fit(settings.ease_lambda)
         if "shared_ease" in settings.start:
-            prior = model.pseudo_customers(histories) * np.float32(settings.prior_strength**0.5)
+            prior = model.pseudo_customers(histories, settings.shared_power)
+            prior *= np.float32(settings.prior_strength**0.5)
             eases["shared_ease"] = fit(settings.shared_lambda).with_prior(prior)
         low_rank = partial(
             own_low_rank,
@@ -120,7 +121,9 @@ class HomeModel:
         own_learned = low_rank() if "own_learned" in settings.start else None
         shared_learned = None
         if "shared_learned" in settings.start:
-            shared_learned = low_rank(prior=model, strength=settings.prior_strength)
+            shared_learned = low_rank(
+                prior=model, strength=settings.prior_strength, power=settings.shared_power
+            )
         binary = histories.copy()
         binary.data = np.ones_like(binary.data)
         counts = np.asarray(binary.sum(axis=0), dtype=np.float32).reshape(1, -1)
