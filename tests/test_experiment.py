@@ -213,6 +213,7 @@ def test_plans_for_shared_noise_are_held_against_one_baseline(name: str, target:
     assert (shared.data, shared.split, shared.content) == (demo.data, demo.split, demo.content)
     assert shared.home.local == demo.home.local
     assert shared.home.centralized == demo.home.centralized
+    assert (shared.home.pooled_ridge, shared.home.pooled_power) == (333.0, 0.6)  # for both
     assert shared.home.federated_dp.reference == demo.home.federated_dp.reference
     # No arm leaves away what the others know of best sellers.
     arms = ("local", "centralized", "federated", "federated_dp", "basket")
