@@ -12,8 +12,11 @@ from client.privacy.noise import NoiseSource, SystemNoise
 from client.privacy.normals import BITS, CELLS, EXPONENT, MOST
 
 # For each row: its place in the table, and its noise's size; for each value: a cell's low edge and
-# the place above it, as in :mod:`client.privacy.normals`, times the size, plus what is there.
+# the place above it, as in :mod:`client.privacy.normals`, times the size, plus what is there. Rows
+# lie apart, so each is fetched some rows ahead.
 _LOOP = f"""
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+
 define void @add_noise(ptr noalias %table, ptr noalias %rows, ptr noalias %scales, i64 %count,
                        i64 %width, ptr noalias %words, ptr noalias %lows) {{
 start:
@@ -25,6 +28,16 @@ next_row:
   br i1 %more_rows, label %row, label %done
 
 row:
+  %ahead = add i64 %at, 8
+  %is_there = icmp slt i64 %ahead, %count
+  %next = select i1 %is_there, i64 %ahead, i64 %at
+  %next_at = getelementptr i64, ptr %rows, i64 %next
+  %next_number = load i64, ptr %next_at
+  %next_first = mul i64 %next_number, %width
+  %next_weights = getelementptr float, ptr %table, i64 %next_first
+  call void @llvm.prefetch.p0(ptr %next_weights, i32 1, i32 3, i32 1)
+  %next_half = getelementptr i8, ptr %next_weights, i64 64
+  call void @llvm.prefetch.p0(ptr %next_half, i32 1, i32 3, i32 1)
   %row_at = getelementptr i64, ptr %rows, i64 %at
   %row_number = load i64, ptr %row_at
   %row_first = mul i64 %row_number, %width
