@@ -12,12 +12,12 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from client.privacy.grid import delta_step, on_grid
 from client.privacy.noise import NoiseSource
 from client.privacy.step import ExactDPStep, Tensors, UnitBatch
 from client.privacy.whole import WholeOptimizer, WholeStep
 from client.units import of_stocked, planned_units, uniforms
 from common.features import Catalogue
+from common.grid import delta_step, on_grid
 from common.losses import LOSSES, UnitVectors
 from common.model import (
     CUSTOMERS,

@@ -270,8 +270,7 @@ def _attributes(
     attributes = {}
     for column in own.columns.difference(["user_id", "merchant_id"], sort=False):
         text = [value_text(value) or "" for value in own[column].astype(object)]
-        padded = np.array(
-            [*text, ""], dtype=object
-        )  # index -1, an unknown customer, reads the last
+        # Index -1, an unknown customer, reads the last.
+        padded = np.array([*text, ""], dtype=object)
         attributes[str(column)] = padded[index]
     return attributes

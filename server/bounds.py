@@ -5,22 +5,18 @@ near. It keeps one reply from making a state that no shop can work with; it is n
 poison (``docs/poison.md``).
 """
 
-import math
-
 import numpy as np
 
 from common.errors import RunError
+from common.grid import is_swallowed
 from common.protocol import RELEASE, TRAIN, Arrays, TrainingPlan
 from server.job import Job
-from server.subspace import update_noise
 
 # A shop that has more customers than this is none, and noise is never so many times as large as its
 # standard deviation.
 _MOST_UNITS, _MOST_SPREADS = 2.0**32, 32.0
 # Of a number that no plan bounds: there is no clipping norm without privacy.
 _MOST = 2.0**40
-# Shops release multiples of a power of two, which is 2^10 to 2^11 times as fine as the noise.
-_FINER = 10
 
 
 def largest(plan: TrainingPlan, kind: str, server_round: int) -> float:
@@ -54,10 +50,9 @@ def refusal(job: Job, server_round: int, state: Arrays, memory: Arrays) -> str:
             return f"{name} would hold numbers that are not finite"
     if not plan.private or plan.trust == "federation" or server_round >= plan.rounds:
         return ""
-    # As each shop asks before it trains (client/privacy/plan.py, check_state).
+    # As each shop asks before it trains.
     most = max((float(np.abs(state[name]).max(initial=0.0)) for name in job.trained), default=0.0)
-    step = min(_step(plan, each) for each in _norms_from(plan, server_round + 1))
-    if 0 < step < float(np.spacing(np.float32(most))):
+    if any(is_swallowed(plan, each, most) for each in _norms_from(plan, server_round + 1)):
         return f"the state would hold {most:.4g}, beside which float32 rounds the noise away"
     return ""
 
@@ -81,9 +76,3 @@ def _norms_from(plan: TrainingPlan, server_round: int) -> list[int]:
     """Return rounds, from this one on, that have all the clipping norms of those to come."""
     early = range(server_round, min(len(plan.first_norms), plan.rounds) + 1)
     return [*early, plan.rounds]
-
-
-def _step(plan: TrainingPlan, server_round: int) -> float:
-    """Return the step between the numbers that shops release in a round; 0: there is none."""
-    noise = update_noise(plan, server_round)
-    return math.ldexp(1.0, math.floor(math.log2(noise)) - _FINER) if noise > 0 else 0.0

@@ -23,8 +23,8 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from google.protobuf.message import Message
 
-from client.privacy.grid import delta_step, grid_step, popularity_step
 from common.evaluation import EVALUATION, EVALUATION_NAMES
+from common.grid import delta_step, grid_step, popularity_step
 from common.model import trained_spec
 from common.protocol import (
     EVALUATE,

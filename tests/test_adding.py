@@ -206,7 +206,7 @@ def test_rows_are_folded_the_same_with_and_without_llvm(
             monkeypatch.undo()
             forget()
         sums, table = before.copy(), before.astype(np.float32)
-        fold_rows(terms, slots.astype(np.int32), sums)
+        fold_rows(terms, slots, sums)
         move_rows(terms, slots, table, -0.37)
         folded.append(sums)
         moved.append(table)
@@ -231,7 +231,7 @@ def test_terms_that_are_not_there_are_refused() -> None:
         terms = Terms(values, others, np.array(sources, np.int32), np.ones(2), begin)
         with pytest.raises(IndexError) if min(rows) < 0 or max(rows) > 2 else nullcontext():
             move_rows(terms, places, table, 2.0)
-        fold_rows(terms, places.astype(np.int32), sums)
+        fold_rows(terms, places, sums)
         assert table.tolist() == (2 * sums).tolist()
         return sums
 

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.app import app
-from client.privacy.grid import delta_step
 from client.privacy.plan import check_state
 from common.errors import PrivacyError, RunError
 from common.model import initial_state, state_spec, trained_names
@@ -33,7 +32,7 @@ from federation_support import (
     toy_app,
     write_federation,
 )
-from server import bounds, messenger
+from server import messenger
 from server.bounds import largest, refusal
 from server.checkpoints import Checkpoint
 from server.job import Event, Job
@@ -176,7 +175,6 @@ def test_the_server_refuses_what_a_shop_would_refuse_in_any_round_to_come(
 
     assert bool(refusal(job, done, state, {})) == any(map(refuses, range(done + 1, 5)))
     assert refusal(job, 4, state, {}) == ""
-    assert bounds._step(plan, done + 1) == delta_step(plan, done + 1)
 
 
 def test_no_shop_comes_near_the_bound_on_a_reply() -> None:

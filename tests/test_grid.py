@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.privacy.grid import delta_step, on_grid, popularity_step
 from client.privacy.noise import SeededNoise, SystemNoise
 from client.rounds.popularity_release import release_popularity
 from client.training import train_round
 from common.errors import PrivacyError
 from common.features import Catalogue
+from common.grid import delta_step, on_grid, popularity_step
 from common.protocol import POPULARITY, TrainingPlan
 from test_training import N, catalogue, plan_of, shop, state_of
 

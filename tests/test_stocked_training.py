@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from client.privacy.grid import delta_step
 from client.privacy.noise import SeededNoise
 from client.rounds.popularity_release import release_popularity
 from client.training import train_round
 from common.blocks import learned_of
 from common.features import Catalogue
+from common.grid import delta_step
 from common.model import trained_spec
 from common.protocol import ITEMS, POPULARITY, Arrays, TrainingPlan
 from common.schema import ShopEvents

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from client.privacy.compiling import address, function
+from client.privacy.compiling import FETCH, address, fetched_ahead, function
 from client.privacy.moving import put_rows
 from client.privacy.noise import NoiseSource, SystemNoise
 from client.privacy.normals import BITS, CELLS, EXPONENT, MOST
@@ -15,7 +15,7 @@ from client.privacy.normals import BITS, CELLS, EXPONENT, MOST
 # the place above it, as in :mod:`client.privacy.normals`, times the size, plus what is there. Rows
 # lie apart, so each is fetched some rows ahead.
 _LOOP = f"""
-declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+{FETCH}
 
 define void @add_noise(ptr noalias %table, ptr noalias %rows, ptr noalias %scales, i64 %count,
                        i64 %width, ptr noalias %words, ptr noalias %lows) {{
@@ -28,16 +28,7 @@ next_row:
   br i1 %more_rows, label %row, label %done
 
 row:
-  %ahead = add i64 %at, 8
-  %is_there = icmp slt i64 %ahead, %count
-  %next = select i1 %is_there, i64 %ahead, i64 %at
-  %next_at = getelementptr i64, ptr %rows, i64 %next
-  %next_number = load i64, ptr %next_at
-  %next_first = mul i64 %next_number, %width
-  %next_weights = getelementptr float, ptr %table, i64 %next_first
-  call void @llvm.prefetch.p0(ptr %next_weights, i32 1, i32 3, i32 1)
-  %next_half = getelementptr i8, ptr %next_weights, i64 64
-  call void @llvm.prefetch.p0(ptr %next_half, i32 1, i32 3, i32 1)
+  {fetched_ahead("%at", "%count", "%rows", "%table", "float", 128)}
   %row_at = getelementptr i64, ptr %rows, i64 %at
   %row_number = load i64, ptr %row_at
   %row_first = mul i64 %row_number, %width

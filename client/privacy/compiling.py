@@ -20,6 +20,41 @@ logger = logging.getLogger(__name__)
 _KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
 
 
+#: Declares what :func:`fetched_ahead` calls.
+FETCH = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
+_AHEAD, _LINE = 8, 64
+
+
+def fetched_ahead(at: str, count: str, places: str, table: str, number: str, size: int) -> str:
+    """Return instructions that fetch the row whose turn comes some rows on; rows lie apart.
+
+    Parameters
+    ----------
+    at, count
+        Which row is at hand, and how many there are.
+    places
+        Pointer to the rows' places in the table, 64 bits each.
+    table, number, size
+        Pointer to a table of ``%width`` columns, the type of its numbers, and how many bytes of a
+        row are fetched.
+    """
+    lines = "".join(
+        f"""
+  %next_line{line} = getelementptr i8, ptr %next_row_at, i64 {line * _LINE}
+  call void @llvm.prefetch.p0(ptr %next_line{line}, i32 1, i32 3, i32 1)"""
+        for line in range(size // _LINE)
+    )
+    return f"""
+  %ahead = add i64 {at}, {_AHEAD}
+  %is_there = icmp slt i64 %ahead, {count}
+  %next = select i1 %is_there, i64 %ahead, i64 {at}
+  %next_at = getelementptr i64, ptr {places}, i64 %next
+  %next_place = load i64, ptr %next_at
+  %next_first = mul i64 %next_place, %width
+  %next_row_at = getelementptr {number}, ptr {table}, i64 %next_first{lines}
+"""
+
+
 @cache
 def function(code: str, name: str, arguments: str) -> Callable[..., None] | None:
     """Return a compiled function, or None where there is no compiler.

@@ -17,12 +17,12 @@ from scipy import sparse
 
 from client.home_settings import EvaluationSettings
 from client.privacy.events import EVALUATED, Event
-from client.privacy.grid import grid_step, on_grid
 from client.privacy.noise import NoiseSource
 from common.accounting import calibrate
 from common.errors import PrivacyError
 from common.evaluation import EVALUATION, EVALUATION_NAMES, EVALUATION_SCALES
 from common.features import Catalogue
+from common.grid import grid_step, on_grid
 from common.metrics import CUTOFF, evaluate, tail_mask
 from common.model import GlobalModel
 from common.protocol import POPULARITY, Arrays, Unit

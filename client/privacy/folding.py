@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.privacy.compiling import address, function
+from client.privacy.compiling import FETCH, address, fetched_ahead, function
 from client.privacy.moving import add_rows
 
 # Where a row's terms are.
@@ -77,25 +77,10 @@ next_row:
   br i1 %more_rows, label %row_begins, label %done
 
 row_begins:
-  %ahead = add i64 %row, 8
-  %is_there = icmp slt i64 %ahead, %rows
-  %next = select i1 %is_there, i64 %ahead, i64 %row
-  %next_slot_at = getelementptr i32, ptr %slots, i64 %next
-  %next_slot_small = load i32, ptr %next_slot_at
-  %next_slot = sext i32 %next_slot_small to i64
-  %next_first = mul i64 %next_slot, %width
-  %next_sums = getelementptr double, ptr %sums, i64 %next_first
-  call void @llvm.prefetch.p0(ptr %next_sums, i32 1, i32 3, i32 1)
-  %next_second = getelementptr i8, ptr %next_sums, i64 64
-  call void @llvm.prefetch.p0(ptr %next_second, i32 1, i32 3, i32 1)
-  %next_third = getelementptr i8, ptr %next_sums, i64 128
-  call void @llvm.prefetch.p0(ptr %next_third, i32 1, i32 3, i32 1)
-  %next_fourth = getelementptr i8, ptr %next_sums, i64 192
-  call void @llvm.prefetch.p0(ptr %next_fourth, i32 1, i32 3, i32 1)
+  {fetched_ahead("%row", "%rows", "%slots", "%sums", "double", 256)}
   {_BOUNDS}
-  %slot_at = getelementptr i32, ptr %slots, i64 %row
-  %slot_small = load i32, ptr %slot_at
-  %slot = sext i32 %slot_small to i64
+  %slot_at = getelementptr i64, ptr %slots, i64 %row
+  %slot = load i64, ptr %slot_at
   %sum_first = mul i64 %slot, %width
   %row_sums = getelementptr double, ptr %sums, i64 %sum_first
   br label %next_term
@@ -132,16 +117,7 @@ clear:
   br i1 %more_to_clear, label %clear, label %row_begins
 
 row_begins:
-  %ahead = add i64 %row, 8
-  %is_there = icmp slt i64 %ahead, %rows
-  %next = select i1 %is_there, i64 %ahead, i64 %row
-  %next_place_at = getelementptr i64, ptr %places, i64 %next
-  %next_place = load i64, ptr %next_place_at
-  %next_first = mul i64 %next_place, %width
-  %next_row_at = getelementptr float, ptr %table, i64 %next_first
-  call void @llvm.prefetch.p0(ptr %next_row_at, i32 1, i32 3, i32 1)
-  %next_half_at = getelementptr i8, ptr %next_row_at, i64 64
-  call void @llvm.prefetch.p0(ptr %next_half_at, i32 1, i32 3, i32 1)
+  {fetched_ahead("%row", "%rows", "%places", "%table", "float", 128)}
   {_BOUNDS}
   br label %next_term
 {_TERMS}
@@ -175,7 +151,7 @@ done:
 }}
 """
 
-_LOOPS = f"declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\n{_FOLD}{_MOVE}"
+_LOOPS = FETCH + _FOLD + _MOVE
 
 
 @dataclass(frozen=True)
@@ -245,7 +221,7 @@ def fold_rows(terms: Terms, slots: np.ndarray, sums: np.ndarray) -> None:
     Parameters
     ----------
     slots
-        (R,) int32, each once: which row of ``sums`` a row's terms go to.
+        (R,) int64, each once: which row of ``sums`` a row's terms go to.
     sums
         (M, D) float64, changed in place.
     """
@@ -256,7 +232,7 @@ def fold_rows(terms: Terms, slots: np.ndarray, sums: np.ndarray) -> None:
     if loop is None:
         terms.fold(sums, slots)
     else:
-        loop(*terms.loops_over(), address(slots, np.int32), address(sums, np.float64))
+        loop(*terms.loops_over(), address(slots, np.int64), address(sums, np.float64))
 
 
 def move_rows(terms: Terms, rows: np.ndarray, table: np.ndarray, scale: float) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterable
 import numpy as np
 
 from client.privacy.events import SHARED_HISTOGRAM, SHARED_STEP
-from client.privacy.grid import delta_step, popularity_step
 from client.privacy.ledger import DP_SGD, HISTOGRAM, Event
 from common.accounting import plan_spends
 from common.errors import PrivacyError
+from common.grid import delta_step, is_swallowed, popularity_step
 from common.model import trained_names
 from common.protocol import MASKED_VECTOR, POPULARITY, Arrays, TrainingPlan, plan_digest
 from common.secure_sum.noise import share_std
@@ -119,9 +119,7 @@ def check_plan(plan: TrainingPlan, *, has_sessions: bool = True) -> None:
 def check_state(plan: TrainingPlan, server_round: int, state: Arrays) -> None:
     """Refuse a released state beside which float32 would round a round's noise away.
 
-    A sum of gradients and its noise are added to a weight. Where neighbouring float32 numbers lie
-    further apart than the grid of what is released, both are rounded before the grid is: a sum
-    could then show and its noise not.
+    A sum of gradients and its noise are added to a weight: :func:`common.grid.is_swallowed`.
 
     Raises
     ------
@@ -129,11 +127,11 @@ def check_state(plan: TrainingPlan, server_round: int, state: Arrays) -> None:
         If a trained value of the state is too large for this round's noise.
     """
     largest = max(float(np.abs(state[name]).max(initial=0.0)) for name in trained_names(plan))
-    step = delta_step(plan, server_round)
-    if plan.private and float(np.spacing(np.float32(largest))) > step:
+    if is_swallowed(plan, server_round, largest):
         raise PrivacyError(
             f"the state holds values of {largest:.4g}, beside which float32 cannot hold noise to "
-            f"steps of {step:.4g}: scale the model down, or raise max_grad_norm or learning_rate"
+            f"steps of {delta_step(plan, server_round):.4g}: scale the model down, or raise "
+            "max_grad_norm or learning_rate"
         )
 
 

@@ -54,7 +54,7 @@ class RowSum:
         self._rows[taken], self._sums[taken] = new, 0.0
         self._slots[new] = np.arange(taken.start, taken.stop, dtype=np.int32) + 1
         self._taken = taken.stop
-        fold_rows(last.terms, self._slots[last.rows] - 1, self._sums)
+        fold_rows(last.terms, self._slots[last.rows] - np.int64(1), self._sums)
 
     def dense(self) -> np.ndarray:
         """Return the sum as a new array ``(N, D)`` float64."""

@@ -6,10 +6,10 @@ load.
 
 import numpy as np
 
-from client.privacy.grid import on_grid, popularity_step
 from client.privacy.noise import NoiseSource
 from client.privacy.whole_rows import whole_rows
 from client.units import of_stocked, planned_units, unit_rows
+from common.grid import on_grid, popularity_step
 from common.protocol import POPULARITY, Arrays, TrainingPlan
 from common.schema import ShopEvents
 

@@ -31,6 +31,15 @@ def delta_step(plan: TrainingPlan, server_round: int) -> float:
     return _step(plan, plan.noise_multiplier * sensitivity * math.sqrt(plan.local_steps))
 
 
+def is_swallowed(plan: TrainingPlan, server_round: int, largest: float) -> bool:
+    """Return whether a round's noise may be lost beside a weight of this size.
+
+    Where neighbouring float32 numbers lie further apart than the grid of what is released, a sum
+    and its noise are rounded before the grid is: the one could then show and the other not.
+    """
+    return plan.private and float(np.spacing(np.float32(largest))) > delta_step(plan, server_round)
+
+
 def on_grid(values: np.ndarray, step: float) -> np.ndarray:
     """Return float32 of the nearest multiples of ``step``; with step 0, of the values."""
     if not step:
