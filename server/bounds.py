@@ -50,6 +50,8 @@ def refusal(job: Job, server_round: int, state: Arrays, memory: Arrays) -> str:
             return f"{name} would hold numbers that are not finite"
     if not plan.private or plan.trust == "federation" or server_round >= plan.rounds:
         return ""
+    if not plan.noise_multiplier:
+        return ""  # shops refuse such a plan for what it is
     # As each shop asks before it trains.
     most = max((float(np.abs(state[name]).max(initial=0.0)) for name in job.trained), default=0.0)
     if any(is_swallowed(plan, each, most) for each in _norms_from(plan, server_round + 1)):
