@@ -1,11 +1,19 @@
 """CSV files as they come from other programs: their header, their shape and their encoding."""
 
 import csv
-import itertools
+import mmap
+import re
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from common.checks import Checker
 from common.errors import DataError
+
+# A value in quotation marks, where values begin: what is in it, the mark that ends it, and what
+# stands between that and the next value, where nothing should.
+_QUOTED = re.compile(rb'(?:\A(?:\xef\xbb\xbf)?|(?<=[,\r\n]))"((?:[^"]++|"")*+)("?)([^,\r\n]*+)')
+_BLOCK = 1 << 20
 
 
 def csv_header(path: Path) -> list[str]:
@@ -37,11 +45,61 @@ def check_shape(path: Path, header: list[str]) -> None:
             "rows, as pandas writes them without index=False?)"
         )
     Checker(path.name).require(header, ())
+    lines = number = 0
     with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = (row for row in itertools.islice(csv.reader(file), 1, None) if row)
-        for number, row in enumerate(rows, start=1):
+        for lines, row in enumerate(csv.reader(file), start=1):
+            if lines == 1 or not row:
+                continue
+            number += 1
             if len(row) != len(header):
                 raise malformed_row(path, number, len(row), len(header), ",".join(row))
+    check_quotes(path, lines)
+
+
+def check_quotes(path: Path, rows: int) -> None:
+    """Raise if a value takes in the rows that follow, for its quotation mark is closed nowhere.
+
+    Readers end such a value at the next mark of any other, or at the file's end, and say nothing:
+    of the rows in between nothing would be left, whosever they are.
+
+    Parameters
+    ----------
+    rows
+        How many were read, the header among them. Where there are as many lines, no value goes over
+        several of them, and there is nothing to look for.
+
+    Raises
+    ------
+    DataError
+        Naming the line.
+    """
+    with path.open("rb") as file:
+        if _lines(iter(partial(file.read, _BLOCK), b"")) == rows:
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            for found in _QUOTED.finditer(text):
+                value, end, rest = found.groups()
+                if not end or (rest and (b"\n" in value or b"\r" in value)):
+                    until = found.start(1)
+                    before = (text[k : min(k + _BLOCK, until)] for k in range(0, until, _BLOCK))
+                    raise DataError(
+                        f"{path.name} cannot be read: a quotation mark in line {_lines(before)} of "
+                        "the file is not closed where its value ends, and would make the rows that "
+                        "follow a part of it. What to do: close it, or double it if it is part of "
+                        "the value"
+                    )
+
+
+def _lines(blocks: Iterable[bytes]) -> int:
+    """Return how many lines a text has, ended in whatever way."""
+    lines, last = 0, b"\n"
+    for block in blocks:
+        lines += block.count(b"\n")
+        if returns := block.count(b"\r"):
+            lines += returns - block.count(b"\r\n")
+        lines -= last == b"\r" and block.startswith(b"\n")
+        last = block[-1:]
+    return lines + (last not in (b"\n", b"\r"))
 
 
 def malformed_row(path: Path, row: int, found: int, expected: int, text: str) -> DataError:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from common.checks import Checker
 from common.columns import as_text, small_frame
 from common.contract import BadRows
-from common.csv_files import check_shape, csv_header, malformed_row, not_utf8
+from common.csv_files import check_quotes, check_shape, csv_header, malformed_row, not_utf8
 from common.errors import DataError
 from common.interactions import IDS, InteractionsBuilder
 from common.schema import Tables
@@ -228,14 +228,16 @@ def _csv_blocks(
         malformed.append(row)
         return "skip" if checker.bad_rows == "set-aside" else "error"
 
-    total = path.stat().st_size
+    total, rows = path.stat().st_size, 1  # The header.
     with arrow.OSFile(str(path)) as file:
         try:
             # One thread, so that a malformed row comes with its number.
             reader = arrow_csv.open_csv(
                 file,
                 arrow_csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
-                arrow_csv.ParseOptions(invalid_row_handler=on_malformed),
+                # Else what others' rows add up to decides whether a value over several lines lies
+                # in one block, and the file can be read.
+                arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_malformed),
                 arrow_csv.ConvertOptions(
                     include_columns=columns,
                     column_types=dict.fromkeys(columns, arrow.string()),
@@ -244,12 +246,15 @@ def _csv_blocks(
                 ),
             )
             while batches := list(itertools.islice(reader, BLOCKS_TOGETHER)):
-                yield arrow.Table.from_batches(batches), file.tell(), total
+                block = arrow.Table.from_batches(batches)
+                rows += len(block)
+                yield block, file.tell(), total
         except arrow.ArrowInvalid as error:
             if not malformed:
                 raise
             row = malformed[0]
             shape = row.number - 1, row.actual_columns, row.expected_columns
             raise malformed_row(path, *shape, row.text) from error
+    check_quotes(path, rows + len(malformed))
     if malformed:
         checker.set_aside[f"{checker.table}: not as many values as columns"] += len(malformed)

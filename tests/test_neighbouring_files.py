@@ -16,12 +16,15 @@ import pandas as pd
 import pytest
 
 from client.data import records as shop_records
-from client.data.source import read_shop
+from client.data.source import FolderSource, read_shop
 from client.rounds.participation import answer
 from client.rounds.popularity_release import whole_popularity
 from client.settings import ShopSettings, read_settings
 from client.training import whole_gradients
+from common.contract import BadRows
+from common.errors import DataError
 from common.features import Catalogue
+from common.folders import BLOCK_BYTES
 from common.model import initial_state
 from common.protocol import (
     EVALUATE,
@@ -198,6 +201,66 @@ def test_all_sources_read_the_same(tmp_path: Path) -> None:
         assert events.user_ids.tolist() == first.user_ids.tolist(), kind
         assert events.items.tolist() == first.items.tolist(), kind
         assert events.attributes["age"].tolist() == first.attributes["age"].tolist(), kind
+
+
+# --- what the text of one row does to the others ------------------------------------------------
+
+COLUMNS = "user_id,item_id,timestamp,behavior,note\n"
+LINE = "u{:06d},i1,1700000000,view,fine\n"
+SEVERAL_LINES = 'B,i1,1700000000,view,"first\nC,i1,1700000000,view,last"\n'
+
+
+def users(folder: Path, text: str, bad_rows: BadRows = "refuse") -> list[str]:
+    (folder / "interactions.csv").write_text(text, newline="")
+    source = FolderSource(folder, now=1_800_000_000, bad_rows=bad_rows, merchant_id="m")
+    return [str(name) for name in source.tables().interactions["user_id"]]
+
+
+def test_where_others_rows_put_a_value_of_several_lines_changes_nothing(tmp_path: Path) -> None:
+    """Files are read in blocks, and how long all rows before are decides where one ends."""
+    before = (BLOCK_BYTES - len(COLUMNS)) // len(LINE.format(0)) - 2
+    for pad in range(0, 2 * len(LINE.format(0)), 5):
+        own = f"A,i1,1700000000,view,{'p' * pad}\n"
+        lines = [LINE.format(k) for k in range(before)]
+        found = users(tmp_path, COLUMNS + own + "".join(lines) + SEVERAL_LINES + LINE.format(0))
+        assert [found[0], *found[-2:]] == ["A", "B", "u000000"], pad
+        assert len(found) == before + 3, pad
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("bad_rows", ["refuse", "set-aside"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        'B,i1,1700000000,view,"open',
+        'B,i1,1700000000,"view,open',
+        'B,"i1,1700000000,view,open',
+        # The next mark ends it, in another's value.
+        'B,i1,1700000000,view,"open\nC,i1,1700000000,view,"open',
+        'B,i1,1700000000,view,"open\nC,i1,1700000000,view,of 6" or so',
+    ],
+)
+def test_no_row_takes_in_those_that_follow(
+    tmp_path: Path, row: str, bad_rows: BadRows, end: str
+) -> None:
+    """They would be gone without a word, and one customer's mark would move all others' sums."""
+    lines = [LINE.format(k) for k in range(20)]
+    text = (COLUMNS + "".join(lines[:10])).replace("\n", end)
+    rest = "".join(lines[10:]).replace("\n", end)
+    assert len(users(tmp_path, text + rest, bad_rows)) == 20
+    with pytest.raises(DataError):
+        users(tmp_path, text + row.replace("\n", end) + end + rest, bad_rows)
+    people = "user_id,age,note\nu000001,7,fine\n" + ('B,8,"open\nC,9,fine\nD,1,"open\nE,2,fine\n')
+    (tmp_path / "customers.csv").write_text(people.replace("\n", end), newline="")
+    with pytest.raises(DataError, match="quotation mark in line 3"):
+        users(tmp_path, text + rest, bad_rows)
+
+
+def test_marks_that_take_in_nothing_are_no_fault(tmp_path: Path) -> None:
+    fine = ['"say ""hi"",\nand go"', 'of 6" or so', '"a"b', '""', '"a ""b"""', '""""', "a\n"]
+    rows = [f"u{k},i1,1700000000,view,{note}\n" for k, note in enumerate(fine)]
+    found = users(tmp_path, "\ufeff" + COLUMNS.replace("user_id", '"user_id"') + "".join(rows))
+    assert found == [f"u{k}" for k in range(len(fine))]
 
 
 # --- what a status tells ----------------------------------------------------------------------
