@@ -263,6 +263,31 @@ def test_marks_that_take_in_nothing_are_no_fault(tmp_path: Path) -> None:
     assert found == [f"u{k}" for k in range(len(fine))]
 
 
+# Strings of one SipHash under pandas' own key.
+TWINS = "e38279c9a3a8f1cf", "4d473feb66b692ec"
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "sql"])
+@pytest.mark.parametrize("column", ["item_id", "user_id", "session_id"])
+def test_no_id_is_taken_for_another(tmp_path: Path, kind: str, column: str) -> None:
+    """A record of a product that nobody knows, or a customer, made to look like another's."""
+    catalogue = Catalogue.of(pd.DataFrame({"item_id": ["a0", TWINS[0]]}))
+    unit = "basket" if column == "session_id" else "customer"
+    plan = TRAINING.model_copy(update={"unit": unit, "rounds": 0})
+    base = {"timestamp": 1_700_000_000, "behavior": "purchase", "session_id": "s"}
+    records = [{**base, "user_id": f"u{k}", "item_id": TWINS[0]} for k in range(9)]
+    records[0][column] = TWINS[0]
+    more = {**records[0], column: TWINS[1]}
+    counts = []
+    for number, rows in enumerate((records, [more, *records])):
+        settings = write(tmp_path / str(number), kind, (rows, []))
+        events = read_shop(settings, catalogue)
+        sums = whole_popularity(plan, events, catalogue.size) / plan.noise_steps
+        counts.append(np.rint(sums).tolist())
+    added = 0 if column == "item_id" else 1
+    assert counts == [[0, 9], [0, 9 + added]]
+
+
 # --- what a status tells ----------------------------------------------------------------------
 
 HEADER = "merchant_id,user_id,item_id,timestamp,behavior"
