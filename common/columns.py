@@ -114,12 +114,13 @@ def to_arrow(column: pd.Series) -> arrow.Array:
 
 
 def small_frame(
-    table: arrow.Table, ids: Collection[str], name: str, *, texts: bool
+    table: arrow.Table, ids: Collection[str], name: str, *, texts: bool, people: bool = False
 ) -> pd.DataFrame:
     """Return a table for pandas with its ids as strings; with ``texts`` other columns, too.
 
     Left to pandas, whole numbers become floats in a column that lacks one, and those that do not
-    fit into a float become others. Times and lists stay what they are, value by value.
+    fit into a float become others. Times stay what they are, value by value. In lists pandas
+    chooses one type for what all of them hold: those of ``people`` are read one at a time.
     """
     frame: pd.DataFrame = table.to_pandas()
     for place, column in enumerate(table.column_names):
@@ -128,7 +129,17 @@ def small_frame(
             frame[column] = as_text(values, column, name).to_numpy(zero_copy_only=False)
         elif texts and not _has_parts(values.type):
             frame[column] = plain_text(values).to_numpy(zero_copy_only=False)
+        elif people and arrow.types.is_nested(values.type):
+            frame[column] = np.array([_parts_text(value) for value in values], dtype=object)
     return frame
+
+
+def _parts_text(value: arrow.Scalar) -> str | None:
+    """Return a list, or what else has parts, as text; None where Python can't hold a part."""
+    try:
+        return value_text(value.as_py())
+    except (OverflowError, ValueError):
+        return None
 
 
 def _has_parts(kind: arrow.DataType) -> bool:

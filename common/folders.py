@@ -129,8 +129,9 @@ def read_small(path: Path, *, as_text: bool = False) -> pd.DataFrame:
     """
     try:
         if path.suffix == ".parquet":
-            texts = as_text or path.stem == "customers"
-            frame = small_frame(pq.read_table(path), IDS, path.name, texts=texts)
+            people = path.stem == "customers"
+            texts = as_text or people
+            frame = small_frame(pq.read_table(path), IDS, path.name, texts=texts, people=people)
         else:
             header = csv_header(path)
             check_shape(path, header)

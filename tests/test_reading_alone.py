@@ -5,11 +5,13 @@ Else one customer's record would change what is read of all others, and no noise
 
 import math
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as arrow
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from client.data.sql_rows import _attribute, _id
 from common import checks
 from common.columns import as_text, cast, plain_text, times_as_numbers, to_arrow, value_text
 from common.errors import DataError
+from common.folders import read_small
 from common.interactions import InteractionsBuilder
 
 NOW = 1_800_000_000
@@ -65,6 +68,33 @@ def test_a_value_reads_as_it_does_alone(name: str, data: st.DataObject) -> None:
     kind, strategy = KINDS[name]
     values = data.draw(st.lists(st.none() | strategy, min_size=1, max_size=8))
     assert texts(values, kind) == [texts([value], kind)[0] for value in values]
+
+
+PARTS: dict[str, tuple[arrow.DataType, list[Any]]] = {
+    "list": (arrow.list_(arrow.int64()), [[25, 3], [None, 1], [], None, [2**53 + 1]]),
+    "flags": (arrow.list_(arrow.bool_()), [[True], [None, False], None]),
+    "record": (arrow.struct([("a", arrow.int64())]), [{"a": 25}, {"a": None}, None]),
+    "map": (arrow.map_(arrow.string(), arrow.int64()), [[("a", 25)], [("b", None)], None]),
+    "times": (arrow.list_(arrow.timestamp("us")), [[0], [10**18], [None], None]),
+    "day": (arrow.date32(), [0, None, 20_000]),
+    "time": (arrow.timestamp("us"), [0, 1, None, 10**17]),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_is_known_of_a_customer_reads_alone_if_it_has_parts(tmp_path: Path, name: str) -> None:
+    """Pandas chooses one type for all that all lists of a column hold."""
+    kind, values = PARTS[name]
+
+    def read(given: list[Any]) -> list[str]:
+        users = [f"u{k}" for k in range(len(given))]
+        table = arrow.table({"user_id": users, "known": arrow.array(given, kind)})
+        pq.write_table(table, tmp_path / "customers.parquet")
+        people = read_small(tmp_path / "customers.parquet")
+        return [value_text(value) or "" for value in people["known"].astype(object)]
+
+    assert read(values) == [read([value])[0] for value in values]
+    assert len(set(read(values))) > 1
 
 
 @settings(max_examples=100, deadline=None)
