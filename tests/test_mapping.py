@@ -1,6 +1,7 @@
 """A shop's own product numbers, brought to the catalogue's before anything reads them."""
 
 import sqlite3
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,20 @@ def test_a_code_of_a_product_in_use_wins_over_a_retired_one(folder: Path, tmp_pa
     path.write_text(path.read_text().replace('= "catalogue"', f'= "{tmp_path / "again"}"'))
     found = read(mapped(folder, 'by = "gtin"'))
     assert dict(zip(found.own, found.theirs, strict=True)) == {"100": "milk", "101": "rice"}
+
+
+def test_one_id_without_end_takes_no_memory_for_all_others(folder: Path) -> None:
+    """Else a single record, of whichever customer, decides whether the shop can answer at all."""
+    mapping = read(mapped(folder, table(folder, "item_id,catalogue_item_id\n100,milk\n")))
+    ids = np.array(["100", "tea", "x\0", *map(str, range(1000, 3000)), "y" * 50_000], dtype=object)
+    tracemalloc.start()
+    try:
+        names = mapping.names(ids)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+    assert names[:4].tolist() == ["milk", "own:tea", "x\0", "1000"]
+    assert names[-1] == ids[-1]
 
 
 def test_stock_is_mapped_and_merged(folder: Path) -> None:

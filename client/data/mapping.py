@@ -74,9 +74,11 @@ class ItemMapping:
     def names(self, item_ids: np.ndarray) -> np.ndarray:
         """Return (k,) ids that mean the same to the catalogue; others stay outside it."""
         targets = self.target(item_ids)
-        alike = np.isin(item_ids.astype(str), self.catalogue_ids.astype(str))
-        own = np.array([f"{OUTSIDE}{i}" if a else i for i, a in zip(item_ids, alike, strict=True)])
-        names: np.ndarray = np.where(pd.isna(targets), own.astype(object), targets)
+        # As objects: an array of text has room in each place for the longest, and one record with
+        # an id without end would take all memory.
+        alike = pd.Index(self.catalogue_ids).get_indexer(pd.Index(item_ids)) >= 0
+        own = [f"{OUTSIDE}{i}" if a else i for i, a in zip(item_ids, alike, strict=True)]
+        names: np.ndarray = np.where(pd.isna(targets), np.array(own, dtype=object), targets)
         return names
 
     def apply(self, tables: Tables) -> Tables:
