@@ -20,7 +20,7 @@ from client.settings import read_settings
 from common.accounting import calibrate
 from common.evaluation import EVALUATION, EVALUATION_NAMES
 from common.model import initial_state
-from common.protocol import EVALUATE, NO_FINGERPRINT, Arrays, ReplyHeader, shop_key
+from common.protocol import EVALUATE, NO_FINGERPRINT, Arrays, ModelPlan, ReplyHeader, shop_key
 from federation_support import same, write_federation
 from server.records import read_evaluation
 from test_home_exchange import PLAN, Deployed
@@ -143,6 +143,30 @@ def test_what_cannot_be_afforded_or_is_not_right_is_refused_uncharged(tmp_path: 
     shutil.rmtree(asked.shop / "data")
     assert asked.ask()[0].status == "refused-config"  # there is no folder
     assert asked.spent() == 0
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"groups": "nothing", "learned_items": 3},
+        {"groups": "item_id", "learned_items": 3},
+        {"feature_rows": 7},
+    ],
+)
+def test_a_plan_that_does_not_fit_tells_no_shop_with_customers_from_one_without(
+    tmp_path: Path, model: dict[str, object]
+) -> None:
+    """A model is made ready as it is asked: it must not be the first customer that asks."""
+    asked = Asked(tmp_path)
+    plan = PLAN.model_copy(update={"model": ModelPlan.model_validate({"dimension": 4, **model})})
+    state = initial_state(plan.model, asked.catalogue.size)
+    told = [asked.ask(state, plan_json=plan.model_dump_json())[0].status]
+    for path in (asked.shop / "data").glob("interactions.*"):
+        path.unlink()
+    (asked.shop / "data" / "interactions.csv").write_text("user_id,item_id,timestamp,behavior\n")
+    told.append(asked.ask(state, plan_json=plan.model_dump_json())[0].status)
+    assert told[0] == told[1] != "ok"
+    assert not (asked.shop / "ledger.sqlite").exists()
 
 
 def _cheaper(event: Event) -> Event:

@@ -7,6 +7,9 @@ of a shop without one is the same whatever its records are, and they are not eve
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+from scipy import sparse
+
 from client.privacy.evaluation import evaluation_event, release_evaluation
 from client.privacy.ledger import Ledger
 from client.privacy.noise import NoiseSource
@@ -47,7 +50,11 @@ def release_figures(
     event = evaluation_event(
         settings.evaluation, settings.unit, header.run_id, noise=settings.noise
     )
-    model, events = GlobalModel(plan.model, catalogue, state), records()
+    model = GlobalModel(plan.model, catalogue, state)
+    # Whatever of a plan does not fit the catalogue fails here, at a shop without customers too: the
+    # first one's history would fail later, and the status tell of them.
+    model.scores(sparse.csr_matrix((1, catalogue.size), dtype=np.float32))
+    events = records()
     with Ledger.open(settings.ledger, known_head=header.ledger_head) as ledger:
         head = ledger.charge(
             replace(event, code_digest=code_digest()),
