@@ -15,6 +15,9 @@ from common.protocol import LossName
 
 # Floats in 64 bytes.
 _ALIGNED = 16
+# Floats that torch's loops take at a time, at most: what is left at an array's end is computed in
+# another way, and other bits.
+_TOGETHER = 64
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,10 @@ def softmax(unit: UnitVectors) -> Tensor:
     customer = unit.customer.unsqueeze(1)
     positive = (unit.targets * customer).sum(dim=2)
     negative = (unit.negatives * customer).sum(dim=2).logsumexp(dim=1, keepdim=True)
-    return (functional.softplus(negative - positive) * unit.target_mask).sum(dim=1)
+    # Each unit's own fill whole turns of the loop: else the last unit of a batch has other bits.
+    spare = (0, -positive.shape[1] % _TOGETHER)
+    margins = functional.softplus(functional.pad(negative - positive, spare))
+    return (margins * functional.pad(unit.target_mask, spare)).sum(dim=1)
 
 
 def _energy(customer: Tensor, gram: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 
 from common.losses import LOSSES, UnitVectors, softmax, squared
+from common.protocol import LossName
 
 B, N, D = 4, 25, 5
 
@@ -99,3 +100,33 @@ def test_a_loss_is_of_each_unit_alone(name: str) -> None:
     assert values.shape == (B,)
     assert values[0] == loss(unit(1, 3))[0]
     assert not np.isclose(float(values[1]), float(loss(unit(1, 3))[1]))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("targets", [1, 2, 8, 16, 64])
+def test_the_last_unit_of_a_batch_has_the_bits_of_any_other(name: LossName, targets: int) -> None:
+    """Torch computes what is left at an array's end in another way than what stands before it."""
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=draw)
+
+    gram = normal(16, 16)
+    for _ in range(150):
+        drawn = [normal(4, 16), normal(4, 16), normal(4, targets, 16) / 4, normal(4, 20, 16) / 4]
+        mask = (normal(4, targets) > 0).float()
+
+        def bits(
+            size: int, drawn: list[torch.Tensor] = drawn, mask: torch.Tensor = mask
+        ) -> list[torch.Tensor]:
+            own = [part[:size].clone().requires_grad_() for part in drawn]
+            customer, target, rows, negatives = own
+            unit = UnitVectors(customer, target, rows, mask[:size], negatives, gram)
+            losses = LOSSES[name](unit)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            return [losses.detach(), *(part.grad for part in own if part.grad is not None)]
+
+        whole = bits(4)
+        for size in (1, 2, 3):
+            for found, expected in zip(bits(size), whole, strict=True):
+                assert torch.equal(found, expected[:size])
