@@ -366,3 +366,29 @@ def test_a_unit_that_overflows_adds_nothing_and_an_empty_shop_is_all_zeros() -> 
     for name in ("table", "dense"):
         assert np.array_equal(whole.whole(name), others.whole(name))
         assert not units.whole(100, []).whole(name).any()
+
+
+@pytest.mark.parametrize("rest", [1e5, 2.0**34, 1e22])
+def test_what_float32_cancels_within_a_unit_passes_no_bound_by_wrapping_around(rest: float) -> None:
+    """A unit reads a row three times; its norm is taken of the float32 sum, which is 0.
+
+    Of what is left in float64 the squares are 0 modulo 2^64, or it is beyond what int64 holds.
+    """
+    large = rest * 2.0**26
+    gradients = torch.tensor([[[large], [rest], [-large]]], dtype=torch.float32)
+    step = WholeStep(
+        {"table": torch.zeros((2, 1))},
+        tables={"table"},
+        max_grad_norm=1.0,
+        noise_multiplier=0.0,
+        batch_normalizer=1.0,
+        learning_rate=1.0,
+    )
+    assert isinstance(step.optimizer, WholeOptimizer)
+    step.optimizer.steps = 4096
+    step.accumulate(
+        lambda rows, _, batch: (rows["table"] * batch.data["gradient"]).sum(dim=(1, 2)),
+        UnitBatch(1, {"table": torch.ones((1, 3), dtype=torch.int64)}, {"gradient": gradients}),
+    )
+    assert step.unit_norms.tolist() == [0.0]
+    assert not step.whole("table").any()

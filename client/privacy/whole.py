@@ -36,7 +36,7 @@ class WholeOptimizer(UnitOptimizer):
                 for name, layer in self._layers.items()
             }
         size = len(self.unit_norms)
-        squares = np.zeros(size, np.int64)
+        squares = np.zeros(size)
         parts: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []
         for place, (name, layer) in enumerate(self._layers.items()):
             scale = (self.factors[:, place] * (self.steps / float(self.max_grad_norm))).numpy()
@@ -49,13 +49,15 @@ class WholeOptimizer(UnitOptimizer):
                 values = sample.detach().flatten(1).numpy()
             # A unit that overflowed has factor 0, and its numbers are left out.
             values = np.where(scale[units, None] > 0, values, 0.0)
-            scaled = values * scale[units, None]
-            whole = np.trunc(scaled).astype(np.int64)
-            np.add.at(squares, units, (whole**2).sum(axis=1))
-            parts.append((name, units, rows, whole))
-        within = squares <= self.steps**2
-        for name, units, rows, whole in parts:
-            whole[~within[units]] = 0
+            scaled = np.trunc(values * scale[units, None])
+            # In float64 no square wraps around, and sums of whole squares are exact up to 2^53: far
+            # beyond the bound, which none that was rounded can come back below.
+            np.add.at(squares, units, (scaled**2).sum(axis=1))
+            parts.append((name, units, rows, scaled))
+        within = squares <= float(self.steps) ** 2
+        for name, units, rows, scaled in parts:
+            # Nor is a number turned into int64 that it may not hold.
+            whole = np.where(within[units, None], scaled, 0.0).astype(np.int64)
             total = self.whole[name]
             if isinstance(self._layers[name], UnitEmbedding):
                 # Pairs come by row: one sum each, then into the table.
