@@ -87,6 +87,7 @@ def train_round(
         sample_rate=plan.sample_rate,
         noise=noise if plan.private else None,
         momentum=plan.local_momentum,
+        apart=True,
     )
     for _ in range(plan.local_steps):
         key = int(sampling.integers(2**63))
@@ -96,8 +97,8 @@ def train_round(
         ):
             step.accumulate(forward.losses, forward.batch(rows, members, key, people))
         step.step()
-    trained, grid = step.state(), delta_step(plan, server_round)
-    return {name: on_grid(trained[name].numpy() - start[name], grid) for name in names}
+    moved, grid = step.moved(), delta_step(plan, server_round)
+    return {name: on_grid(moved[name].numpy(), grid) for name in names}
 
 
 def whole_gradients(

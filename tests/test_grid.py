@@ -51,6 +51,23 @@ def test_every_released_value_is_a_multiple_whatever_the_data(
             assert off_grid(counts, popularity_step(plan)) == 0.0
 
 
+@pytest.mark.parametrize("name", ["linear", "mlp", "sampled", "momentum"])
+def test_no_start_value_rounds_what_a_shop_adds_to_it(
+    name: str, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What leaves, before it is put on the grid, is finer than float32 is beside the start values.
+
+    They are the server's: a grid of theirs would round sums whose noise is not there yet.
+    """
+    monkeypatch.setattr("client.training.delta_step", lambda *_: 0.0)
+    plan, stream = plan_of(name, private=True), np.random.default_rng(1)
+    state = {array: values + np.float32(48.0) for array, values in state_of(plan).items()}
+    noise = SeededNoise(np.random.default_rng(2))
+    delta = train_round(plan, 1, state, shop(24), catalogue, noise, stream)
+    for array, values in delta.items():
+        assert off_grid(values, float(np.spacing(np.float32(32.0)))) > 0.0, array
+
+
 def test_without_privacy_there_is_no_grid(catalogue: Catalogue) -> None:
     plan = plan_of("linear", private=False, noise_multiplier=1.0, popularity_noise_multiplier=1.0)
     assert delta_step(plan, 1) == popularity_step(plan) == 0.0

@@ -386,6 +386,66 @@ def test_one_unit_moves_a_sum_by_its_own_gradient_however_many_others_there_are(
     assert moved == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_start_values_round_nothing_of_what_units_add_where_they_stand_apart(apart: bool) -> None:
+    """The server chooses start values, here such that float32 numbers lie 2^-5 apart there.
+
+    One unit moves 4,000 numbers by next to nothing, all of them across the middle between two such
+    numbers, to which another one has brought them: where start values round the sum, that is two
+    clipping norms, before there is any noise.
+    """
+    count, gap = 4_000, 2.0**-5
+    begin = {"item": torch.full((count // 4, 4), 1.5 * gap * 2**23)}
+    ids = {"item": torch.arange(count // 4).unsqueeze(0)}
+
+    def moved(*gradients: float) -> np.ndarray:
+        step = ExactDPStep(
+            begin,
+            {"item"},
+            max_grad_norm=1.0,
+            noise_multiplier=0.0,
+            batch_normalizer=1.0,
+            learning_rate=1.0,
+            apart=apart,
+        )
+        for gradient in gradients:
+            batch = UnitBatch(1, ids, {"by": torch.tensor([gradient])})
+            step.accumulate(lambda rows, _, of: (rows["item"] * of.data["by"]).sum((1, 2)), batch)
+        step.step()
+        trained = step.moved() if apart else step.state()
+        return (trained["item"] - (0.0 if apart else begin["item"])).double().numpy()
+
+    one = gap * 1e-3
+    found = float(np.linalg.norm(moved(gap / 2 - one / 2, one) - moved(gap / 2 - one / 2)))
+    assert found == pytest.approx(one * count**0.5 if apart else gap * count**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_steps_are_the_same_where_start_values_stand_apart(lazy: bool) -> None:
+    begin, steps = start(), []
+    for apart in (True, False):
+        step = ExactDPStep(
+            begin,
+            TABLES,
+            max_grad_norm=1.0,
+            noise_multiplier=0.5,
+            batch_normalizer=5.0,
+            learning_rate=0.3,
+            noise=seeded(3),
+            momentum=0.0 if lazy else 0.7,
+            apart=apart,
+        )
+        for seed in range(4):
+            step.accumulate(loss, make(seed, 5))
+            step.step()
+        steps.append(step)
+    moved, states = steps[0].moved(), [step.state() for step in steps]
+    for name, value in states[1].items():
+        torch.testing.assert_close(states[0][name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(moved[name], value - begin[name], rtol=1e-3, atol=1e-5)
+    assert all(torch.equal(begin[name], value) for name, value in start().items())
+
+
 def test_the_sum_starts_anew_after_each_step() -> None:
     step = new(start())
     step.accumulate(loss, make(1, 3))

@@ -216,9 +216,32 @@ class _Gather(torch.autograd.Function):
 
 
 class _OneWeight(nn.Module):
-    """A module whose only parameter is ``weight``."""
+    """A module whose only parameter is ``weight``.
+
+    Attributes
+    ----------
+    start
+        Where start values stand apart: these, never changed, and ``weight`` begins at 0. Else None.
+    moved
+        Whether there was a step: a weight apart is all 0 until then.
+    """
 
     weight: OpacusParameter
+    start: torch.Tensor | None
+    moved: bool
+
+    def begin(self, weight: torch.Tensor, apart: bool) -> None:
+        """Take the start value."""
+        given = weight.detach()
+        self.start, self.moved = given if apart else None, False
+        # Rows are moved as one item each: they must be contiguous.
+        own = given.clone(memory_format=torch.contiguous_format)
+        self.weight = cast(OpacusParameter, nn.Parameter(own.zero_() if apart else own))
+
+    def value(self) -> torch.Tensor:
+        """Return the present value; not a copy, where the start value does not stand apart."""
+        weight = self.weight.detach()
+        return weight if self.start is None else self.start + weight
 
     def named_parameters(
         self,
@@ -252,11 +275,9 @@ class UnitEmbedding(_OneWeight):
     activations: list[list[torch.Tensor]]
     max_batch_len: int
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, *, apart: bool = False) -> None:
         super().__init__()
-        # Rows are moved as one item each: they must be contiguous.
-        own = weight.detach().clone(memory_format=torch.contiguous_format)
-        self.weight = cast(OpacusParameter, nn.Parameter(own))
+        self.begin(weight, apart)
         self.before_read: Callable[[torch.Tensor], None] | None = None
         self.reads: Reads | None = None
         self.gradients: RowGradients | None = None
@@ -267,15 +288,22 @@ class UnitEmbedding(_OneWeight):
         self.reads = Reads.of(ids)
         if self.before_read is not None:
             self.before_read(self.reads.rows)
-        weight, flat = self.weight.detach(), ids.reshape(-1)
+        flat = ids.reshape(-1)
         if len(self.reads.places) == len(flat):
-            rows = weight.index_select(0, flat)
+            rows = self._rows(flat)
         else:
-            rows = weight.index_select(0, flat.clamp(min=0))
+            rows = self._rows(flat.clamp(min=0))
             rows.masked_fill_((flat < 0).unsqueeze(1), 0.0)
-        rows = rows.view(*ids.shape, weight.shape[1])
+        rows = rows.view(*ids.shape, self.weight.shape[1])
         gathered: torch.Tensor = _Gather.apply(self._anchor, rows)  # type: ignore[no-untyped-call]
         return gathered
+
+    def _rows(self, places: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.detach()
+        if self.start is None:
+            return weight.index_select(0, places)
+        rows = self.start.index_select(0, places)
+        return rows.add_(weight.index_select(0, places)) if self.moved else rows
 
 
 class UnitParameter(_OneWeight):
@@ -284,14 +312,14 @@ class UnitParameter(_OneWeight):
     activations: list[list[torch.Tensor]]
     max_batch_len: int
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, *, apart: bool = False) -> None:
         super().__init__()
-        self.weight = cast(OpacusParameter, nn.Parameter(weight.detach().clone()))
+        self.begin(weight, apart)
 
     def forward(self, anchor: torch.Tensor) -> torch.Tensor:
         """Return the weight expanded to ``(B, *shape)``; ``anchor`` ``(B, 0)`` tells B."""
         size = (len(anchor), *self.weight.shape)
-        return self.weight.detach().expand(size).requires_grad_()
+        return self.value().expand(size).requires_grad_()
 
 
 @register_grad_sampler(UnitEmbedding)  # type: ignore[untyped-decorator] # Opacus has no types.

@@ -162,6 +162,7 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
         for group in self.param_groups:
             name, rate = group["name"], group["lr"] / self.batch_normalizer
             layer = self._layers[name]
+            layer.moved = True
             if self._lazy and name in self._sums:
                 self._sums[name].spend(layer.weight.detach(), -rate)
                 if name in self._owed:

@@ -119,7 +119,8 @@ def check_plan(plan: TrainingPlan, *, has_sessions: bool = True) -> None:
 def check_state(plan: TrainingPlan, server_round: int, state: Arrays) -> None:
     """Refuse a released state beside which float32 would round a round's noise away.
 
-    A sum of gradients and its noise are added to a weight: :func:`common.grid.is_swallowed`.
+    A sum of gradients and its noise are added to a weight, where units read it in a later step and
+    in the state that comes of the round: :func:`common.grid.is_swallowed`.
 
     Raises
     ------

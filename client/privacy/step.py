@@ -76,7 +76,8 @@ class ExactDPStep:
     Parameters
     ----------
     parameters
-        Name -> start value; copied. Every one gets noise, read or not.
+        Name -> start value; never changed, and copied unless ``apart``. Every one gets noise, read
+        or not.
     tables
         Names of those that are read by rows, ``(N, D)``; the others are dense, and each unit gets a
         copy: keep physical batches small where they are large.
@@ -97,6 +98,10 @@ class ExactDPStep:
         Whether rows wait for their noise until they are read (LazyDP, arXiv 2404.08847): the same
         distribution, at a price in the rows that units read. By default wherever it holds: for
         SGD without momentum.
+    apart
+        Whether what moves is kept apart from the start values, as :meth:`moved` needs it. The
+        server chooses those: beside large ones float32 would round what units add before their
+        noise is there, in each number that a unit reads, and by more than the clipping norm in all.
     """
 
     #: What clips and adds noise; another one only to show that tests and audits would notice.
@@ -115,6 +120,7 @@ class ExactDPStep:
         noise: NoiseSource | None = None,
         momentum: float = 0.0,
         lazy: bool | None = None,
+        apart: bool = False,
     ) -> None:
         if not (max_grad_norm > 0 and noise_multiplier >= 0 and batch_normalizer > 0):
             raise PrivacyError(
@@ -131,7 +137,7 @@ class ExactDPStep:
         if unknown := sorted(set(tables) - set(parameters)):
             raise PrivacyError(f"tables {unknown} are not among the parameters")
         self._layers: dict[str, UnitEmbedding | UnitParameter] = {
-            name: UnitEmbedding(value) if name in tables else UnitParameter(value)
+            name: (UnitEmbedding if name in tables else UnitParameter)(value, apart=apart)
             for name, value in parameters.items()
         }
         rates = (
@@ -241,7 +247,16 @@ class ExactDPStep:
     def state(self) -> Tensors:
         """Return name -> present value, detached copies, with all noise that is owed."""
         self.optimizer.flush()
-        return {name: layer.weight.detach().clone() for name, layer in self._layers.items()}
+        return {name: layer.value().clone() for name, layer in self._layers.items()}
+
+    def moved(self) -> Tensors:
+        """Return name -> present value less the start value, with all noise that is owed.
+
+        Only where start values stand apart. Not copies: further steps change them.
+        """
+        assert all(layer.start is not None for layer in self._layers.values())
+        self.optimizer.flush()
+        return {name: layer.weight.detach() for name, layer in self._layers.items()}
 
     def _forget(self) -> None:
         """Drop all that Opacus' hooks and our layers kept of the last batch."""
