@@ -15,6 +15,7 @@ from scipy import stats
 from client.privacy import compiling
 from client.privacy.adding import CompiledAdder, NumpyAdder, adder
 from client.privacy.folding import Terms, fold_rows, move_rows
+from client.privacy.gathering import gather_sums
 from client.privacy.moving import add_rows
 from client.privacy.noise import Keystream, SeededNoise, SystemNoise
 from client.privacy.normals import CELLS, MOST, Normals
@@ -220,6 +221,32 @@ def test_rows_are_folded_the_same_with_and_without_llvm(
             change[slot] += together[sources[term]].astype(np.float64) * weights[term]
     assert np.array_equal(folded[0], wanted)
     assert np.array_equal(moved[0], (before.astype(np.float32) + change * -0.37).astype(np.float32))
+
+
+@pytest.mark.parametrize("width", [1, 5, 32, 64])
+def test_rows_of_two_tables_are_the_same_with_and_without_llvm(
+    width: int, no_llvm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(width)
+    start, moved = random.normal(size=(2, 50, width)).astype(np.float32)
+    places = random.integers(-3, 50, 300)
+    plain = gather_sums(start, moved, places)
+    monkeypatch.undo()
+    forget()
+    assert np.array_equal(plain, gather_sums(start, moved, places))
+    wanted = np.where(places[:, None] < 0, np.float32(0), start[places] + moved[places])
+    assert np.array_equal(plain, wanted)
+    assert gather_sums(start, moved, places[:0]).shape == (0, width)
+
+
+def test_sums_of_rows_that_are_not_there_are_refused() -> None:
+    table = np.ones((3, 2), np.float32)
+    with pytest.raises(IndexError):
+        gather_sums(table, table, np.array([0, 3]))
+    with pytest.raises(IndexError):
+        gather_sums(table, table[:2], np.array([0]))
+    with pytest.raises(TypeError):
+        gather_sums(table, np.ones((2, 3), np.float32).T, np.array([0]))
 
 
 def test_terms_that_are_not_there_are_refused() -> None:

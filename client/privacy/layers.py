@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import embedding_bag
 
 from client.privacy.folding import Terms
+from client.privacy.gathering import gather_sums
 from client.privacy.squares import unit_squares
 
 # What layers, and Opacus, keep on a layer from one batch to the next.
@@ -233,7 +234,7 @@ class _OneWeight(nn.Module):
     def begin(self, weight: torch.Tensor, apart: bool) -> None:
         """Take the start value."""
         given = weight.detach()
-        self.start, self.moved = given if apart else None, False
+        self.start, self.moved = given.contiguous() if apart else None, False
         # Rows are moved as one item each: they must be contiguous.
         own = given.clone(memory_format=torch.contiguous_format)
         self.weight = cast(OpacusParameter, nn.Parameter(own.zero_() if apart else own))
@@ -288,22 +289,21 @@ class UnitEmbedding(_OneWeight):
         self.reads = Reads.of(ids)
         if self.before_read is not None:
             self.before_read(self.reads.rows)
-        flat = ids.reshape(-1)
-        if len(self.reads.places) == len(flat):
-            rows = self._rows(flat)
-        else:
-            rows = self._rows(flat.clamp(min=0))
-            rows.masked_fill_((flat < 0).unsqueeze(1), 0.0)
-        rows = rows.view(*ids.shape, self.weight.shape[1])
+        rows = self._rows(ids.reshape(-1)).view(*ids.shape, self.weight.shape[1])
         gathered: torch.Tensor = _Gather.apply(self._anchor, rows)  # type: ignore[no-untyped-call]
         return gathered
 
-    def _rows(self, places: torch.Tensor) -> torch.Tensor:
+    def _rows(self, ids: torch.Tensor) -> torch.Tensor:
         weight = self.weight.detach()
-        if self.start is None:
-            return weight.index_select(0, places)
-        rows = self.start.index_select(0, places)
-        return rows.add_(weight.index_select(0, places)) if self.moved else rows
+        if self.start is not None and self.moved:
+            sums = gather_sums(self.start.numpy(), weight.numpy(), ids.contiguous().numpy())
+            return torch.from_numpy(sums)
+        values = weight if self.start is None else self.start
+        assert self.reads is not None
+        if len(self.reads.places) == len(ids):
+            return values.index_select(0, ids)
+        rows = values.index_select(0, ids.clamp(min=0))
+        return rows.masked_fill_((ids < 0).unsqueeze(1), 0.0)
 
 
 class UnitParameter(_OneWeight):

@@ -55,6 +55,7 @@ class Exact:
             learning_rate=RATE,
             sample_rate=0.01,
             noise=SystemNoise(),
+            apart=True,
         )
 
     def step(self, ids: Tensor) -> None:
@@ -65,7 +66,7 @@ class Exact:
 
     def flush(self) -> None:
         """See :class:`Variant`."""
-        self._step.optimizer.flush()
+        self._step.moved()
 
 
 def _losses_of_rows(rows: Tensors, dense: Tensors, batch: UnitBatch) -> Tensor:  # noqa: ARG001
