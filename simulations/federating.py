@@ -26,8 +26,8 @@ from server.checkpoints import Checkpoint, read_checkpoint, rounds
 from server.settings import EVENTS_FILE
 from server.training.records import new_events
 from server.variables import ROSTER_FILE
+from simulations.engine.flower import CHECKPOINTS, Outcome, end_leftovers, run_federation
 from simulations.experiment import Experiment, server_config, training_plan
-from simulations.flower import CHECKPOINTS, Outcome, end_leftovers, run_federation
 from simulations.machine import PeakMemory
 from simulations.world import World
 
@@ -288,7 +288,7 @@ def _engine(name: str) -> tuple[Callable[..., Outcome], str]:
     """Return what runs a federation, and where in words."""
     if name == "flower":
         return run_federation, "on Flower"
-    from simulations.in_process import run_in_process  # Slow: the apps themselves.
+    from simulations.engine.in_process import run_in_process  # Slow: the apps themselves.
 
     return run_in_process, "in this process"
 

@@ -140,7 +140,7 @@ class _Runner:
 
     def _with_other_noise(self, name: str) -> Iterator[Trained]:
         """Train a private arm again and again, in this process, each with noise of its own."""
-        from simulations.in_process import run_in_process  # Slow: the apps themselves.
+        from simulations.engine.in_process import run_in_process  # Slow: the apps themselves.
 
         run, work = self._experiment.run, self._folder / WORK
         for draw in range(2, run.noise_draws + 1):

@@ -27,7 +27,7 @@ from common.protocol import (
 from common.rng import derive
 from server.job import Job
 from server.settings import RunSettings
-from simulations.in_process import InProcessGrid
+from simulations.engine.in_process import InProcessGrid
 
 FINGERPRINT = "f" * 64
 ITEMS = 7

@@ -13,7 +13,7 @@ from deployment_support import deployed
 from server.catalogues import Catalogues
 from server.checkpoints import read_checkpoint
 from server.training.records import Runs
-from simulations.in_process import run_in_process
+from simulations.engine.in_process import run_in_process
 from simulations.loopback.deployment import change
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]

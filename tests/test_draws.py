@@ -15,10 +15,10 @@ from common.protocol import TrainingPlan
 from experiment_support import BIG, SMALL, write_folder
 from report_support import PRIVACY, run_of, shown_text, sums
 from server.checkpoints import read_checkpoint
-from simulations import in_process
 from simulations.answer import answer
 from simulations.compare import compare
 from simulations.draws import gain_over_draws, noise_seed, shown
+from simulations.engine import in_process
 from simulations.experiment import Experiment, read_experiment
 from simulations.page import render_report
 from simulations.report import ArmResult, ShopResult, build_report, write_report

@@ -34,8 +34,8 @@ from federation_support import same, write_federation
 from server.catalogues import Catalogues
 from server.checkpoints import read_checkpoint
 from server.records import objections
-from simulations.flower import Outcome
-from simulations.in_process import run_apps
+from simulations.engine.flower import Outcome
+from simulations.engine.in_process import run_apps
 
 PLAN = TrainingPlan(
     rounds=1,

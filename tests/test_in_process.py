@@ -14,8 +14,8 @@ from common.errors import RunError
 from common.protocol import ModelPlan, TrainingPlan, shop_key
 from federation_support import same, write_federation
 from server.checkpoints import read_checkpoint
-from simulations.flower import Outcome, run_federation
-from simulations.in_process import run_in_process
+from simulations.engine.flower import Outcome, run_federation
+from simulations.engine.in_process import run_in_process
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAN = TrainingPlan(
@@ -126,7 +126,7 @@ def test_the_figures_are_those_of_flowers_engine_to_the_last_bit(
     # A process of its own: libraries read the number of their threads once, when they start.
     script = (
         "import sys; from pathlib import Path; from common.protocol import parse_plan\n"
-        "from simulations.in_process import run_in_process\n"
+        "from simulations.engine.in_process import run_in_process\n"
         "folder, plan = Path(sys.argv[1]), parse_plan(sys.argv[2])\n"
         "run_in_process(plan, shops_folder=folder / 'shops', shops=4, run_config=eval(sys.argv[3]),"
         " server_folder=folder / 'here', catalogue_folder=folder / 'catalogue')\n"

@@ -16,8 +16,8 @@ from client.joining.error_replies import without_words, wordless
 from common.protocol import HEADER, UPDATE, WEIGHT, ModelPlan, TrainingPlan
 from federation_support import write_federation
 from leaving_account import FLEET, Account, Reply, request, size
-from simulations import in_process
-from simulations.in_process import InProcessGrid, run_in_process
+from simulations.engine import in_process
+from simulations.engine.in_process import InProcessGrid, run_in_process
 
 PLAN = TrainingPlan(
     rounds=2,

@@ -14,7 +14,7 @@ from federation_support import same, write_federation
 from server.checkpoints import read_checkpoint
 from simulations.attack.attackers import Conspiracy
 from simulations.attack.poisoned import Poisoned, Remembered
-from simulations.in_process import Answers, run_in_process
+from simulations.engine.in_process import Answers, run_in_process
 
 OPEN = TrainingPlan(rounds=2, tuning_round=1, private=False, model=ModelPlan(dimension=4))
 PRIVATE = TrainingPlan(

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from common.processes import end_carriers, environment, free_port, tool
-from simulations import superlink
-from simulations.flower import run_floor
-from simulations.superlink import RAY_VARIABLE, Link, on_cluster, simulation_environment
+from simulations.engine import superlink
+from simulations.engine.flower import run_floor
+from simulations.engine.superlink import RAY_VARIABLE, Link, on_cluster, simulation_environment
 
 _TOKEN = "FEDTAIL_TEST_CLUSTER"
 

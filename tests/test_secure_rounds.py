@@ -67,8 +67,8 @@ from server.checkpoints import read_checkpoint
 from server.job import Job
 from server.secure_sum.collecting import Collector
 from server.strategy import Federation
-from simulations.flower import run_federation
-from simulations.in_process import run_in_process
+from simulations.engine.flower import run_federation
+from simulations.engine.in_process import run_in_process
 
 
 @pytest.fixture

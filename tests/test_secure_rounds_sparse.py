@@ -35,8 +35,8 @@ from federation_support import Fault, FaultyGrid
 from secure_rounds_support import ITEM_COUNT, PLAN, SHOPS, Town, broken, make_town, of
 from server.aggregation import ServerOptimizer
 from server.strategy import Federation
+from simulations.engine.in_process import run_in_process
 from simulations.experiment import read_experiment
-from simulations.in_process import run_in_process
 from simulations.run import run_experiment
 
 ALL = range(ITEM_COUNT)

@@ -33,9 +33,9 @@ from server.aggregation import ServerOptimizer
 from server.checkpoints import Checkpoint, read_checkpoint
 from server.defence.defence import DEFENCES
 from server.strategy import Federation
+from simulations.engine.flower import run_federation
+from simulations.engine.in_process import run_in_process
 from simulations.experiment import read_experiment
-from simulations.flower import run_federation
-from simulations.in_process import run_in_process
 from simulations.run import run_experiment
 
 # Products 0 to 9 are stocked by m0, m1 and m2, 10 to 19 by m0 alone, 20 to 28 by all, 29 by nobody.

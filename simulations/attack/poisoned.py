@@ -12,7 +12,7 @@ from client.app import app as client_app
 from common.protocol import HEADER, POPULARITY, STATE, UPDATE, Arrays, RoundHeader, parse_plan
 from common.rng import derive
 from simulations.attack.attackers import Conspiracy
-from simulations.in_process import Answers
+from simulations.engine.in_process import Answers
 
 _ROOM = 2 * 2**30
 

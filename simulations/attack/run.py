@@ -24,10 +24,10 @@ from simulations.attack.measure import USES, changes, mean_figures, measure_mode
 from simulations.attack.page import render_attack
 from simulations.attack.poisoned import Poisoned, Remembered
 from simulations.attack_settings import PUSHES, AttackName
+from simulations.engine.in_process import run_in_process
 from simulations.experiment import Experiment
 from simulations.federating import Federator, Trained, Watcher
 from simulations.finished_parts import finished_parts
-from simulations.in_process import run_in_process
 from simulations.machine import machine_facts
 from simulations.report import plain, to_json, write_text
 from simulations.world import World, build_world

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
-from simulations.in_process import InProcessGrid
+from simulations.engine.in_process import InProcessGrid
 
 
 @dataclass

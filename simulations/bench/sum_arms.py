@@ -61,7 +61,7 @@ from server.roster import Roster
 from server.secure_sum.rounds import SecureSums
 from server.settings import RunSettings
 from simulations.bench.metered import Meter, MeteredGrid
-from simulations.in_process import run_defaults
+from simulations.engine.in_process import run_defaults
 
 _CATALOGUE = "c" * len(NO_FINGERPRINT)
 _FIRST_NODE = 2

@@ -1,10 +1,10 @@
 """Run the federation's own ServerApp and ClientApp inside this process: no Ray, no network.
 
-The apps, their settings files, ledgers and checkpoints are those of :mod:`simulations.flower`; only
-the grid between them is ours. It answers one message at a time, in the thread that waits for it, so
-at most one shop's training is in memory. With linear algebra on one thread (``OMP_NUM_THREADS=1``,
-which Flower's engine sets for its workers) the figures are those of Flower's engine to the last
-bit: a test holds that.
+The apps, their settings files, ledgers and checkpoints are those of
+:mod:`simulations.engine.flower`; only the grid between them is ours. It answers one message at a
+time, in the thread that waits for it, so at most one shop's training is in memory. With linear
+algebra on one thread (``OMP_NUM_THREADS=1``, which Flower's engine sets for its workers) the
+figures are those of Flower's engine to the last bit: a test holds that.
 """
 
 import os
@@ -29,7 +29,7 @@ from common.config import ConfigValue
 from common.protocol import TrainingPlan
 from server.app import app as server_app
 from server.training.records import new_events
-from simulations.flower import Event, Outcome, federation_files
+from simulations.engine.flower import Event, Outcome, federation_files
 
 # The environment of the apps: no variable of an outer run may reach them.
 _OURS = "FEDTAIL_"
@@ -137,11 +137,12 @@ def run_in_process(
     clients: Answers = client_app,
     keep: bool = False,
 ) -> Outcome:
-    """Run the federation's server and clients here; see :func:`simulations.flower.run_federation`.
+    """Run the federation's server and clients here.
 
-    An event is passed on when the next exchange begins, or the run ends. ``clients`` may stand
-    before the clients' app, as a shop would that sends something else. ``keep`` holds on to what
-    was read of the shops' records: for another run with the same shops.
+    The arguments are those of :func:`simulations.engine.flower.run_federation`, and two more:
+    ``clients`` may stand before the clients' app, as a shop would that sends something else.
+    ``keep`` holds on to what was read of the shops' records: for another run with the same shops.
+    An event is passed on when the next exchange begins, or the run ends.
 
     Raises
     ------
@@ -170,7 +171,7 @@ def run_apps(
     clients: Answers = client_app,
     keep: bool = False,
 ) -> Outcome:
-    """Run both apps with ``shops`` nodes, as :func:`simulations.flower.run_app` does on Flower.
+    """Run both apps here; :func:`simulations.engine.flower.run_app` runs one on Flower's engine.
 
     Raises
     ------

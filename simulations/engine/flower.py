@@ -1,7 +1,7 @@
 """Run one Flower app on Flower's simulation engine, and end everything that was started.
 
-Each run has a SuperLink of its own (:mod:`simulations.superlink`). The bundle is built from a clean
-copy of the code, so neither the name of the checkout nor what else lies in it matters.
+Each run has a SuperLink of its own (:mod:`simulations.engine.superlink`). The bundle is built from
+a clean copy of the code, so neither the name of the checkout nor what else lies in it matters.
 """
 
 import json
@@ -23,7 +23,7 @@ from common.protocol import TrainingPlan
 from server.settings import EVENTS_FILE
 from server.training.records import new_events
 from server.variables import ROSTER_FILE, SERVER_VARIABLE
-from simulations.superlink import Link, superlink
+from simulations.engine.superlink import Link, superlink
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _TAIL_LINES = 40
 _STATUS_EVERY = 30.0
 
 #: Clients that do nothing, for comparison.
-FLOOR = FlowerApp(Path(__file__).resolve().parent / "floor_app", ("floor",))
+FLOOR = FlowerApp(Path(__file__).resolve().parents[1] / "floor_app", ("floor",))
 
 
 @dataclass(frozen=True)
