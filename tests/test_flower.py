@@ -21,13 +21,8 @@ from common.processes import end_carriers
 from common.protocol import ModelPlan, TrainingPlan, shop_key
 from federation_support import same, write_federation
 from server.checkpoints import read_checkpoint
-from simulations.engine.flower import (
-    FLOOR,
-    Outcome,
-    run_app,
-    run_federation,
-    run_floor,
-)
+from simulations.bench.floor import FLOOR, run_floor
+from simulations.engine.flower import Outcome, run_app, run_federation
 from simulations.engine.superlink import simulation_environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,7 +143,7 @@ def test_an_interrupted_run_ends_all_that_it_started(tmp_path: Path) -> None:
     # own, which is not ours to remove.
     short = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
     script = (
-        "from simulations.engine.flower import run_floor\n"
+        "from simulations.bench.floor import run_floor\n"
         "run_floor({'a': (10, 2)}, shops=2, rounds=10**6, cpus=1)\n"
     )
     mark = f"mark-{tmp_path.name}-{os.getpid()}"

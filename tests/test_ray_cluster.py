@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from common.processes import end_carriers, environment, free_port, tool
+from simulations.bench.floor import run_floor
 from simulations.engine import superlink
-from simulations.engine.flower import run_floor
 from simulations.engine.superlink import RAY_VARIABLE, Link, on_cluster, simulation_environment
 
 _TOKEN = "FEDTAIL_TEST_CLUSTER"

@@ -40,8 +40,8 @@ from server.operating.folder import open_federation
 from server.operating.services import control
 from server.subspace import SubspaceOptimizer
 from server.training.records import Runs
+from simulations.bench.floor import FLOOR
 from simulations.bench.rounds import bench_plan, lay_out, train_seconds
-from simulations.engine.flower import FLOOR
 from simulations.loopback.deployment import LocalDeployment
 from simulations.loopback.layout import lay_out_operator, lay_out_shop
 from simulations.loopback.programs import Programs

@@ -19,7 +19,8 @@ from common.model import initial_state, state_spec
 from common.protocol import ModelPlan, TrainingPlan
 from common.rng import derive
 from common.schema import ShopEvents
-from simulations.engine.flower import Outcome, run_federation, run_floor
+from simulations.bench.floor import run_floor
+from simulations.engine.flower import Outcome, run_federation
 from simulations.machine import machine_facts
 
 _SHOP = """merchant_id = "shop-{number}"

@@ -4,7 +4,6 @@ Each run has a SuperLink of its own (:mod:`simulations.engine.superlink`). The b
 a clean copy of the code, so neither the name of the checkout nor what else lies in it matters.
 """
 
-import json
 import logging
 import os
 import re
@@ -34,9 +33,6 @@ CHECKPOINTS = "checkpoints"
 
 _TAIL_LINES = 40
 _STATUS_EVERY = 30.0
-
-#: Clients that do nothing, for comparison.
-FLOOR = FlowerApp(Path(__file__).resolve().parents[1] / "floor_app", ("floor",))
 
 
 @dataclass(frozen=True)
@@ -198,22 +194,6 @@ def federation_files(
 def end_leftovers(server_folder: Path) -> None:
     """End what a runner that was killed outright left training: it could not do so itself."""
     end_carriers(SERVER_VARIABLE, str(server_folder.resolve()))
-
-
-def run_floor(
-    shapes: Mapping[str, tuple[int, ...]], *, shops: int, rounds: int, cpus: int | None = None
-) -> Outcome:
-    """Run clients that do nothing but send back arrays of these shapes, for comparison."""
-    with tempfile.TemporaryDirectory(prefix="ft-floor-") as name:
-        events = Path(name) / EVENTS_FILE
-        return run_app(
-            FLOOR,
-            shops=shops,
-            run_config={"rounds": rounds, "min-shops": shops, "shapes": json.dumps(dict(shapes))},
-            environment={"FEDTAIL_FLOOR_EVENTS": str(events)},
-            events_file=events,
-            cpus=cpus,
-        )
 
 
 def _follow(
