@@ -158,7 +158,7 @@ def compare(
     """Put runs side by side."""
     from simulations.compare import compare as compare_runs
     from simulations.compare_picture import picture
-    from simulations.report import to_json, write_text
+    from simulations.documents import to_json, write_text
     from simulations.tables import comparison_table
 
     document = compare_runs(folders, out)
@@ -187,9 +187,9 @@ def federation(
     Gateway, SuperLink and three shops (CSV, Parquet, PostgreSQL) are real processes, started by the
     command lines that an operator and a shop's engineer would type.
     """
+    from simulations.documents import to_json
     from simulations.loopback.federation import run_local_federation
     from simulations.loopback.tables import keep_up, local_table
-    from simulations.report import to_json
 
     with Bars() as bars:
         hold = (lambda here: keep_up(here, bars.stage)) if keep else None
@@ -248,7 +248,7 @@ def _answer(
     as_json: bool,
 ) -> None:
     """Do what takes long, then show what was found: one JSON document, or words and a page."""
-    from simulations.report import to_json
+    from simulations.documents import to_json
 
     with Bars() as bars:
         try:

@@ -5,11 +5,9 @@ Read from the report's document. The reference is, for each metric, the better o
 several draws of the noise, the verdict is on what one training brings, whichever draw it gets.
 """
 
-from typing import Any
-
+from simulations.documents import Document
 from simulations.draws import shown
 
-Document = dict[str, Any]
 MAIN = ("ndcg@20", "tail_ndcg@20")
 #: Share of shops that must be level or better before the answer is a plain yes.
 ENOUGH_SHOPS = 0.8

@@ -1,14 +1,12 @@
 """What an audit's document looks like: its words, the cells of its tables and its plots."""
 
 from html import escape
-from typing import Any
 
 import plotly.graph_objects as go
 
 from simulations.answer import DASH, number
+from simulations.documents import Document
 from simulations.plots import COLOURS, html
-
-Document = dict[str, Any]
 
 #: The steps that shops run; all others have a mistake planted.
 SOUND = ("exact", "training", "shared")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
+from simulations.documents import Document, write_text
 from simulations.page import render_comparison
-from simulations.report import FORMAT_VERSION, write_text
+from simulations.report import FORMAT_VERSION
 
-Document = dict[str, Any]
 _KEPT = (
     "metrics",
     "vs_local",

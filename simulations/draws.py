@@ -12,8 +12,8 @@ import numpy as np
 from scipy import stats
 
 from common.rng import derive
+from simulations.documents import Document
 
-Document = dict[str, Any]
 _CONFIDENCE = 0.95
 _NOTHING = ("mean", "low", "high", "p", "sd", "mean_low", "mean_high")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.code import code_digest
 from common.errors import ConfigError
-from simulations.report import write_text
+from simulations.documents import write_text
 
 LOCK = ".lock"
 _IDENTITY = "identity.json"

@@ -9,10 +9,9 @@ from plotly.offline import get_plotlyjs
 
 from simulations import answer, plots
 from simulations.audit_plots import audit_section
+from simulations.documents import Document
 from simulations.draws import shown
 from simulations.tables import HEADINGS, arm_cells
-
-Document = dict[str, Any]
 
 #: What ε leaves out, whatever the run: said on every page with a private arm.
 NOT_COVERED = (

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from html import escape
-from typing import Any
 
 import plotly.graph_objects as go
 
+from simulations.documents import Document
 from simulations.draws import shown
-
-Document = dict[str, Any]
 
 FIFTHS = ("rarest", "2nd", "3rd", "4th", "short head")
 #: Above this many merchants their names are left off the axis.

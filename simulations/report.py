@@ -4,7 +4,6 @@
 table and ``compare`` all read that document and nothing else.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from common.disk import write_whole
 from common.errors import InputError
 from common.metrics import (
     CUTOFF,
@@ -23,9 +21,9 @@ from common.metrics import (
     paired_bootstrap,
 )
 from simulations.answer import answer
+from simulations.documents import Document, plain, to_json, write_text
 from simulations.draws import gain_over_draws, spread
 
-Document = dict[str, Any]
 FORMAT_VERSION = 1
 
 #: A shop is level with another arm if its ndcg@20 is at most this much lower.
@@ -163,35 +161,6 @@ def write_report(folder: Path, document: Document, page: str) -> None:
     """Write ``report.json`` and ``report.html``, each whole or not at all."""
     write_text(folder / "report.json", to_json(document))
     write_text(folder / "report.html", page)
-
-
-def to_json(document: Document) -> str:
-    """Return the document as JSON text; NaN and infinities become null."""
-    return json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, for everybody to read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text.encode(), mode=0o644)
-
-
-def plain(value: Any) -> Any:  # noqa: ANN401 - JSON of any depth
-    """Return the value in JSON's own types, null for what is not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, list | tuple | set | frozenset):
-        entries = sorted(value) if isinstance(value, set | frozenset) else value
-        return [plain(entry) for entry in entries]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return str(value)
 
 
 def _arm(

@@ -1,7 +1,6 @@
 """The terminal's tables, as rich renderables."""
 
 import re
-from typing import Any
 
 from rich.console import Group
 from rich.markup import escape
@@ -9,9 +8,9 @@ from rich.text import Text
 
 from common.cli import plain_table
 from simulations.answer import interval, number, percent
+from simulations.documents import Document
 from simulations.draws import shown
 
-Document = dict[str, Any]
 HEADINGS = (
     "ndcg@20",
     "gain",

@@ -11,7 +11,7 @@ from common.features import Catalogue
 from simulations.bench.deployment import _seconds, modules_of_a_round, parts, summary
 from simulations.bench.rounds import bench_plan
 from simulations.bench.shops import SERVER, SHOP, figures, program_of
-from simulations.report import to_json
+from simulations.documents import to_json
 
 COSTS = {"training": 2.0, "optimizer": 1.0, "checkpoint": 0.5}
 TIMES = {

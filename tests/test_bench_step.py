@@ -10,7 +10,7 @@ from simulations.bench import step as bench_step
 from simulations.bench import step_variants as bench_variants
 from simulations.bench.step import peak_megabytes, targets_missed
 from simulations.bench.step_variants import VARIANTS, table
-from simulations.report import to_json
+from simulations.documents import to_json
 
 
 @pytest.fixture(scope="module")

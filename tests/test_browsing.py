@@ -16,7 +16,8 @@ from report_support import whole_run
 from server.query.browsing import About, about_from
 from server.query.registry_service import ServeSettings, make_service
 from server.query.rest import rest_app
-from simulations.report import build_report, to_json
+from simulations.documents import to_json
+from simulations.report import build_report
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from query_support import Place, Running, make_place, running, write_model
 from report_support import whole_run
 from server.query.page import POLICY
 from server.query.security import Keys
-from simulations.report import build_report, to_json
+from simulations.documents import to_json
+from simulations.report import build_report
 
 pytestmark = pytest.mark.e2e
 

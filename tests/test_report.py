@@ -16,16 +16,11 @@ from common.metrics import MetricSums
 from report_support import N_ITEMS, PRIVACY, arm, run_of, shown_text, sums, whole_run
 from simulations.answer import interval
 from simulations.compare import compare
+from simulations.documents import to_json
 from simulations.machine import machine_facts
 from simulations.page import render_report
 from simulations.recommendations import RecommendationWriter
-from simulations.report import (
-    ArmResult,
-    ShopResult,
-    build_report,
-    to_json,
-    write_report,
-)
+from simulations.report import ArmResult, ShopResult, build_report, write_report
 from simulations.tables import comparison_table, result_table
 
 

@@ -2,16 +2,14 @@
 
 import json
 from html import escape
-from typing import Any
 
 import plotly.graph_objects as go
 from rich.table import Table
 
 from simulations.answer import DASH, number
+from simulations.documents import Document
 from simulations.page import facts, render
 from simulations.plots import html
-
-Document = dict[str, Any]
 
 HEADINGS = ("defence", "attack", "bad shops", "ER@20", "allowed", "ndcg@20", "tail_ndcg@20", "held")
 _USES = {"global": "the global model alone", "home": "with home adaptation"}

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -24,15 +23,13 @@ from simulations.attack.measure import USES, changes, mean_figures, measure_mode
 from simulations.attack.page import render_attack
 from simulations.attack.poisoned import Poisoned, Remembered
 from simulations.attack_settings import PUSHES, AttackName
+from simulations.documents import Document, plain, to_json, write_text
 from simulations.engine.in_process import run_in_process
 from simulations.experiment import Experiment
 from simulations.federating import Federator, Trained, Watcher
 from simulations.finished_parts import finished_parts
 from simulations.machine import machine_facts
-from simulations.report import plain, to_json, write_text
 from simulations.world import World, build_world
-
-Document = dict[str, Any]
 
 _PARTS, _DOCUMENT = ".attack", "attack.json"
 #: What a defence must keep of what there is without an attack.

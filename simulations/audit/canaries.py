@@ -7,7 +7,6 @@ algorithm 1). No customer could be easier to see, so a step that hides these hid
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +24,7 @@ from simulations.audit.decoding import gradients, histogram_rows
 from simulations.audit.statistics import guess, one_run_lower_bound
 from simulations.audit.training import Release, only, train
 from simulations.audit_settings import AuditSection
-
-Document = dict[str, Any]
+from simulations.documents import Document
 
 #: The audited steps: the one that shops run, then those with a mistake.
 STEPS: dict[str, type[ExactDPStep]] = {"exact": ExactDPStep, **BROKEN}

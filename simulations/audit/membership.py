@@ -8,7 +8,7 @@ customer bought, drawn once; the attacker knows all the rest of the history.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -28,9 +28,9 @@ from simulations.audit.statistics import (
     twice,
 )
 from simulations.audit.training import Optimizer, Release, only, train
+from simulations.documents import Document
 
 Level = Literal["customer", "interaction"]
-Document = dict[str, Any]
 LEVELS: tuple[Level, ...] = ("customer", "interaction")
 
 _FPR = 0.01

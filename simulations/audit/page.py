@@ -1,12 +1,10 @@
 """``audit.html``: an audit to look at, one file that asks no other for anything."""
 
 import json
-from typing import Any
 
 from simulations.audit_plots import audit_section, verdict
+from simulations.documents import Document
 from simulations.page import facts, render
-
-Document = dict[str, Any]
 
 
 def render_audit(document: Document) -> str:

@@ -6,7 +6,6 @@ one round. It knows how many customers the shop has and what customers of other 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import optimize, sparse
@@ -23,8 +22,7 @@ from common.schema import ShopEvents
 from simulations.audit.decoding import decodes_rounds
 from simulations.audit.statistics import mean_interval
 from simulations.audit.training import only
-
-Document = dict[str, Any]
+from simulations.documents import Document
 
 # Rows of one customer's products differ in length, not in direction; float32 bends them a little.
 _SAME_DIRECTION = 1 - 1e-5

@@ -21,18 +21,18 @@ from simulations.audit.membership import LEVELS, Trial, membership
 from simulations.audit.page import render_audit
 from simulations.audit.recovery import active_customers, recovery
 from simulations.audit.sums import SHARES, audit_sums
+from simulations.documents import Document, plain, to_json, write_text
 from simulations.engine.in_process import run_defaults
 from simulations.experiment import Experiment, server_config, training_plan
 from simulations.federating import Watcher
 from simulations.finished_parts import finished_parts
 from simulations.machine import machine_facts
 from simulations.page import render_report
-from simulations.report import plain, to_json, write_report, write_text
+from simulations.report import write_report
 from simulations.world import World, build_world
 
 logger = logging.getLogger(__name__)
 
-Document = dict[str, Any]
 Part = Callable[[], list[Document]]
 
 _PARTS = ".audit"

@@ -36,7 +36,6 @@ from server.exchange import Exchange
 from server.secure_sum.rounds import Summed, counts, mean_update
 from simulations.audit.canaries import (
     Claim,
-    Document,
     audited_plan,
     canary_record,
     plant,
@@ -45,6 +44,7 @@ from simulations.audit.canaries import (
 from simulations.audit.decoding import Outer, gradients, histogram_rows
 from simulations.audit.training import only
 from simulations.audit_settings import AuditSection
+from simulations.documents import Document
 
 #: Members of the roster, and honest survivors whose shares are in the sum: few of many, so that a
 #: share for all of them is far too small.

@@ -178,7 +178,7 @@ def bench_soak_command(
 
 def _print(result: dict[str, Any], lines: Iterable[Any], *, as_json: bool) -> None:
     """Print what was measured: one JSON document, or lines for people."""
-    from simulations.report import to_json
+    from simulations.documents import to_json
 
     if as_json:
         sys.stdout.write(to_json(result) + "\n")

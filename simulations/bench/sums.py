@@ -22,8 +22,8 @@ from common.protocol import ITEMS
 from simulations.bench.metered import Meter
 from simulations.bench.secagg_plus import secagg_plus_exchange
 from simulations.bench.sum_arms import Cell, plain_exchange, secure_exchange
+from simulations.documents import to_json, write_text
 from simulations.machine import machine_facts
-from simulations.report import to_json, write_text
 
 MEGABYTES = (1.0, 4.0, 16.0, 64.0)
 SHOPS = (3, 10, 30, 94)

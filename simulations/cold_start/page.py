@@ -1,7 +1,6 @@
 """Cold start to look at: sentences, the terminal's tables, and a page that opens offline."""
 
 import json
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -10,9 +9,8 @@ from rich.text import Text
 
 from common.metrics import CUTOFF
 from simulations.answer import interval, number
+from simulations.documents import Document
 from simulations.page import facts, render
-
-Document = dict[str, Any]
 
 MAIN = f"ndcg@{CUTOFF}"
 METRICS = (MAIN, f"recall@{CUTOFF}", f"tail_ndcg@{CUTOFF}")

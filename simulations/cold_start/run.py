@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,14 +21,12 @@ from simulations.cold_start.page import render_cold_start
 from simulations.cold_start.products import cold_products, new_products
 from simulations.cold_start.products import records_of as records_of_products
 from simulations.cold_start.shops import cold_shops, new_shops
+from simulations.documents import Document, plain, to_json, write_text
 from simulations.experiment import Experiment
 from simulations.federating import Watcher
 from simulations.machine import machine_facts
-from simulations.report import plain, to_json, write_text
 from simulations.run import draft_folder
 from simulations.world import World, build_world
-
-Document = dict[str, Any]
 
 #: Of these the experiment's own arms are trained; popularity is as the first of them releases it.
 TRAINED = ("federated-dp", "federated")

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import psutil
 
@@ -22,6 +22,7 @@ from server.catalogues import Catalogues
 from server.operating.gateway import find_nginx
 from server.query.core import ServedModel
 from server.registry import Registry
+from simulations.documents import Document
 from simulations.loopback import shops as local_shops
 from simulations.loopback.deployment import LocalDeployment, LocalShop, change
 from simulations.loopback.postgres import Postgres, find_postgres, running
@@ -33,8 +34,6 @@ ROUNDS = 2
 SHOWN = 8
 _CONNECT_SECONDS = 120.0
 _HOME_SECONDS = 60.0
-
-Document = dict[str, Any]
 
 
 class Watcher(Protocol):

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from rich.console import Group
 from rich.markup import escape
@@ -10,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from common.cli import plain_table
+from simulations.documents import Document
 from simulations.loopback.deployment import LocalDeployment
 
-Document = dict[str, Any]
 _UNIT = "customer"
 
 

@@ -12,9 +12,9 @@ The rule, for points that differ in one thing alone (ε, or customers a shop), i
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from simulations.documents import Document
 from simulations.sweep.plan import Sweep
 
-Document = dict[str, Any]
 METRICS = ("ndcg@20", "tail_ndcg@20")
 FORMAT_VERSION = 1
 PRIVATE = "federated-dp"

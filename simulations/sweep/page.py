@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
 import plotly.graph_objects as go
 
 from simulations.answer import interval, number, percent
+from simulations.documents import Document
 from simulations.page import facts, render
 from simulations.plots import COLOURS, html
 from simulations.sweep.figures import METRICS, goes_half, lines, pays
-
-Document = dict[str, Any]
 
 HEADINGS = ("ndcg@20", "gain", "tail_ndcg@20", "tail gain", "way", "tail way", "level", "ε spent")
 _LINES = ("#d1572b", "#4c6a92", "#1a8f5a", "#8a5ab5", "#c98a00", "#2b9fb3", "#b03a6f", "#666666")

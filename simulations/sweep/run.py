@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from simulations.arms import OwnEases
+from simulations.documents import plain, write_text
 from simulations.evaluating import evaluate_arm, trained_by
 from simulations.experiment import Experiment
 from simulations.federating import Federator, Trained, Watcher
 from simulations.machine import machine_facts
-from simulations.report import ArmResult, RunResult, build_report, plain, write_text
+from simulations.report import ArmResult, RunResult, build_report
 from simulations.sweep.figures import arm_figures, sweep_document
 from simulations.sweep.page import render_sweep
 from simulations.sweep.plan import Point, Sweep

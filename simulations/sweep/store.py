@@ -12,8 +12,9 @@ import numpy as np
 
 from common.errors import ConfigError
 from common.metrics import MetricSums
+from simulations.documents import to_json, write_text
 from simulations.finished_parts import LOCK, finished_parts
-from simulations.report import ArmResult, ShopResult, to_json, write_text
+from simulations.report import ArmResult, ShopResult
 
 _IDENTITY = "sweep-identity.json"
 _WORK = "work"
