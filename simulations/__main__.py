@@ -42,8 +42,8 @@ def run(
 ) -> None:
     """Run an experiment: every arm, a report, a page, recommendations, models and ledgers."""
     from simulations.experiment import read_experiment
+    from simulations.report.tables import result_table
     from simulations.run import run_experiment
-    from simulations.tables import result_table
 
     _answer(
         lambda bars: run_experiment(read_experiment(experiment, change or []), out, bars),
@@ -63,9 +63,9 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Quality against ε and customers a shop; the same command goes on where it stopped."""
+    from simulations.report.tables import sweep_table
     from simulations.sweep.plan import read_sweep
     from simulations.sweep.run import run_sweep
-    from simulations.tables import sweep_table
 
     _answer(
         lambda bars: run_sweep(read_sweep(file, change or []), out, bars),
@@ -156,10 +156,10 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Put runs side by side."""
-    from simulations.compare import compare as compare_runs
-    from simulations.compare_picture import picture
     from simulations.documents import to_json, write_text
-    from simulations.tables import comparison_table
+    from simulations.report.compare import compare as compare_runs
+    from simulations.report.compare_picture import picture
+    from simulations.report.tables import comparison_table
 
     document = compare_runs(folders, out)
     if svg is not None:

@@ -4,9 +4,9 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from simulations.answer import DASH, number
 from simulations.documents import Document
-from simulations.plots import COLOURS, html
+from simulations.report.answer import DASH, number
+from simulations.report.plots import COLOURS, html
 
 #: The steps that shops run; all others have a mistake planted.
 SOUND = ("exact", "training", "shared")

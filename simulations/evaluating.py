@@ -24,7 +24,7 @@ from simulations.arms import (
 from simulations.experiment import TRAINED_BY, TRAINED_PARTS, Experiment
 from simulations.federating import Trained, ledger_name
 from simulations.machine import PeakMemory
-from simulations.report import ArmPrivacy, ArmResult, ShopResult
+from simulations.report.building import ArmPrivacy, ArmResult, ShopResult
 from simulations.world import World
 
 #: Arms that train a model.

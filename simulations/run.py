@@ -27,15 +27,15 @@ from common.protocol import TrainingPlan
 from common.schema import ShopEvents
 from common.statement import statement
 from simulations.arms import OwnEases, ShopOutcome, by_global_model, global_model
-from simulations.draws import noise_seed
 from simulations.evaluating import FEDERATED, arm_outcomes, evaluate_arm, trained_by
 from simulations.experiment import Experiment
 from simulations.federating import WORK, Federator, Trained, Watcher
 from simulations.finished_parts import LOCK, finished_parts
 from simulations.machine import machine_facts
-from simulations.page import render_report
-from simulations.recommendations import RecommendationWriter
-from simulations.report import ArmResult, RunResult, build_report, write_report
+from simulations.report.building import ArmResult, RunResult, build_report, write_report
+from simulations.report.draws import noise_seed
+from simulations.report.page import render_report
+from simulations.report.recommendations import RecommendationWriter
 from simulations.world import World, build_world
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console, RenderableType
 
 from common.metrics import MetricSums
-from simulations.report import ArmPrivacy, ArmResult, RunResult, ShopResult
+from simulations.report.building import ArmPrivacy, ArmResult, RunResult, ShopResult
 
 N_ITEMS = 30
 PRIVACY = ArmPrivacy(delta=1e-5, unit="customer", trust="shop")

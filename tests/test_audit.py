@@ -15,8 +15,8 @@ from simulations.audit.run import add_to_report, run_audit
 from simulations.audit.sums import SHARES
 from simulations.audit_plots import SOUND, audit_section, audit_words, verdict
 from simulations.experiment import Experiment, read_experiment
-from simulations.page import render_report
-from simulations.report import build_report, write_report
+from simulations.report.building import build_report, write_report
+from simulations.report.page import render_report
 
 CHEAP = (
     "audit.canaries=400",

@@ -17,7 +17,7 @@ from server.query.browsing import About, about_from
 from server.query.registry_service import ServeSettings, make_service
 from server.query.rest import rest_app
 from simulations.documents import to_json
-from simulations.report import build_report
+from simulations.report.building import build_report
 
 
 @pytest.fixture(scope="module")

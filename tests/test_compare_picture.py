@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from common.errors import DataError
-from simulations.compare_picture import picture
+from simulations.report.compare_picture import picture
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -15,16 +15,16 @@ from common.protocol import TrainingPlan
 from experiment_support import BIG, SMALL, write_folder
 from report_support import PRIVACY, run_of, shown_text, sums
 from server.checkpoints import read_checkpoint
-from simulations.answer import answer
-from simulations.compare import compare
-from simulations.draws import gain_over_draws, noise_seed, shown
 from simulations.engine import in_process
 from simulations.experiment import Experiment, read_experiment
-from simulations.page import render_report
-from simulations.report import ArmResult, ShopResult, build_report, write_report
+from simulations.report.answer import answer
+from simulations.report.building import ArmResult, ShopResult, build_report, write_report
+from simulations.report.compare import compare
+from simulations.report.draws import gain_over_draws, noise_seed, shown
+from simulations.report.page import render_report
+from simulations.report.tables import comparison_table, result_table
 from simulations.run import run_experiment
 from simulations.sweep.plan import read_sweep
-from simulations.tables import comparison_table, result_table
 
 DRAWS, SHOPS, CUSTOMERS, TRIALS = 5, 10, 200, 400
 

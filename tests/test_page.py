@@ -16,7 +16,7 @@ from report_support import whole_run
 from server.query.page import POLICY
 from server.query.security import Keys
 from simulations.documents import to_json
-from simulations.report import build_report
+from simulations.report.building import build_report
 
 pytestmark = pytest.mark.e2e
 

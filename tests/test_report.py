@@ -14,14 +14,14 @@ import pytest
 from common.errors import DataError, InputError
 from common.metrics import MetricSums
 from report_support import N_ITEMS, PRIVACY, arm, run_of, shown_text, sums, whole_run
-from simulations.answer import interval
-from simulations.compare import compare
 from simulations.documents import to_json
 from simulations.machine import machine_facts
-from simulations.page import render_report
-from simulations.recommendations import RecommendationWriter
-from simulations.report import ArmResult, ShopResult, build_report, write_report
-from simulations.tables import comparison_table, result_table
+from simulations.report.answer import interval
+from simulations.report.building import ArmResult, ShopResult, build_report, write_report
+from simulations.report.compare import compare
+from simulations.report.page import render_report
+from simulations.report.recommendations import RecommendationWriter
+from simulations.report.tables import comparison_table, result_table
 
 
 class _Fetches(HTMLParser):

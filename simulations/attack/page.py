@@ -6,10 +6,10 @@ from html import escape
 import plotly.graph_objects as go
 from rich.table import Table
 
-from simulations.answer import DASH, number
 from simulations.documents import Document
-from simulations.page import facts, render
-from simulations.plots import html
+from simulations.report.answer import DASH, number
+from simulations.report.page import facts, render
+from simulations.report.plots import html
 
 HEADINGS = ("defence", "attack", "bad shops", "ER@20", "allowed", "ndcg@20", "tail_ndcg@20", "held")
 _USES = {"global": "the global model alone", "home": "with home adaptation"}

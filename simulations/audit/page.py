@@ -4,7 +4,7 @@ import json
 
 from simulations.audit_plots import audit_section, verdict
 from simulations.documents import Document
-from simulations.page import facts, render
+from simulations.report.page import facts, render
 
 
 def render_audit(document: Document) -> str:

@@ -27,8 +27,8 @@ from simulations.experiment import Experiment, server_config, training_plan
 from simulations.federating import Watcher
 from simulations.finished_parts import finished_parts
 from simulations.machine import machine_facts
-from simulations.page import render_report
-from simulations.report import write_report
+from simulations.report.building import write_report
+from simulations.report.page import render_report
 from simulations.world import World, build_world
 
 logger = logging.getLogger(__name__)

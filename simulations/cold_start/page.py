@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from common.metrics import CUTOFF
-from simulations.answer import interval, number
 from simulations.documents import Document
-from simulations.page import facts, render
+from simulations.report.answer import interval, number
+from simulations.report.page import facts, render
 
 MAIN = f"ndcg@{CUTOFF}"
 METRICS = (MAIN, f"recall@{CUTOFF}", f"tail_ndcg@{CUTOFF}")

@@ -5,10 +5,10 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from simulations.answer import interval, number, percent
 from simulations.documents import Document
-from simulations.page import facts, render
-from simulations.plots import COLOURS, html
+from simulations.report.answer import interval, number, percent
+from simulations.report.page import facts, render
+from simulations.report.plots import COLOURS, html
 from simulations.sweep.figures import METRICS, goes_half, lines, pays
 
 HEADINGS = ("ndcg@20", "gain", "tail_ndcg@20", "tail gain", "way", "tail way", "level", "ε spent")

@@ -20,7 +20,7 @@ from simulations.evaluating import evaluate_arm, trained_by
 from simulations.experiment import Experiment
 from simulations.federating import Federator, Trained, Watcher
 from simulations.machine import machine_facts
-from simulations.report import ArmResult, RunResult, build_report
+from simulations.report.building import ArmResult, RunResult, build_report
 from simulations.sweep.figures import arm_figures, sweep_document
 from simulations.sweep.page import render_sweep
 from simulations.sweep.plan import Point, Sweep

@@ -14,7 +14,7 @@ from common.errors import ConfigError
 from common.metrics import MetricSums
 from simulations.documents import to_json, write_text
 from simulations.finished_parts import LOCK, finished_parts
-from simulations.report import ArmResult, ShopResult
+from simulations.report.building import ArmResult, ShopResult
 
 _IDENTITY = "sweep-identity.json"
 _WORK = "work"

@@ -8,8 +8,8 @@ from html import escape
 from typing import Any
 
 from common.errors import DataError
-from simulations.draws import shown
-from simulations.plots import COLOURS
+from simulations.report.draws import shown
+from simulations.report.plots import COLOURS
 
 _METRICS = ("ndcg@20", "tail_ndcg@20")
 _ARM, _GOAL = "federated-dp", "centralized"
@@ -17,7 +17,7 @@ _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 430, 360, 70, 50, 60
 
 
 def picture(comparison: Mapping[str, Any]) -> str:
-    """Return the SVG of a comparison of :func:`simulations.compare.compare`.
+    """Return the SVG of a comparison of :func:`simulations.report.compare.compare`.
 
     A panel a metric; a dot a run, with the 95% interval of its gain: paired over customers, and
     over draws of the noise where the run has several. Lines are ``local``, half of the way to

@@ -6,7 +6,7 @@ several draws of the noise, the verdict is on what one training brings, whicheve
 """
 
 from simulations.documents import Document
-from simulations.draws import shown
+from simulations.report.draws import shown
 
 MAIN = ("ndcg@20", "tail_ndcg@20")
 #: Share of shops that must be level or better before the answer is a plain yes.

@@ -7,8 +7,8 @@ from typing import Any
 
 from common.errors import DataError
 from simulations.documents import Document, write_text
-from simulations.page import render_comparison
-from simulations.report import FORMAT_VERSION
+from simulations.report.building import FORMAT_VERSION
+from simulations.report.page import render_comparison
 
 _KEPT = (
     "metrics",
@@ -38,7 +38,7 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> Document:
     dict
         ``runs`` (``name``, ``folder``, ``answer``, ``arms``), and ``changed``: every setting, or
         fact of the data, that is not the same in all runs, by run name. For
-        :func:`simulations.tables.comparison_table`, or to print as JSON.
+        :func:`simulations.report.tables.comparison_table`, or to print as JSON.
 
     Raises
     ------

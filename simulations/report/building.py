@@ -20,9 +20,9 @@ from common.metrics import (
     merge_all,
     paired_bootstrap,
 )
-from simulations.answer import answer
 from simulations.documents import Document, plain, to_json, write_text
-from simulations.draws import gain_over_draws, spread
+from simulations.report.answer import answer
+from simulations.report.draws import gain_over_draws, spread
 
 FORMAT_VERSION = 1
 

@@ -7,9 +7,9 @@ from rich.markup import escape
 from rich.text import Text
 
 from common.cli import plain_table
-from simulations.answer import interval, number, percent
 from simulations.documents import Document
-from simulations.draws import shown
+from simulations.report.answer import interval, number, percent
+from simulations.report.draws import shown
 
 HEADINGS = (
     "ndcg@20",

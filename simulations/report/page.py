@@ -7,11 +7,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from simulations import answer, plots
 from simulations.audit_plots import audit_section
 from simulations.documents import Document
-from simulations.draws import shown
-from simulations.tables import HEADINGS, arm_cells
+from simulations.report import answer, plots
+from simulations.report.draws import shown
+from simulations.report.tables import HEADINGS, arm_cells
 
 #: What ε leaves out, whatever the run: said on every page with a private arm.
 NOT_COVERED = (

@@ -6,7 +6,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from simulations.documents import Document
-from simulations.draws import shown
+from simulations.report.draws import shown
 
 FIFTHS = ("rarest", "2nd", "3rd", "4th", "short head")
 #: Above this many merchants their names are left off the axis.
