@@ -88,7 +88,7 @@ def audit(
 ) -> None:
     """Attack an experiment's own steps and models, and hold each attack against the promise."""
     from simulations.audit.run import run_audit
-    from simulations.audit_plots import audit_words
+    from simulations.audit.section import audit_words
     from simulations.experiment import read_experiment
 
     _answer(

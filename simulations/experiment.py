@@ -15,8 +15,8 @@ from common.marketplace import MarketplaceConfig
 from common.partitioning import Partitioner, by_column, dirichlet, uniform
 from common.planning import with_noise
 from common.protocol import Frozen, LossName, ModelPlan, Norm, RareRows, TrainingPlan, Trust, Unit
-from simulations.attack_settings import AttackSection
-from simulations.audit_settings import AuditSection
+from simulations.attack.settings import AttackSection
+from simulations.audit.settings import AuditSection
 
 ARMS = (
     "popularity",

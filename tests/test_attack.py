@@ -20,7 +20,7 @@ from simulations.attack.attackers import LOUD, Conspiracy
 from simulations.attack.measure import changes, mean_figures
 from simulations.attack.page import attack_rows, attack_words
 from simulations.attack.run import _unnamed, run_attack
-from simulations.attack_settings import AttackName
+from simulations.attack.settings import AttackName
 from simulations.experiment import Experiment
 from simulations.world import build_world
 

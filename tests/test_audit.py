@@ -12,8 +12,8 @@ from experiment_support import SMALL, write_folder
 from report_support import whole_run
 from simulations.__main__ import app
 from simulations.audit.run import add_to_report, run_audit
+from simulations.audit.section import SOUND, audit_section, audit_words, verdict
 from simulations.audit.sums import SHARES
-from simulations.audit_plots import SOUND, audit_section, audit_words, verdict
 from simulations.experiment import Experiment, read_experiment
 from simulations.report.building import build_report, write_report
 from simulations.report.page import render_report

@@ -8,7 +8,7 @@ from client.privacy.step import ExactDPStep, Tensors, UnitBatch
 from common.rng import derive
 from simulations.audit.broken import BROKEN
 from simulations.audit.canaries import audit_step, audit_training, plant
-from simulations.audit_settings import AuditSection
+from simulations.audit.settings import AuditSection
 
 SETTINGS = AuditSection(canaries=2_000, guesses=200, claims=(2.0,))
 

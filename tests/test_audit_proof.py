@@ -11,9 +11,9 @@ from simulations.audit.broken import BROKEN
 from simulations.audit.canaries import audit_step, audit_training
 from simulations.audit.membership import LEVELS, Level, membership
 from simulations.audit.recovery import recovery
+from simulations.audit.settings import AuditSection
 from simulations.audit.sums import SHARES, audit_sums
 from simulations.audit.training import only
-from simulations.audit_settings import AuditSection
 
 pytestmark = [pytest.mark.statistical, pytest.mark.timeout(600)]
 

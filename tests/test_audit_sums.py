@@ -11,9 +11,9 @@ from common.protocol import POPULARITY, TrainingPlan
 from common.schema import ShopEvents
 from simulations.audit import sums as audited
 from simulations.audit.canaries import plant
+from simulations.audit.settings import AuditSection
 from simulations.audit.sums import HONEST, MEMBERS, SHARES, audit_sums
 from simulations.audit.training import only
-from simulations.audit_settings import AuditSection
 
 COUNT = 4_000
 SETTINGS = AuditSection(canaries=COUNT, guesses=300)

@@ -32,7 +32,7 @@ from common.features import Catalogue
 from common.protocol import ITEMS, POPULARITY, Arrays, TrainingPlan
 from common.rng import derive
 from common.shop_state import read_slice
-from simulations.attack_settings import AttackName
+from simulations.attack.settings import AttackName
 
 #: How many times as long as an honest reply a loud one is.
 LOUD = 100.0

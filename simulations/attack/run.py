@@ -22,7 +22,7 @@ from simulations.attack.attackers import Conspiracy
 from simulations.attack.measure import USES, changes, mean_figures, measure_model
 from simulations.attack.page import render_attack
 from simulations.attack.poisoned import Poisoned, Remembered
-from simulations.attack_settings import PUSHES, AttackName
+from simulations.attack.settings import PUSHES, AttackName
 from simulations.documents import Document, plain, to_json, write_text
 from simulations.engine.in_process import run_in_process
 from simulations.experiment import Experiment

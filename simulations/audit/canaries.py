@@ -21,9 +21,9 @@ from common.schema import ShopEvents
 from server.aggregation import ServerOptimizer
 from simulations.audit.broken import BROKEN
 from simulations.audit.decoding import gradients, histogram_rows
+from simulations.audit.settings import AuditSection
 from simulations.audit.statistics import guess, one_run_lower_bound
 from simulations.audit.training import Release, only, train
-from simulations.audit_settings import AuditSection
 from simulations.documents import Document
 
 #: The audited steps: the one that shops run, then those with a mistake.

@@ -2,7 +2,7 @@
 
 import json
 
-from simulations.audit_plots import audit_section, verdict
+from simulations.audit.section import audit_section, verdict
 from simulations.documents import Document
 from simulations.report.page import facts, render
 

@@ -42,8 +42,8 @@ from simulations.audit.canaries import (
     with_room,
 )
 from simulations.audit.decoding import Outer, gradients, histogram_rows
+from simulations.audit.settings import AuditSection
 from simulations.audit.training import only
-from simulations.audit_settings import AuditSection
 from simulations.documents import Document
 
 #: Members of the roster, and honest survivors whose shares are in the sum: few of many, so that a

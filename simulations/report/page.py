@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from simulations.audit_plots import audit_section
+from simulations.audit.section import audit_section
 from simulations.documents import Document
 from simulations.report import answer, plots
 from simulations.report.draws import shown
