@@ -1,28 +1,21 @@
 """``python -m server``: parses and calls. The operator's view of the federation."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from common.cli import print_document, run
-from common.errors import ConfigError
-from common.options import Json
+from common.cli import run
 from server.catalogue.commands import catalogue_app
 from server.operating.commands import operator_app
 from server.query.commands import keys_app, serve
 from server.query.query_command import query
 from server.query.tree_command import explain_model
+from server.registry.commands import registry_app
 from server.training.commands import training_app
 
 app = typer.Typer(
-    help="The federation's side: its registry of models.",
+    help="The federation's side: train with the shops, keep the models, answer from them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-)
-registry_app = typer.Typer(
-    help="Versioned models: publish, list, show, pin, roll back.", no_args_is_help=True
 )
 app.add_typer(registry_app, name="registry")
 app.add_typer(catalogue_app, name="catalogue")
@@ -32,89 +25,6 @@ app.add_typer(keys_app, name="keys")
 app.command()(serve)
 app.command()(query)
 app.command("explain-model")(explain_model)
-
-_NEWEST = "newest"
-
-Where = Annotated[str, typer.Argument(help="The registry: a folder, or an fsspec URL.")]
-
-
-@app.callback()
-def _main() -> None:
-    """Keep ``registry`` a command of its own."""
-
-
-@registry_app.command()
-def publish(
-    model: Annotated[Path, typer.Argument(help="The folder of a model (manifest.json in it).")],
-    to: Annotated[str, typer.Option("--to", help="The registry: a folder, or an fsspec URL.")],
-    evaluation: Annotated[
-        Path | None, typer.Option(help="JSON: figures to release together with the model.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Even without privacy; the record will tell.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Check a model and publish it as the next version, whole or not at all."""
-    from server.records import read_evaluation
-    from server.registry import Registry
-    from server.tables import publish_table, summary
-
-    figures = None if evaluation is None else read_evaluation(evaluation)
-    registry = Registry(to)
-    record = registry.publish(model, evaluation=figures, force=force)
-    document = {"where": registry.where, "served": registry.served(), **summary(record)}
-    print_document(document, publish_table, as_json=as_json)
-
-
-@registry_app.command("list")
-def list_versions(where: Where, as_json: Json = False) -> None:
-    """List all versions, which one is served, and who was published by force."""
-    from server.registry import Registry
-    from server.tables import list_table, listed
-
-    print_document(listed(Registry(where)), list_table, as_json=as_json)
-
-
-@registry_app.command()
-def show(
-    where: Where,
-    version: Annotated[int | None, typer.Argument(help="Default: the served one.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Verify a version and show its privacy statement, manifest and evaluation."""
-    from server.registry import Registry
-    from server.tables import show_table, shown
-
-    print_document(shown(Registry(where), version), show_table, as_json=as_json)
-
-
-@registry_app.command()
-def pin(
-    where: Where,
-    version: Annotated[str, typer.Argument(help=f"A version, or {_NEWEST}.")],
-    as_json: Json = False,
-) -> None:
-    """Serve this version until another is pinned, or follow the newest again."""
-    from server.registry import Registry
-    from server.tables import decided, decision_table
-
-    if version != _NEWEST and not version.isdecimal():
-        raise ConfigError(f"{version!r} is neither a version's number nor {_NEWEST}")
-    registry = Registry(where)
-    found = registry.pin(None if version == _NEWEST else int(version))
-    print_document(decided(registry, found), decision_table, as_json=as_json)
-
-
-@registry_app.command()
-def rollback(where: Where, as_json: Json = False) -> None:
-    """Serve the version before the served one until another is pinned."""
-    from server.registry import Registry
-    from server.tables import decided, decision_table
-
-    registry = Registry(where)
-    print_document(decided(registry, registry.roll_back()), decision_table, as_json=as_json)
-
 
 if __name__ == "__main__":
     run(app)

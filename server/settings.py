@@ -14,7 +14,7 @@ from common.config import parse, read_toml
 from common.errors import ConfigError
 from common.protocol import Frozen, TrainingPlan, check_run_name, parse_plan
 from server.aggregation import OptimizerName, ServerOptimizer
-from server.catalogues import Catalogues
+from server.catalogue.versions import Catalogues
 from server.defence.defence import Defence, DefenceName
 from server.subspace import SubspaceOptimizer
 from server.variables import ROSTER_FILE, SERVER_VARIABLE

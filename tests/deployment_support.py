@@ -25,7 +25,7 @@ from common.processes import carriers
 from common.protocol import shop_key
 from server.operating.folder import Federation, open_federation
 from server.operating.services import control
-from server.registry import Registry
+from server.registry.versions import Registry
 from simulations.loopback.deployment import LocalDeployment, LocalShop
 from simulations.loopback.layout import lay_out_operator, lay_out_shop
 from simulations.loopback.programs import Background, Programs

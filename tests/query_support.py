@@ -19,7 +19,7 @@ from common.features import Catalogue, ContentSpec, write_catalogue
 from common.model import initial_state
 from common.protocol import ModelPlan, TrainingPlan
 from common.statement import statement
-from server.registry import Registry
+from server.registry.versions import Registry
 
 SIZE = 400
 

@@ -21,7 +21,8 @@ PRIVACY = statement(PLAN)
 _PUBLISHER = """
 import sys, time
 from pathlib import Path
-from server import registry, stores
+from server.registry import stores
+from server.registry import versions as registry
 
 where, stage, go, *models = sys.argv[1:]
 

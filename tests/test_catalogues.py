@@ -29,7 +29,7 @@ from server.__main__ import app
 from server.catalogue.diff import Difference
 from server.catalogue.publishing import Publishing, publish
 from server.catalogue.tables import export_table
-from server.catalogues import Catalogues
+from server.catalogue.versions import Catalogues
 from server.operating.folder import make_federation
 
 FIRST = "item_id,type,brand,price\ntea,food,x,1.5\nmilk,food,y,2\npan,tool,x,30\n"
@@ -327,7 +327,7 @@ def test_the_command_line_publishes_shows_compares_and_exports(
 def test_show_names_the_models_and_runs_of_a_version(federation: Path, tmp_path: Path) -> None:
     from common.artifact import save_model
     from common.protocol import TrainingPlan
-    from server.registry import Registry
+    from server.registry.versions import Registry
     from server.training.records import RunRecord, Runs
 
     first = command(federation, "publish", str(folder_of(tmp_path / "table", FIRST)))
@@ -379,8 +379,8 @@ _PUBLISH = """
 import os, sys
 from pathlib import Path
 from server.catalogue.publishing import publish
-from server.catalogues import Catalogues
-import server.catalogues as module
+from server.catalogue.versions import Catalogues
+import server.catalogue.versions as module
 if len(sys.argv) > 3:
     def dies(catalogue, folder, stock):
         folder.mkdir(parents=True)

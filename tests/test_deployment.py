@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deployment_support import deployed
-from server.registry import Registry
+from server.registry.versions import Registry
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

@@ -10,7 +10,7 @@ import pytest
 from common.artifact import load_model
 from common.config import ConfigValue
 from deployment_support import deployed
-from server.catalogues import Catalogues
+from server.catalogue.versions import Catalogues
 from server.checkpoints import read_checkpoint
 from server.training.records import Runs
 from simulations.engine.in_process import run_in_process

@@ -22,7 +22,7 @@ from common.evaluation import EVALUATION, EVALUATION_NAMES
 from common.model import initial_state
 from common.protocol import EVALUATE, NO_FINGERPRINT, Arrays, ModelPlan, ReplyHeader, shop_key
 from federation_support import same, write_federation
-from server.records import read_evaluation
+from server.registry.records import read_evaluation
 from test_home_exchange import PLAN, Deployed
 
 ALLOW = "\n[evaluation]\nepsilon = 1.0\n"

@@ -31,9 +31,9 @@ from common.protocol import (
     shop_key,
 )
 from federation_support import same, write_federation
-from server.catalogues import Catalogues
+from server.catalogue.versions import Catalogues
 from server.checkpoints import read_checkpoint
-from server.records import objections
+from server.registry.records import objections
 from simulations.engine.flower import Outcome
 from simulations.engine.in_process import run_apps
 

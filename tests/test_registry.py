@@ -15,10 +15,10 @@ from common.artifact import ITEMS, MANIFEST, MODEL
 from common.errors import ArtifactError, ConfigError, PrivacyError, RunError
 from common.statement import statement
 from registry_support import PLAN, PRIVACY, model, publisher
-from server import registry as registry_module
-from server.records import objections, read_evaluation
-from server.registry import Registry
-from server.stores import FolderStore, UrlStore, open_store, without_secrets
+from server.registry import versions as registry_module
+from server.registry.records import objections, read_evaluation
+from server.registry.stores import FolderStore, UrlStore, open_store, without_secrets
+from server.registry.versions import Registry
 
 
 @pytest.fixture(params=["folder", "file", "memory"])

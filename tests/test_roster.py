@@ -17,7 +17,7 @@ from common.secure_sum.members import read_roster
 from federation_support import make_settings
 from server.__main__ import app as server_app
 from server.catalogue.publishing import publish
-from server.catalogues import Catalogues
+from server.catalogue.versions import Catalogues
 from server.operating.folder import Federation, make_federation
 from server.operating.shops import Shops
 from server.operating.sum_roster import members, needed_shops, write_roster

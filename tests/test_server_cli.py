@@ -10,7 +10,7 @@ from common.artifact import ITEMS
 from common.statement import statement
 from registry_support import PLAN, model
 from server.__main__ import app
-from server.registry import Registry
+from server.registry.versions import Registry
 
 
 def call(*arguments: object) -> int:

@@ -15,7 +15,7 @@ from common.features import Catalogue
 from common.model import initial_state
 from common.protocol import ITEMS, POPULARITY, ModelPlan, TrainingPlan
 from common.statement import render_statement, statement
-from server.catalogues import Catalogues
+from server.catalogue.versions import Catalogues
 from server.checkpoints import read_checkpoint
 from server.settings import read_home
 from server.starting import from_model, from_seed

@@ -7,7 +7,7 @@ import pytest
 
 from client.privacy.events import SHARED_HISTOGRAM, SHARED_STEP
 from malice_support import GAINED, MODE, malicious_code
-from server.registry import Registry
+from server.registry.versions import Registry
 from sums_deployed_support import SHOPS, THRESHOLD, Summing, summing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3600)]

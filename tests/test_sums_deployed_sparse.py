@@ -9,7 +9,7 @@ import pytest
 from client.privacy.ledger import Ledger
 from client.settings import read_settings
 from deployment_support import products_table, sales
-from server.catalogues import Catalogues
+from server.catalogue.versions import Catalogues
 from simulations.loopback.deployment import change
 from sums_deployed_support import SHOPS, summing
 

@@ -13,7 +13,7 @@ from client.privacy.ledger import Ledger
 from client.settings import read_settings
 from common.bundle import build, digest
 from deployment_support import SECONDS, Deployed, deployed, products_table, sales
-from server.registry import Registry
+from server.registry.versions import Registry
 from simulations.loopback.deployment import change
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

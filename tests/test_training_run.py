@@ -13,8 +13,8 @@ from common.errors import ArtifactError, ConfigError, RunError
 from common.protocol import FIRST_OF_THESE_PLANS, PROTOCOL_VERSION
 from registry_support import PLAN, PRIVACY, model
 from server.operating.control import Node, Submitted
-from server.registry import Registry
-from server.stores import FolderStore
+from server.registry.stores import FolderStore
+from server.registry.versions import Registry
 from server.training.records import RunRecord, Runs, new_events, new_name, now
 from server.training.run import Training, failure, standing
 

@@ -10,7 +10,7 @@ from common.options import Json
 from server.arguments import HERE, Federation
 
 if TYPE_CHECKING:
-    from server.catalogues import Catalogues
+    from server.catalogue.versions import Catalogues
 
 catalogue_app = typer.Typer(
     help="The catalogue that all shops share: publish, show, diff, export.", no_args_is_help=True
@@ -119,7 +119,7 @@ def export(
 
 
 def _catalogues(federation: Path) -> "Catalogues":
-    from server.catalogues import Catalogues
+    from server.catalogue.versions import Catalogues
     from server.operating.folder import open_federation
 
     return Catalogues(open_federation(federation).catalogue)

@@ -19,7 +19,7 @@ from common.folders import find_table, read_small, require_table
 from common.stock import Stock
 from common.validation import check_products, check_stock
 from server.catalogue.diff import Difference
-from server.catalogues import Catalogues, Version
+from server.catalogue.versions import Catalogues, Version
 
 logger = logging.getLogger(__name__)
 

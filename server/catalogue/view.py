@@ -11,9 +11,9 @@ from common.errors import ArtifactError, ConfigError
 from common.features import CROSS, Catalogue, content_columns
 from server.catalogue.diff import Difference
 from server.catalogue.publishing import version_document
-from server.catalogues import Catalogues
+from server.catalogue.versions import Catalogues
 from server.operating.folder import Federation
-from server.registry import Registry
+from server.registry.versions import Registry
 from server.training.records import Runs
 
 Document = dict[str, Any]

@@ -11,8 +11,8 @@ from common.features import Catalogue
 from common.watching import Watch
 from server.query.core import ServedModel
 from server.query.index import Index
-from server.records import Record
-from server.registry import Registry
+from server.registry.records import Record
+from server.registry.versions import Registry
 
 logger = logging.getLogger(__name__)
 

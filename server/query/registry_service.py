@@ -9,12 +9,12 @@ import numpy as np
 
 from common.errors import ConfigError
 from common.features import Catalogue, read_catalogue
-from server.catalogues import Catalogues
+from server.catalogue.versions import Catalogues
 from server.query.answering import Service
 from server.query.host import FindCatalogue, ModelHost
 from server.query.index import ExactIndex, Index, Int8Index, index_of
 from server.query.serving import ListenSettings, service_of
-from server.registry import Registry
+from server.registry.versions import Registry
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ def explain_model(
     from server.query.model_tree import fit_tree
     from server.query.registry_service import find_catalogue
     from server.query.viewing import tree_body
-    from server.registry import Registry
+    from server.registry.versions import Registry
 
     with stages() as stage:
         stage("reading the registry")

@@ -8,12 +8,12 @@ from common.artifact import ModelArtifact, load_model, save_model
 from common.bundle import build, digest
 from common.errors import ArtifactError, ConfigError, RunError
 from common.statement import statement
-from server.catalogues import Catalogues, Version
+from server.catalogue.versions import Catalogues, Version
 from server.operating.folder import Federation
 from server.operating.services import control, is_up
 from server.operating.shops import Shops
 from server.operating.sum_roster import members, needed_shops
-from server.registry import Registry
+from server.registry.versions import Registry
 from server.settings import EVENTS_FILE, read_run_config
 from server.training.plan import prepare, read_plan_file
 from server.training.records import RunRecord, Runs, new_name, now

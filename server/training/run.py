@@ -18,8 +18,8 @@ from common.bundle import FEDERATION, stage
 from common.config import ConfigValue
 from common.errors import ArtifactError, InputError, PrivacyError, RunError
 from server.operating.control import Node, Submitted
-from server.records import read_evaluation
-from server.registry import Registry
+from server.registry.records import read_evaluation
+from server.registry.versions import Registry
 from server.settings import EVALUATION_FILE, EVENTS_FILE
 from server.training.records import RunRecord, Runs, new_events
 

@@ -34,7 +34,7 @@ from common.model import initial_state, state_spec, trained_spec
 from common.processes import terminated_as_exit
 from common.protocol import Arrays, RoundHeader, TrainingPlan
 from server.aggregation import Contribution, weighted_mean
-from server.catalogues import Catalogues
+from server.catalogue.versions import Catalogues
 from server.checkpoints import Checkpoint, write_checkpoint
 from server.operating.folder import open_federation
 from server.operating.services import control

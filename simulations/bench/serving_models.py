@@ -10,7 +10,7 @@ from common.features import Catalogue, ContentSpec, write_catalogue
 from common.model import initial_state
 from common.protocol import ModelPlan, TrainingPlan
 from common.statement import statement
-from server.registry import Registry
+from server.registry.versions import Registry
 
 TASTES = 200
 CONTENT_WIDTH = 1024

@@ -27,7 +27,7 @@ from common.errors import FedtailError
 from common.features import Catalogue, write_catalogue
 from server.query.client import Client
 from server.query.core import ServedModel
-from server.registry import Registry
+from server.registry.versions import Registry
 from simulations.bench.asking import GrpcClient
 from simulations.bench.served import Served, served
 from simulations.bench.serving_models import planted_catalogue, planted_model, publish

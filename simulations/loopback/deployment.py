@@ -16,7 +16,7 @@ import psutil
 from common.config import ConfigValue
 from common.errors import RunError
 from common.processes import free_port
-from server.catalogues import Catalogues
+from server.catalogue.versions import Catalogues
 from simulations.loopback.programs import Background, Programs
 
 _UP_SECONDS = 120.0

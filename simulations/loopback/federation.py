@@ -18,10 +18,10 @@ from common.asking import Query
 from common.errors import ConfigError, RunError
 from common.features import read_catalogue
 from common.processes import listens, terminated_as_exit
-from server.catalogues import Catalogues
+from server.catalogue.versions import Catalogues
 from server.operating.gateway import find_nginx
 from server.query.core import ServedModel
-from server.registry import Registry
+from server.registry.versions import Registry
 from simulations.documents import Document
 from simulations.loopback import shops as local_shops
 from simulations.loopback.deployment import LocalDeployment, LocalShop, change

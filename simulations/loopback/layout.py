@@ -15,7 +15,7 @@ from client.joining.starting import start_shop
 from common.bundle import FEDERATION, FlowerApp, build, digest
 from common.config import ConfigValue
 from server.catalogue.publishing import publish
-from server.catalogues import Catalogues
+from server.catalogue.versions import Catalogues
 from server.operating.folder import make_federation, open_federation
 from server.operating.shops import Shops
 from simulations.loopback.deployment import LocalDeployment, LocalShop, change

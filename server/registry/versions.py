@@ -26,8 +26,18 @@ from typing import Any
 from common.artifact import ModelArtifact, load_model
 from common.disk import sha256
 from common.errors import ArtifactError, ConfigError, PrivacyError, RunError
-from server.records import FILES, FOLDER_NAME, Act, Pin, Record, Sealed, objections, seal, unseal
-from server.stores import open_store, without_secrets
+from server.registry.records import (
+    FILES,
+    FOLDER_NAME,
+    Act,
+    Pin,
+    Record,
+    Sealed,
+    objections,
+    seal,
+    unseal,
+)
+from server.registry.stores import open_store, without_secrets
 
 _MODELS, _VERSIONS, _PINS = "models", "versions", "pins"
 _STAMP = "%Y%m%dT%H%M%SZ"

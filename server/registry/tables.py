@@ -10,8 +10,8 @@ from rich.text import Text
 from common.cli import plain_table
 from common.errors import ArtifactError
 from common.statement import promise_words, render_statement
-from server.records import Pin, Record
-from server.registry import Registry
+from server.registry.records import Pin, Record
+from server.registry.versions import Registry
 
 Document = dict[str, Any]
 
