@@ -15,7 +15,7 @@ from common.errors import ConfigError
 from common.protocol import Frozen, TrainingPlan, check_run_name, parse_plan
 from server.aggregation import OptimizerName, ServerOptimizer
 from server.catalogue.versions import Catalogues
-from server.defence.defence import Defence, DefenceName
+from server.defence.choice import Defence, DefenceName
 from server.subspace import SubspaceOptimizer
 from server.variables import ROSTER_FILE, SERVER_VARIABLE
 
@@ -43,7 +43,7 @@ class RunSettings(Frozen):
     max_update_norm
         Replies of a larger Euclidean norm are refused; 0 switches the bound off.
     defence, bad_share
-        How updates and popularity counts are put together (:mod:`server.defence.defence`), and the
+        How updates and popularity counts are put together (:mod:`server.defence.choice`), and the
         largest share of the shops of an exchange that may send poison.
     timeout_seconds
         How long one exchange waits for replies.

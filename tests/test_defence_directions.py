@@ -9,7 +9,7 @@ from flwr.app import Message
 from common.protocol import POPULARITY, Arrays
 from federation_support import FaultyGrid, make_job, start_state, toy_app
 from server.aggregation import Contribution
-from server.defence.defence import Defence
+from server.defence.choice import Defence
 from server.defence.directions import cut_directions
 from server.defence.rules import RULES, Sent
 from server.strategy import Federation

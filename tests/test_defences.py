@@ -10,7 +10,7 @@ from common.errors import ConfigError, ProtocolError
 from common.protocol import POPULARITY, Arrays, TrainingPlan
 from federation_support import FaultyGrid, make_job, make_settings, same, start_state, toy_app
 from server.aggregation import Contribution, sum_popularity, weighted_mean
-from server.defence.defence import DEFENCES, Defence
+from server.defence.choice import DEFENCES, Defence
 from server.job import Event
 from server.strategy import Federation
 

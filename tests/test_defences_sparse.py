@@ -6,7 +6,7 @@ import pytest
 from common.protocol import POPULARITY, Arrays
 from federation_support import same
 from server.aggregation import Contribution, senders, sum_popularity, weighted_mean
-from server.defence.defence import DEFENCES, Defence
+from server.defence.choice import DEFENCES, Defence
 from test_defences import contributions, honest
 
 SHOPS, ROWS, WIDTH = 20, 40, 3

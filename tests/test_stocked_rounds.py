@@ -31,7 +31,7 @@ from federation_support import FaultyGrid, same
 from secure_rounds_support import ITEM_COUNT, PLAN, SHOPS, Town, broken, make_town, of
 from server.aggregation import ServerOptimizer
 from server.checkpoints import Checkpoint, read_checkpoint
-from server.defence.defence import DEFENCES
+from server.defence.choice import DEFENCES
 from server.strategy import Federation
 from simulations.engine.flower import run_federation
 from simulations.engine.in_process import run_in_process

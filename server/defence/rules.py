@@ -1,8 +1,21 @@
-"""The rules of :mod:`server.defence.defence`: what each makes of the deltas that shops sent.
+"""Rules that put shops' arrays together so that a few bad shops can't decide what comes out.
 
-Arrays in, arrays out. A rule is given what all shops sent, in one order, and how many of them may
-be bad; it returns their mean as far as it takes them for honest, float64, and not a number in rows
-of which nothing is known.
+Arrays in, arrays out. A rule reads the *deltas* of one exchange, never whole models: distances
+between models drown in what all shops share. It is given what all shops sent, in one order, and how
+many of them may be bad; it returns their mean as far as it takes them for honest, float64, and not
+a number in rows of which nothing is known.
+
+Known rules, for comparison: the coordinate-wise median and trimmed mean (Yin et al. 2018,
+"Byzantine-Robust Distributed Learning"), Krum and Multi-Krum (Blanchard et al. 2017, "Machine
+Learning with Adversaries", section 3), and a bound on a delta's norm (Sun et al. 2019, "Can You
+Really Backdoor Federated Learning?"). They take coordinates or whole deltas for their unit. In a
+recommender most rows are of products that few shops have sold at all: a median of them is zero,
+and a delta of honest norm can spend all of it on one row. ``tail-aware`` bounds what a shop may do
+to one *product*.
+
+Where shops send the rows alone that they stock, a row that a shop does not send is absent, and no
+zero: a rule takes the row's senders for its shops, and the mean that it makes of them counts for as
+many of all. A row that no shop sends that a rule takes is not known.
 """
 
 from collections.abc import Callable, Iterator, Sequence

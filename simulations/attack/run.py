@@ -16,7 +16,7 @@ from common.datasets import Dataset
 from common.errors import ConfigError
 from common.protocol import POPULARITY
 from common.rng import derive
-from server.defence.defence import Defence
+from server.defence.choice import Defence
 from simulations.arms import OwnEases
 from simulations.attack.attackers import Conspiracy
 from simulations.attack.measure import USES, changes, mean_figures, measure_model

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from common.protocol import Frozen
-from server.defence.defence import DefenceName
+from server.defence.choice import DefenceName
 
 AttackName = Literal[
     "noise",

@@ -1,20 +1,7 @@
-"""Rules that put shops' arrays together so that a few bad shops can't decide what comes out.
+"""Which rule puts shops' arrays together, how many bad shops it bears, and what noise it leaves.
 
-Arrays in, arrays out, no Flower types. A rule reads the *deltas* of one exchange, never whole
-models: distances between models drown in what all shops share. Its one constant, the share of
-shops that may be bad, is public, and so is the rule; an attacker knows both.
-
-Known rules, for comparison: the coordinate-wise median and trimmed mean (Yin et al. 2018,
-"Byzantine-Robust Distributed Learning"), Krum and Multi-Krum (Blanchard et al. 2017, "Machine
-Learning with Adversaries", section 3), and a bound on a delta's norm (Sun et al. 2019, "Can You
-Really Backdoor Federated Learning?"). They take coordinates or whole deltas for their unit. In a
-recommender most rows are of products that few shops have sold at all: a median of them is zero,
-and a delta of honest norm can spend all of it on one row. ``tail-aware`` bounds what a shop may do
-to one *product*.
-
-Where shops send the rows alone that they stock, a row that a shop does not send is absent, and no
-zero: a rule takes the row's senders for its shops, and the mean that it makes of them counts for as
-many of all. A row that no shop sends that a rule takes is not known.
+Arrays in, arrays out, no Flower types. The one constant of a rule, the share of shops that may be
+bad, is public, and so is the rule; an attacker knows both.
 """
 
 import math
