@@ -8,18 +8,16 @@ are slow to load.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from common.composition import ORDERS, Segment, prv, rdp
+from common.composition import Segment, prv, rdp
 from common.errors import ConfigError
 from common.protocol import TrainingPlan
 from common.secure_sum.noise import accounted_multiplier, share_std
 
-_LARGEST_EPSILON_FOR_PLD = 60.0
-_MAX_PLD_SEGMENTS = 12
 _MAX_EVALUATIONS = 60
 # A calibrated plan lies this far under its target, so that a cap equal to it always fits.
 _AIM, _LOWEST, _HIGHEST = 0.9993, 0.9985, 0.9999
@@ -154,50 +152,6 @@ def _planned(plan: TrainingPlan, multiplier: float, sample_rate: float, steps: i
     std = share_std(plan, multiplier)
     accounted = accounted_multiplier(multiplier, std, plan.honest_shops)
     return Spend(accounted, sample_rate, steps, discrete=True)
-
-
-def second_opinion(spends: Iterable[Spend], delta: float) -> float:
-    """Return ε by another library (Google's ``dp-accounting``): PLD, RDP where PLD is too slow."""
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-    from dp_accounting.pld import PLDAccountant
-    from dp_accounting.rdp import RdpAccountant
-
-    def ask(accountant: PLDAccountant | RdpAccountant) -> float:
-        for sigma, rate, steps in segments:
-            gaussian = GaussianDpEvent(sigma)
-            accountant.compose(
-                gaussian if rate == 1 else PoissonSampledDpEvent(rate, gaussian), steps
-            )
-        return float(accountant.get_epsilon(delta))
-
-    segments = _merge(spends)
-    if not segments:
-        return 0.0
-    if len(segments) > _MAX_PLD_SEGMENTS or not rdp(segments, delta) <= _LARGEST_EPSILON_FOR_PLD:
-        return ask(RdpAccountant(orders=[float(order) for order in ORDERS if order % 1 == 0]))
-    return ask(PLDAccountant(value_discretization_interval=1e-4))
-
-
-def second_opinion_on_sums(
-    noise_steps: int, multipliers: Sequence[float], delta: float, mesh: float = 1e-4
-) -> float:
-    """Return ε of sums with discrete Gaussian noise by ``dp-accounting``'s own analysis of it.
-
-    For a unit whose contribution is one coordinate of ``noise_steps``, under one discrete Gaussian
-    of the whole variance: what the shares' sum is but for a factor of ``1 + 10^-250``.
-    """
-    from dp_accounting.pld import privacy_loss_distribution as pld
-
-    losses = [
-        pld.from_discrete_gaussian_mechanism(
-            sigma * noise_steps, sensitivity=noise_steps, value_discretization_interval=mesh
-        )
-        for sigma in multipliers
-    ]
-    total = losses[0]
-    for loss in losses[1:]:
-        total = total.compose(loss)
-    return float(total.get_epsilon_for_delta(delta))
 
 
 def _check_delta(delta: float) -> None:

@@ -12,10 +12,10 @@ from common.accounting import (
     calibrate,
     epsilon,
     plan_spends,
-    second_opinion,
 )
 from common.errors import ConfigError
 from common.protocol import TrainingPlan
+from second_accountant import second_opinion
 
 DELTA = 1e-5
 

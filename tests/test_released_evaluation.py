@@ -11,7 +11,7 @@ from client.home_settings import EvaluationSettings
 from client.privacy.evaluation import contributions, evaluation_event, release_evaluation
 from client.privacy.ledger import Event, Ledger
 from client.privacy.noise import SeededNoise, SystemNoise
-from common.accounting import Spend, epsilon, second_opinion
+from common.accounting import Spend, epsilon
 from common.errors import BudgetError, PrivacyError, ProtocolError
 from common.evaluation import (
     EVALUATION,
@@ -27,6 +27,7 @@ from common.model import GlobalModel, initial_state
 from common.protocol import POPULARITY, ModelPlan
 from common.schema import ShopEvents
 from common.statement import RELEASES
+from second_accountant import second_opinion
 
 N = 60
 

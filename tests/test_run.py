@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 
 from client.privacy.ledger import Ledger
-from common.accounting import Spend, second_opinion
+from common.accounting import Spend
 from common.artifact import load_model
 from experiment_support import BIG, DAY, EMPTY, LONELY, ODD, SMALL, START, write_folder
+from second_accountant import second_opinion
 from simulations.federating import ledger_name
 
 # A run takes half a minute on a machine of its own, and several on a busy one.

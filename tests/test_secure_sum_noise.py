@@ -19,7 +19,6 @@ from common.accounting import (
     epsilon,
     fits,
     plan_spends,
-    second_opinion_on_sums,
 )
 from common.errors import ConfigError, PrivacyError, SecureSumError
 from common.planning import with_noise
@@ -27,6 +26,7 @@ from common.protocol import TrainingPlan
 from common.secure_sum.encoding import coordinate_bound, from_words, to_words
 from common.secure_sum.messages import MASKED, SHARES
 from common.secure_sum.noise import LEAST_SHARE, accounted_multiplier, share_std, tau
+from second_accountant import second_opinion_on_sums
 from secure_sum_support import play
 
 PLAN = TrainingPlan(trust="federation", honest_shops=13, rounds=10, target_epsilon=8.0)
