@@ -10,12 +10,13 @@ from common.errors import ConfigError, ProtocolError
 from common.protocol import POPULARITY, Arrays, TrainingPlan
 from federation_support import FaultyGrid, make_job, make_settings, same, start_state, toy_app
 from server.aggregation import Contribution, sum_popularity, weighted_mean
-from server.defence.choice import DEFENCES, Defence
+from server.defence.choice import Defence
+from server.defence.rules import RULES
 from server.job import Event
 from server.strategy import Federation
 
 SHOPS, ROWS, WIDTH = 20, 12, 3
-EVERY = pytest.mark.parametrize("name", DEFENCES)
+EVERY = pytest.mark.parametrize("name", RULES)
 
 
 def contributions(shops: list[Arrays]) -> list[Contribution]:

@@ -6,11 +6,12 @@ import pytest
 from common.protocol import POPULARITY, Arrays
 from federation_support import same
 from server.aggregation import Contribution, senders, sum_popularity, weighted_mean
-from server.defence.choice import DEFENCES, Defence
+from server.defence.choice import Defence
+from server.defence.rules import RULES
 from test_defences import contributions, honest
 
 SHOPS, ROWS, WIDTH = 20, 40, 3
-EVERY = pytest.mark.parametrize("name", DEFENCES)
+EVERY = pytest.mark.parametrize("name", RULES)
 # Of each row's senders: all shops, and fewer and fewer, down to one and none.
 STOCK = np.arange(SHOPS)[:, None] < np.array([20] * 10 + [15] * 10 + [7] * 10 + [3] * 8 + [1, 0])
 

@@ -31,7 +31,7 @@ from federation_support import FaultyGrid, same
 from secure_rounds_support import ITEM_COUNT, PLAN, SHOPS, Town, broken, make_town, of
 from server.aggregation import ServerOptimizer
 from server.checkpoints import Checkpoint, read_checkpoint
-from server.defence.choice import DEFENCES
+from server.defence.rules import RULES
 from server.strategy import Federation
 from simulations.engine.flower import run_federation
 from simulations.engine.in_process import run_in_process
@@ -294,7 +294,7 @@ def test_a_shop_moves_no_row_that_it_does_not_stock(town: Town) -> None:
     assert moved.tolist() == [False] * 20 + [True] * 9 + [False]
 
 
-@pytest.mark.parametrize("defence", DEFENCES)
+@pytest.mark.parametrize("defence", RULES)
 def test_every_defence_takes_rows_that_some_shops_send(town: Town, defence: str) -> None:
     town.publish_stock(STOCKED)
     plan = OPEN.model_copy(update=BARE)

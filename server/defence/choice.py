@@ -21,9 +21,6 @@ DefenceName = Literal[
     "none", "median", "trimmed-mean", "krum", "multi-krum", "norm-bound", "tail-aware"
 ]
 
-#: Every rule but none at all.
-DEFENCES: tuple[str, ...] = tuple(RULES)
-
 
 @dataclass(frozen=True)
 class Defence:
