@@ -10,6 +10,15 @@ from common.protocol import Frozen
 #: The search only multiplies weights: below 0 one would stay there, and work against its part.
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
+#: Parts that a shop learns alone.
+OWN_PARTS = ("own_ease", "own_learned", "own_popularity", "kin")
+#: Parts that it learns with what the federation knows beside its own: its own state as well.
+SHARED_PARTS = ("shared_ease", "shared_learned")
+#: Parts that an untrained learned block can't give.
+LEARNED_PARTS = ("learned", *SHARED_PARTS)
+#: Parts that say nothing before a federation's training.
+TRAINED_PARTS = (*LEARNED_PARTS, "popularity")
+
 
 class HomeSettings(Frozen):
     """How a shop adapts.

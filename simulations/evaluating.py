@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from client.home.shop import untrained
+from client.home_settings import TRAINED_PARTS
 from client.privacy.ledger import Ledger
 from common.model import GlobalModel
 from common.protocol import shop_key
@@ -21,7 +22,7 @@ from simulations.arms import (
     global_model,
     pooled_ease,
 )
-from simulations.experiment import TRAINED_BY, TRAINED_PARTS, Experiment
+from simulations.experiment import TRAINED_BY, Experiment
 from simulations.federating import Trained, ledger_name
 from simulations.machine import PeakMemory
 from simulations.report.building import ArmPrivacy, ArmResult, ShopResult

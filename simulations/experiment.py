@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from client.home_settings import HomeSettings
+from client.home_settings import OWN_PARTS, SHARED_PARTS, TRAINED_PARTS, HomeSettings
 from common.config import nearest, parse, read_toml, with_overrides
 from common.contract import BEHAVIOR_WEIGHTS, BadRows
 from common.errors import ConfigError
@@ -30,10 +30,6 @@ ARMS = (
 )
 #: Arm whose model an arm without home adaptation shows.
 TRAINED_BY = {"federated-global": "federated", "federated-dp-global": "federated-dp"}
-
-
-#: Parts that say nothing before training.
-TRAINED_PARTS = ("learned", "popularity", "shared_ease", "shared_learned")
 
 
 class Section(Frozen):
@@ -240,7 +236,6 @@ def read_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 def _check_home(home: AdaptationSection) -> None:
     """Refuse what would else come to light, or to nothing, after all is trained."""
-    from client.home.personalization import OWN_PARTS, SHARED_PARTS
     from common.model import GLOBAL_PARTS
 
     known = (*GLOBAL_PARTS, *OWN_PARTS, *SHARED_PARTS, "pooled_ease")

@@ -18,7 +18,7 @@ from client.data.periods import ShopPeriod, histories
 from client.home.adaptation import AdaptedFacts
 from client.home.adapted_state import alone, folder_digest, read_facts, save_adapted
 from client.home.models import adapted_to, current_model, in_use
-from client.home.personalization import SHARED_PARTS, HomeModel
+from client.home.personalization import HomeModel
 from client.home.segment_fitting import fit_segments
 from client.home.shop import (
     CameHome,
@@ -29,7 +29,7 @@ from client.home.shop import (
     read_records,
 )
 from client.home.weight_search import choose_weights
-from client.home_settings import HomeSettings
+from client.home_settings import LEARNED_PARTS, TRAINED_PARTS, HomeSettings
 from client.settings import ShopSettings
 from client.shop_folder import ShopFolder
 from common.code import code_digest
@@ -205,7 +205,7 @@ def fit_home(
 
 def fitting(home: CameHome, settings: HomeSettings) -> HomeSettings:
     """Return the settings less the parts that an untrained learned block can't give."""
-    return settings if home.learned else settings.without("learned", *SHARED_PARTS)
+    return settings if home.learned else settings.without(*LEARNED_PARTS)
 
 
 def drawn(customers: np.ndarray, most: int, merchant_id: str) -> np.ndarray:
@@ -241,7 +241,7 @@ def _notes(home: CameHome, settings: HomeSettings, validated: int, begin: int) -
             f"no customer bought anything new since {when(begin)}: the weights are those that the "
             "search would have started from"
         )
-    elif {"learned", *SHARED_PARTS, "popularity"} & set(settings.start) and has_seen(home, begin):
+    elif set(TRAINED_PARTS) & set(settings.start) and has_seen(home, begin):
         notes.append(
             f"the global model may have been trained on records since {when(begin)}, on which the "
             "weights were chosen: they may lean to it a little more than they should"

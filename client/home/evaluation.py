@@ -15,9 +15,8 @@ from client.data.assortment import home_catalogue
 from client.data.periods import ShopPeriod
 from client.home.adapting import drawn, fit_home, fitting, has_seen, last_part, when
 from client.home.models import current_model
-from client.home.personalization import SHARED_PARTS
 from client.home.shop import CameHome, Progress, Tail, load_home_model, read_records, untrained
-from client.home_settings import HomeSettings
+from client.home_settings import TRAINED_PARTS, HomeSettings
 from client.settings import ShopSettings
 from common.errors import DataError
 from common.metrics import CUTOFF, MetricSums, evaluate, paired_bootstrap
@@ -108,7 +107,7 @@ def evaluate_shop(
         measured(name, fitted.scores)
 
     measured("global", home.model.scores)
-    mixture("own", None, settings.home.own.without("learned", *SHARED_PARTS, "popularity"))
+    mixture("own", None, settings.home.own.without(*TRAINED_PARTS))
     mixture("mixed", home, fitting(home, settings.home.mixed))
     count = int(np.count_nonzero(np.diff(targets.indptr)))
     seen = has_seen(home, end)

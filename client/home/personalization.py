@@ -18,7 +18,7 @@ from client.home.kin import Kin
 from client.home.low_rank import own_low_rank
 from client.home.segments import Segments
 from client.home.shares import dealt, product_shares
-from client.home_settings import HomeSettings
+from client.home_settings import OWN_PARTS, SHARED_PARTS, HomeSettings
 from common.blocks import GroupBlock
 from common.config import nearest
 from common.errors import ConfigError
@@ -26,10 +26,6 @@ from common.model import GLOBAL_PARTS, GlobalModel
 from common.popularity import of_like
 from common.protocol import POPULARITY, Arrays
 
-#: Parts that a shop learns alone.
-OWN_PARTS = ("own_ease", "own_learned", "own_popularity", "kin")
-#: Parts that it learns with what the federation knows beside its own: its own state as well.
-SHARED_PARTS = ("shared_ease", "shared_learned")
 _SCALE_CUSTOMERS = 500
 # Of scores held at a time, for the scales of one part.
 _SCALE_BYTES = 2**28
