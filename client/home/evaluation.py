@@ -5,6 +5,8 @@ alone. The global model is as it came: where its training saw that part, the doc
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,16 @@ from client.data.assortment import home_catalogue
 from client.data.periods import ShopPeriod
 from client.home.adapting import drawn, fit_home, fitting, has_seen, last_part, when
 from client.home.models import current_model
-from client.home.shop import CameHome, Progress, Tail, load_home_model, read_records, untrained
-from client.home_settings import TRAINED_PARTS, HomeSettings
+from client.home.shop import (
+    CameHome,
+    HomeRecords,
+    Progress,
+    Tail,
+    load_home_model,
+    read_records,
+    untrained,
+)
+from client.home_settings import TRAINED_PARTS
 from client.settings import ShopSettings
 from common.errors import DataError
 from common.metrics import CUTOFF, MetricSums, evaluate, paired_bootstrap
@@ -67,72 +77,100 @@ def evaluate_shop(
     records = read_records(settings, catalogue)
     if not len(records.events):
         raise DataError("the shop has no records of products in the catalogue: nothing to measure")
-    first, last = records.span
-    end = last_part(first, last + 1, settings.home.test_share)
-    begin = last_part(first, end, settings.home.validation_share)
-    half_life = home.plan.half_life_days
-    before = records.events.before(end)
-    period = ShopPeriod.of(before, records.events.since(end), catalogue.size, half_life, end)
-    asked = np.flatnonzero(np.diff(period.targets.indptr))
-    if not len(asked):
-        raise DataError(
-            f"no customer with records before {when(end)} bought anything new since: there is "
-            "nothing to ask for. Measure when there are more records, or set home.test_share"
-        )
-    known = np.flatnonzero(np.diff(period.history.indptr))
-    if customers:
-        known = drawn(known, customers, settings.merchant_id)
-    history, targets = period.history[known], period.targets[known]
-    tail = Tail(home.model, before).mask
-    found: dict[str, MetricSums] = {}
+    held = _HeldBack.of(settings, home, records, customers)
+    found = {"global": held.measured("global", home.model.scores, progress)}
     weights: dict[str, Mapping[str, float]] = {}
-
-    def measured(name: str, score: Score) -> None:
-        progress(f"ranking for {len(known)} customers: {name}")
-        found[name] = measure_lists(score, history, targets, tail, records.stock)[0]
-
-    def mixture(name: str, around: CameHome | None, how: HomeSettings) -> None:
-        model = untrained(catalogue) if around is None else around.model
+    for name, model, how in (
+        ("own", untrained(catalogue), settings.home.own.without(*TRAINED_PARTS)),
+        ("mixed", home.model, fitting(home, settings.home.mixed)),
+    ):
         fitted, _ = fit_home(
             model,
-            half_life,
+            home.plan.half_life_days,
             records,
             how,
             settings.home.validation_customers,
-            begin,
-            end,
-            lambda text: progress(f"{name}: {text}"),
+            held.begin,
+            held.end,
+            partial(_told, progress, name),
         )
         weights[name] = fitted.mixing_weights
-        measured(name, fitted.scores)
-
-    measured("global", home.model.scores)
-    mixture("own", None, settings.home.own.without(*TRAINED_PARTS))
-    mixture("mixed", home, fitting(home, settings.home.mixed))
-    count = int(np.count_nonzero(np.diff(targets.indptr)))
-    seen = has_seen(home, end)
+        found[name] = held.measured(name, fitted.scores, progress)
+    seen = has_seen(home, held.end)
     return {
         "shop": settings.merchant_id,
         "model": home.manifest.version,
-        "validation_from": when(begin),
-        "train_until": when(end),
-        "until": when(last),
-        "customers": len(known),
-        "asked": count,
+        "validation_from": when(held.begin),
+        "train_until": when(held.end),
+        "until": when(records.span[1]),
+        "customers": held.history.shape[0],
+        "asked": held.asked,
         "figures": {name: sums.summary() for name, sums in found.items()},
-        "vs_own": {
-            name: {
-                metric: paired_bootstrap(
-                    found[name].per_customer(metric), found["own"].per_customer(metric), seed=0
-                )
-                for metric in COMPARED
-            }
-            for name in ("global", "mixed")
-        },
+        "vs_own": {name: _against(found[name], found["own"]) for name in ("global", "mixed")},
         "weights": {name: dict(chosen) for name, chosen in weights.items()},
         "seen": seen,
-        "notes": _notes(home, end, count, seen=seen),
+        "notes": _notes(home, held.end, held.asked, seen=seen),
     }
+
+
+@dataclass(frozen=True)
+class _HeldBack:
+    """What customers of a shop are ranked for: what they bought since ``end``, by all before it.
+
+    Attributes
+    ----------
+    begin, end
+        Epoch seconds: from ``begin`` to ``end`` weights are chosen, and from ``end`` on asked for.
+    history, targets
+        (U, n) of the same customers, all with a history; not all have a target.
+    tail, stock
+        (n,) bool; without ``stock`` everything may be listed.
+    """
+
+    begin: int
+    end: int
+    history: sparse.csr_matrix
+    targets: sparse.csr_matrix
+    tail: np.ndarray
+    stock: np.ndarray | None
+
+    @classmethod
+    def of(
+        cls, settings: ShopSettings, home: CameHome, records: HomeRecords, customers: int
+    ) -> "_HeldBack":
+        """Split a shop's records; of so many customers at most, 0: all.
+
+        Raises
+        ------
+        DataError
+            If nobody with a history bought anything new.
+        """
+        first, last = records.span
+        end = last_part(first, last + 1, settings.home.test_share)
+        begin = last_part(first, end, settings.home.validation_share)
+        before, n = records.events.before(end), home.model.catalogue.size
+        half_life = home.plan.half_life_days
+        period = ShopPeriod.of(before, records.events.since(end), n, half_life, end)
+        if not period.targets.nnz:
+            raise DataError(
+                f"no customer with records before {when(end)} bought anything new since: there is "
+                "nothing to ask for. Measure when there are more records, or set home.test_share"
+            )
+        known = np.flatnonzero(np.diff(period.history.indptr))
+        if customers:
+            known = drawn(known, customers, settings.merchant_id)
+        tail = Tail(home.model, before).mask
+        return cls(begin, end, period.history[known], period.targets[known], tail, records.stock)
+
+    @property
+    def asked(self) -> int:
+        """How many customers have something to find."""
+        return int(np.count_nonzero(np.diff(self.targets.indptr)))
+
+    def measured(self, name: str, score: Score, progress: Progress) -> MetricSums:
+        """Return what the lists by these scores are worth."""
+        progress(f"ranking for {self.history.shape[0]} customers: {name}")
+        return measure_lists(score, self.history, self.targets, self.tail, self.stock)[0]
 
 
 def measure_lists(
@@ -175,6 +213,18 @@ def measure_lists(
     )
     sums = evaluate(everything.rows, tails.rows, targets, tail, quintiles)
     return sums, everything, tails
+
+
+def _against(sums: MetricSums, own: MetricSums) -> dict[str, dict[str, float]]:
+    """Return metric -> ``mean, low, high, p`` of the gain over what the shop can do alone."""
+    return {
+        metric: paired_bootstrap(sums.per_customer(metric), own.per_customer(metric), seed=0)
+        for metric in COMPARED
+    }
+
+
+def _told(progress: Progress, name: str, text: str) -> None:
+    progress(f"{name}: {text}")
 
 
 def _notes(home: CameHome, end: int, asked: int, *, seen: bool) -> list[str]:
