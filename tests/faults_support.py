@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from client.joining.running import superexec, supernode
+from client.joining.programs import superexec, supernode
 from client.settings import RUN_VARIABLE, read_settings
 from client.shop_folder import ShopFolder
 from common.bundle import FEDERATION

@@ -20,7 +20,7 @@ from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink as sup
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode as supernode_parser
 
 from client.__main__ import app as client_app
-from client.joining import running
+from client.joining import programs
 from client.joining.starting import start_shop
 from client.settings import read_settings
 from client.shop_folder import ShopFolder
@@ -226,8 +226,8 @@ def test_containers_start_with_the_options_that_up_and_run_give(tmp_path: Path) 
     for name, started in (
         ("superlink", operating._superlink(made, tmp_path)),
         ("superexec", operating._superexec(made, tmp_path)),
-        ("supernode", running.supernode(settings, folder, federation, 1, tmp_path)),
-        ("shop-superexec", running.superexec(folder, 1, tmp_path)),
+        ("supernode", programs.supernode(settings, folder, federation, 1, tmp_path)),
+        ("shop-superexec", programs.superexec(folder, 1, tmp_path)),
     ):
         outside = {word for word in started.command if word.startswith("--")}
         inside = {word.partition("=")[0] for word in words(SERVICES[name]) if word[:2] == "--"}

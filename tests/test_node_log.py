@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from client.joining import running
+from client.joining import watching
 from client.joining.node_log import APP_SIGNS, NodeLog, Sign
-from client.joining.running import State, _Watch
+from client.joining.watching import HELD_SECONDS, State, Watch
 from client.rounds.replying import Answer, Node, reply_to
 from client.settings import FederationSettings
 from client.shop_folder import ShopFolder
@@ -20,19 +20,17 @@ REFUSED = (
 
 
 @pytest.fixture
-def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Watch:
+def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watch:
     folder = ShopFolder(tmp_path)
     folder.state.mkdir()
     federation = FederationSettings(
         address="federation.example:8443", ca=tmp_path / "ca.crt", key=tmp_path / "node.key"
     )
     monkeypatch.setattr(Supervisor, "pid", lambda *_: None)
-    monkeypatch.setattr(running, "obstacle", lambda *_: "")
+    monkeypatch.setattr(watching, "obstacle", lambda *_: "")
     supervisor = Supervisor("FEDTAIL_TEST", str(tmp_path))
     state = State("corner", federation.address)
-    return _Watch(
-        tmp_path / "shop.toml", folder, federation, supervisor, state, tmp_path / "models"
-    )
+    return Watch(tmp_path / "shop.toml", folder, federation, supervisor, state, tmp_path / "models")
 
 
 def signs(tmp_path: Path, text: str) -> list[Sign]:
@@ -57,52 +55,52 @@ def test_who_is_refused_when_connected_was_removed(tmp_path: Path, call: str, ki
 
 
 def test_a_removed_shop_hears_so_as_long_as_it_is(
-    watch: _Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watch._look([Sign("connected")])
+    watch.look([Sign("connected")])
     gone = f"httpx.HTTPStatusError: Client error '401 Unauthorized' for url '{URL}pull-messages'\n"
-    with caplog.at_level(logging.WARNING, "client.joining.running"):
+    with caplog.at_level(logging.WARNING, "client.joining.watching"):
         for text in (gone, REFUSED, REFUSED):
-            watch._look(signs(tmp_path, text))
+            watch.look(signs(tmp_path, text))
     # Once in words, not at each attempt.
     (said,) = [record.getMessage() for record in caplog.records]
     assert "does not know this shop's key" in said
     assert f"client key new {tmp_path / 'shop.toml'}" in said
     assert str(tmp_path / "node.pub") in said
-    assert watch._state.problem in said
-    watch._look([Sign("connected")])
-    assert watch._state.connected
-    watch._look(signs(tmp_path, REFUSED))
-    assert "last connection" in watch._state.problem
+    assert watch.state.problem in said
+    watch.look([Sign("connected")])
+    assert watch.state.connected
+    watch.look(signs(tmp_path, REFUSED))
+    assert "last connection" in watch.state.problem
 
 
 def test_a_refusal_that_lasts_is_of_the_key(
-    watch: _Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("client.joining.running.time.monotonic", lambda: now)
-    watch._look(signs(tmp_path, REFUSED))
-    assert "up to a minute" in watch._state.problem
-    assert "not enrolled" in watch._state.problem
-    now += 2 * running._HELD_SECONDS
-    watch._look(signs(tmp_path, REFUSED))
-    assert "does not know this shop's key" in watch._state.problem
+    monkeypatch.setattr("client.joining.watching.time.monotonic", lambda: now)
+    watch.look(signs(tmp_path, REFUSED))
+    assert "up to a minute" in watch.state.problem
+    assert "not enrolled" in watch.state.problem
+    now += 2 * HELD_SECONDS
+    watch.look(signs(tmp_path, REFUSED))
+    assert "does not know this shop's key" in watch.state.problem
 
 
-def test_a_wrong_clock_is_named(watch: _Watch, tmp_path: Path) -> None:
+def test_a_wrong_clock_is_named(watch: Watch, tmp_path: Path) -> None:
     said = f"[code] Client error '401 Unauthorized' for url '{URL}activate-node'\n"
-    watch._look(signs(tmp_path, said))
-    assert "clock" in watch._state.problem
+    watch.look(signs(tmp_path, said))
+    assert "clock" in watch.state.problem
 
 
 def test_a_run_is_seen_at_the_shop(
-    watch: _Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # A whole run went by without a word, and a refused one was told in Flower's log alone.
-    caplog.set_level(logging.INFO, logger="client.joining.running")
+    caplog.set_level(logging.INFO, logger="client.joining.watching")
     asked = "\x1b[92mINFO \x1b[0m: Receiving: {} message (ID: 4ce7)\n"
     kinds = ("query.join", "train.release", "train.update", "query.sum_open", "query.home")
-    watch._look(signs(tmp_path, "".join(map(asked.format, kinds))))
+    watch.look(signs(tmp_path, "".join(map(asked.format, kinds))))
     assert caplog.messages == [
         "a run asks whether this shop takes part",
         "a run asks for its popularity, with noise",
@@ -121,7 +119,7 @@ def test_a_run_is_seen_at_the_shop(
     with log.open("a") as file:
         file.write(told.getMessage() + "\nTraceback (most recent call last):\n  [code: 2001]\n")
     caplog.clear()
-    watch._tell(reader.news(), log)
+    watch.tell(reader.news(), log)
     (said,) = caplog.messages
     assert said.startswith(f"Answered {record[0].status}: ")
     assert "superexec.log" in said
@@ -129,8 +127,8 @@ def test_a_run_is_seen_at_the_shop(
     caplog.clear()
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "current").symlink_to("20261129-114036-9734")
-    watch._tell([], log)
-    watch._tell([], log)
+    watch.tell([], log)
+    watch.tell([], log)
     (said,) = caplog.messages
     assert "20261129-114036-9734 came home" in said
     assert "client adapt" in said

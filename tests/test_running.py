@@ -21,8 +21,9 @@ from flwr.supercore.cli.flower_superexec import _parse_args
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
 from client.joining.node_log import NodeLog
+from client.joining.programs import refusal, superexec, supernode
 from client.joining.reaching import check_authority, obstacle
-from client.joining.running import check_files, refusal, run_shop, superexec, supernode
+from client.joining.running import check_files, run_shop
 from client.joining.starting import start_shop
 from client.settings import FederationSettings, read_settings
 from client.shop_folder import ShopFolder
@@ -227,10 +228,10 @@ def test_a_log_that_a_full_disk_does_not_take_ends_nothing(
     (folder.logs / "run.log").symlink_to("/dev/full")
 
     def stop(_: object) -> None:
-        logging.getLogger("client.joining.running").warning("words")
+        logging.getLogger("client.joining.watching").warning("words")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("client.joining.running._Watch.run", stop)
+    monkeypatch.setattr("client.joining.watching.Watch.run", stop)
     with pytest.raises(KeyboardInterrupt):
         run_shop(shop)
     assert capsys.readouterr().err.endswith(" words\n")
@@ -247,7 +248,7 @@ def test_the_state_of_a_run_that_was_killed_is_not_believed(
         assert not (state / "run.json").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("client.joining.running._Watch.run", stop)
+    monkeypatch.setattr("client.joining.watching.Watch.run", stop)
     with pytest.raises(KeyboardInterrupt):
         run_shop(shop)
 
