@@ -77,7 +77,7 @@ class SubspaceOptimizer:
         tall, small = np.linalg.qr(np.pad(mean, ((0, spare), (0, 0))))
         turn, values, _ = np.linalg.svd(small)
         basis = (tall @ turn)[: len(mean)]
-        spectrum = denoise(values, self._noise(shops, weight, squares, variances), len(mean))
+        spectrum = denoise(values, self.noise(shops, weight, squares, variances), len(mean))
         # From the mean update back to the sum over all units.
         step = self.plan.learning_rate * self.plan.local_steps / self.plan.batch_normalizer
         energy = spectrum * shops / step
@@ -95,14 +95,23 @@ class SubspaceOptimizer:
         }
         return new_state, memory
 
-    def _noise(
+    def noise(
         self,
         shops: int,
         weight: np.ndarray,
         squares: np.ndarray,
         variances: float | None = None,
     ) -> float:
-        """Return the standard deviation of the noise in one entry of the averaged update."""
+        """Return the standard deviation of the noise in one entry of the averaged update.
+
+        Parameters
+        ----------
+        weight, squares
+            (1,) each, of the memory: ``Σ w`` and ``Σ (w C)²`` over the rounds in the average, of
+            weight ``w`` and clipping norm ``C``.
+        variances
+            How many times one shop's noise variance is in the sum; None: as the plan says.
+        """
         plan = self.plan
         if not plan.private:
             return 0.0

@@ -200,7 +200,7 @@ class Federator:
                 )
         if not _is_finished(checkpoints, plan):
             raise RunError(f"the {name} run ended without the model of its last round")
-        declined = _declined(new_events(checkpoints / EVENTS_FILE, 0)[0])
+        declined = who_declined(new_events(checkpoints / EVENTS_FILE, 0)[0])
         return Trained(plan, checkpoints, memory.seconds, memory.peak_mb, declined)
 
     def _with_groups_that_exist(self, name: str, plan: TrainingPlan) -> TrainingPlan:
@@ -329,7 +329,7 @@ def _is_finished(checkpoints: Path, plan: TrainingPlan) -> bool:
     return plan.rounds in rounds(checkpoints)
 
 
-def _declined(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def who_declined(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return shop key -> code of the shops that declined, or failed in every exchange."""
     joined: dict[str, str] = {}
     failures: Counter[str] = Counter()

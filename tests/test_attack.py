@@ -19,7 +19,7 @@ from simulations.__main__ import app
 from simulations.attack.attackers import LOUD, Conspiracy
 from simulations.attack.measure import changes, mean_figures
 from simulations.attack.page import attack_rows, attack_words
-from simulations.attack.run import _unnamed, run_attack
+from simulations.attack.run import run_attack, without_stock_of
 from simulations.attack.settings import AttackName
 from simulations.experiment import Experiment
 from simulations.world import build_world
@@ -179,7 +179,7 @@ def test_bad_shops_say_that_they_stock_everything() -> None:
     world = build_world(small(), lambda *_: None)
     published = world.dataset.tables.stock
     assert published is not None
-    found = _unnamed(world.dataset, {world.shops[0].merchant_id}).tables.stock
+    found = without_stock_of(world.dataset, {world.shops[0].merchant_id}).tables.stock
     assert found is not None
     named = set(published["merchant_id"]) - {world.shops[0].merchant_id}
     assert set(found["merchant_id"]) == named

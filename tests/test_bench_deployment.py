@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import RunError
 from common.features import Catalogue
-from simulations.bench.deployment import _seconds, modules_of_a_round, parts, summary
+from simulations.bench.deployment import modules_of_a_round, parts, round_seconds, summary
 from simulations.bench.rounds import bench_plan
 from simulations.bench.shops import SERVER, SHOP, figures, program_of
 from simulations.documents import to_json
@@ -42,10 +42,10 @@ def test_a_round_that_a_shop_missed_is_no_measurement() -> None:
         {"event": "round", "seconds": 1.5, "accepted": 3},
         {"event": "round", "seconds": 2.5, "accepted": 3},
     ]
-    assert _seconds(told, 3) == [1.5, 2.5]
+    assert round_seconds(told, 3) == [1.5, 2.5]
     told[1]["accepted"] = 2
     with pytest.raises(RunError, match="not every shop answered"):
-        _seconds(told, 3)
+        round_seconds(told, 3)
 
 
 def test_every_part_of_a_round_is_timed() -> None:

@@ -224,8 +224,8 @@ def test_containers_start_with_the_options_that_up_and_run_give(tmp_path: Path) 
     folder, federation = ShopFolder.of(settings), read_settings(settings).federation
     assert federation is not None
     for name, started in (
-        ("superlink", operating._superlink(made, tmp_path)),
-        ("superexec", operating._superexec(made, tmp_path)),
+        ("superlink", operating.superlink(made, tmp_path)),
+        ("superexec", operating.superexec(made, tmp_path)),
         ("supernode", programs.supernode(settings, folder, federation, 1, tmp_path)),
         ("shop-superexec", programs.superexec(folder, 1, tmp_path)),
     ):

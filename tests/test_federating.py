@@ -5,7 +5,7 @@ import pytest
 from common.errors import ConfigError
 from experiment_support import BIG, SMALL, write_folder
 from simulations.experiment import read_experiment
-from simulations.federating import Federator, _declined
+from simulations.federating import Federator, who_declined
 from simulations.world import build_world
 
 JOIN = {"event": "join", "shops": {"a": "ok", "b": "over-budget", "c": "ok", "d": "ok"}}
@@ -14,13 +14,13 @@ JOIN = {"event": "join", "shops": {"a": "ok", "b": "over-budget", "c": "ok", "d"
 def test_who_declined_or_never_answered_took_no_part() -> None:
     release = {"event": "release", "shops": {"c": "data-error", "d": "failed"}}
     first = {"event": "round", "shops": {"c": "data-error"}}
-    assert _declined([{"event": "start"}, JOIN]) == {"b": "over-budget"}
-    assert _declined([JOIN, release, first]) == {"b": "over-budget", "c": "data-error"}
+    assert who_declined([{"event": "start"}, JOIN]) == {"b": "over-budget"}
+    assert who_declined([JOIN, release, first]) == {"b": "over-budget", "c": "data-error"}
 
 
 def test_a_resumed_run_asks_again_and_the_later_answer_counts() -> None:
     again = {"event": "join", "shops": {"b": "ok", "c": "ledger-error"}}
-    assert _declined([JOIN, {"event": "release", "shops": {}}, again]) == {"c": "ledger-error"}
+    assert who_declined([JOIN, {"event": "release", "shops": {}}, again]) == {"c": "ledger-error"}
 
 
 class Silent:

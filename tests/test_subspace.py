@@ -335,7 +335,7 @@ def test_a_round_that_was_never_applied_does_not_shift_the_clipping_norms(
     for server_round, norm in ((1, 0.01), (2, 0.02), (3, 0.4), (7, 0.4)):
         found, after = optimizer.apply(state, delta, memory, SHOPS, server_round)
         assert after["sum_squares"] == pytest.approx(norm**2)
-        assert optimizer._noise(SHOPS, np.ones(1), after["sum_squares"]) == pytest.approx(
+        assert optimizer.noise(SHOPS, np.ones(1), after["sum_squares"]) == pytest.approx(
             noise * norm
         )
         assert np.isfinite(found[SPECTRUM]).all()
@@ -349,7 +349,7 @@ def test_rows_with_more_noise_than_planned_leave_less_of_the_spectrum(catalogue:
     delta = {ITEMS: np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)}
     noise, left = [], []
     for times in (None, float(SHOPS), 9.0 * SHOPS):
-        noise.append(optimizer._noise(SHOPS, np.ones(1), np.ones(1), times))
+        noise.append(optimizer.noise(SHOPS, np.ones(1), np.ones(1), times))
         new, _ = optimizer.apply(state, delta, memory, SHOPS, 1, times)
         left.append(float(new[SPECTRUM].sum()))
     # Under trust "shop" the sum holds the noise of all shops: the plan says so itself.

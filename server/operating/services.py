@@ -133,18 +133,19 @@ def _start(federation: Federation, supervisor: Supervisor, nginx: str) -> None:
     empty.mkdir(mode=0o700)
     port = federation.settings.superlink_port
 
-    supervisor.start(_superlink(federation, empty))
+    supervisor.start(superlink(federation, empty))
     supervisor.wait_until(SUPERLINK, lambda: listens(port), _READY_SECONDS)
     # Before the gateway opens: a shop that was removed meanwhile finds the door shut.
     reconcile(Shops(federation.shops), control(federation))
-    supervisor.start(_superexec(federation, empty))
+    supervisor.start(superexec(federation, empty))
     supervisor.start(_gateway(federation, nginx, empty))
     host, gate = split_address(federation.settings.gateway.listen)
     supervisor.wait_until(GATEWAY, lambda: listens(gate, _reachable(host)), _READY_SECONDS)
     _write_up(federation, supervisor)
 
 
-def _superlink(federation: Federation, folder: Path) -> Program:
+def superlink(federation: Federation, folder: Path) -> Program:
+    """Return the federation's SuperLink, to run in an empty folder."""
     pair = federation.superlink
     command = [
         tool("flower-superlink"),
@@ -163,7 +164,8 @@ def _superlink(federation: Federation, folder: Path) -> Program:
     return Program(SUPERLINK, command, env, folder, _log(federation, SUPERLINK))
 
 
-def _superexec(federation: Federation, folder: Path) -> Program:
+def superexec(federation: Federation, folder: Path) -> Program:
+    """Return the executor of the server's app, to run in an empty folder."""
     command = [
         tool("flower-superexec"),
         "--runtime-api-address", federation.superlink_address,

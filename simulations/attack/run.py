@@ -93,7 +93,9 @@ class _Attack:
             raise ConfigError("no shop is left to measure at: measure more, or make fewer bad")
         # With a published stock table a bad shop can push what it says it stocks alone: it says
         # that of everything, as shops do that are not named.
-        self._world = replace(world, measured=honest, dataset=_unnamed(world.dataset, worst))
+        self._world = replace(
+            world, measured=honest, dataset=without_stock_of(world.dataset, worst)
+        )
         self._targets: list[int] = []
 
     def run(self) -> Document:
@@ -294,7 +296,7 @@ class _Attack:
         return [int(row) for row in chosen]
 
 
-def _unnamed(dataset: Dataset, merchants: Collection[str]) -> Dataset:
+def without_stock_of(dataset: Dataset, merchants: Collection[str]) -> Dataset:
     """Return a dataset whose stock table, if there is one, does not name some merchants."""
     if (stock := dataset.tables.stock) is None:
         return dataset

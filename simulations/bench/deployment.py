@@ -171,7 +171,7 @@ def _compare(
         for number in range(repeats):
             progress(f"{name}: ours, {number + 1} of {repeats}")
             record, events = train(here)
-            times["federation"].append(_seconds(events, shops))
+            times["federation"].append(round_seconds(events, shops))
             shapes = state_spec(record.model, catalogue.size)
             for app, imports in (("floor", f"@{modules}"), ("flower", "")):
                 progress(f"{name}: {app}, {number + 1} of {repeats}")
@@ -247,10 +247,17 @@ def _echo(
         if status != "finished:completed":
             raise RunError(f"the floor's run ended as {status!r}\n{link.log(run)[-2000:]}")
         lines = path.read_text(encoding="utf-8").splitlines()
-    return _seconds([json.loads(line) for line in lines], len(here.shops))
+    return round_seconds([json.loads(line) for line in lines], len(here.shops))
 
 
-def _seconds(events: list[dict[str, Any]], shops: int) -> list[float]:
+def round_seconds(events: list[dict[str, Any]], shops: int) -> list[float]:
+    """Return how long each round of a run's events took.
+
+    Raises
+    ------
+    RunError
+        If a round went on without one of the shops: it would be too cheap.
+    """
     rounds = [event for event in events if event["event"] == "round"]
     if any(event["accepted"] != shops for event in rounds):
         raise RunError(f"not every shop answered in every round: {rounds}")
