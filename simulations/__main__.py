@@ -16,8 +16,8 @@ from common.errors import RunError
 from common.marketplace import MarketplaceConfig
 from common.options import Json
 from common.partitioning import uniform
-from simulations.bars import Bars
 from simulations.bench.commands import bench_app
+from simulations.progress import Bars
 
 app = typer.Typer(
     help="Questions answered on one machine, with the server and clients that shops deploy.",

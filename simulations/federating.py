@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -29,20 +29,11 @@ from server.variables import ROSTER_FILE
 from simulations.engine.flower import CHECKPOINTS, Outcome, end_leftovers, run_federation
 from simulations.experiment import Experiment, server_config, training_plan
 from simulations.machine import PeakMemory
+from simulations.progress import Watcher
 from simulations.world import World
 
 #: Folder of a draft that holds what is gone when the run is whole.
 WORK = "work"
-
-
-class Watcher(Protocol):
-    """Shown how far a run is."""
-
-    def stage(self, text: str, total: int | None = None) -> None:
-        """Begin a stage of ``total`` steps, or of unknown length."""
-
-    def step(self, text: str = "") -> None:
-        """Finish one step of the stage."""
 
 
 @dataclass

@@ -29,9 +29,10 @@ from common.statement import statement
 from simulations.arms import OwnEases, ShopOutcome, by_global_model, global_model
 from simulations.evaluating import FEDERATED, arm_outcomes, evaluate_arm, trained_by
 from simulations.experiment import Experiment
-from simulations.federating import WORK, Federator, Trained, Watcher
+from simulations.federating import WORK, Federator, Trained
 from simulations.finished_parts import LOCK, finished_parts
 from simulations.machine import machine_facts
+from simulations.progress import Watcher
 from simulations.report.building import ArmResult, RunResult, build_report, write_report
 from simulations.report.draws import noise_seed
 from simulations.report.page import render_report

@@ -26,9 +26,10 @@ from simulations.attack.settings import PUSHES, AttackName
 from simulations.documents import Document, plain, to_json, write_text
 from simulations.engine.in_process import run_in_process
 from simulations.experiment import Experiment
-from simulations.federating import Federator, Trained, Watcher
+from simulations.federating import Federator, Trained
 from simulations.finished_parts import finished_parts
 from simulations.machine import machine_facts
+from simulations.progress import Watcher
 from simulations.world import World, build_world
 
 _PARTS, _DOCUMENT = ".attack", "attack.json"

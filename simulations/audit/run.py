@@ -24,9 +24,9 @@ from simulations.audit.sums import SHARES, audit_sums
 from simulations.documents import Document, plain, to_json, write_text
 from simulations.engine.in_process import run_defaults
 from simulations.experiment import Experiment, server_config, training_plan
-from simulations.federating import Watcher
 from simulations.finished_parts import finished_parts
 from simulations.machine import machine_facts
+from simulations.progress import Watcher
 from simulations.report.building import write_report
 from simulations.report.page import render_report
 from simulations.world import World, build_world

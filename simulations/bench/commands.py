@@ -10,7 +10,7 @@ import typer
 from common.cli import terminal
 from common.errors import RunError
 from common.options import Json
-from simulations.bars import Bars
+from simulations.progress import Bars
 
 bench_app = typer.Typer(help="Ratios, measured side by side.", no_args_is_help=True)
 

@@ -14,7 +14,8 @@ from common.schema import encode_shops
 from common.scoring import ScoreFunction, top_lists
 from simulations.arms import global_model
 from simulations.experiment import Experiment
-from simulations.federating import Federator, Watcher
+from simulations.federating import Federator
+from simulations.progress import Watcher
 from simulations.world import World
 
 COMPARED = (f"ndcg@{CUTOFF}", f"recall@{CUTOFF}", f"tail_ndcg@{CUTOFF}")

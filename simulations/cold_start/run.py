@@ -23,8 +23,8 @@ from simulations.cold_start.products import records_of as records_of_products
 from simulations.cold_start.shops import cold_shops, new_shops
 from simulations.documents import Document, plain, to_json, write_text
 from simulations.experiment import Experiment
-from simulations.federating import Watcher
 from simulations.machine import machine_facts
+from simulations.progress import Watcher
 from simulations.run import draft_folder
 from simulations.world import World, build_world
 

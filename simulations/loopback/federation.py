@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 
@@ -27,6 +26,7 @@ from simulations.loopback import shops as local_shops
 from simulations.loopback.deployment import LocalDeployment, LocalShop, change
 from simulations.loopback.postgres import Postgres, find_postgres, running
 from simulations.loopback.programs import TOKEN, Programs
+from simulations.progress import Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +34,6 @@ ROUNDS = 2
 SHOWN = 8
 _CONNECT_SECONDS = 120.0
 _HOME_SECONDS = 60.0
-
-
-class Watcher(Protocol):
-    """Shown how far it is."""
-
-    def stage(self, text: str, total: int | None = None) -> None:
-        """Begin a stage of ``total`` steps, or of unknown length."""
-
-    def step(self, text: str = "") -> None:
-        """Finish one step of the stage."""
 
 
 def run_local_federation(

@@ -18,8 +18,9 @@ from simulations.arms import OwnEases
 from simulations.documents import plain, write_text
 from simulations.evaluating import evaluate_arm, trained_by
 from simulations.experiment import Experiment
-from simulations.federating import Federator, Trained, Watcher
+from simulations.federating import Federator, Trained
 from simulations.machine import machine_facts
+from simulations.progress import Watcher
 from simulations.report.building import ArmResult, RunResult, build_report
 from simulations.sweep.figures import arm_figures, sweep_document
 from simulations.sweep.page import render_sweep

@@ -1,11 +1,21 @@
-"""Progress on stderr of the command lines: bars where somebody looks, lines where nobody does."""
+"""How far a command is: who is shown it, and bars on stderr, or lines where nobody looks."""
 
 import sys
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+class Watcher(Protocol):
+    """Shown how far a run is."""
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        """Begin a stage of ``total`` steps, or of unknown length."""
+
+    def step(self, text: str = "") -> None:
+        """Finish one step of the stage."""
 
 
 class Bars:
