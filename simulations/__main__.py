@@ -63,7 +63,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Quality against ε and customers a shop; the same command goes on where it stopped."""
-    from simulations.report.tables import sweep_table
+    from simulations.sweep.page import sweep_table
     from simulations.sweep.plan import read_sweep
     from simulations.sweep.run import run_sweep
 

@@ -15,8 +15,9 @@ import pytest
 
 from common.errors import ConfigError
 from common.metrics import MetricSums
+from report_support import shown_text
 from simulations.sweep.figures import first_of, goes_half, lines, pays, sweep_document
-from simulations.sweep.page import render_sweep
+from simulations.sweep.page import render_sweep, sweep_table
 from simulations.sweep.plan import EPSILONS, Point, read_sweep
 from simulations.sweep.run import run_sweep
 from simulations.sweep.store import SweepFolder
@@ -238,6 +239,22 @@ def test_the_page_is_one_file_with_the_curves_in_it(whole: Path) -> None:
     for sentence in document["answer"]:
         assert sentence in page
     assert document["rule"][:60] in page
+
+
+def test_the_terminals_table_has_every_point_and_the_answer(whole: Path) -> None:
+    document = json.loads((whole / "sweep.json").read_text("utf-8"))
+    told = shown_text(sweep_table(document))
+    rows = [line.split() for line in told.splitlines()]
+    assert document["points"]
+    for found in document["points"]:
+        head = [f"{found['customers_a_shop']:.0f}", found["unit"], f"{found['epsilon']:g}"]
+        head += [
+            f"{found['metrics']['ndcg@20']:.4f}",
+            f"{found['vs_local']['ndcg@20']['mean']:+.4f}",
+        ]
+        assert head in [row[:5] for row in rows]
+    for sentence in document["answer"]:
+        assert sentence in told
 
 
 def test_a_page_says_how_much_of_a_sweep_is_missing(toml: Path, whole: Path) -> None:

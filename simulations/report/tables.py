@@ -67,30 +67,6 @@ def comparison_table(comparison: Document) -> Group:
     return Group(table, *lines, *answers)
 
 
-def sweep_table(document: Document) -> Group:
-    """Return a sweep's points, and from where on federating pays."""
-    table = plain_table(document["title"])
-    for name in ("customers\na shop", "unit", "ε", "ndcg@20", "gain", "tail\nndcg@20", "gain"):
-        table.add_column(name, justify="right")
-    for name in ("way", "tail\nway", "level"):
-        table.add_column(name, justify="right")
-    for point in document["points"]:
-        versus, way = point["vs_local"] or {}, point["way"]
-        table.add_row(
-            f"{point['customers_a_shop']:.0f}",
-            point["unit"],
-            f"{point['epsilon']:g}",
-            number(point["metrics"]["ndcg@20"]),
-            interval(versus.get("ndcg@20")).replace(" (", "\n").rstrip(")"),
-            number(point["metrics"]["tail_ndcg@20"]),
-            interval(versus.get("tail_ndcg@20")).replace(" (", "\n").rstrip(")"),
-            percent(way["ndcg@20"]),
-            percent(way["tail_ndcg@20"]),
-            percent(point["level_share"]),
-        )
-    return Group(table, *(Text(sentence) for sentence in document["answer"]))
-
-
 def arm_cells(arm: Document) -> tuple[str, ...]:
     """Return the figures of one arm, as text."""
     arm = shown(arm)

@@ -1,10 +1,13 @@
-"""``sweep.html``: the curves of a sweep, one file that asks no other for anything."""
+"""A sweep to look at: the terminal's table, and ``sweep.html``, one file that opens offline."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
 import plotly.graph_objects as go
+from rich.console import Group
+from rich.text import Text
 
+from common.cli import plain_table
 from simulations.documents import Document
 from simulations.report.answer import interval, number, percent
 from simulations.report.page import facts, render
@@ -36,6 +39,24 @@ def render_sweep(document: Document) -> str:
         data=[(_where(setting), facts(setting["data"])) for setting in settings],
         machine=machine,
     )
+
+
+def sweep_table(document: Document) -> Group:
+    """Return a sweep's points, and from where on federating pays."""
+    table = plain_table(document["title"])
+    for name in ("customers\na shop", "unit", "ε", "ndcg@20", "gain", "tail\nndcg@20", "gain"):
+        table.add_column(name, justify="right")
+    for name in ("way", "tail\nway", "level"):
+        table.add_column(name, justify="right")
+    for point in document["points"]:
+        table.add_row(
+            f"{point['customers_a_shop']:.0f}",
+            point["unit"],
+            f"{point['epsilon']:g}",
+            # Terminals are narrow: each interval on a line of its own, and ε once.
+            *(cell.replace(" (", "\n").rstrip(")") for cell in _cells(point)[:-1]),
+        )
+    return Group(table, *(Text(sentence) for sentence in document["answer"]))
 
 
 def _row(point: Document) -> tuple[str, str, str, list[str], str]:
