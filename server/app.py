@@ -16,8 +16,8 @@ from common.stock import read_stock
 from server.checkpoints import alone, last_checkpoint, trained_on, write_checkpoint
 from server.figures import ShopFigures, write_figures
 from server.finishing import finished_model
-from server.heads import LedgerHeads
 from server.job import Event, Job
+from server.rounds.heads import LedgerHeads
 from server.settings import RunPlace, RunSettings, ServerHome, read_home, read_run_config
 from server.starting import from_model, from_seed
 from server.strategy import Federation

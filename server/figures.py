@@ -13,7 +13,7 @@ from typing import Any
 from common.disk import write_whole
 from common.evaluation import ReleasedEvaluation, read_evaluation
 from common.protocol import Noise
-from server.exchange import weakest
+from server.rounds.exchange import weakest
 
 
 @dataclass(frozen=True)

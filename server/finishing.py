@@ -11,8 +11,8 @@ from common.errors import ArtifactError
 from common.features import Catalogue
 from common.protocol import Arrays, Noise
 from common.statement import statement
-from server.exchange import weakest
 from server.job import Job
+from server.rounds.exchange import weakest
 from server.starting import Start
 
 

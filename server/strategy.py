@@ -32,14 +32,14 @@ from common.protocol import (
 from common.rng import derive
 from common.stocked_rows import ByRow, products_of, sent_rows
 from server.aggregation import Contribution, senders, summed_rates
-from server.bounds import check_start, refusal
 from server.checkpoints import Checkpoint
-from server.exchange import Exchange, weakest
 from server.figures import ShopFigures
-from server.heads import LedgerHeads
 from server.job import Event, Job, Shapes
-from server.messenger import Messenger
-from server.roster import Roster
+from server.rounds.bounds import check_start, refusal
+from server.rounds.exchange import Exchange, weakest
+from server.rounds.heads import LedgerHeads
+from server.rounds.messenger import Messenger
+from server.rounds.roster import Roster
 from server.secure_sum.rounds import SecureSums, counts, mean_update, shops_of
 from server.starting import with_popularity_alone
 from server.subspace import update_noise

@@ -26,7 +26,7 @@ from common.secure_sum.messages import (
     ADVERTISEMENT, Advertisement, KeysRequest, UnmaskRequest, ViewAnswer, parse,
 )
 from common.secure_sum.primitives import fresh, public_key, sign
-from server.messenger import Masked
+from server.rounds.messenger import Masked
 from server.secure_sum import rounds
 
 honest = rounds._Sum._exchange

@@ -32,10 +32,10 @@ from federation_support import (
     toy_app,
     write_federation,
 )
-from server import messenger
-from server.bounds import largest, refusal
 from server.checkpoints import Checkpoint
 from server.job import Event, Job
+from server.rounds import messenger
+from server.rounds.bounds import largest, refusal
 from server.strategy import Federation
 
 #: As of a new federation: the noisy power method, with memory that never ends.

@@ -9,8 +9,8 @@ from flwr.app import Error, Message
 
 from common.protocol import StatusCode, shop_key
 from federation_support import FaultyGrid, make_job, start_state, toy_app
-from server.codes import CODES, declined_lines, left_out, shop_names, words
 from server.strategy import Federation
+from server.training.codes import CODES, declined_lines, left_out, shop_names, words
 
 
 def test_every_code_has_a_meaning_and_advice() -> None:

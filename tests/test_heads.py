@@ -26,8 +26,8 @@ from common.protocol import (
 from federation_support import FaultyGrid, make_settings
 from participation_support import MODEL, PLAN, World, make_world
 from server.checkpoints import Checkpoint
-from server.heads import LedgerHeads
 from server.job import Job
+from server.rounds.heads import LedgerHeads
 from server.settings import read_home
 from server.strategy import Federation
 

@@ -29,9 +29,9 @@ from hypothesis import strategies as st
 from common.errors import RunError
 from common.protocol import UPDATE
 from federation_support import FaultyGrid, make_job, same, start_state
-from server import pulling
 from server.checkpoints import Checkpoint
 from server.job import Event, Job
+from server.rounds import pulling
 from server.strategy import Federation
 from test_wire_faults import NamedGrid
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from common.protocol import shop_key
 from common.statement import statement
 from registry_support import PLAN
-from server.codes import shop_names
+from server.training.codes import shop_names
 from server.training.status_table import status_table
 from server.training.tables import plan_lines, plan_table, trained_table
 from server.training.view import TrainingView, event_words

@@ -25,8 +25,8 @@ from federation_support import (
 )
 from server.checkpoints import Checkpoint
 from server.job import Event, Job
-from server.messenger import Messenger
-from server.roster import Roster
+from server.rounds.messenger import Messenger
+from server.rounds.roster import Roster
 from server.strategy import Federation
 
 

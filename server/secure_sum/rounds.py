@@ -46,9 +46,9 @@ from common.secure_sum.shown import Shown, ShownRows, alike
 from common.shop_state import Slices
 from common.stock import stock_fingerprint
 from server.aggregation import Contribution
-from server.exchange import Exchange
 from server.job import Job, Sent, Shapes
-from server.messenger import Masked, Messenger
+from server.rounds.exchange import Exchange
+from server.rounds.messenger import Masked, Messenger
 from server.secure_sum.collecting import Collector
 from server.secure_sum.disputes import Disputes
 from server.secure_sum.plausible import check_counts, check_spread

@@ -50,10 +50,10 @@ def train(
     """
     from rich.console import Console
 
-    from server.codes import shop_names
     from server.operating.folder import open_federation
     from server.operating.shops import Shops
     from server.training import request as training_request
+    from server.training.codes import shop_names
     from server.training.tables import plan_table, trained_table
     from server.training.view import TrainingView
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from common.errors import FedtailError
 from server.catalogue.versions import Catalogues
-from server.codes import left_out, shop_names
 from server.operating import authority
 from server.operating.folder import Federation
 from server.operating.services import control, is_up, read_up
@@ -18,6 +17,7 @@ from server.operating.tables import listening
 from server.registry.records import read_evaluation
 from server.registry.versions import Registry
 from server.settings import EVALUATION_FILE
+from server.training.codes import left_out, shop_names
 from server.training.records import RunRecord, Runs
 from server.training.request import exchanges
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from common.cli import plain_table
 from common.statement import promise_words, protected_words, render_statement
-from server.codes import words
+from server.training.codes import words
 from server.training.view import event_words
 
 Document = dict[str, Any]

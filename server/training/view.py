@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from server.codes import declined_lines
+from server.training.codes import declined_lines
 
 _FULL = 1.0
 

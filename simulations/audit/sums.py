@@ -32,7 +32,7 @@ from common.secure_sum.encoding import (
 )
 from common.secure_sum.noise import share_std
 from server.aggregation import Contribution, ServerOptimizer, summed_rates
-from server.exchange import Exchange
+from server.rounds.exchange import Exchange
 from server.secure_sum.rounds import Summed, counts, mean_update
 from simulations.audit.canaries import (
     Claim,

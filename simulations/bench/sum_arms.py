@@ -56,8 +56,8 @@ from common.secure_sum.members import read_roster, roster_text, threshold
 from common.secure_sum.messages import MaskedRequest, parse, state_digest
 from common.secure_sum.noise import share_std
 from server.job import Job, Shapes
-from server.messenger import Messenger
-from server.roster import Roster
+from server.rounds.messenger import Messenger
+from server.rounds.roster import Roster
 from server.secure_sum.rounds import SecureSums
 from server.settings import RunSettings
 from simulations.bench.metered import Meter, MeteredGrid

@@ -48,13 +48,13 @@ from common.protocol import (
 from common.stock import stock_fingerprint
 from common.stocked_rows import ByRow, sent_shapes
 from server.aggregation import Contribution
-from server.bounds import largest
-from server.exchange import Exchange
-from server.heads import LedgerHeads
 from server.job import Job, Sent, Shapes
-from server.pulling import pull
-from server.replies import reply_arrays, reply_header, reply_text, reply_vector
-from server.roster import Roster
+from server.rounds.bounds import largest
+from server.rounds.exchange import Exchange
+from server.rounds.heads import LedgerHeads
+from server.rounds.pulling import pull
+from server.rounds.replies import reply_arrays, reply_header, reply_text, reply_vector
+from server.rounds.roster import Roster
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,8 @@
 """What a good reply is: every byte of one is checked before anything is done with it.
 
 A shop's process may be broken or hostile. Whatever it sends, the worst that may come of it is that
-its own reply is not counted. What cannot even be read is left out before (``server/pulling.py``).
+its own reply is not counted. What cannot even be read is left out before, by
+:mod:`server.rounds.pulling`.
 """
 
 import numpy as np
