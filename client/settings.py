@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
-from client.database import Database, from_folder
+from client.database_settings import Database, from_folder
 from client.home_settings import EvaluationSettings, HomeSection
 from client.mapping_settings import CatalogueMapping
 from common.config import parse, read_toml

@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, NoSuchTableError, S
 from sqlalchemy.exc import DataError as WrongValue
 
 from client.data.sql_customer import as_relation, of_customer
-from client.database import OPTIONAL, Database, TableSource
+from client.database_settings import OPTIONAL, Database, TableSource
 from common.checks import Checker
 from common.columns import value_text
 from common.config import nearest

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from client.data.people import person_of
 from client.data.sql_rows import Part, chunks, columns_of, reading
-from client.database import OPTIONAL, Database, TableSource
+from client.database_settings import OPTIONAL, Database, TableSource
 from common.checks import Checker
 from common.config import nearest
 from common.contract import REQUIRED, BadRows
