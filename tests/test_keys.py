@@ -55,9 +55,10 @@ def test_keys_that_flower_could_not_use_are_named(tmp_path: Path) -> None:
     for key in (ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()):
         with pytest.raises(ConfigError, match="P-384"):
             check_private_key(written(path, key))
+    advice = "`python -m client key new"
     for text in (b"", b"nonsense", ed25519.Ed25519PrivateKey.generate().private_bytes_raw()):
         path.write_bytes(text)
-        with pytest.raises(ConfigError, match=r"is empty|is not a private key"):
+        with pytest.raises(ConfigError, match=f"(is empty|is not a private key).*{advice}"):
             check_private_key(path)
 
 
@@ -72,8 +73,10 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
 def test_a_secret_is_long_new_and_the_owners(tmp_path: Path) -> None:
     make_secret(tmp_path / "a")
     make_secret(tmp_path / "b")
-    assert len(read_own(tmp_path / "a", "it")) == 64
-    assert read_own(tmp_path / "a", "it") != read_own(tmp_path / "b", "it")
+    assert len(read_own(tmp_path / "a", "it", "make another")) == 64
+    assert read_own(tmp_path / "a", "it", "make another") != read_own(
+        tmp_path / "b", "it", "make another"
+    )
     assert mode(tmp_path / "a") == 0o600
 
 

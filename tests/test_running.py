@@ -189,6 +189,9 @@ def test_run_says_what_is_missing_before_it_starts_anything(shop: Path) -> None:
     with pytest.raises(ConfigError, match=r"secret.*chmod 600"):
         check_files(shop, folder, federation(shop))
     folder.secret.chmod(0o600)
+    folder.secret.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"secret.* is empty: remove it"):
+        check_files(shop, folder, federation(shop))
     # From a backup a shop comes without it: nobody but its own two programs ever shows it.
     folder.secret.unlink()
     folder.secret.parent.rmdir()

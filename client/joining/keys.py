@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _OWNER_ONLY = 0o600
 _READABLE_BY_OTHERS = 0o077
 _SECRET_BYTES = 32
+_ANOTHER_KEY = (
+    "put it back from the backup, or make another with `python -m client key new SHOP.toml`, which "
+    "the operator has to enrol"
+)
 
 
 def make_keys(private: Path) -> Path:
@@ -117,16 +121,14 @@ def private_key(path: Path) -> "EllipticCurvePrivateKey":
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
     if not path.exists():
-        raise ConfigError(
-            f"there is no private key {path}: put it back from the backup, or make another with "
-            "`python -m client key new SHOP.toml`, which the operator has to enrol"
-        )
-    data = read_own(path, "the shop's private key")
+        raise ConfigError(f"there is no private key {path}: {_ANOTHER_KEY}")
+    data = read_own(path, "the shop's private key", _ANOTHER_KEY)
     try:
         key = load_ssh_private_key(data, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(
-            f"{path} is not a private key in OpenSSH's format without a passphrase: {error}"
+            f"{path} is not a private key in OpenSSH's format without a passphrase ({error}): "
+            f"{_ANOTHER_KEY}"
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
         raise ConfigError(
@@ -136,8 +138,13 @@ def private_key(path: Path) -> "EllipticCurvePrivateKey":
     return key
 
 
-def read_own(path: Path, what: str) -> bytes:
+def read_own(path: Path, what: str, mend: str) -> bytes:
     """Return a file that only its owner may read.
+
+    Parameters
+    ----------
+    what, mend
+        What it is, and what to do where it is empty, in words of errors.
 
     Raises
     ------
@@ -153,7 +160,7 @@ def read_own(path: Path, what: str) -> bytes:
     if mode & _READABLE_BY_OTHERS:
         raise ConfigError(f"{what}, {path}, is open to others on this machine: chmod 600 {path}")
     if not data:
-        raise ConfigError(f"{what}, {path}, is empty")
+        raise ConfigError(f"{what}, {path}, is empty: {mend}")
     return data
 
 

@@ -73,7 +73,7 @@ def _own_secret(path: Path) -> None:
             make_secret(path)
     except OSError as error:
         raise ConfigError(f"cannot make {path}: {error.strerror}") from error
-    read_own(path, "the shop's secret")
+    read_own(path, "the shop's secret", "remove it, and the next `run` makes another")
 
 
 @contextmanager
