@@ -27,17 +27,19 @@ app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 
-
+ExperimentFile = Annotated[Path, typer.Argument(help="An experiment file (TOML).")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; new or empty.")]
+OutOrBegun = Annotated[Path, typer.Option("--out", help="Folder to write, or to go on with.")]
+Change = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
+]
 
 
 @app.command()
 def run(
-    experiment: Annotated[Path, typer.Argument(help="An experiment file (TOML).")],
+    experiment: ExperimentFile,
     out: Out,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
-    ] = None,
+    change: Change = None,
     as_json: Json = False,
 ) -> None:
     """Run an experiment: every arm, a report, a page, recommendations, models and ledgers."""
@@ -56,10 +58,8 @@ def run(
 @app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(help="A sweep file, or an experiment file (TOML).")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write, or to go on with.")],
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
-    ] = None,
+    out: OutOrBegun,
+    change: Change = None,
     as_json: Json = False,
 ) -> None:
     """Quality against ε and customers a shop; the same command goes on where it stopped."""
@@ -77,13 +77,11 @@ def sweep(
 
 @app.command()
 def audit(
-    experiment: Annotated[Path, typer.Argument(help="An experiment file (TOML).")],
+    experiment: ExperimentFile,
     out: Annotated[
         Path, typer.Option("--out", help="Folder to write: new, or that of a run of it.")
     ],
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
-    ] = None,
+    change: Change = None,
     as_json: Json = False,
 ) -> None:
     """Attack an experiment's own steps and models, and hold each attack against the promise."""
@@ -101,11 +99,9 @@ def audit(
 
 @app.command()
 def attack(
-    experiment: Annotated[Path, typer.Argument(help="An experiment file (TOML).")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write, or to go on with.")],
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
-    ] = None,
+    experiment: ExperimentFile,
+    out: OutOrBegun,
+    change: Change = None,
     as_json: Json = False,
 ) -> None:
     """Let some shops send poison, and measure what each defence leaves of it."""
@@ -123,11 +119,9 @@ def attack(
 
 @app.command("cold-start")
 def cold_start(
-    experiment: Annotated[Path, typer.Argument(help="An experiment file (TOML).")],
+    experiment: ExperimentFile,
     out: Out,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
-    ] = None,
+    change: Change = None,
     case: Annotated[
         list[str] | None, typer.Option(help="customer, product, shop; default: all.")
     ] = None,
@@ -165,7 +159,7 @@ def compare(
     if svg is not None:
         write_text(svg, picture(document))
     if as_json:
-        sys.stdout.write(to_json(document) + "\n")
+        sys.stdout.write(to_json(document))
     else:
         terminal().print(comparison_table(document))
         for page in (out and out / "compare.html", svg):
@@ -198,7 +192,7 @@ def federation(
         except KeyboardInterrupt:
             raise RunError(f"interrupted: all is taken down, and {out} can be removed") from None
     if as_json:
-        sys.stdout.write(to_json(document) + "\n")
+        sys.stdout.write(to_json(document))
         return
     terminal().print(local_table(document))
 
@@ -257,7 +251,7 @@ def _answer(
             # Caught here: Typer would end with a status and a word of its own.
             raise RunError("interrupted: the same command goes on where it stopped") from None
     if as_json:
-        sys.stdout.write(to_json(document) + "\n")
+        sys.stdout.write(to_json(document))
         return
     console = terminal()
     for part in words(document):

@@ -181,7 +181,7 @@ def _print(result: dict[str, Any], lines: Iterable[Any], *, as_json: bool) -> No
     from simulations.documents import to_json
 
     if as_json:
-        sys.stdout.write(to_json(result) + "\n")
+        sys.stdout.write(to_json(result))
         return
     for line in lines:
         terminal().print(line)
