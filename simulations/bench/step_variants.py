@@ -20,7 +20,11 @@ RATE, NORM, NOISE = 0.05, 1.0, 1.0
 
 
 class Variant(Protocol):
-    """One way to train; holds one table of ``(N, DIMENSION)``."""
+    """One way to train a released table of ``(N, DIMENSION)``.
+
+    It keeps that as it is: what a client sends back is what has moved. So each holds another table,
+    ours of what moved and the others of what they train.
+    """
 
     def step(self, ids: Tensor) -> None:
         """Train one step on ``(B, L)`` ids."""
@@ -79,7 +83,9 @@ class Plain:
     sparse = False
 
     def __init__(self, items: int, batch: int) -> None:
-        self._table = nn.Embedding(items, DIMENSION, sparse=self.sparse, _weight=table(items))
+        self._released = table(items)
+        own = self._released.clone()
+        self._table = nn.Embedding(items, DIMENSION, sparse=self.sparse, _weight=own)
         self._optimizer = torch.optim.SGD(self._table.parameters(), lr=RATE)
         self._batch = batch
 
@@ -106,7 +112,8 @@ class Ghost:
     def __init__(self, items: int, batch: int) -> None:
         engine = PrivacyEngine(accountant="rdp")
         loader = DataLoader(TensorDataset(torch.zeros(batch, 1)), batch_size=batch)
-        module = nn.Embedding(items, DIMENSION, _weight=table(items))
+        self._released = table(items)
+        module = nn.Embedding(items, DIMENSION, _weight=self._released.clone())
         self._module, self._optimizer, self._criterion, _ = engine.make_private(
             module=module,
             optimizer=torch.optim.SGD(module.parameters(), lr=RATE),
