@@ -3,9 +3,8 @@
 Interactions are read in blocks: a file larger than memory is fine as long as its codes are not.
 """
 
-import csv
 import difflib
-import itertools
+import io
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -19,18 +18,13 @@ import pyarrow.parquet as pq
 from common.checks import Checker
 from common.columns import as_text, small_frame
 from common.contract import BadRows
-from common.csv_files import check_quotes, check_shape, csv_header, malformed_row, not_utf8
+from common.csv_files import check_names, csv_blocks, csv_header, not_utf8
 from common.errors import DataError
 from common.interactions import IDS, InteractionsBuilder
 from common.schema import Tables
 from common.validation import check_customers, check_products, check_stock
 
-#: Arrow reads up to 32 blocks ahead, so these are small, and several are checked together.
-BLOCK_BYTES = 1 << 20
-BLOCKS_TOGETHER = 8
 BLOCK_ROWS = 131_072
-#: What a cell holds that holds nothing. "NA" is not among them: it is a brand and a country.
-NO_VALUE = ["", "NaN", "nan", "NULL", "null"]
 TEXTS = ("category", "brand", "title", "description")
 MERCHANT = "merchant_id"
 # "merchant" and "MerchantId" are; "terminal_id" is not.
@@ -75,13 +69,15 @@ def read_folder(
         return Checker(path.name, bad_rows, set_aside)
 
     paths = {name: require_table(folder, name) for name in ("interactions", "products")}
-    products = check_products(read_small(paths["products"]), checker(paths["products"]))
+    goods = checker(paths["products"])
+    products = check_products(read_small(paths["products"], goods), goods)
     # The small tables come first: what is wrong with them is said before the long read.
     customers = stock = None
     if (path := find_table(folder, "customers")) is not None:
-        customers = check_customers(read_small(path), checker(path))
+        customers = check_customers(read_small(path, checker(path)), checker(path))
     if (path := find_table(folder, "stock")) is not None:
-        stock = check_stock(read_small(path), products["item_id"], checker(path))
+        shelves = read_small(path, checker(path))
+        stock = check_stock(shelves, products["item_id"], checker(path))
     interactions = read_interactions(
         paths["interactions"],
         checker(paths["interactions"]),
@@ -121,31 +117,66 @@ def require_table(folder: Path, name: str) -> Path:
     return path
 
 
-def read_small(path: Path, *, as_text: bool = False) -> pd.DataFrame:
+def read_small(
+    path: Path, checker: Checker | None = None, *, as_text: bool = False
+) -> pd.DataFrame:
     """Read a table that fits into memory; ids and texts stay text, or with ``as_text`` all of it.
 
     Of customers all is text: what is known of one must not depend on what is known of others. Other
-    columns of a Parquet file have their own types.
+    columns of products have their own types, which a CSV file does not say: pandas finds them.
+
+    Parameters
+    ----------
+    checker
+        Says what becomes of malformed rows of a CSV file; None: they are refused.
+
+    Raises
+    ------
+    DataError
+        If the file can't be read, or a row is malformed and bad rows are refused.
     """
+    people = path.stem == "customers"
+    texts = as_text or people
     try:
         if path.suffix == ".parquet":
-            people = path.stem == "customers"
-            texts = as_text or people
-            frame = small_frame(pq.read_table(path), IDS, path.name, texts=texts, people=people)
-        else:
-            header = csv_header(path)
-            check_shape(path, header)
-            types = {name: str for name in header if name in (*IDS, *TEXTS)}
-            if as_text or path.stem == "customers":
-                types = dict.fromkeys(header, str)
-            frame = pd.read_csv(
-                path, dtype=types, keep_default_na=False, na_values=NO_VALUE, low_memory=False
-            )
-    except UnicodeDecodeError as error:
-        raise not_utf8(path) from error
-    except (arrow.ArrowInvalid, pd.errors.ParserError, csv.Error) as error:
-        raise DataError(f"{path.name} cannot be read: {error}") from error
-    return frame
+            return small_frame(pq.read_table(path), IDS, path.name, texts=texts, people=people)
+        table = _whole_csv(path, checker or Checker(path.name, may_set_aside=False))
+        return table.to_pandas() if texts else _typed(table)
+    except arrow.ArrowInvalid as error:
+        raise _unreadable(path, error) from error
+
+
+def _whole_csv(path: Path, checker: Checker) -> arrow.Table:
+    """Return all columns of a CSV file, as strings."""
+    header = csv_header(path)
+    check_names(path, header)
+    blocks = [block for block, *_ in csv_blocks(path, header, checker)]
+    none = arrow.schema([(name, arrow.string()) for name in header]).empty_table()
+    return arrow.concat_tables([none, *blocks])
+
+
+def _typed(table: arrow.Table) -> pd.DataFrame:
+    """Return strings as the types that pandas finds in a CSV file, but ids and texts."""
+    text = io.BytesIO()
+    arrow_csv.write_csv(table, text)
+    text.seek(0)
+    types = {name: str for name in table.column_names if name in (*IDS, *TEXTS)}
+    return pd.read_csv(
+        text,
+        dtype=types,
+        keep_default_na=False,
+        na_values=[""],
+        low_memory=False,
+        skip_blank_lines=False,  # A row of one column without a value.
+        index_col=False,
+    )
+
+
+def _unreadable(path: Path, error: arrow.ArrowInvalid) -> DataError:
+    # A row that is malformed, and not set aside or refused as such, could not be shown as text.
+    if path.suffix == ".csv" and any(w in str(error) for w in ("invalid UTF8", "parse error")):
+        return not_utf8(path)
+    return DataError(f"{path.name} cannot be read: {error}")
 
 
 def read_interactions(
@@ -180,7 +211,7 @@ def read_interactions(
         have = [*columns, MERCHANT] if filled else columns
         builder = InteractionsBuilder(checker, item_ids, have, now, drop)
         wanted = [name for name in builder.columns if not (filled and name == MERCHANT)]
-        read = _csv_blocks if is_csv else _parquet_blocks
+        read = csv_blocks if is_csv else _parquet_blocks
         for block, done, total in read(path, wanted, checker):
             rows = block if user_id is None else _of_customer(block, user_id, checker)
             if len(rows):
@@ -190,9 +221,7 @@ def read_interactions(
             if progress is not None:
                 progress(done, total)
     except arrow.ArrowInvalid as error:
-        if is_csv and "invalid UTF8" in str(error):
-            raise not_utf8(path) from error
-        raise DataError(f"{path.name} cannot be read: {error}") from error
+        raise _unreadable(path, error) from error
     return builder.finish(may_be_empty=may_be_empty)
 
 
@@ -218,44 +247,3 @@ def _parquet_blocks(
         for batch in file.iter_batches(batch_size=BLOCK_ROWS, columns=columns):
             done += len(batch)
             yield arrow.Table.from_batches([batch]), done, total
-
-
-def _csv_blocks(
-    path: Path, columns: list[str], checker: Checker
-) -> Iterator[tuple[arrow.Table, int, int]]:
-    malformed: list[arrow_csv.InvalidRow] = []
-
-    def on_malformed(row: arrow_csv.InvalidRow) -> str:
-        malformed.append(row)
-        return "skip" if checker.bad_rows == "set-aside" else "error"
-
-    total, rows = path.stat().st_size, 1  # The header.
-    with arrow.OSFile(str(path)) as file:
-        try:
-            # One thread, so that a malformed row comes with its number.
-            reader = arrow_csv.open_csv(
-                file,
-                arrow_csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
-                # Else what others' rows add up to decides whether a value over several lines lies
-                # in one block, and the file can be read.
-                arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_malformed),
-                arrow_csv.ConvertOptions(
-                    include_columns=columns,
-                    column_types=dict.fromkeys(columns, arrow.string()),
-                    null_values=NO_VALUE,
-                    strings_can_be_null=True,
-                ),
-            )
-            while batches := list(itertools.islice(reader, BLOCKS_TOGETHER)):
-                block = arrow.Table.from_batches(batches)
-                rows += len(block)
-                yield block, file.tell(), total
-        except arrow.ArrowInvalid as error:
-            if not malformed:
-                raise
-            row = malformed[0]
-            shape = row.number - 1, row.actual_columns, row.expected_columns
-            raise malformed_row(path, *shape, row.text) from error
-    check_quotes(path, rows + len(malformed))
-    if malformed:
-        checker.set_aside[f"{checker.table}: not as many values as columns"] += len(malformed)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from common.csv_files import NO_VALUE
 from common.errors import DataError
 from common.features import Catalogue
 from common.folders import read_folder, read_small
@@ -121,6 +122,61 @@ def test_malformed_rows_can_be_set_aside(tmp_path: Path) -> None:
     tables = read_folder(folder(tmp_path, text), now=NOW, bad_rows="set-aside")
     assert len(tables.interactions) == 1
     assert sum(tables.set_aside.values()) == 2
+
+
+def test_malformed_rows_of_every_table_can_be_set_aside(tmp_path: Path) -> None:
+    folder(tmp_path, products="item_id,size\nx,1\ny\nz,\n")
+    (tmp_path / "customers.csv").write_text("user_id,age\n1,7\n2\n3,8,9\n4,\n")
+    (tmp_path / "stock.csv").write_text("merchant_id,item_id\na,x\na\n")
+    tables = read_folder(tmp_path, now=NOW, bad_rows="set-aside")
+    assert tables.products["item_id"].tolist() == ["x", "z"]
+    assert tables.products["size"].tolist()[0] == 1.0
+    assert tables.customers is not None
+    assert tables.customers["user_id"].tolist() == ["1", "4"]
+    assert tables.stock is not None
+    assert len(tables.stock) == 1
+    what = "not as many values as columns"
+    expected = {f"products.csv: {what}": 1, f"customers.csv: {what}": 2, f"stock.csv: {what}": 1}
+    assert tables.set_aside == expected
+
+
+@pytest.mark.parametrize("table", ["customers", "products", "stock"])
+def test_a_malformed_row_is_refused_with_its_number_and_what_to_do(
+    tmp_path: Path, table: str
+) -> None:
+    folder(tmp_path)
+    text = "merchant_id,user_id,item_id\na,1,x\n\n"  # An empty line is no row.
+    advice = r"What to do: {}.* or set bad rows aside"
+    for row, fault, what in (
+        ("b,2", "has 2 values where the header names 3 columns: 'b,2'", "correct it"),
+        ("b,2," + "y" * 300_000, "is 300,004 bytes long, and may be 262,144: 'b,2,yyy", "shorten"),
+    ):
+        (tmp_path / f"{table}.csv").write_text(f"{text}{row}\nc,3,x\n")
+        with pytest.raises(DataError, match=rf"^{table}.csv: row 2 {fault}.*{advice.format(what)}"):
+            read_folder(tmp_path, now=NOW)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_malformed_row_in_another_encoding_is_told_so(tmp_path: Path) -> None:
+    folder(tmp_path, GOOD.encode() + b"a,\xff,x\n")
+    with pytest.raises(DataError, match=r"not UTF-8.* Line 3 .*'a,\u00ff,x"):
+        read_folder(tmp_path, now=NOW)
+
+
+def test_pandas_finds_the_types_of_products_in_the_text_of_a_file(tmp_path: Path) -> None:
+    """Read in blocks as text first, they are what they would be had pandas read the file."""
+    path = tmp_path / "products.csv"
+    path.write_text(
+        "item_id,brand,whole,lacks,real,flag,mixed,large,none,words\n"
+        '01,NA,1,1,1.50,True,1,9007199254740993,NULL,"a ""b"",\nc"\n'
+        "02,nan,02,,1e3,False,x,18446744073709551615,,NA\n"
+        '03,"","3",3,-inf,TRUE,2.0,1,NaN,6" or so\n'
+    )
+    types = dict.fromkeys(("item_id", "brand"), str)
+    wanted = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=NO_VALUE)
+    pd.testing.assert_frame_equal(read_small(path), wanted)
+    path.write_text('item_id\nx\n""\ny\n')
+    assert read_small(path)["item_id"].isna().tolist() == [False, True, False]
 
 
 def test_text_stays_text(tmp_path: Path) -> None:

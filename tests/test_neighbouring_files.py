@@ -22,9 +22,11 @@ from client.rounds.popularity_release import whole_popularity
 from client.settings import ShopSettings, read_settings
 from client.training import whole_gradients
 from common.contract import BadRows
+from common.csv_files import BLOCK_BYTES
+from common.csv_rows import MAX_ROW_BYTES
 from common.errors import DataError
 from common.features import Catalogue
-from common.folders import BLOCK_BYTES
+from common.folders import read_folder
 from common.model import initial_state
 from common.protocol import (
     EVALUATE,
@@ -263,6 +265,90 @@ def test_marks_that_take_in_nothing_are_no_fault(tmp_path: Path) -> None:
     assert found == [f"u{k}" for k in range(len(fine))]
 
 
+ROW_LENGTHS = {
+    "few values": None,
+    "a value that Python's csv module refuses": 131_200,
+    "the longest": MAX_ROW_BYTES,
+    "one byte more": MAX_ROW_BYTES + 1,
+    # Such rows were read or not by where in a block others' rows let them begin.
+    "a block": BLOCK_BYTES,
+    "more than a block": BLOCK_BYTES + 4096,
+    "nearly two blocks": 2 * BLOCK_BYTES - 4096,
+    "several blocks": 5 * BLOCK_BYTES + 17,
+}
+
+
+def row_of(kind: str, begins: str, length: int | None) -> str:
+    """Return a customer's row of that many bytes: of words, lines or doubled marks."""
+    if length is None:
+        return begins.rpartition(",")[0] + "\n"
+    room = length - len(begins)
+    if kind == "words":
+        return begins + "w" * room + "\n"
+    inside = (""""",\n""" if kind == "marks and lines" else "line\n") * room
+    value = inside[: room - 2]
+    if value.endswith('"') and not value.endswith('""'):
+        value = value[:-1] + "x"
+    return f'{begins}"{value}"\n'
+
+
+@pytest.mark.parametrize("kind", ["words", "lines", "marks and lines"])
+@pytest.mark.parametrize("what", ROW_LENGTHS)
+@pytest.mark.parametrize("table", ["interactions", "customers"])
+def test_whether_a_row_is_read_follows_from_that_row_alone(
+    tmp_path: Path, table: str, what: str, kind: str
+) -> None:
+    """Wherever others' rows let it begin; and a row that is not read takes no other's with it."""
+    length = ROW_LENGTHS[what]
+    read = length is not None and length <= MAX_ROW_BYTES
+    if table == "interactions":
+        header, line, begins = COLUMNS, LINE, "B,i1,1700000000,view,"
+    else:
+        header, line, begins = "user_id,age,note\n", "u{:06d},7,fine\n", "B,8,"
+        (tmp_path / "interactions.csv").write_text(COLUMNS + LINE.format(0))
+    path = tmp_path / f"{table}.csv"
+    own = row_of(kind, begins, length)
+    assert length is None or len(own) == length + 1
+    block = BLOCK_BYTES // len(line.format(0))
+    for before in (0, 3, block // 2, block - 4, block - 1):
+        lines = [line.format(k) for k in range(before)]
+        path.write_text(header + "".join(lines) + own + line.format(before) * 2, newline="")
+        source = FolderSource(tmp_path, now=1_800_000_000, bad_rows="set-aside", merchant_id="m")
+        tables = source.tables()
+        frame = tables.interactions if table == "interactions" else tables.customers
+        assert frame is not None
+        names = frame["user_id"].astype(str).tolist()
+        doubled = table == "interactions"  # Customers are there once.
+        others = before + 1 + doubled
+        assert ("B" in names) == read, before
+        assert len(names) == others + read, before
+        reasons = {key: n for key, n in tables.set_aside.items() if "there already" not in key}
+        assert sum(reasons.values()) == (not read), before
+        if read:
+            continue
+        strict = FolderSource(tmp_path, now=1_800_000_000, merchant_id="m")
+        fault = "has . values" if length is None else f"is {length:,} bytes long"
+        with pytest.raises(DataError, match=rf"{table}.csv: row {before + 1} {fault}.*: 'B,.*do:"):
+            strict.tables()
+
+
+@pytest.mark.parametrize("table", ["interactions", "customers", "products"])
+def test_an_open_mark_is_refused_in_the_last_row_as_in_any_other(
+    tmp_path: Path, table: str
+) -> None:
+    """Where it stands follows from others' rows; it is no row of its own that could be left out."""
+    header, row = "merchant_id," + COLUMNS, "m," + LINE.format(1)
+    (tmp_path / "interactions.csv").write_text(header + row)
+    (tmp_path / "products.csv").write_text("item_id,brand\ni1,b\n")
+    if table != "interactions":
+        header, row = "user_id,item_id,note\n", "u,i1,fine\n"
+    for end in ("\n", "\r\n", "\r", ""):
+        text = header + row + row.strip().replace("fine", '"open')
+        (tmp_path / f"{table}.csv").write_text(text.replace("\n", end or "\n") + end, newline="")
+        with pytest.raises(DataError, match=rf"{table}.csv cannot be read: .* in line 3"):
+            read_folder(tmp_path, now=1_800_000_000, bad_rows="set-aside")
+
+
 # Strings of one SipHash under pandas' own key.
 TWINS = "e38279c9a3a8f1cf", "4d473feb66b692ec"
 
@@ -365,3 +451,27 @@ def test_no_status_tells_the_first_customer_from_none(
         if exchange == EVALUATE and plan.unit == "basket":
             expected = "refused-config"  # Figures are of whole customers, whoever they are.
         assert told == [expected, expected], (exchange, told)
+
+
+MALFORMED = ("u,7", "u,7,x,y", "u,7," + "x" * 200_000, "u,7," + "x" * 2_000_000)
+
+
+def test_no_status_tells_that_a_customers_row_is_malformed(tmp_path: Path) -> None:
+    """Where such rows are set aside, whoever they are of; not one of them stops the shop."""
+    world = World(tmp_path)
+    for number, row in enumerate(("u,7,fine", *MALFORMED)):
+        folder = world.shop(number, bad_rows="set-aside")
+        lines = [HEADER, OWN.replace("m0", f"m{number}")]
+        (folder / "data" / "interactions.csv").write_text("\n".join(lines) + "\n")
+        (folder / "data" / "customers.csv").write_text(f"user_id,age,note\n{row}\nv,8,fine\n")
+    shop_records.forget()
+    for exchange, server_round in ((JOIN, 0), (RELEASE, 0), (TRAIN, 1)):
+        asked = {
+            "run_id": "r1",
+            "server_round": server_round,
+            "plan_json": PLAN.model_dump_json(),
+            "catalogue_fingerprint": world.catalogue.fingerprint,
+        }
+        state = partial(initial_state, PLAN.model, world.catalogue.size)
+        told = [answer(exchange, asked, state, world.node(k))[0].status for k in range(5)]
+        assert told == ["ok"] * 5, exchange

@@ -112,9 +112,9 @@ class FolderSource:
         )
         customers = stock = None
         if self._user_id is None and (people := find_table(self._folder, "customers")) is not None:
-            customers = check_customers(read_small(people), checker(people))
+            customers = check_customers(read_small(people, checker(people)), checker(people))
         if (shelves := find_table(self._folder, "stock")) is not None:
-            frame = read_small(shelves)
+            frame = read_small(shelves, checker(shelves))
             if self._merchant_id is not None and lacks_merchant(frame.columns):
                 frame = frame.assign(**{MERCHANT: self._merchant_id})
             stock = check_stock(frame, None, checker(shelves))
@@ -167,7 +167,8 @@ class FolderSource:
         path = find_table(self._folder, "customers")
         if path is None:
             return {}
-        people = check_customers(read_small(path), Checker(path.name, self._bad_rows))
+        checker = Checker(path.name, self._bad_rows)
+        people = check_customers(read_small(path, checker), checker)
         return person_of(people, user_id, self._merchant_id)
 
 

@@ -21,8 +21,8 @@ from common.checks import Checker
 from common.columns import value_text
 from common.config import nearest
 from common.contract import REQUIRED
+from common.csv_files import NO_VALUE
 from common.errors import DataError
-from common.folders import NO_VALUE
 from common.interactions import IDS
 
 #: Rows held as Python objects at a time, and rows of a table that is read whole.
