@@ -35,6 +35,12 @@ CREATE TABLE page_views (customer integer, gtin text, seen timestamptz, day date
 INSERT INTO page_views VALUES
     (7, '4012345678001', '2020-01-01 01:00:00+01', '2020-02-01'),
     (8, '4012345678002', '2019-12-31 19:00:00-05', '2020-02-01');
+CREATE TABLE till (card char(8), article char(14), at timestamp, receipt char(12));
+CREATE TABLE web (card varchar(8), article text, at timestamp, receipt text);
+CREATE TABLE cards (card char(8), age char(6));
+INSERT INTO till VALUES ('c17', '4012', '2024-01-01', 'r1');
+INSERT INTO web VALUES ('c17', '4012', '2024-01-02', 'w1');
+INSERT INTO cards VALUES ('c17', '35-44');
 CREATE SEQUENCE tickets;
 CREATE ROLE reader LOGIN PASSWORD 'reader-s3cret';
 CREATE TABLE sales.articles (
@@ -55,7 +61,7 @@ INSERT INTO sales.tickets
 CREATE TABLE sales.hidden (no bigint, barcode text);
 GRANT USAGE ON SCHEMA sales TO reader;
 GRANT SELECT ON sales.articles, sales.tickets TO reader;
-GRANT SELECT ON sales."Orders", page_views TO reader;
+GRANT SELECT ON sales."Orders", page_views, till, web, cards TO reader;
 GRANT USAGE ON SEQUENCE tickets TO reader;
 """
 
@@ -126,6 +132,50 @@ def test_a_date_is_its_first_second(tmp_path: Path, server: Postgres) -> None:
     tables = open_source(shop(tmp_path, server, time="day")).tables()
     viewed = tables.interactions[tables.interactions["behavior"] == "view"]
     assert set(viewed["timestamp"]) == {1580515200}
+
+
+PADDED = """
+merchant_id = "corner"
+catalogue = "catalogue"
+ledger = "ledger.sqlite"
+cap_epsilon = 8.0
+
+[database]
+url = "{url}"
+password_env = "SHOP_PASSWORD"
+
+[[database.interactions]]
+table = "till"
+columns = {{ {columns} }}
+constants = {{ behavior = "purchase" }}
+
+[[database.interactions]]
+query = "SELECT * FROM web"
+columns = {{ {columns} }}
+constants = {{ behavior = "view" }}
+
+[database.customers]
+table = "cards"
+columns = {{ user_id = "card", age = "age" }}
+"""
+
+
+def test_blanks_that_fill_up_a_column_are_no_part_of_an_id(
+    tmp_path: Path, server: Postgres
+) -> None:
+    # Read as it comes, a customer of a char(8) here and a text column there is two: what leaves is
+    # bounded for each, and the one person's part would be twice what the ledger pays for.
+    columns = 'user_id = "card", item_id = "article", timestamp = "at", session_id = "receipt"'
+    text = PADDED.format(url=server.url("reader"), columns=columns)
+    (tmp_path / "shop.toml").write_text(text, encoding="utf-8")
+    settings = read_settings(tmp_path / "shop.toml")
+    for user in (None, "c17"):
+        found = open_source(settings, user_id=user).tables().interactions
+        assert found["user_id"].tolist() == ["c17", "c17"]
+        assert found["item_id"].tolist() == ["4012", "4012"]
+    customers = open_source(settings).tables().customers
+    assert customers is not None
+    assert customers[["user_id", "age"]].to_numpy().tolist() == [["c17", "35-44"]]
 
 
 def test_the_server_hands_rows_out_in_chunks(
