@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,7 +19,11 @@ OPTIONAL = ("rating", "session_id")
 #: Columns that a source may name once for all of its rows.
 CONSTANTS = ("merchant_id", "behavior")
 
-_PASSWORD = re.compile(r"^[^:/]+://[^@/]*:[^@/]*@")
+# As SQLAlchemy takes a URL apart: a password ends at the first @, whatever else is in it.
+_PASSWORD = re.compile(r"[^:/]+://[^:/]*:[^@]*@")
+# What drivers are told behind a ?; ODBC takes a whole text of its own, with PWD=... in it.
+_SECRET_OPTIONS = ("password", "passwd", "pwd", "sslpassword")
+_SECRET_WORDS = re.compile(r"\b(pwd|password)\s*=", re.IGNORECASE)
 
 
 class TableSource(Frozen):
@@ -135,7 +140,7 @@ def from_folder(values: Mapping[str, Any], folder: Path, where: str) -> dict[str
     found = dict(values)
     url = found.get("url")
     if isinstance(url, str):
-        if _PASSWORD.match(url):
+        if _holds_password(url):
             raise ConfigError(
                 f"{where}: database.url holds a password: take it out, and name where it is with "
                 "password_env or password_file"
@@ -146,6 +151,13 @@ def from_folder(values: Mapping[str, Any], folder: Path, where: str) -> dict[str
     if isinstance(found.get("password_file"), str):
         found["password_file"] = (folder / found["password_file"]).resolve()
     return found
+
+
+def _holds_password(url: str) -> bool:
+    options = parse_qsl(url.partition("?")[2])
+    return bool(_PASSWORD.match(url)) or any(
+        name.lower() in _SECRET_OPTIONS or _SECRET_WORDS.search(value) for name, value in options
+    )
 
 
 def _only(source: TableSource, known: tuple[str, ...], name: str) -> None:
