@@ -248,6 +248,12 @@ def test_a_url_without_a_password_is_none_with_one(shop: Shop, url: str) -> None
     shop(url=url)
 
 
+@pytest.mark.parametrize("user", ["--5", "---", "-7-", "7" * 5000, "-", "٣"])
+def test_who_can_be_no_customer_is_nobody(shop: Shop, user: str) -> None:
+    # A service passes on what it was asked: nothing of it may end in an error of ours.
+    assert not len(open_source(shop(), user_id=user).tables().interactions)
+
+
 def test_a_password_comes_from_the_environment_or_a_file(
     tmp_path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,10 +4,14 @@ A ``user_id`` is text here, and whatever the shop made it there. The database de
 generously: whoever reads the rows compares them once more, as text.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
+
+# No number that SQLite holds as one is longer.
+_WHOLE = re.compile(r"-?[0-9]{1,19}")
 
 
 def of_customer(
@@ -32,10 +36,9 @@ def of_customer(
     # index. SQLite compares a column without affinity by the value's type: both are tried.
     column: sa.ColumnClause[Any] = sa.column(user_column)
     values: list[str | int] = [user_id]
-    if connection.dialect.name == "sqlite" and user_id.lstrip("-").isdecimal():
-        values.append(int(user_id))
-    if any(isinstance(v, int) and abs(v) >= 2**63 for v in values):
-        values.pop()
+    if connection.dialect.name == "sqlite" and _WHOLE.fullmatch(user_id):
+        number = int(user_id)
+        values += [number] if abs(number) < 2**63 else []
     same = sa.or_(*(column == sa.literal(value, sa.types.NullType()) for value in values))
     chosen: list[sa.ColumnClause[Any]] = [sa.column(name) for name in columns]
     return sa.select(*chosen).select_from(relation).where(same)
