@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 
@@ -347,6 +348,31 @@ def test_without_a_right_key_nothing_is_answered(tmp_path: Path) -> None:
         log = "".join(service.log)
         assert PLANTED not in log
         assert good not in log
+        assert "Traceback" not in log
+
+
+def test_a_file_of_keys_that_cannot_be_read_is_told_to_the_log_alone(tmp_path: Path) -> None:
+    place = make_place(tmp_path)
+    keys = tmp_path / "keys.json"
+    good = Keys(keys).add("shop")
+    spoilt = {"keys": [{"name": "till", "sha256": PLANTED, "created_at": "", "note": PLANTED}]}
+    with (
+        running(place, "--keys", str(keys)) as service,
+        httpx.Client(base_url=service.rest, timeout=30) as rest,
+        grpc.insecure_channel(service.grpc) as channel,
+    ):
+        keys.write_text(json.dumps(spoilt), encoding="utf-8")
+        for key in (good, "a guess"):
+            header = {"authorization": f"Bearer {key}"}
+            call = channel.unary_unary("/fedtail.v1.Recommender/ListModels").future(
+                b"", timeout=20, metadata=tuple(header.items())
+            )
+            assert str(keys) not in (call.details() or "")
+            assert call.code() == grpc.StatusCode.INTERNAL
+            assert str(keys) not in refused(rest.get("/v1/models", headers=header), 500)
+        log = "".join(service.log)
+        assert "keys.0.sha256: String should match pattern" in log
+        assert PLANTED not in log
         assert "Traceback" not in log
 
 

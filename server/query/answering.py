@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from pydantic import BaseModel, ValidationError
 
 from common.artifact import Manifest
-from common.errors import FedtailError, InputError, UnavailableError
+from common.errors import ConfigError, FedtailError, InputError, UnavailableError
 from common.statement import render_statement
 from server.query import answers
 from server.query.answers import (
@@ -186,7 +186,7 @@ class Service:
         """
         caller = address
         if self.keys is not None:
-            name = self.keys.name_of(key) if key else None
+            name = self.name_of(key) if key else None
             if name is None:
                 # What has no key is limited too: guessing costs us a lookup each.
                 self._take(f"address {address}", 1.0)
@@ -196,6 +196,23 @@ class Service:
             caller = f"key {name}"
         self._take(caller, cost)
         return caller
+
+    def name_of(self, key: str) -> str | None:
+        """Return whose key it is; None if it is not one of ours.
+
+        Raises
+        ------
+        RefusedError
+            If the file of keys can't be read. What is wrong with it is for our own log: whoever
+            asks has shown no key yet.
+        """
+        if self.keys is None:
+            return None
+        try:
+            return self.keys.name_of(key)
+        except ConfigError as error:
+            logger.error("keys=unreadable reason=%s", error)
+            raise RefusedError(Status.FAILED, "the service failed: its log tells more") from None
 
     def _take(self, caller: str, cost: float) -> None:
         if wait := self.rate.wait(caller, cost):

@@ -43,20 +43,24 @@ class KeyFirst:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on who has a key; the request is counted against its rate later."""
-        keys = self._service.keys
-        if keys is None or scope["type"] != "http" or not scope["path"].startswith(_ANSWERS):
+        if (
+            self._service.keys is None
+            or scope["type"] != "http"
+            or not scope["path"].startswith(_ANSWERS)
+        ):
             await self._app(scope, receive, send)
             return
         request = Request(scope)
         kind, _, key = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and keys.name_of(key.strip()) is not None:
-            await self._app(scope, receive, send)
-            return
         address = request.client.host if request.client else "unknown"
         try:
-            self._service.run("rest", "unknown", lambda: self._service.admit(None, address))
+            known = kind.lower() == "bearer" and self._service.name_of(key.strip()) is not None
+            if not known:
+                self._service.run("rest", "unknown", lambda: self._service.admit(None, address))
         except RefusedError as error:
             await refusal(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 class BodyLimit:

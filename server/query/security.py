@@ -24,6 +24,7 @@ from common.protocol import Frozen
 
 _PREFIX = "ft_"
 _NAME = re.compile(r"[\w.-]{1,64}")
+_SHOWN = 5
 
 
 class Key(Frozen):
@@ -59,8 +60,15 @@ class Keys:
             return _KeyFile.model_validate_json(self.path.read_bytes()).keys
         except FileNotFoundError:
             return ()
-        except (OSError, ValidationError) as error:
-            raise ConfigError(f"{self.path} is not a file of keys: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"cannot read the keys in {self.path}: {error.strerror}") from error
+        except ValidationError as error:
+            # Without the values: one of them may be a key that somebody wrote there.
+            faults = [
+                f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}"
+                for fault in error.errors(include_input=False)[:_SHOWN]
+            ]
+            raise ConfigError(f"{self.path} is not a file of keys: {'; '.join(faults)}") from None
 
     def add(self, name: str) -> str:
         """Make a key and return it: this is the only time that it can be seen.
