@@ -31,6 +31,7 @@ from flwr.supercore.version import package_version
 from flwr.supernode import start_client_internal as inside
 
 from client.joining.approval import Approvals
+from client.joining.approving import one_line
 from client.joining.error_replies import without_words
 from common.bundle import digest
 from common.errors import ConfigError, FedtailError, RunError
@@ -52,6 +53,7 @@ _ARGUMENTS = (
     "trusted_entities",
 )
 _PUSH = "_push_messages"
+_LONGEST_DIGEST = 80
 _PUSH_ARGUMENTS = ("state", "object_store", "send", "push_object")
 
 Intake = Callable[..., int | None]
@@ -132,9 +134,11 @@ class Guard:
         if key in self._noted:
             return
         self._noted.add(key)
-        logger.warning("bundle=refused digest=%s run=%d reason=%s", run.fab_hash, *key[1:])
+        # Whatever the server calls a digest: people look at it in logs and terminals.
+        named = one_line(run.fab_hash)[:_LONGEST_DIGEST]
+        logger.warning("bundle=refused digest=%s run=%d reason=%s", named, *key[1:])
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        line = {"at": at, "digest": run.fab_hash, "run": str(run.run_id), "reason": reason}
+        line = {"at": at, "digest": named, "run": str(run.run_id), "reason": reason}
         try:
             with self._refusals.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

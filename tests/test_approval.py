@@ -129,6 +129,15 @@ def test_a_diff_cannot_rewrite_the_terminal() -> None:
     assert printable(b"a\x1b[2Kb\rc\n\xe2\x80\xae\xff") == "a\\x1b[2Kb\\rc\n\\u202e\\xff"
 
 
+@pytest.mark.parametrize("name", ["client/\x1b[8mspy.py", "client/a\n+++ new/b\n.py", "a\u202e.py"])
+def test_nor_can_the_name_of_a_file(tmp_path: Path, small: dict[str, bytes], name: str) -> None:
+    # \x1b[8m hides what follows, and a name of two lines looks like another file's.
+    sight = look(str(bundle_file(tmp_path, packed(small | {name: b"spy()\n"}))), own_code=False)
+    lines = sight.diff().split("\n")
+    assert [line[:4] for line in lines] == ["--- ", "+++ ", "@@ -", "+spy"]
+    assert all(line.isprintable() for line in lines)
+
+
 def approve(shop: Path, code: str = "", **flags: bool) -> bool:
     known = {"own_code", "revoke", "only_diff", "yes"}
     chosen = {name: flags.get(name, False) for name in known}

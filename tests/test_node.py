@@ -146,6 +146,18 @@ def test_a_run_without_a_digest_is_refused(shop: Node, named: str) -> None:
     assert len(shop.replies) == 1
 
 
+def test_what_is_no_digest_can_forge_no_line_of_the_log(
+    shop: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.named = "\x1b[2Jabc\nINFO : SuperNode ID: 5" + "x" * 1000
+    shop.pull()
+    noted = json.loads(shop.refusals.read_text())["digest"]
+    assert noted.startswith("\\x1b[2Jabc\\nINFO")
+    assert len(noted) == 80
+    (said,) = caplog.messages
+    assert said.isprintable()
+
+
 def test_approvals_that_cannot_be_read_approve_nothing(shop: Node) -> None:
     shop.approvals.decide("approve", HASH, "ann")
     with shop.approvals.path.open("a") as file:

@@ -121,6 +121,8 @@ def test_a_roster_that_changed_says_what_changed(
         ("cut", "no key and name"),
         ("missing", "cannot read the roster"),
         ("binary", "no plain text|not plain text"),
+        # In a terminal such a name hides the lines behind it: shops that the server made up.
+        ("a name that hides others", r"characters that cannot be printed: 'harbour\x1b[8m'"),
     ],
 )
 def test_a_roster_that_cannot_be_right_is_not_accepted(
@@ -143,6 +145,8 @@ def test_a_roster_that_cannot_be_right_is_not_accepted(
         lines[other] = f"{lines[own].rpartition(' ')[0]} harbour"
     elif damage == "one name twice":
         lines.append(lines[other])
+    elif damage == "a name that hides others":
+        lines[other] += "%1B%5B8m"
     elif damage == "rubbish":
         lines[1] = "a line of something"
     elif damage == "cut":

@@ -51,7 +51,10 @@ class Sight:
             before, after = (
                 printable(files.get(name, b"")).splitlines() for files in (self._own, self.files)
             )
-            parts += difflib.unified_diff(before, after, f"own/{name}", f"new/{name}", lineterm="")
+            shown = one_line(name)
+            parts += difflib.unified_diff(
+                before, after, f"own/{shown}", f"new/{shown}", lineterm=""
+            )
         return "\n".join(parts)
 
 
@@ -127,7 +130,12 @@ def who() -> str:
 def printable(data: bytes) -> str:
     """Return text without characters that could hide or rewrite what a terminal shows."""
     text = data.decode("utf-8", errors="backslashreplace")
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    return "".join(c if c in "\n\t" else one_line(c) for c in text)
+
+
+def one_line(text: str) -> str:
+    """Return the same of a name, which is on one line whatever is in it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _compare(digest: str, files: dict[str, bytes], own_bundle: bytes) -> Sight:

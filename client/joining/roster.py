@@ -4,6 +4,7 @@ Whoever stands on it is believed to be a shop; what a shop adds to a sum is hidd
 a person of the shop accepts it, after comparing its digest with the others'.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def look(path: Path, settings: ShopSettings, file: Path | None) -> Document:
     if file is None and not sums.roster.exists():
         raise ConfigError(f"this shop has accepted no roster: there is no {sums.roster}")
     found = read_members(file or sums.roster)
+    _check_names(found, file or sums.roster)
     return _document(sums, settings, file or sums.roster, found, own_key(sums).public_key())
 
 
@@ -103,6 +105,7 @@ def accept(path: Path, settings: ShopSettings, file: Path) -> Document:
     except OSError as error:
         raise ConfigError(f"cannot read the roster {file}: {error.strerror}") from error
     found = parse_members(content, file)
+    _check_names(found, file)
     mine = own_key(sums).public_key()
     _check_own(found, settings.merchant_id, mine, file)
     document = _document(sums, settings, file, found, mine)
@@ -111,6 +114,20 @@ def accept(path: Path, settings: ShopSettings, file: Path) -> Document:
     except OSError as error:
         raise ConfigError(f"cannot write the roster {sums.roster}: {error.strerror}") from error
     return {**document, "accepted": True}
+
+
+def _check_names(found: Mapping[str, object], file: Path) -> None:
+    """Refuse names that a person can't see for what they are.
+
+    In a terminal one of them could hide the lines of others, and so the server's own inventions. No
+    operator of ours enrols such a name.
+    """
+    for name in found:
+        if not name.isprintable():
+            raise ConfigError(
+                f"{file} holds a shop's name with characters that cannot be printed: {name!a}. Ask "
+                "the operator which shop that is, and accept no roster that holds it"
+            )
 
 
 def _document(
