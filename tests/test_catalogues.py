@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from server.catalogue.tables import export_table
 from server.catalogue.versions import Catalogues
 from server.operating.folder import make_federation
 
+ROOT = Path(__file__).resolve().parent.parent
 FIRST = "item_id,type,brand,price\ntea,food,x,1.5\nmilk,food,y,2\npan,tool,x,30\n"
 SECOND = "type,item_id,price,brand\nfood,tea,1.5,x\nfood,milk,2,z\ntool,pot,40,x\n"
 
@@ -317,11 +321,27 @@ def test_the_command_line_publishes_shows_compares_and_exports(
     # As the hint says: unzipped in a new shop's folder, it is where its settings look for it.
     start_shop(tmp_path / "corner")
     said = export_table({**command(federation, "show"), "exported": str(archive), "version": 2})
-    assert "unzip it in the shop's folder" in "".join(map(str, said.renderables))
+    assert "unzip catalogue/ of it, and nothing else" in "".join(map(str, said.renderables))
     unzip = [sys.executable, "-m", "zipfile", "-e", str(archive), str(tmp_path / "corner")]
     subprocess.run(unzip, check=True)
     place = read_settings(tmp_path / "corner" / "shop.toml").catalogue
     assert read_catalogue(place).fingerprint == second["fingerprint"]
+
+
+@pytest.mark.skipif(shutil.which("unzip") is None, reason="needs unzip")
+def test_an_archive_can_bring_a_shop_nothing_but_the_catalogue(tmp_path: Path) -> None:
+    # Unzipped whole, an operator's archive could approve the operator's own code, which would then
+    # run on the shop's data without anybody having looked.
+    words = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^\$ (unzip .*?)(?: +#.*)?$", words, re.MULTILINE)
+    start_shop(tmp_path / "corner")
+    with zipfile.ZipFile(tmp_path / "catalogue.zip", "w") as archive:
+        for name in ("approved.jsonl", "catalogue/products.parquet", "roster", "data/x.csv"):
+            archive.writestr(name, "")
+    before = {path for path in (tmp_path / "corner").rglob("*") if path.is_file()}
+    subprocess.run(shlex.split(line), cwd=tmp_path, check=True, stdin=subprocess.DEVNULL)
+    after = {path for path in (tmp_path / "corner").rglob("*") if path.is_file()}
+    assert after - before == {tmp_path / "corner" / "catalogue" / "products.parquet"}
 
 
 def test_show_names_the_models_and_runs_of_a_version(federation: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def export_table(document: Document) -> Group:
     """Return what was copied where, and what a shop does with it."""
     where = document["exported"]
     put = (
-        "unzip it in the shop's folder: it holds catalogue/"
+        "unzip catalogue/ of it, and nothing else, in the shop's folder (unzip FILE 'catalogue/*')"
         if where.endswith(".zip")
         else "copy it into the shop's folder as catalogue"
     )
