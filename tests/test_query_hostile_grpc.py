@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc
@@ -15,9 +16,11 @@ import pytest
 
 from hostile_support import PLANTED, unharmed
 from query_support import Running, make_place, running
-from server.query.answering import Service
+from server.query import grpc_service
+from server.query.answering import Host, Metrics, Service
 from server.query.grpc_service import grpc_server
 from server.query.requests import MAX_BATCH_HISTORY
+from server.query.security import RateLimit
 from server.query.wire import fedtail_pb2 as wire
 from server.query.wire import fedtail_pb2_grpc as wire_grpc
 
@@ -259,6 +262,61 @@ def test_calls_that_never_send_their_request_keep_nobody_waiting(service: Runnin
             for one in channels:
                 end.put(None)
                 one.close()
+
+
+def test_one_caller_s_silent_calls_leave_room_for_others(service: Running) -> None:
+    # Without a bound for a connection, a thousand of them were all that the service takes.
+    with (
+        grpc.insecure_channel(service.grpc, options=[("fedtail.number", -1)]) as hostile,
+        grpc.insecure_channel(service.grpc) as channel,
+    ):
+        watch = hostile.unary_stream("/grpc.health.v1.Health/Watch")
+        calls = [watch(b"") for _ in range(1100)]
+        next(calls[0])
+        time.sleep(2.0)
+        assert code_of(channel, "Recommend", b"") == Code.OK
+        for call in calls:
+            call.cancel()
+
+
+def test_a_connection_ends_in_time_and_only_silent_calls_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grpc_service, "_MAX_AGE_SECONDS", 0.2)
+    monkeypatch.setattr(grpc_service, "_GRACE_SECONDS", 0.5)
+
+    def silent(channel: grpc.Channel) -> grpc.StatusCode:
+        end: queue.Queue[bytes] = queue.Queue()
+        call = channel.stream_unary(SERVICE + "Recommend").future(iter(end.get, b""), timeout=30)
+        code: grpc.StatusCode = call.code()
+        end.put(b"")
+        return code
+
+    def asking(channel: grpc.Channel) -> set[grpc.StatusCode]:
+        call, until = channel.unary_unary(SERVICE + "ListModels"), time.monotonic() + 3.0
+        codes = set()
+        while time.monotonic() < until:
+            codes.add(call.future(b"", timeout=20).code())
+        return codes
+
+    async def served() -> None:
+        host = cast(Host, SimpleNamespace(ready=False, records=list, pinned=lambda: None))
+        service = Service(host, Metrics(host), RateLimit(1e6, 1e6))
+        with ThreadPoolExecutor(1) as pool:
+            server, port = await grpc_server(service, pool, credentials=None, address="127.0.0.1:0")
+            await server.start()
+            with (
+                grpc.insecure_channel(f"127.0.0.1:{port}") as one,
+                grpc.insecure_channel(f"127.0.0.1:{port}", options=[("fedtail.number", 1)]) as two,
+            ):
+                code, codes = await asyncio.gather(
+                    asyncio.to_thread(silent, one), asyncio.to_thread(asking, two)
+                )
+            await server.stop(0)
+        assert code == Code.UNAVAILABLE
+        assert codes == {Code.OK}
+
+    asyncio.run(served())
 
 
 def test_bytes_that_are_no_grpc_are_turned_away(service: Running) -> None:

@@ -31,6 +31,10 @@ from server.query.wire import fedtail_pb2_grpc as wire_grpc
 Reply = TypeVar("Reply", bound=Message)
 #: Calls under way at a time, those that wait for their request included.
 _MAX_CALLS = 1000
+#: Of them on one connection: a caller without a key could take all, with calls that say nothing.
+_MAX_OF_CONNECTION = 100
+#: A connection ends after so long, and its silent calls with it; who asks makes another unawares.
+_MAX_AGE_SECONDS, _GRACE_SECONDS = 300.0, 60.0
 _NAME = wire.DESCRIPTOR.services_by_name["Recommender"].full_name
 
 
@@ -175,6 +179,9 @@ async def grpc_server(
         ("grpc.max_receive_message_length", MAX_BODY),
         # Two servers on one port would each get half of the requests.
         ("grpc.so_reuseport", 0),
+        ("grpc.max_concurrent_streams", _MAX_OF_CONNECTION),
+        ("grpc.max_connection_age_ms", int(1000 * _MAX_AGE_SECONDS)),
+        ("grpc.max_connection_age_grace_ms", int(1000 * _GRACE_SECONDS)),
     ]
     server = grpc.aio.server(
         interceptors=[Reading(service)], options=options, maximum_concurrent_rpcs=_MAX_CALLS
