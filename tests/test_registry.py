@@ -410,6 +410,7 @@ def test_a_url_that_nothing_reads_is_refused_and_a_password_never_shown() -> Non
         Registry("nosuch://me:secret@host/x")
     assert "secret" not in str(caught.value)
     assert without_secrets("ftp://me:secret@host/a@b") == "ftp://host/a@b"
+    assert without_secrets("ftp://me:sec@ret@host/x") == "ftp://host/x"
     assert without_secrets("/a/b@c") == "/a/b@c"
 
 

@@ -73,7 +73,7 @@ def open_store(where: str) -> Store:
 
 def without_secrets(where: str) -> str:
     """Return a location without the user and password that a URL may hold."""
-    return re.sub(r"://[^/@]*@", "://", where)
+    return re.sub(r"://[^/]*@", "://", where)
 
 
 class FolderStore:
