@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from browser_support import VIEWS, Visit, chromium, visit
-from query_support import Place, Running, make_place, running, write_model
+from query_support import Place, Running, make_place, products, running, write_model
 from report_support import whole_run
 from server.query.page import POLICY
 from server.query.security import Keys
@@ -316,6 +316,21 @@ def point_at_a_star(page: Page) -> None:
     box = page.locator("#product-map .scatterlayer .trace path.point").last.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+
+def test_a_catalogue_s_words_are_no_markup_on_the_map(browser: Browser, tmp_path: Path) -> None:
+    # plotly.js makes links of such words, to wherever whoever wrote them likes.
+    words = '<a href="https://elsewhere.example">Tea</a>'
+    frame = products()
+    frame["category"] = frame["category"].replace(frame["category"].iloc[0], words)
+    frame["title"] = words
+    with (
+        running(make_place(tmp_path, frame=frame)) as service,
+        visit(browser, service.rest) as found,
+    ):
+        page = found.open("map").page
+        expect(page.locator(".legendtext", has_text=words)).to_have_count(1, timeout=30_000)
+        assert page.locator("svg a").count() == 0
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])

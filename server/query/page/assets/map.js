@@ -13,6 +13,9 @@ const PALETTE = [
   "#88d27a", "#d67195", "#439894", "#d6a5c9", "#83bcb6", "#f2cf5b", "#9ecae9", "#ffbf79", "#bab0ac", "#fcbfd2",
 ];
 
+/** Words of the catalogue as words: plotly.js would make links and bold letters of some. */
+const escape = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
 export function productMap() {
   return {
     map: null,
@@ -70,7 +73,6 @@ export function productMap() {
     },
     /** A trace of some places; its points know which they are. */
     trace(places, more) {
-      const escape = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
       return {
         type: "scatter", mode: "markers", hoverinfo: "text", customdata: places,
         x: places.map((place) => this.map.x[place]), y: places.map((place) => this.map.y[place]),
@@ -85,7 +87,7 @@ export function productMap() {
       const faded = (code) => this.group && map.groups[code]?.value !== this.group;
       const codes = [...map.groups.keys(), -1];
       const traces = codes.map((code) => this.trace(places.filter((place) => map.group[place] === code), {
-        name: code < 0 ? t("map.others") : map.groups[code].value,
+        name: code < 0 ? t("map.others") : escape(map.groups[code].value),
         marker: { color: code < 0 ? colour("soft") : PALETTE[code], size: 5, opacity: faded(code) ? 0.08 : 0.65 },
       })).filter((trace) => trace.x.length);
       const basket = new Set(this.$store.basket.items.map((item) => item.item_id));
