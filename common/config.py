@@ -78,8 +78,18 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
 
 
 def flat_toml(values: Mapping[str, ConfigValue]) -> str:
-    """Return flat TOML; JSON's scalars are TOML's as well."""
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+    """Return flat TOML."""
+    return "".join(f"{key} = {toml_value(value)}\n" for key, value in values.items())
+
+
+def toml_value(value: ConfigValue) -> str:
+    """Return a scalar, or a key that is no bare one, as TOML writes it, in ASCII.
+
+    JSON's scalars are TOML's but for two: JSON leaves U+007F bare, which TOML refuses, and escapes
+    what lies beyond U+FFFF as two surrogates, which TOML has as one.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if " " <= c <= "~" else f"\\U{ord(c):08X}" for c in text)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """One federation of an experiment: each shop's folder laid out, then trained."""
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from client.joining.keys import make_keys
 from client.privacy.ledger import Ledger
 from common.accounting import epsilon, fits, plan_spends
+from common.config import toml_value
 from common.errors import ConfigError, RunError
 from common.features import write_catalogue
 from common.planning import has_groups, with_fitting_groups
@@ -231,10 +231,10 @@ class Federator:
                 ("catalogue", self._shared / "catalogue"),
             ):
                 settings[key] = os.path.relpath(place, home)
-            lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+            lines = [f"{key} = {toml_value(value)}" for key, value in settings.items()]
             lines.append("[behavior_weights]")
             weights = self._experiment.data.behaviors
-            lines += [f"{json.dumps(name)} = {weight}" for name, weight in weights.items()]
+            lines += [f"{toml_value(name)} = {weight}" for name, weight in weights.items()]
             if plan.trust == "federation":
                 keys.append((shop.merchant_id, make_keys(home / "node.key")))
                 lines += ["[secure_sum]", 'key = "node.key"', f'roster = "../{ROSTER_FILE}"']

@@ -9,7 +9,7 @@ DAY = 86_400
 START = 1_715_000_000
 #: When the split's default puts the test period's begin.
 CUT = START + round(0.75 * 99 * DAY)
-BIG, ODD, LONELY, EMPTY = "north", "süd/1 %", "lonely", "nobody"
+BIG, ODD, LONELY, EMPTY = "north", "süd/1 % 🛒", "lonely", "nobody"
 
 SMALL = """
 [home.local]

@@ -74,6 +74,12 @@ def test_init_says_what_comes_next_and_a_wrong_folder_how_to_name_the_right_one(
     assert call("shops") == 0
 
 
+def test_init_writes_any_name_as_its_settings_read_it(tmp_path: Path) -> None:
+    name = 'Märkte "am Platz" 🛒\x7f'
+    assert call("init", tmp_path / "federation", "--name", name) == 0
+    assert open_federation(tmp_path / "federation").settings.name == name
+
+
 def test_init_writes_over_nothing_and_leaves_nothing_half_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

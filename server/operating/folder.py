@@ -1,7 +1,6 @@
 """The operator's folder: what it holds, how it is made, and its settings."""
 
 import ipaddress
-import json
 import re
 import secrets
 import shutil
@@ -13,7 +12,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from common.config import parse, read_toml
+from common.config import parse, read_toml, toml_value
 from common.disk import write_whole
 from common.errors import ConfigError
 from common.protocol import Frozen
@@ -304,7 +303,10 @@ def _issue(federation: Federation, pair: Pair, hosts: Sequence[str]) -> None:
 
 def _settings_toml(name: str, address: str, port: int, superlink_port: int) -> str:
     return _SETTINGS_TOML.format(
-        name=json.dumps(name), address=json.dumps(address), port=port, superlink_port=superlink_port
+        name=toml_value(name),
+        address=toml_value(address),
+        port=port,
+        superlink_port=superlink_port,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from common.config import ConfigValue
+from common.config import ConfigValue, toml_value
 from common.errors import RunError
 from common.processes import free_port
 from server.catalogue.versions import Catalogues
@@ -193,6 +193,6 @@ def change(path: Path, values: Mapping[str, ConfigValue | None]) -> None:
         found = [number for number, line in enumerate(lines) if line.startswith(f"{key} = ")]
         if len(found) != 1:
             raise RunError(f"{path} has {len(found)} lines with the key {key!r}, not one")
-        lines[found[0]] = "" if value is None else f"{key} = {json.dumps(value)}"
+        lines[found[0]] = "" if value is None else f"{key} = {toml_value(value)}"
         text = "\n".join(lines)
     path.write_text(text, encoding="utf-8")
