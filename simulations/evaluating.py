@@ -23,7 +23,7 @@ from simulations.arms import (
     pooled_ease,
 )
 from simulations.experiment import TRAINED_BY, Experiment
-from simulations.federating import Trained, ledger_name
+from simulations.federating import UNHEARD, Trained, ledger_name
 from simulations.machine import PeakMemory
 from simulations.report.building import ArmPrivacy, ArmResult, ShopResult
 from simulations.world import World
@@ -39,6 +39,7 @@ REASONS = {
     "no-secure-sum": "the shop is not set up for secure sums: its own log says what is missing",
     "sum-refused": "the shop refused the secure sum: its own log says why",
     "data-error": "the shop's data were refused",
+    UNHEARD: "no answer was heard from the shop: it could not start or read its settings",
     "failed": "training failed at the shop: its own log says why",
 }
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from common.config import toml_value
 from common.errors import ConfigError, RunError
 from common.features import write_catalogue
 from common.planning import has_groups, with_fitting_groups
-from common.protocol import TrainingPlan
+from common.protocol import TrainingPlan, shop_key
 from common.secure_sum.members import roster_text, threshold
 from server.checkpoints import Checkpoint, read_checkpoint, rounds
 from server.settings import EVENTS_FILE
@@ -34,6 +34,8 @@ from simulations.world import World
 
 #: Folder of a draft that holds what is gone when the run is whole.
 WORK = "work"
+#: In place of the code of a shop that was never heard under its own name.
+UNHEARD = "unheard"
 
 
 @dataclass
@@ -191,7 +193,10 @@ class Federator:
                 )
         if not _is_finished(checkpoints, plan):
             raise RunError(f"the {name} run ended without the model of its last round")
-        declined = who_declined(new_events(checkpoints / EVENTS_FILE, 0)[0])
+        declined = who_declined(
+            new_events(checkpoints / EVENTS_FILE, 0)[0],
+            [shop_key(shop.merchant_id) for shop in self._world.shops],
+        )
         return Trained(plan, checkpoints, memory.seconds, memory.peak_mb, declined)
 
     def _with_groups_that_exist(self, name: str, plan: TrainingPlan) -> TrainingPlan:
@@ -320,19 +325,24 @@ def _is_finished(checkpoints: Path, plan: TrainingPlan) -> bool:
     return plan.rounds in rounds(checkpoints)
 
 
-def who_declined(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return shop key -> code of the shops that declined, or failed in every exchange."""
+def who_declined(events: Sequence[Mapping[str, Any]], shops: Iterable[str]) -> dict[str, str]:
+    """Return shop key -> code of those of ``shops`` that took no part.
+
+    They declined, failed in every exchange, or were never heard under their own name: who can't
+    read its settings does not know whose they are.
+    """
     joined: dict[str, str] = {}
     failures: Counter[str] = Counter()
     exchanges = 0
     for event in events:
-        shops = event.get("shops", {})
+        said = event.get("shops", {})
         if event.get("event") == "join":
-            joined.update(shops)
+            joined.update(said)
         elif event.get("event") in ("release", "round"):
             exchanges += 1
-            failures.update(shops.keys())
-            joined.update({s: code for s, code in shops.items() if failures[s] == exchanges})
+            failures.update(said.keys())
+            joined.update({s: code for s, code in said.items() if failures[s] == exchanges})
     never = {shop for shop, count in failures.items() if count == exchanges}
     declined = {shop: code for shop, code in joined.items() if code != "ok"}
-    return {s: c for s, c in declined.items() if s in never or s not in failures}
+    unheard = dict.fromkeys((shop for shop in shops if shop not in joined), UNHEARD)
+    return unheard | {s: c for s, c in declined.items() if s in never or s not in failures}

@@ -14,13 +14,19 @@ JOIN = {"event": "join", "shops": {"a": "ok", "b": "over-budget", "c": "ok", "d"
 def test_who_declined_or_never_answered_took_no_part() -> None:
     release = {"event": "release", "shops": {"c": "data-error", "d": "failed"}}
     first = {"event": "round", "shops": {"c": "data-error"}}
-    assert who_declined([{"event": "start"}, JOIN]) == {"b": "over-budget"}
-    assert who_declined([JOIN, release, first]) == {"b": "over-budget", "c": "data-error"}
+    assert who_declined([{"event": "start"}, JOIN], "abcd") == {"b": "over-budget"}
+    assert who_declined([JOIN, release, first], "abcd") == {"b": "over-budget", "c": "data-error"}
+
+
+def test_a_shop_that_was_never_heard_took_no_part() -> None:
+    # Whoever can't read its settings answers without a name: the events don't tell of it.
+    assert who_declined([JOIN], "abcde") == {"b": "over-budget", "e": "unheard"}
 
 
 def test_a_resumed_run_asks_again_and_the_later_answer_counts() -> None:
     again = {"event": "join", "shops": {"b": "ok", "c": "ledger-error"}}
-    assert who_declined([JOIN, {"event": "release", "shops": {}}, again]) == {"c": "ledger-error"}
+    events = [JOIN, {"event": "release", "shops": {}}, again]
+    assert who_declined(events, "abcd") == {"c": "ledger-error"}
 
 
 class Silent:
