@@ -211,6 +211,15 @@ def test_ids_are_text_and_never_markup() -> None:
     assert "&lt;script&gt;alert(1)" in page
 
 
+def test_a_name_with_quotes_is_whole_in_the_plots() -> None:
+    # Plotly reads markup, but shows escapes of quotes as they stand.
+    name = """L'Épicerie "du coin" & <co>"""
+    run = run_of(arm("local", {name: 0.0}), arm("federated", {name: 0.02}))
+    page = render_report(build_report(run))
+    labels = [json.loads(found) for found in re.findall(r'"y":(\["[^]]*\])', page)]
+    assert ["""L'Épicerie "du coin" &amp; &lt;co&gt;"""] in labels
+
+
 def test_the_page_forbids_itself_to_fetch_anything() -> None:
     page = render_report(build_report(whole_run()))
     assert "default-src 'none'" in page
