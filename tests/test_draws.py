@@ -150,6 +150,16 @@ def test_a_lucky_first_draw_is_no_yes() -> None:
     assert drawn([0.01, 0.011, 0.009, 0.0105])["answer"]["verdict"] == "yes"
 
 
+def test_draws_that_change_nothing_are_said_to_be_the_same() -> None:
+    # A dash in a sentence reads as a figure that was not measured.
+    local = {key: ShopResult(sums(np.linspace(0.1, 0.2, 60))) for key in ("a", "b")}
+    same = [{key: shop.sums for key, shop in local.items()}]
+    arm = ArmResult("federated-dp", local, PRIVACY, further_draws=same)
+    details = build_report(run_of(ArmResult("local", local), arm))["answer"]["details"]
+    (mean,) = [words for words in details if words.startswith("The mean gain")]
+    assert "tail_ndcg@20 the same as local; one training" in mean
+
+
 def test_a_sure_mean_is_not_yet_a_sure_training() -> None:
     shifts = [0.012, 0.004, 0.008, 0.002, 0.009]
     arm = drawn(shifts)["arms"]["federated-dp"]

@@ -158,7 +158,7 @@ def _draws_words(draws: Document) -> list[str]:
         for metric in MAIN
     )
     means = "; ".join(
-        f"{metric} {interval({**gain, 'low': gain['mean_low'], 'high': gain['mean_high']})}"
+        f"{metric} {_against({**gain, 'low': gain['mean_low'], 'high': gain['mean_high']})}"
         for metric, gain in ((metric, draws["vs_better"][metric]) for metric in MAIN)
     )
     trained = (
