@@ -166,6 +166,10 @@ def build_world(
         dataset = replace(dataset, notes=[*dataset.notes, note])
     catalogue = Catalogue.of(tables.products, content)
     shops = tuple(encode_shops(tables, catalogue.item_ids, experiment.data.behaviors))
+    if len(shops) == 1:
+        note = f"{shops[0].merchant_id!r} is the only merchant: with nobody to learn from, no gain "
+        note += "here is one of federating"
+        dataset = replace(dataset, notes=[*dataset.notes, note])
     dataset = replace(dataset, notes=[*dataset.notes, *_silent(shops, split)])
     stock = {}
     for shop in shops:

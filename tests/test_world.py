@@ -250,6 +250,15 @@ def test_shops_that_stop_early_or_begin_late_are_named(tmp_path: Path) -> None:
         assert "at 1 of 2 shops ('east')" in note
 
 
+def test_a_merchant_alone_is_told_that_there_is_nobody_to_federate_with(tmp_path: Path) -> None:
+    # Else its answer reads as one about federating.
+    experiment = demo_on(tmp_path, {"colour": ["red", "blue"] * 4})
+    frame = pd.read_csv(tmp_path / "interactions.csv")
+    frame[frame["merchant_id"] == "east"].to_csv(tmp_path / "interactions.csv", index=False)
+    *_, note = build_world(experiment).dataset.notes
+    assert note.startswith("'east' is the only merchant")
+
+
 def test_a_built_in_data_set_refuses_a_column_that_it_does_not_have() -> None:
     experiment = read_experiment(
         DEMO,
