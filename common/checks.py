@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from common.contract import BadRows
+from common.contract import OPTIONAL_INTERACTIONS, BadRows
 from common.errors import DataError
 
 EMPTY = "empty"
@@ -165,10 +165,14 @@ class Checker:
             for row, value in zip(rows[:SHOWN].tolist(), values, strict=True)
         )
         more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+        advice = ADVICE[reason]
+        if reason == EMPTY and column in OPTIONAL_INTERACTIONS:
+            # Else purchases are left out, or prices made up, for a column that nobody has to give.
+            advice += ", or leave out the whole column, which is optional"
         aside = '; or set bad rows aside with bad_rows = "set-aside"' if self.may_set_aside else ""
         return (
             f"{self.table}: column {column!r} is {reason} in {cells}{more}. "
-            f"What to do: {ADVICE[reason]}{aside}"
+            f"What to do: {advice}{aside}"
         )
 
 

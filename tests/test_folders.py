@@ -68,6 +68,10 @@ def test_csv_and_parquet_say_the_same(tmp_path: Path) -> None:
         ("", r"interactions.csv is empty"),
         (GOOD.splitlines()[0] + "\n", r"interactions.csv: no rows"),
         (GOOD + "a,,x,1577836800,purchase\n", r"column 'user_id' is empty in row 2: no value"),
+        (
+            "merchant_id,user_id,item_id,timestamp,behavior,price\na,1,x,1577836800,purchase,\n",
+            r"column 'price' is empty in row 1: .*leave out the whole column, which is optional",
+        ),
         (GOOD + "a,1,x,noon,purchase\n", r"column 'timestamp'.* in row 2: 'noon'"),
         (GOOD.replace("item_id", "itemid"), r"'item_id' is missing: did you mean 'itemid'"),
         (GOOD.replace("behavior", "user_id"), r"'user_id' is there twice"),
