@@ -20,7 +20,7 @@ from server.query.tree_command import explain_model
 SIZE = 600
 
 
-def planted(rule: str, size: int = SIZE) -> GlobalModel:
+def planted(rule: str, size: int = SIZE, gaps: float = 0.0) -> GlobalModel:
     """Return a model of one rule: content, popularity, or vectors that content does not tell."""
     rng = np.random.default_rng(0)
     products = pd.DataFrame(
@@ -30,6 +30,7 @@ def planted(rule: str, size: int = SIZE) -> GlobalModel:
             "brand": rng.choice([f"b{i}" for i in range(8)], size),
         }
     )
+    products.loc[np.arange(size) < gaps * size, ["category", "brand"]] = None
     catalogue = Catalogue.of(products, ContentSpec(features=("category", "brand")))
     scale = {"content": 50.0, "popularity": 0.0, "hidden": 0.0}[rule]
     plan = ModelPlan(dimension=8, content_scale=scale, learned_scale=100.0, centred=False)
@@ -59,6 +60,11 @@ def test_a_planted_rule_is_found() -> None:
     assert by_popularity.fidelity.r2 > 0.8
     assert by_popularity.fidelity.top_20_overlap == 1.0
     assert by_popularity.rules[0].endswith("times as popular as the average product")
+
+
+def test_products_without_content_are_drawn_like_any_other() -> None:
+    # A made-up customer may be drawn to such products alone.
+    assert fit_tree(planted("content", gaps=0.7)).rules
 
 
 def test_a_tree_that_tells_little_says_so() -> None:

@@ -202,7 +202,8 @@ def _profile(model: GlobalModel, content: _Content, stream: np.random.Generator)
         kinds = content.shares[int(stream.integers(len(content.shares)))]
         drawn = stream.choice(size, int(stream.integers(1, 4)), p=chance / chance.sum())
         liked = np.asarray((kinds @ kinds[drawn].T).sum(axis=1)).ravel() > 0
-        chance = chance * np.where(liked, 1.0, 0.2 * chance[liked].sum() / chance.sum())
+        if liked.any():  # Of products without content of this kind nothing tells what is liked.
+            chance = chance * np.where(liked, 1.0, 0.2 * chance[liked].sum() / chance.sum())
     wanted = round(math.exp(stream.uniform(*np.log(_HISTORY))))
     count = min(wanted, int((chance > 0).sum()) - _TOP)
     return np.sort(stream.choice(size, max(count, 1), replace=False, p=chance / chance.sum()))
