@@ -1,23 +1,27 @@
 """What the page asks beside recommendations, over a real service's application."""
 
 import asyncio
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
 
 from common.errors import ConfigError
 from query_support import Place, make_place, write_model
-from report_support import whole_run
+from report_support import run_of, sums, whole_run
 from server.query.browsing import About, about_from
 from server.query.registry_service import ServeSettings, make_service
+from server.query.report import ReportArm, read_report
 from server.query.rest import rest_app
 from simulations.documents import to_json
 from simulations.report.building import build_report
+from simulations.report.draws import shown
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,19 @@ def test_a_report_is_told_without_its_shops(client: Local, place: Place) -> None
         "metrics", "quintiles", "vs_local", "level_share", "privacy",
     }  # fmt: skip
     assert client.get("/v1/about").json() == {"where": "federation", "merchant_id": None}
+
+
+def test_figures_over_several_draws_are_told_as_the_answer_judges_them(tmp_path: Path) -> None:
+    # Else the served page says .0917 of an arm where the report's own says .0915.
+    *others, private = whole_run().arms
+    further = [{key: sums(np.full(40, 0.1), 0.01) for key in private.shops}]
+    run = run_of(*others, dataclasses.replace(private, further_draws=further))
+    written = build_report(run)
+    (tmp_path / "report.json").write_text(to_json(written), encoding="utf-8")
+    told = read_report(tmp_path / "report.json").arms["federated-dp"]
+    first = written["arms"]["federated-dp"]
+    assert told == ReportArm.model_validate({**shown(first), "draws": None})
+    assert told.metrics != first["metrics"]
 
 
 def test_a_shop_says_that_it_is_one(place: Place) -> None:

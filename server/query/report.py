@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.errors import ConfigError
 
@@ -50,6 +50,21 @@ class ArmPromise(_Part):
     trust: str | None
 
 
+class Mean(_Part):
+    """What a figure is over all draws of the noise."""
+
+    mean: float | None
+
+
+class Draws(_Part):
+    """An arm's figures over several trainings, each with other noise."""
+
+    metrics: dict[str, Mean]
+    quintiles: dict[str, tuple[float | None, ...]]
+    vs_local: dict[str, Interval] | None
+    level_share: Mean | None
+
+
 class ReportArm(_Part):
     """One way to recommend, over all shops' customers."""
 
@@ -60,6 +75,24 @@ class ReportArm(_Part):
     vs_local: dict[str, Interval] | None = None
     level_share: float | None = None
     privacy: ArmPromise | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_all_draws(cls, written: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+        """Take the figures over all draws, where there are several, as the report's page does.
+
+        The report's answer judges by those; an arm's own are of its first draw.
+        """
+        if not isinstance(written, dict) or not written.get("draws"):
+            return written
+        draws = Draws.model_validate(written["draws"])
+        return {
+            **written,
+            "metrics": {name: found.mean for name, found in draws.metrics.items()},
+            "quintiles": draws.quintiles,
+            "vs_local": draws.vs_local,
+            "level_share": draws.level_share and draws.level_share.mean,
+        }
 
 
 class ReportRound(_Part):
