@@ -214,6 +214,8 @@ def data(
     kinds: dict[str, Merchants] = {"market": "market", "store": "store"}
     if merchants not in kinds:
         raise typer.BadParameter(f"{merchants!r} is neither market nor store")
+    if name == "movielens" and path is None:
+        raise typer.BadParameter("movielens needs --path, your unpacked copy of it")
     sizes = {
         "shops": shops,
         "customers_per_shop": customers,

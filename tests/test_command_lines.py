@@ -8,6 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from cli_support import status_of
 from client.__main__ import app as client
 from server.__main__ import app as server
 from simulations.__main__ import app as simulations
@@ -51,3 +52,12 @@ def test_the_folder_of_a_shop_stands_for_its_settings(tmp_path: Path, words: lis
     assert by_file.output == by_folder.output
     assert type(by_file.exception) is type(by_folder.exception)
     assert str(by_file.exception) == str(by_folder.exception)
+
+
+def test_movielens_without_its_path_names_the_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert status_of(simulations, "data", "movielens", "--out", out) == 2
+    assert "movielens needs --path" in capsys.readouterr().err
+    assert not out.exists()
