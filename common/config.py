@@ -83,13 +83,14 @@ def flat_toml(values: Mapping[str, ConfigValue]) -> str:
 
 
 def toml_value(value: ConfigValue) -> str:
-    """Return a scalar, or a key that is no bare one, as TOML writes it, in ASCII.
+    """Return a scalar, or a key that is no bare one, as TOML writes it.
 
-    JSON's scalars are TOML's but for two: JSON leaves U+007F bare, which TOML refuses, and escapes
-    what lies beyond U+FFFF as two surrogates, which TOML has as one.
+    JSON's scalars are TOML's but for two: JSON leaves U+007F bare, which TOML refuses, and can only
+    escape what lies beyond U+FFFF as two surrogates. What can be read is written as it is: whoever
+    compares a name with the data sees no escapes.
     """
     text = json.dumps(value, ensure_ascii=False)
-    return "".join(c if " " <= c <= "~" else f"\\U{ord(c):08X}" for c in text)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in text)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -78,6 +78,9 @@ def test_init_writes_any_name_as_its_settings_read_it(tmp_path: Path) -> None:
     name = 'Märkte "am Platz" 🛒\x7f'
     assert call("init", tmp_path / "federation", "--name", name) == 0
     assert open_federation(tmp_path / "federation").settings.name == name
+    # As people read it, but for what can't be seen.
+    text = (tmp_path / "federation" / "federation.toml").read_text(encoding="utf-8")
+    assert 'Märkte \\"am Platz\\" 🛒\\U0000007F' in text
 
 
 def test_init_writes_over_nothing_and_leaves_nothing_half_made(

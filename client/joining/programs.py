@@ -5,13 +5,13 @@ executor starts one process for each message, in which that code meets the shop'
 Flower's own, and speak with each other on loopback.
 """
 
-import json
 import sys
 from pathlib import Path
 
 from client.settings import SHOP_KEY, FederationSettings
 from client.shop_folder import ShopFolder
 from common.bundle import FEDERATION
+from common.config import toml_value
 from common.processes import environment, tool
 from common.supervisor import Program
 
@@ -64,4 +64,4 @@ def refusal(log: Path) -> str | None:
 
 def _quoted(text: str) -> str:
     """Return a TOML string that Flower finds whole: it looks for the next quotation mark."""
-    return json.dumps(text, ensure_ascii=False).replace('\\"', "\\u0022").replace("\x7f", "\\u007f")
+    return toml_value(text).replace('\\"', "\\u0022")

@@ -1,12 +1,12 @@
 """A new shop's folder: settings with every key explained, its keys, and places for its data."""
 
-import json
 import re
 from pathlib import Path
 
 from client.joining.keys import make_keys, make_secret
 from client.settings import check_address
 from client.shop_folder import ShopFolder
+from common.config import toml_value
 from common.errors import ConfigError
 
 #: Stands in new settings until the operator's own takes its place.
@@ -171,8 +171,6 @@ def start_shop(folder: Path, merchant_id: str = "", address: str = "") -> list[P
     """
     settings = folder / "shop.toml"
     name = merchant_id or re.sub(r"\s+", "-", folder.resolve().name) or "shop"
-    # A JSON string is a TOML string, but for what the latter wants escaped and the former not.
-    # Written as it is read: whoever compares it with the data sees no escapes.
     name = name.encode("utf-8", "replace").decode()
     if address:
         try:
@@ -180,8 +178,7 @@ def start_shop(folder: Path, merchant_id: str = "", address: str = "") -> list[P
         except ValueError as error:
             raise ConfigError(f"--address {address!r}: {error}") from error
     text = _SETTINGS.format(
-        merchant=json.dumps(name, ensure_ascii=False).replace("\x7f", "\\u007f"),
-        address=json.dumps(address or EXAMPLE_ADDRESS),
+        merchant=toml_value(name), address=toml_value(address or EXAMPLE_ADDRESS)
     )
     made = [settings]
     try:
