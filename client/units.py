@@ -97,6 +97,23 @@ def planned_units(
     return unit_histories(events, plan.unit, n_items, weights, among)
 
 
+def of_round(plan: TrainingPlan, events: ShopEvents, server_round: int) -> np.ndarray:
+    """Return (N,) bool of the records that a round counts; round 0 is the popularity release.
+
+    Up to ``plan.tuning_round``, the release among them, those before ``plan.validation_from``
+    alone: what a shop tunes its own mixture on then is new to all that it is given. And rounds
+    hold rows against the released popularity: had that seen later records than they, what had
+    become less popular since would stand out in every row. Records before ``plan.train_from``
+    count in the release alone.
+    """
+    among = np.ones(len(events), dtype=bool)
+    if server_round and plan.train_from:
+        among &= events.timestamps >= plan.train_from
+    if plan.tuning_round and server_round <= plan.tuning_round:
+        among &= events.timestamps < plan.validation_from
+    return among
+
+
 def of_stocked(events: ShopEvents, n_items: int, stocked: np.ndarray | None) -> np.ndarray | None:
     """Return (N,) bool of the records of products that a shop stocks; None where it stocks all.
 

@@ -185,7 +185,15 @@ class Catalogue:
         for part in parts:
             if part not in content_columns(self.products):
                 raise ConfigError(f"feature {name!r} needs a products column {part!r}")
-        return _feature(name, {part: self._column(part) for part in parts}, self.size)
+        if name not in self._known:
+            columns = {part: self._column(part) for part in parts}
+            self._known[name] = _feature(name, columns, self.size)
+        return self._known[name]
+
+    @cached_property
+    def _known(self) -> dict[str, Feature]:
+        """Features that were asked for by name: rounds ask for that of a model's groups often."""
+        return {}
 
     def _rule(self, name: str) -> ColumnRule:
         return (self.spec.columns or {}).get(name) or rule_of(self.products[name])

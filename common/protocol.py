@@ -187,7 +187,8 @@ class TrainingPlan(Frozen):
     ``popularity_noise_multiplier`` are those that ``common.accounting`` found for
     (``target_epsilon``, ``target_delta``); a shop charges its ledger with exactly what it uses.
     Rounds train on records at or after ``train_from`` (epoch seconds; 0: all of them): a run that
-    goes on from an earlier model learns what is new. Popularity is of all records, always.
+    goes on from an earlier model learns what is new. Popularity is of older ones too. Up to
+    ``tuning_round``, 0 for none, neither reads records at or after ``validation_from``.
     With ``private = False`` no noise is added and nothing is clipped: only simulations accept it.
 
     Attributes

@@ -132,8 +132,10 @@ class PrivacySection(Section):
 class FederationSection(Section):
     """One federated arm: the plan's constants, and how the server runs it.
 
-    ``tuning_share`` is the share of the rounds that stop at the validation weeks: the shops choose
-    their mixing weights with the model of the last of them.
+    ``tuning_share`` is the share of the rounds that stop at the validation weeks, as the popularity
+    release before them does: the shops choose their mixing weights with the model of the last of
+    them. 0: there are none, all records count in everything, and weights are chosen on what the
+    model before its first round has seen too.
     """
 
     rounds: int = Field(10, ge=0)

@@ -112,7 +112,8 @@ def test_the_figures_are_those_of_flowers_engine_to_the_last_bit(
     tmp_path: Path, private: bool, optimizer: str
 ) -> None:
     write_federation(tmp_path, allow_unprotected=not private)
-    plan = PLAN.model_copy(update={"private": private, "tuning_round": 1})
+    tuning = {"tuning_round": 1, "validation_from": 1_700_000_036}
+    plan = PLAN.model_copy(update={"private": private, **tuning})
     config = SUBSPACE if optimizer == "subspace" else {}
     run_federation(
         plan,

@@ -16,7 +16,13 @@ from simulations.attack.attackers import Conspiracy
 from simulations.attack.poisoned import Poisoned, Remembered
 from simulations.engine.in_process import Answers, run_in_process
 
-OPEN = TrainingPlan(rounds=2, tuning_round=1, private=False, model=ModelPlan(dimension=4))
+OPEN = TrainingPlan(
+    rounds=2,
+    tuning_round=1,
+    validation_from=1_700_000_036,
+    private=False,
+    model=ModelPlan(dimension=4),
+)
 PRIVATE = TrainingPlan(
     rounds=1,
     noise_multiplier=4.0,

@@ -49,7 +49,8 @@ half_life_days = 0.0
 # A run that goes on from an earlier model (`train --from`) learns from records since that model's
 # day alone; false: from all of them.
 only_new = true
-# The first `tuning_share` of the rounds leave out the last `validation_days` before today.
+# The popularity release and the first `tuning_share` of the rounds leave out the last
+# `validation_days` before today; with 0 nothing does.
 tuning_share = 0.0
 validation_days = 0
 

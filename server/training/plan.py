@@ -60,8 +60,8 @@ class TrainingSection(Frozen):
     """The plan's other constants; see :class:`common.protocol.TrainingPlan`.
 
     ``only_new``: a run that goes on from an earlier model trains on records since that model's day
-    alone. ``validation_days``: the first ``tuning_share`` of the rounds leave out so many days
-    before the day of the plan.
+    alone. ``validation_days``: the popularity release and the first ``tuning_share`` of the rounds
+    leave out so many days before the day of the plan.
     """
 
     rounds: int = Field(4, ge=0)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import sparse, special
 
-from client.units import event_weights, unit_histories, unit_rows
+from client.units import event_weights, of_round, unit_histories, unit_rows
 from common.blocks import block_of, taken_off
 from common.features import Catalogue
 from common.protocol import ITEMS, POPULARITY, Arrays, TrainingPlan
@@ -139,7 +139,10 @@ class UpdateAttack:
         """Take in what the shop sent in one exchange."""
         plan = self._plan
         update = release.updates[self._candidates.events.merchant_id]
-        sides = (self._candidates.events, self._candidates.without)
+        sides = tuple(
+            events.select(of_round(plan, events, release.server_round))
+            for events in (self._candidates.events, self._candidates.without)
+        )
         if release.server_round == 0:
             inside, outside = (histogram_rows(plan, events, self._catalogue) for events in sides)
             noise = plan.popularity_noise_multiplier if plan.private else 0.0
@@ -148,9 +151,6 @@ class UpdateAttack:
             return
         if not decodes_rounds(plan):
             return
-        if release.server_round <= plan.tuning_round:
-            first, second = (events.before(plan.validation_from) for events in sides)
-            sides = (first, second)
         inside, outside = (
             gradients(plan, release.server_round, release.state, events, self._catalogue)
             for events in sides
@@ -229,8 +229,10 @@ def model_statistics(
     themselves and are held against models without the candidate: :func:`calibrated`.
     """
     sides = [[c.events for c in shops], [c.without for c in shops]]
+    # The popularity has seen no others.
+    seen = [[events.select(of_round(plan, events, 0)) for events in side] for side in sides]
     inside, outside = (
-        _stacked([histogram_rows(plan, shop, catalogue) for shop in side]) for side in sides
+        _stacked([histogram_rows(plan, shop, catalogue) for shop in side]) for side in seen
     )
     rates = state[POPULARITY].astype(np.float64)[:, None]
     # Normalising hides the scale alone: what is expected of it stands in.
