@@ -11,21 +11,53 @@ from client.privacy.moving import put_rows
 from client.privacy.noise import NoiseSource, SystemNoise
 from client.privacy.normals import BITS, CELLS, EXPONENT, MOST
 
-# For each row: its place in the table, and its noise's size; for each value: a cell's low edge and
-# the place above it, as in :mod:`client.privacy.normals`, times the size, plus what is there. Rows
-# lie apart, so each is fetched some rows ahead.
+# First the few values that are made otherwise: where each goes in the table, over its place, and
+# what is there then, over itself. Then for each row: its place in the table, and its noise's size;
+# for each value: a cell's low edge and the place above it, as in :mod:`client.privacy.normals`,
+# times the size, plus what is there. Rows lie apart, so each is fetched some rows ahead. Last the
+# few values, over what the loop has put there.
 _LOOP = f"""
 {FETCH}
 
 define void @add_noise(ptr noalias %table, ptr noalias %rows, ptr noalias %scales, i64 %count,
-                       i64 %width, ptr noalias %words, ptr noalias %lows) {{
+                       i64 %width, ptr noalias %words, ptr noalias %lows, ptr noalias %places,
+                       ptr noalias %values, i64 %few) {{
 start:
-  br label %next_row
+  br label %next_few
+
+next_few:
+  %found = phi i64 [0, %start], [%found_next, %one_of_few]
+  %more_few = icmp slt i64 %found, %few
+  br i1 %more_few, label %one_of_few, label %next_row
+
+one_of_few:
+  %few_place_at = getelementptr i64, ptr %places, i64 %found
+  %few_place = load i64, ptr %few_place_at
+  %few_at = udiv i64 %few_place, %width
+  %few_before = mul i64 %few_at, %width
+  %few_column = sub i64 %few_place, %few_before
+  %few_row_at = getelementptr i64, ptr %rows, i64 %few_at
+  %few_row = load i64, ptr %few_row_at
+  %few_first = mul i64 %few_row, %width
+  %few_there = add i64 %few_first, %few_column
+  store i64 %few_there, ptr %few_place_at
+  %few_scale_at = getelementptr double, ptr %scales, i64 %few_at
+  %few_scale = load double, ptr %few_scale_at
+  %few_value_at = getelementptr double, ptr %values, i64 %found
+  %few_normal = load double, ptr %few_value_at
+  %few_noise = fmul double %few_normal, %few_scale
+  %few_weight_at = getelementptr float, ptr %table, i64 %few_there
+  %few_weight = load float, ptr %few_weight_at
+  %few_exact = fpext float %few_weight to double
+  %few_total = fadd double %few_noise, %few_exact
+  store double %few_total, ptr %few_value_at
+  %found_next = add i64 %found, 1
+  br label %next_few
 
 next_row:
-  %at = phi i64 [0, %start], [%at_next, %row_done]
+  %at = phi i64 [0, %next_few], [%at_next, %row_done]
   %more_rows = icmp slt i64 %at, %count
-  br i1 %more_rows, label %row, label %done
+  br i1 %more_rows, label %row, label %put_next
 
 row:
   {fetched_ahead("%at", "%count", "%rows", "%table", "float", 128)}
@@ -64,6 +96,22 @@ value:
 row_done:
   %at_next = add i64 %at, 1
   br label %next_row
+
+put_next:
+  %put = phi i64 [0, %next_row], [%put_after, %put_one]
+  %more_to_put = icmp slt i64 %put, %few
+  br i1 %more_to_put, label %put_one, label %done
+
+put_one:
+  %put_value_at = getelementptr double, ptr %values, i64 %put
+  %put_value = load double, ptr %put_value_at
+  %put_rounded = fptrunc double %put_value to float
+  %put_place_at = getelementptr i64, ptr %places, i64 %put
+  %put_there = load i64, ptr %put_place_at
+  %put_at = getelementptr float, ptr %table, i64 %put_there
+  store float %put_rounded, ptr %put_at
+  %put_after = add i64 %put, 1
+  br label %put_next
 
 done:
   ret void
@@ -157,16 +205,12 @@ class CompiledAdder:
         starts = (address(table, np.float32), address(rows, np.int64))
         sizes = address(scales, np.float64)
         words, places, values = self._normals.draw(count * width)
-        # What the loop adds to the few values that are made otherwise is overwritten.
-        which = places // width
-        flat, there = table.reshape(-1), places + (rows[which] - which) * width
-        kept = flat[there]
-        self._loop(*starts, sizes, count, width, address(words, np.uint64), self._lows)
-        flat[there] = values * scales[which] + kept
+        few = (address(places, np.int64), address(values, np.float64), len(places))
+        self._loop(*starts, sizes, count, width, address(words, np.uint64), self._lows, *few)
 
     def close(self) -> None:
         """See :class:`Adder`."""
         self._source.rest()
 
 
-_loop = partial(function, _LOOP, "add_noise", "pppiipp")
+_loop = partial(function, _LOOP, "add_noise", "pppiippppi")

