@@ -14,7 +14,7 @@ from scipy import stats
 
 from client.privacy import compiling
 from client.privacy.adding import CompiledAdder, NumpyAdder, adder
-from client.privacy.folding import Terms, fold_rows, move_rows
+from client.privacy.folding import Terms, fold_rows, move_rows, take_slots
 from client.privacy.gathering import gather_sums
 from client.privacy.moving import add_rows
 from client.privacy.noise import Keystream, SeededNoise, SystemNoise
@@ -221,6 +221,70 @@ def test_rows_are_folded_the_same_with_and_without_llvm(
             change[slot] += together[sources[term]].astype(np.float64) * weights[term]
     assert np.array_equal(folded[0], wanted)
     assert np.array_equal(moved[0], (before.astype(np.float32) + change * -0.37).astype(np.float32))
+
+
+def test_sums_that_begin_forget_what_was_there(
+    no_llvm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    values = random.normal(size=(40, 7)).astype(np.float32)
+    starts = np.sort(random.integers(0, 41, 21)).astype(np.int32)
+    starts[0], starts[-1] = 0, 40
+    sources, weights = random.permutation(40).astype(np.int32), random.normal(size=40)
+    terms, slots = Terms(values, values[:0], sources, weights, starts), random.permutation(25)[:20]
+    before = random.normal(size=(25, 7))
+    cleared = before.copy()
+    cleared[slots[slots >= 9]] = 0.0
+    fold_rows(terms, slots, cleared)
+    for undone in (False, True):
+        if undone:
+            monkeypatch.undo()
+            forget()
+        sums = before.copy()
+        fold_rows(terms, slots, sums, fresh=9)
+        assert np.array_equal(sums, cleared)
+
+
+def test_slots_are_the_same_with_and_without_llvm(
+    no_llvm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    batches = [np.sort(random.permutation(50)[:size]) for size in (20, 0, 35, 50, 1)]
+    found = []
+    for undone in (False, True):
+        if undone:
+            monkeypatch.undo()
+            forget()
+        slots, owners, taken = np.zeros(50, np.int32), np.full(50, -1), 0
+        given = []
+        for rows in batches:
+            own, taken = take_slots(rows, slots, owners, taken)
+            # Each row has its own, and those of new rows come next.
+            assert np.array_equal(owners[own], rows)
+            assert np.array_equal(np.sort(slots[slots > 0]), np.arange(taken) + 1)
+            given.append(own)
+        found.append([*given, slots, owners])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        assert np.array_equal(one, other)
+    assert found[0][0].tolist() == list(range(20))
+    assert taken == 50
+
+
+def test_slots_that_are_not_there_are_refused() -> None:
+    slots, owners = np.zeros(3, np.int32), np.zeros(3, np.int64)
+    wrong: tuple[tuple[list[int], np.ndarray, int], ...] = (
+        ([3], owners, 0),
+        ([-1], owners, 0),
+        ([0], owners[:2], 0),
+        ([0], owners, 3),
+        ([0, 1], owners, 2),
+        ([0], owners, -1),
+    )
+    for rows, own, taken in wrong:
+        with pytest.raises(IndexError):
+            take_slots(np.array(rows), slots, own, taken)
+    assert not slots.any()
 
 
 @pytest.mark.parametrize("width", [1, 5, 32, 64])

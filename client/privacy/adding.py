@@ -60,7 +60,7 @@ next_row:
   br i1 %more_rows, label %row, label %put_next
 
 row:
-  {fetched_ahead("%at", "%count", "%rows", "%table", "float", 128)}
+  {fetched_ahead("%at", "%count", "%rows", ["%table"], "float", 128)}
   %row_at = getelementptr i64, ptr %rows, i64 %at
   %row_number = load i64, ptr %row_at
   %row_first = mul i64 %row_number, %width

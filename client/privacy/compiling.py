@@ -9,7 +9,7 @@ no operation here may be fused with the next.
 
 import ctypes
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -22,10 +22,19 @@ _KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
 
 #: Declares what :func:`fetched_ahead` calls.
 FETCH = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
-_AHEAD, _LINE = 8, 64
+_LINE = 64
 
 
-def fetched_ahead(at: str, count: str, places: str, table: str, number: str, size: int) -> str:
+def fetched_ahead(
+    at: str,
+    count: str,
+    places: str,
+    tables: Sequence[str],
+    number: str,
+    size: int,
+    *,
+    written: bool = True,
+) -> str:
     """Return instructions that fetch the row whose turn comes some rows on; rows lie apart.
 
     Parameters
@@ -33,25 +42,32 @@ def fetched_ahead(at: str, count: str, places: str, table: str, number: str, siz
     at, count
         Which row is at hand, and how many there are.
     places
-        Pointer to the rows' places in the table, 64 bits each.
-    table, number, size
-        Pointer to a table of ``%width`` columns, the type of its numbers, and how many bytes of a
+        Pointer to the rows' places in the tables, 64 bits each.
+    tables, number, size
+        Pointers to tables of ``%width`` columns, the type of their numbers, and how many bytes of a
         row are fetched.
+    written
+        Whether the row will be changed; one that is only read takes less time, and is asked for
+        earlier.
     """
     lines = "".join(
         f"""
-  %next_line{line} = getelementptr i8, ptr %next_row_at, i64 {line * _LINE}
-  call void @llvm.prefetch.p0(ptr %next_line{line}, i32 1, i32 3, i32 1)"""
-        for line in range(size // _LINE)
+  %next_row{place} = getelementptr {number}, ptr {table}, i64 %next_first"""
+        + "".join(
+            f"""
+  %next_line{place}_{line} = getelementptr i8, ptr %next_row{place}, i64 {line * _LINE}
+  call void @llvm.prefetch.p0(ptr %next_line{place}_{line}, i32 {int(written)}, i32 3, i32 1)"""
+            for line in range(size // _LINE)
+        )
+        for place, table in enumerate(tables)
     )
     return f"""
-  %ahead = add i64 {at}, {_AHEAD}
+  %ahead = add i64 {at}, {8 if written else 16}
   %is_there = icmp slt i64 %ahead, {count}
   %next = select i1 %is_there, i64 %ahead, i64 {at}
   %next_at = getelementptr i64, ptr {places}, i64 %next
   %next_place = load i64, ptr %next_at
-  %next_first = mul i64 %next_place, %width
-  %next_row_at = getelementptr {number}, ptr {table}, i64 %next_first{lines}
+  %next_first = mul i64 %next_place, %width{lines}
 """
 
 

@@ -24,14 +24,33 @@ _BOUNDS = """
   %last = sext i32 %last_small to i64
 """
 
+# Terms of a row lie apart: each is fetched so many terms ahead, up to the last row's.
+_AHEAD = 16
+_ALL = """
+  %all_at = getelementptr i32, ptr %starts, i64 %rows
+  %all_small = load i32, ptr %all_at
+  %all = sext i32 %all_small to i64
+"""
+
 # For each term of a row: the weight times the term's values, to %row_sums; then to %row_done.
-_TERMS = """
+_TERMS = f"""
 next_term:
   %term = phi i64 [%first, %row_begins], [%term_next, %term_done]
   %more_terms = icmp slt i64 %term, %last
   br i1 %more_terms, label %term_begins, label %row_done
 
 term_begins:
+  %term_ahead = add i64 %term, {_AHEAD}
+  %is_term = icmp slt i64 %term_ahead, %all
+  %fetched_term = select i1 %is_term, i64 %term_ahead, i64 %term
+  %fetched_at = getelementptr i32, ptr %sources, i64 %fetched_term
+  %fetched_small = load i32, ptr %fetched_at
+  %fetched = sext i32 %fetched_small to i64
+  %fetched_first = mul i64 %fetched, %width
+  %fetched_line = getelementptr float, ptr %values, i64 %fetched_first
+  %fetched_second = getelementptr i8, ptr %fetched_line, i64 64
+  call void @llvm.prefetch.p0(ptr %fetched_line, i32 0, i32 3, i32 1)
+  call void @llvm.prefetch.p0(ptr %fetched_second, i32 0, i32 3, i32 1)
   %source_at = getelementptr i32, ptr %sources, i64 %term
   %source_small = load i32, ptr %source_at
   %source = sext i32 %source_small to i64
@@ -64,25 +83,39 @@ term_done:
   br label %next_term
 """
 
+# Sums that begin with this are cleared one at a time, and are still in the cache for their terms.
 _FOLD = f"""
 define void @fold_rows(ptr noalias %values, ptr noalias %others, i64 %count, ptr noalias %sources,
                        ptr noalias %weights, ptr noalias %starts, i64 %rows, i64 %width,
-                       ptr noalias %slots, ptr noalias %sums) {{
+                       ptr noalias %slots, ptr noalias %sums, i64 %fresh) {{
 start:
+  {_ALL}
   br label %next_row
 
 next_row:
   %row = phi i64 [0, %start], [%row_next, %row_done]
   %more_rows = icmp slt i64 %row, %rows
-  br i1 %more_rows, label %row_begins, label %done
+  br i1 %more_rows, label %slot, label %done
+
+slot:
+  {fetched_ahead("%row", "%rows", "%slots", ["%sums"], "double", 256)}
+  %slot_at = getelementptr i64, ptr %slots, i64 %row
+  %slot_number = load i64, ptr %slot_at
+  %sum_first = mul i64 %slot_number, %width
+  %row_sums = getelementptr double, ptr %sums, i64 %sum_first
+  %is_fresh = icmp sge i64 %slot_number, %fresh
+  br i1 %is_fresh, label %clear, label %row_begins
+
+clear:
+  %cleared = phi i64 [0, %slot], [%cleared_next, %clear]
+  %clear_at = getelementptr double, ptr %row_sums, i64 %cleared
+  store double 0.0, ptr %clear_at
+  %cleared_next = add i64 %cleared, 1
+  %more_to_clear = icmp slt i64 %cleared_next, %width
+  br i1 %more_to_clear, label %clear, label %row_begins
 
 row_begins:
-  {fetched_ahead("%row", "%rows", "%slots", "%sums", "double", 256)}
   {_BOUNDS}
-  %slot_at = getelementptr i64, ptr %slots, i64 %row
-  %slot = load i64, ptr %slot_at
-  %sum_first = mul i64 %slot, %width
-  %row_sums = getelementptr double, ptr %sums, i64 %sum_first
   br label %next_term
 {_TERMS}
 row_done:
@@ -101,6 +134,7 @@ define void @move_rows(ptr noalias %values, ptr noalias %others, i64 %count, ptr
                        ptr noalias %places, ptr noalias %row_sums, ptr noalias %table,
                        double %scale) {{
 start:
+  {_ALL}
   br label %next_row
 
 next_row:
@@ -117,7 +151,7 @@ clear:
   br i1 %more_to_clear, label %clear, label %row_begins
 
 row_begins:
-  {fetched_ahead("%row", "%rows", "%places", "%table", "float", 128)}
+  {fetched_ahead("%row", "%rows", "%places", ["%table"], "float", 128)}
   {_BOUNDS}
   br label %next_term
 {_TERMS}
@@ -151,7 +185,48 @@ done:
 }}
 """
 
-_LOOPS = FETCH + _FOLD + _MOVE
+# For each row: its slot, or the next one if it has none, which is then its own; how many slots are
+# taken is counted in place.
+_TAKE = """
+define void @take_slots(ptr noalias %rows, i64 %count, ptr noalias %slots, ptr noalias %owners,
+                        ptr noalias %taken, ptr noalias %found) {
+start:
+  %taken_before = load i64, ptr %taken
+  br label %next_row
+
+next_row:
+  %at = phi i64 [0, %start], [%at_next, %row]
+  %last = phi i64 [%taken_before, %start], [%last_now, %row]
+  %more_rows = icmp slt i64 %at, %count
+  br i1 %more_rows, label %row, label %done
+
+row:
+  %row_at = getelementptr i64, ptr %rows, i64 %at
+  %row_number = load i64, ptr %row_at
+  %slot_at = getelementptr i32, ptr %slots, i64 %row_number
+  %slot_before = load i32, ptr %slot_at
+  %has_none = icmp eq i32 %slot_before, 0
+  %one_more = zext i1 %has_none to i64
+  %last_now = add i64 %last, %one_more
+  %next_slot = trunc i64 %last_now to i32
+  %slot = select i1 %has_none, i32 %next_slot, i32 %slot_before
+  store i32 %slot, ptr %slot_at
+  %slot_number = sext i32 %slot to i64
+  %place = sub i64 %slot_number, 1
+  %owner_at = getelementptr i64, ptr %owners, i64 %place
+  store i64 %row_number, ptr %owner_at
+  %found_at = getelementptr i64, ptr %found, i64 %at
+  store i64 %place, ptr %found_at
+  %at_next = add i64 %at, 1
+  br label %next_row
+
+done:
+  store i64 %last, ptr %taken
+  ret void
+}
+"""
+
+_LOOPS = FETCH + _FOLD + _MOVE + _TAKE
 
 
 @dataclass(frozen=True)
@@ -215,7 +290,51 @@ class Terms:
             sums[slots[left]] += found * self.weights[terms, None]
 
 
-def fold_rows(terms: Terms, slots: np.ndarray, sums: np.ndarray) -> None:
+def take_slots(
+    rows: np.ndarray, slots: np.ndarray, owners: np.ndarray, taken: int
+) -> tuple[np.ndarray, int]:
+    """Find the slots of rows, and give the next free one to each row that has none.
+
+    Parameters
+    ----------
+    rows
+        (R,) int64, each once.
+    slots
+        (N,) int32, changed in place: each row's slot, from 1; 0 has none.
+    owners
+        (N,) int64, changed in place: the row of each slot, from 0.
+    taken
+        How many slots are taken.
+
+    Returns
+    -------
+    tuple
+        (R,) int64 the rows' slots, from 0, and how many are taken now.
+    """
+    if not (
+        rows.min(initial=0) >= 0
+        and rows.max(initial=-1) < len(slots) == len(owners) < np.iinfo(np.int32).max
+        # If all are new, or else as many as are.
+        and (
+            0 <= taken <= len(slots) - len(rows)
+            or 0 <= taken <= len(slots) - np.count_nonzero(slots[rows] == 0)
+        )
+    ):
+        raise IndexError("slots that are not there")
+    loop = function(_LOOPS, "take_slots", "pipppp")
+    if loop is None:
+        new = rows[slots[rows] == 0]
+        now = taken + len(new)
+        owners[taken:now] = new
+        slots[new] = np.arange(taken, now, dtype=np.int32) + np.int32(1)
+        return slots[rows] - np.int64(1), now
+    found, count = np.empty(len(rows), np.int64), np.array([taken])
+    starts = (address(slots, np.int32), address(owners, np.int64), address(count, np.int64))
+    loop(address(rows, np.int64), len(rows), *starts, address(found, np.int64))
+    return found, int(count[0])
+
+
+def fold_rows(terms: Terms, slots: np.ndarray, sums: np.ndarray, fresh: int | None = None) -> None:
     """Add weighted terms to sums, each row's one after the other.
 
     Parameters
@@ -224,15 +343,19 @@ def fold_rows(terms: Terms, slots: np.ndarray, sums: np.ndarray) -> None:
         (R,) int64, each once: which row of ``sums`` a row's terms go to.
     sums
         (M, D) float64, changed in place.
+    fresh
+        From which slot on sums begin at zero, whatever is there.
     """
     if not sums.size:
         return
     _check(terms, slots, sums)
-    loop = function(_LOOPS, "fold_rows", "ppipppiipp")
+    fresh = len(sums) if fresh is None else fresh
+    loop = function(_LOOPS, "fold_rows", "ppipppiippi")
     if loop is None:
+        sums[slots[slots >= fresh]] = 0.0
         terms.fold(sums, slots)
     else:
-        loop(*terms.loops_over(), address(slots, np.int64), address(sums, np.float64))
+        loop(*terms.loops_over(), address(slots, np.int64), address(sums, np.float64), fresh)
 
 
 def move_rows(terms: Terms, rows: np.ndarray, table: np.ndarray, scale: float) -> None:

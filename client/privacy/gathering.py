@@ -4,6 +4,8 @@ import numpy as np
 
 from client.privacy.compiling import FETCH, address, fetched_ahead, function
 
+_TABLES = ("%start", "%moved")
+
 # For each place: zeros if it is below 0, else the sum of what both tables hold there.
 _LOOP = f"""
 {FETCH}
@@ -19,7 +21,7 @@ next_row:
   br i1 %more_rows, label %row, label %done
 
 row:
-  {fetched_ahead("%at", "%count", "%places", "%start", "float", 128)}
+  {fetched_ahead("%at", "%count", "%places", _TABLES, "float", 128, written=False)}
   %place_at = getelementptr i64, ptr %places, i64 %at
   %place = load i64, ptr %place_at
   %to = mul i64 %at, %width

@@ -2,16 +2,18 @@
 
 import numpy as np
 
-from client.privacy.compiling import address, function
+from client.privacy.compiling import FETCH, address, fetched_ahead, function
 
 # Values that numpy moves at a time.
 _CHUNK = 1 << 15
 
 # For each row: its place in the table; for each value: times the scale, plus what is there, in
-# float64, and rounded once.
-_LOOP = """
+# float64, and rounded once. Rows lie apart, so each is fetched some rows ahead.
+_LOOP = f"""
+{FETCH}
+
 define void @add_rows(ptr noalias %table, ptr noalias %rows, ptr noalias %values, i64 %count,
-                      i64 %width, double %scale) {
+                      i64 %width, double %scale) {{
 start:
   br label %next_row
 
@@ -21,6 +23,7 @@ next_row:
   br i1 %more_rows, label %row, label %done
 
 row:
+  {fetched_ahead("%at", "%count", "%rows", ["%table"], "float", 128)}
   %row_at = getelementptr i64, ptr %rows, i64 %at
   %row_number = load i64, ptr %row_at
   %row_first = mul i64 %row_number, %width
@@ -50,7 +53,7 @@ row_done:
 
 done:
   ret void
-}
+}}
 """
 
 

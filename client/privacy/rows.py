@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from client.privacy.adding import adder
-from client.privacy.folding import fold_rows, move_rows
+from client.privacy.folding import fold_rows, move_rows, take_slots
 from client.privacy.layers import WeightedRows
 from client.privacy.moving import add_rows
 from client.privacy.noise import NoiseSource
@@ -48,13 +48,9 @@ class RowSum:
             # Pages that are never written cost nothing; numpy would ask for large ones, which do.
             self._rows = torch.empty(self._shape[0], dtype=torch.int64).numpy()
             self._sums = torch.empty(self._shape, dtype=torch.float64).numpy()
-        slots = self._slots[last.rows]
-        new = last.rows[slots == 0]
-        taken = slice(self._taken, self._taken + len(new))
-        self._rows[taken], self._sums[taken] = new, 0.0
-        self._slots[new] = np.arange(taken.start, taken.stop, dtype=np.int32) + 1
-        self._taken = taken.stop
-        fold_rows(last.terms, self._slots[last.rows] - np.int64(1), self._sums)
+        before = self._taken
+        slots, self._taken = take_slots(last.rows, self._slots, self._rows, before)
+        fold_rows(last.terms, slots, self._sums, fresh=before)
 
     def dense(self) -> np.ndarray:
         """Return the sum as a new array ``(N, D)`` float64."""
@@ -123,7 +119,8 @@ class OwedNoise:
         owed = self._steps - self._paid[chosen]
         if not owed.all():
             # Paid by an earlier batch of the same step.
-            chosen, owed = chosen[owed > 0], owed[owed > 0]
+            left = np.flatnonzero(owed)
+            chosen, owed = chosen[left], owed[left]
         work = adder(self._noise, self._weight.shape[1])
         for start in range(0, len(chosen), work.rows):
             part = slice(start, start + work.rows)
