@@ -4,23 +4,30 @@ Autograd then never builds a gradient of a table's size: it stops at the rows th
 reads. Their grad samplers turn what arrives there into exact per-unit gradients.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import cast
 
 import numpy as np
 import torch
 from opacus.grad_sample import register_grad_sampler
 from torch import nn
-from torch.nn.functional import embedding_bag
+from torch.utils.hooks import RemovableHandle
 
 from client.privacy.folding import Terms
 from client.privacy.gathering import gather_sums
 from client.privacy.squares import unit_squares
 
+# Told a layer, and the gradients of its inputs and outputs.
+BackwardHook = Callable[[nn.Module, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]], object]
+
+# The largest key of 32 bits.
+_MOST_KEY = 2**31 - 1
+
 # What layers, and Opacus, keep on a layer from one batch to the next.
-_KEPT = frozenset(("activations", "gradients", "max_batch_len", "reads"))
+_KEPT = frozenset(("activations", "gradients", "max_batch_len", "moved", "reads"))
 
 
 class OpacusParameter(nn.Parameter):
@@ -68,15 +75,13 @@ class Reads:
         shift = (size * length).bit_length()
         numbers = ids.numpy()
         # Half the memory, and half the time to sort, where keys are small enough.
-        most = np.iinfo(np.int32).max >> shift
+        most = _MOST_KEY >> shift
         small = -most <= numbers.min(initial=0) and numbers.max(initial=0) <= most
         kind = np.int32 if small else np.int64
         # One sort of whole keys is several times faster than a stable sort with its permutation.
-        keys: np.ndarray = numbers.astype(kind)
+        keys: np.ndarray = numbers.astype(kind).reshape(-1)
         keys <<= shift
-        keys += (np.arange(size, dtype=kind) * length)[:, None]
-        keys += np.arange(length, dtype=kind)
-        keys = keys.reshape(-1)
+        keys += np.arange(size * length, dtype=kind)
         keys.sort()
         keys = keys[keys.searchsorted(kind(0)) :]
         places = np.empty(len(keys), np.int32)
@@ -85,7 +90,7 @@ class Reads:
         keys >>= shift
         same_row = _as_before(keys)
         starts = np.flatnonzero(~same_row)
-        rows = keys[starts].astype(np.int64)
+        rows = keys.take(starts).astype(np.int64)
         starts = starts.astype(np.int32)
         del keys
         same_pair = same_row
@@ -134,16 +139,18 @@ class RowGradients:
         apart[reads.repeats.numpy()] = True
         total = unit_squares(values, apart, size)
         if len(reads.repeats):
-            units = reads.units(reads.repeats[reads.groups]).numpy()
-            repeated = self.repeated.numpy()
-            squares = unit_squares(repeated, np.zeros(len(repeated), dtype=bool), len(repeated))
-            total += np.bincount(units, squares, minlength=size)
+            first = reads.repeats.numpy()[reads.groups.numpy()]
+            units = first // np.int32(reads.length)
+            squares = self.repeated.numpy().astype(np.float64)
+            squares *= squares
+            total += np.bincount(units, squares.sum(axis=1), minlength=size)
         return torch.from_numpy(np.sqrt(total))
 
     @cached_property
     def repeated(self) -> torch.Tensor:
         """Return ``(S, D)``: the gradients of rows that a unit reads more than once."""
-        return embedding_bag(self.reads.repeats, self.values, self.reads.groups, mode="sum")
+        # As in torch.nn.functional, whose checks take as long as a few sums do.
+        return torch.embedding_bag(self.values, self.reads.repeats, self.reads.groups, mode=0)[0]
 
     def of_unit(self, unit: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows ``(r,)`` of one unit, each once, and their gradients ``(r, D)``."""
@@ -169,7 +176,8 @@ class RowGradients:
             weights[apart] = 0.0
             weights[first] = own
             places[first] = len(self.values) + np.arange(len(groups), dtype=np.int32)
-        ends = np.append(reads.starts.numpy(), np.int32(len(places)))
+        ends = np.empty(len(reads.starts) + 1, np.int32)
+        ends[:-1], ends[-1] = reads.starts.numpy(), len(places)
         terms = Terms(self.values.numpy(), self.repeated.numpy(), places, weights, ends)
         return WeightedRows(reads.rows.numpy(), terms)
 
@@ -233,6 +241,7 @@ class _OneWeight(nn.Module):
 
     def begin(self, weight: torch.Tensor, apart: bool) -> None:
         """Take the start value."""
+        self._told: OrderedDict[int, BackwardHook] = OrderedDict()
         given = weight.detach()
         self.start, self.moved = given.contiguous() if apart else None, False
         # Rows are moved as one item each: they must be contiguous.
@@ -243,6 +252,27 @@ class _OneWeight(nn.Module):
         """Return the present value; not a copy, where the start value does not stand apart."""
         weight = self.weight.detach()
         return weight if self.start is None else self.start + weight
+
+    def register_full_backward_hook(
+        self,
+        hook: BackwardHook,
+        prepend: bool = False,  # noqa: ARG002 - torch's own
+    ) -> RemovableHandle:
+        """Have ``hook`` told the gradient of what the layer returns, as it arrives there.
+
+        torch's own way leads outputs through one more function, and warns in every step that no
+        input has a gradient: that is on purpose here.
+        """
+        handle = RemovableHandle(self._told)
+        self._told[handle.id] = hook
+        return handle
+
+    def _heard(self, output: torch.Tensor) -> torch.Tensor:
+        """Return an output whose gradient the hooks are told."""
+        if output.requires_grad:
+            for hook in self._told.values():
+                output.register_hook(partial(_tell, self, hook))  # type: ignore[no-untyped-call]
+        return output
 
     def named_parameters(
         self,
@@ -290,8 +320,7 @@ class UnitEmbedding(_OneWeight):
         if self.before_read is not None:
             self.before_read(self.reads.rows)
         rows = self._rows(ids.reshape(-1)).view(*ids.shape, self.weight.shape[1])
-        gathered: torch.Tensor = _Gather.apply(self._anchor, rows)  # type: ignore[no-untyped-call]
-        return gathered
+        return self._heard(_Gather.apply(self._anchor, rows))  # type: ignore[no-untyped-call]
 
     def _rows(self, ids: torch.Tensor) -> torch.Tensor:
         weight = self.weight.detach()
@@ -319,7 +348,11 @@ class UnitParameter(_OneWeight):
     def forward(self, anchor: torch.Tensor) -> torch.Tensor:
         """Return the weight expanded to ``(B, *shape)``; ``anchor`` ``(B, 0)`` tells B."""
         size = (len(anchor), *self.weight.shape)
-        return self.value().expand(size).requires_grad_()
+        return self._heard(self.value().expand(size).requires_grad_())
+
+
+def _tell(layer: nn.Module, hook: BackwardHook, gradient: torch.Tensor) -> None:
+    hook(layer, (), (gradient,))
 
 
 @register_grad_sampler(UnitEmbedding)  # type: ignore[untyped-decorator] # Opacus has no types.

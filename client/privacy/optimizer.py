@@ -95,7 +95,7 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
             ``(B, P)`` float64 norms of each unit's gradient of each parameter.
         """
         bound = float(self.max_grad_norm) * _CLIP_MARGIN
-        return (bound / _joint(norms)).clamp_(max=1.0).expand_as(norms)
+        return _joint(norms).reciprocal().mul_(bound).clamp_(max=1.0).expand_as(norms)
 
     def noise_std(self, name: str) -> float:  # noqa: ARG002 - the same for every parameter
         """Return the standard deviation of the noise in a parameter's sum of gradients."""
@@ -112,11 +112,12 @@ class UnitOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus has no types.
         self.unit_norms = _joint(norms).squeeze(1)
         # A unit whose gradient overflows, or nearly, adds nothing: it must not spoil the sum.
         self.factors = self.clip(norms)
-        kept = np.isfinite(self.unit_norms.numpy())
-        kept &= self.factors.numpy().min(axis=1) >= _LEAST_FACTOR
-        lost = torch.from_numpy(~kept)
-        if kept.all():
+        norm, factor = self.unit_norms.numpy(), self.factors.numpy()
+        # What is not a number is neither below nor above.
+        if norm.max() < np.inf and factor.min() >= _LEAST_FACTOR:
             return
+        kept = np.isfinite(norm) & (factor.min(axis=1) >= _LEAST_FACTOR)
+        lost = torch.from_numpy(~kept)
         self.factors = self.factors.masked_fill(lost.unsqueeze(1), 0.0)
         for layer in self._layers.values():
             if isinstance(layer, UnitEmbedding):

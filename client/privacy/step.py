@@ -18,7 +18,6 @@ many units there are.
 
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -43,8 +42,13 @@ class _Descent(torch.optim.SGD):
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
-    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
     step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: ARG002 - torch's own
+        """Forget all gradients; torch's own tells its profiler first, a fiftieth of a step."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 @dataclass(frozen=True)
@@ -189,10 +193,9 @@ class ExactDPStep:
             return torch.zeros(0)
         rows: Tensors = {}
         dense: Tensors = {}
-        anchor = torch.empty((batch.size, 0))
         for name, layer in self._layers.items():
             if isinstance(layer, UnitParameter):
-                dense[name] = layer(anchor)
+                dense[name] = layer(torch.empty((batch.size, 0)))
             elif name in batch.ids:
                 rows[name] = layer(batch.ids[name])
         losses = loss(rows, dense, batch)
@@ -203,10 +206,7 @@ class ExactDPStep:
             )
         # Only what the graph still needs of them stays in memory.
         rows, dense = {}, {}
-        with warnings.catch_warnings():
-            # No input of a layer requires a gradient, on purpose.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()  # type: ignore[no-untyped-call]
         for layer in self._layers.values():
             # What this loss did not read has no gradient, rather than the last batch's.
             if layer.weight.grad_sample is None:
@@ -264,7 +264,6 @@ class ExactDPStep:
             layer.weight.grad_sample = None
             layer.weight._forward_counter = 0
             layer.activations = []
-            if hasattr(layer, "max_batch_len"):
-                del layer.max_batch_len
+            vars(layer).pop("max_batch_len", None)
             if isinstance(layer, UnitEmbedding):
                 layer.gradients = layer.reads = None
