@@ -15,7 +15,7 @@ from torch import Tensor
 from client.privacy.noise import NoiseSource
 from client.privacy.step import ExactDPStep, Tensors, UnitBatch
 from client.privacy.whole import WholeOptimizer, WholeStep
-from client.units import of_round, of_stocked, planned_units, uniforms
+from client.units import round_units, uniforms
 from common.features import Catalogue
 from common.grid import delta_step, on_grid
 from common.losses import LOSSES, UnitVectors
@@ -149,10 +149,7 @@ def _prepared(
     stocked: np.ndarray | None,
 ) -> tuple["_Forward", sparse.csr_matrix, sparse.csr_matrix | None]:
     """Return the model's formula at the released state, the units' rows and their attributes."""
-    among = of_round(plan, events, server_round)
-    if (listed := of_stocked(events, catalogue.size, stocked)) is not None:
-        among &= listed
-    units = planned_units(plan, events, catalogue.size, among)
+    units = round_units(plan, server_round, events, catalogue.size, stocked)
     rows = known.block.training_rows(units.history, plan.model.row_exponent)
     people = None
     if plan.model.customer_rows and plan.unit == "customer":

@@ -114,17 +114,24 @@ def of_round(plan: TrainingPlan, events: ShopEvents, server_round: int) -> np.nd
     return among
 
 
-def of_stocked(events: ShopEvents, n_items: int, stocked: np.ndarray | None) -> np.ndarray | None:
-    """Return (N,) bool of the records of products that a shop stocks; None where it stocks all.
+def round_units(
+    plan: TrainingPlan,
+    server_round: int,
+    events: ShopEvents,
+    n_items: int,
+    stocked: np.ndarray | None = None,
+) -> Units:
+    """Return the units of a round, with the records that it counts: :func:`of_round`.
 
-    ``stocked`` are catalogue rows of the published table, so what decides over a unit's record is
-    public and its own.
+    Of those, where ``stocked`` is given, the ones of products that the shop stocks: catalogue rows
+    of the published table, so what decides over a unit's record is public and its own.
     """
-    if stocked is None:
-        return None
-    listed = np.zeros(n_items, dtype=bool)
-    listed[stocked] = True
-    return np.asarray(listed[events.items])
+    among = of_round(plan, events, server_round)
+    if stocked is not None:
+        listed = np.zeros(n_items, dtype=bool)
+        listed[stocked] = True
+        among &= listed[events.items]
+    return planned_units(plan, events, n_items, among)
 
 
 def unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:

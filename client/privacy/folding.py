@@ -83,6 +83,20 @@ term_done:
   br label %next_term
 """
 
+
+def _cleared(before: str) -> str:
+    """Return the block that sets a row's sums to zero, entered from the block ``before``."""
+    return f"""
+clear:
+  %cleared = phi i64 [0, {before}], [%cleared_next, %clear]
+  %clear_at = getelementptr double, ptr %row_sums, i64 %cleared
+  store double 0.0, ptr %clear_at
+  %cleared_next = add i64 %cleared, 1
+  %more_to_clear = icmp slt i64 %cleared_next, %width
+  br i1 %more_to_clear, label %clear, label %row_begins
+"""
+
+
 # Sums that begin with this are cleared one at a time, and are still in the cache for their terms.
 _FOLD = f"""
 define void @fold_rows(ptr noalias %values, ptr noalias %others, i64 %count, ptr noalias %sources,
@@ -106,14 +120,7 @@ slot:
   %is_fresh = icmp sge i64 %slot_number, %fresh
   br i1 %is_fresh, label %clear, label %row_begins
 
-clear:
-  %cleared = phi i64 [0, %slot], [%cleared_next, %clear]
-  %clear_at = getelementptr double, ptr %row_sums, i64 %cleared
-  store double 0.0, ptr %clear_at
-  %cleared_next = add i64 %cleared, 1
-  %more_to_clear = icmp slt i64 %cleared_next, %width
-  br i1 %more_to_clear, label %clear, label %row_begins
-
+{_cleared("%slot")}
 row_begins:
   {_BOUNDS}
   br label %next_term
@@ -142,14 +149,7 @@ next_row:
   %more_rows = icmp slt i64 %row, %rows
   br i1 %more_rows, label %clear, label %done
 
-clear:
-  %cleared = phi i64 [0, %next_row], [%cleared_next, %clear]
-  %clear_at = getelementptr double, ptr %row_sums, i64 %cleared
-  store double 0.0, ptr %clear_at
-  %cleared_next = add i64 %cleared, 1
-  %more_to_clear = icmp slt i64 %cleared_next, %width
-  br i1 %more_to_clear, label %clear, label %row_begins
-
+{_cleared("%next_row")}
 row_begins:
   {fetched_ahead("%row", "%rows", "%places", ["%table"], "float", 128)}
   {_BOUNDS}

@@ -8,7 +8,7 @@ import numpy as np
 
 from client.privacy.noise import NoiseSource
 from client.privacy.whole_rows import whole_rows
-from client.units import Units, of_round, of_stocked, planned_units, unit_rows
+from client.units import round_units, unit_rows
 from common.grid import on_grid, popularity_step
 from common.protocol import POPULARITY, Arrays, TrainingPlan
 from common.schema import ShopEvents
@@ -38,7 +38,7 @@ def release_popularity(
         ``popularity`` (n,) float32, or (k,) of what is stocked: the sum over units, plus noise of
         standard deviation ``popularity_noise_multiplier``, on the plan's grid.
     """
-    units = _units(plan, events, n_items, stocked)
+    units = round_units(plan, 0, events, n_items, stocked)
     counts = np.asarray(unit_rows(units.history).sum(axis=0), dtype=np.float64).ravel()
     if stocked is not None:
         counts = counts[stocked]
@@ -54,14 +54,5 @@ def whole_popularity(
 
     As :func:`release_popularity`, for a secure sum: 0 for what is not stocked.
     """
-    return whole_rows(unit_rows(_units(plan, events, n_items, stocked).history), plan.noise_steps)
-
-
-def _units(
-    plan: TrainingPlan, events: ShopEvents, n_items: int, stocked: np.ndarray | None
-) -> Units:
-    """Return the units with the records that the release counts."""
-    among = of_round(plan, events, 0)
-    if (listed := of_stocked(events, n_items, stocked)) is not None:
-        among &= listed
-    return planned_units(plan, events, n_items, among)
+    units = round_units(plan, 0, events, n_items, stocked)
+    return whole_rows(unit_rows(units.history), plan.noise_steps)
