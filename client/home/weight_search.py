@@ -1,7 +1,7 @@
 """Which weights a shop's mixture has: those that serve its validation weeks best.
 
-Learned parts have not seen those weeks; the released popularity has, since it is released once,
-over all training weeks.
+The model that a shop tunes with has not seen those weeks, where its plan has rounds to tune on
+(``tuning_share``); else what was released of them is in it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
