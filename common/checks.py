@@ -207,6 +207,7 @@ def times(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
         parsed = pd.to_datetime(words, format="ISO8601", utc=True, errors="coerce")
         whole = parsed.to_numpy(dtype="datetime64[s]")
         seconds[text] = np.where(np.isnat(whole), np.nan, whole.astype(np.int64))
+    seconds[np.isinf(seconds)] = np.nan  # "infinity" is a number for pandas, and no time.
     return np.floor(seconds), present & np.isnan(seconds)
 
 

@@ -134,6 +134,37 @@ def test_a_date_is_its_first_second(tmp_path: Path, server: Postgres) -> None:
     assert set(viewed["timestamp"]) == {1580515200}
 
 
+BEYOND = (
+    "SELECT k AS customer, '4012345678001' AS item_id, CASE mod(k, 10000) WHEN 1 THEN "
+    "'infinity' WHEN 2 THEN '-infinity' WHEN 3 THEN '10000-01-01' WHEN 4 THEN '0044-03-15 BC' "
+    "ELSE '2020-02-01' END::{kind} AS seen FROM generate_series(1, 30000) AS k"
+)
+SAID = (
+    r"column 'timestamp' is neither an ISO 8601 time nor epoch seconds in row 1: 'infinity', "
+    r"row 2: '-infinity', row 3: '10000-01-01[^']*', row 4: '0044-03-15[^']* BC', "
+    r"row 10001: 'infinity' and 3 more\. What to do: write times like .*set bad rows aside"
+)
+
+
+@pytest.mark.parametrize("kind", ["timestamp", "timestamptz", "date"])
+def test_a_time_that_is_none_is_a_bad_value_like_any_other(
+    tmp_path: Path, server: Postgres, kind: str
+) -> None:
+    settings = shop(tmp_path, server, BEYOND.format(kind=kind))
+    with pytest.raises(DataError, match=SAID):
+        open_source(settings).tables()
+    tables = open_source(settings, bad_rows="set-aside").tables()
+    assert list(tables.set_aside.values()) == [12]
+    viewed = tables.interactions[tables.interactions["behavior"] == "view"]
+    assert len(viewed) == 30_000 - 12
+    assert set(viewed["timestamp"]) == {1580515200}
+    # Nor is a customer with such a row somebody of whom nothing is known.
+    with pytest.raises(DataError, match="row 1: 'infinity'"):
+        open_source(settings, user_id="1").tables()
+    found = open_source(settings, bad_rows="set-aside", user_id="10001").tables()
+    assert list(found.set_aside.values()) == [1]
+
+
 PADDED = """
 merchant_id = "corner"
 catalogue = "catalogue"
@@ -209,7 +240,6 @@ def test_records_train_on_the_catalogue(tmp_path: Path, server: Postgres) -> Non
             "read-only",
         ),
         ("SELECT customer, gtin AS item_id, seen FROM pageviews", '"pageviews" does not exist'),
-        ("SELECT customer, gtin AS item_id, timestamp 'infinity' AS seen FROM page_views", "large"),
     ],
 )
 def test_what_the_server_refuses_is_said(

@@ -41,6 +41,8 @@ def validated(frame: pd.DataFrame | None = None, **more: Any) -> Tables:
 BAD = [
     ("timestamp", "yesterday", "ISO 8601"),
     ("timestamp", None, "empty"),
+    ("timestamp", "-infinity", "ISO 8601"),
+    ("timestamp", float("inf"), "ISO 8601"),
     ("timestamp", NOW + 1, "in the future"),
     ("timestamp", -5, "before 1970"),
     ("behavior", "buy", "not a behaviour"),

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, NoSuchTableError, SQLAlchemyError
 from sqlalchemy.exc import DataError as WrongValue
 
+from client.data.postgres_times import give_other_times_as_text
 from client.data.sql_customer import as_relation, of_customer
 from client.database_settings import OPTIONAL, Database, TableSource
 from common.checks import Checker
@@ -82,6 +83,8 @@ def reading(database: Database) -> Iterator[sa.Connection]:
         with engine.connect().execution_options(**options) as connection:
             if kind == "sqlite":
                 connection.exec_driver_sql("PRAGMA query_only = ON")
+            elif engine.dialect.driver == "psycopg":
+                give_other_times_as_text(connection)
             yield connection
     except SQLAlchemyError as error:
         # The chain of causes is left out: a driver may repeat what it was given.

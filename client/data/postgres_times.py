@@ -1,0 +1,43 @@
+"""Times that PostgreSQL knows and Python does not, such as ``infinity``."""
+
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+
+_KINDS = ("date", "timestamp", "timestamptz")
+
+
+def give_other_times_as_text(connection: sa.Connection) -> None:
+    """Have a time that Python can't hold come as PostgreSQL writes it, for the checks of the rows.
+
+    ``infinity``, and years before 1 and after 9999. Left to the driver, one of them ends the whole
+    query without a word of its column and row. Of psycopg, the driver of ``postgresql://`` URLs.
+    """
+    driver = connection.connection.driver_connection
+    import psycopg  # Slow to import, and SQLite does without.
+    from psycopg.adapt import Loader
+    from psycopg.pq import Format
+
+    if not isinstance(driver, psycopg.Connection):
+        return
+
+    def instead_of(known: type[Any], number: int) -> type[Loader]:
+        class OrText(Loader):
+            def __init__(self, oid: int, context: Any = None) -> None:  # noqa: ANN401 - psycopg's
+                super().__init__(oid, context)
+                self._time: Callable[[Any], Any] = known(number, context).load
+
+            def load(self, data: Any) -> Any:  # noqa: ANN401 - a buffer of psycopg's
+                try:
+                    return self._time(data)
+                except psycopg.DataError:
+                    return bytes(data).decode()
+
+        return OrText
+
+    for kind in _KINDS:
+        number = driver.adapters.types[kind].oid
+        known = driver.adapters.get_loader(number, Format.TEXT)
+        assert known is not None
+        driver.adapters.register_loader(number, instead_of(known, number))
