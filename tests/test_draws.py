@@ -324,3 +324,18 @@ def test_a_sweep_has_one_draw_a_point_and_says_so(tmp_path: Path) -> None:
     assert setting.experiment.run.noise_draws == 1
     with pytest.raises(ConfigError, match="one draw of the noise"):
         read_sweep(path, ["run.noise_draws=2"])
+
+
+def test_a_sweep_may_be_told_the_one_draw_that_it_has(tmp_path: Path) -> None:
+    path, swept = tmp_path / "small.toml", tmp_path / "sweep.toml"
+    path.write_text(SMALL + "[run]\nnoise_draws = 4\n", encoding="utf-8")
+    plain = read_sweep(path)
+    assert read_sweep(path, ["run.noise_draws=1"]) == plain
+    assert read_sweep(path, [" run.noise_draws = 1 "]) == plain
+    grid = 'experiment = "small.toml"\ntitle = "small"\nset = ["run.noise_draws=1"]\n[[grid]]\n'
+    swept.write_text(grid, encoding="utf-8")
+    assert read_sweep(swept) == plain
+    swept.write_text(grid + 'vary = "run.noise_draws"\nvalues = [1, 2]\n', encoding="utf-8")
+    for changes in ([], ["run.noise_draws=2"], ["run . noise_draws=0"]):
+        with pytest.raises(ConfigError, match="one draw of the noise"):
+            read_sweep(swept, changes)

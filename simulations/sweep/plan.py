@@ -178,8 +178,9 @@ def _refuse_what_points_set(changes: Sequence[str], where: str) -> None:
             raise ConfigError(
                 f"{where}: {key} is the sweep's own: give units and epsilons of a grid"
             )
-        if key == "run.noise_draws":
-            raise ConfigError(
-                f"{where}: a sweep trains each point under one draw of the noise: leave "
-                "run.noise_draws out, or say simulations run at the points that matter"
-            )
+    # One draw, which is what a sweep has, may be said.
+    if with_overrides({}, changes).get("run", {}).get("noise_draws", 1) != 1:
+        raise ConfigError(
+            f"{where}: a sweep trains each point under one draw of the noise: leave "
+            "run.noise_draws out, or say simulations run at the points that matter"
+        )
