@@ -1,8 +1,12 @@
 """From what a federation wants to a plan that can be run: its noise, and the groups it learns."""
 
+import numpy as np
+
 from common.accounting import calibrate
 from common.errors import ConfigError, PrivacyError
 from common.features import CROSS, Catalogue
+from common.grid import is_swallowed
+from common.model import initial_state, trained_names
 from common.protocol import ModelPlan, TrainingPlan
 from common.secure_sum.noise import share_std
 
@@ -43,8 +47,37 @@ def with_noise(plan: TrainingPlan) -> TrainingPlan:
             for multiplier in (popularity, training)[: 2 if plan.rounds else 1]:
                 share_std(plan, multiplier)
         except PrivacyError as error:
-            raise ConfigError(str(error)) from error
+            raise ConfigError(f"{error}, or another privacy.target_epsilon") from error
     return plan.model_copy(update=noise)
+
+
+def check_start(plan: TrainingPlan, catalogue_size: int) -> None:
+    """Refuse a plan whose noise float32 rounds away beside the weights that a new run begins with.
+
+    Server and shops ask the same of each round's state; this is before anybody is asked for one.
+
+    Raises
+    ------
+    ConfigError
+        Naming the keys to change.
+    """
+    if not plan.private or plan.trust == "federation" or not plan.rounds:
+        return  # no noise, noise in whole numbers, or none that is added to weights
+    state = initial_state(plan.model, catalogue_size)
+    largest = max(float(np.abs(state[name]).max(initial=0.0)) for name in trained_names(plan))
+    # As many rounds as have norms of their own, and one with that of all others.
+    first = range(1, min(plan.rounds, len(plan.first_norms) + 1) + 1)
+    try:
+        lost = any(is_swallowed(plan, number, largest) for number in first)
+    except PrivacyError:  # too little for float32 beside nothing at all
+        lost = True
+    if lost:
+        raise ConfigError(
+            f"privacy.target_epsilon = {plan.target_epsilon:g} is too large for this plan: it asks "
+            f"for so little noise that float32 would round it away beside the model's weights (up "
+            f"to {largest:.2g}), and no shop would train. Lower target_epsilon, or let updates be "
+            "larger: raise max_grad_norm, first_norms or learning_rate"
+        )
 
 
 def has_groups(model: ModelPlan, catalogue: Catalogue) -> bool:

@@ -19,7 +19,7 @@ from common.accounting import epsilon, fits, plan_spends
 from common.config import toml_value
 from common.errors import ConfigError, RunError
 from common.features import write_catalogue
-from common.planning import has_groups, with_fitting_groups
+from common.planning import check_start, has_groups, with_fitting_groups
 from common.protocol import TrainingPlan, shop_key
 from common.secure_sum.members import roster_text, threshold
 from server.checkpoints import Checkpoint, read_checkpoint, rounds
@@ -102,7 +102,7 @@ class Federator:
         Raises
         ------
         ConfigError
-            If the plan asks for what this version or these data don't have.
+            If the plan asks for what this version or these data don't have, or can't be kept.
         """
         split = self._world.split
         plan = training_plan(
@@ -122,8 +122,10 @@ class Federator:
             threshold(len(self._world.shops), plan.honest_shops, plan.colluding_shops)
         if plan.private:
             self._check_promise(name, plan)
-        self._plans[name] = self._with_groups_that_exist(name, plan)
-        return self._plans[name]
+        plan = self._with_groups_that_exist(name, plan)
+        check_start(plan, self._world.catalogue.size)
+        self._plans[name] = plan
+        return plan
 
     def _check_promise(self, name: str, plan: TrainingPlan) -> None:
         """Refuse a plan that no shop could pay for, and note a δ that promises little."""

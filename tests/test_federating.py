@@ -58,3 +58,19 @@ def test_one_shop_that_can_pay_is_enough_and_a_large_delta_is_noted(tmp_path: Pa
     planned.plan("federated-dp")
     (note,) = planned.notes
     assert "δ = 0.04 promises little: the largest shop has 25 customers" in note
+
+
+@pytest.mark.parametrize("target", ["1e4", "1e30"])
+def test_noise_that_float32_rounds_away_is_refused_before_anything_is_trained(
+    tmp_path: Path, target: str
+) -> None:
+    # Else the server ends the run, and speaks of a round that nobody has asked for.
+    (tmp_path / "other").mkdir()
+    planned = federator(tmp_path, f"privacy.target_epsilon={target}")
+    words = r"privacy\.target_epsilon = 1(0000|e\+30) is too large .* Lower target_epsilon.*norm"
+    with pytest.raises(ConfigError, match=words):
+        planned.plan("federated-dp")
+    planned.plan("federated")
+    if target == "1e4":  # Whole-number noise is never lost beside weights.
+        whole = ("privacy.target_epsilon=1e4", "privacy.trust=federation")
+        federator(tmp_path / "other", *whole).plan("federated-dp")

@@ -26,7 +26,7 @@ def test_noise_costs_the_target_and_hardly_less() -> None:
     ("wrong", "words"),
     [
         ({"trust": "federation"}, "honest_shops"),
-        ({"trust": "federation", "honest_shops": 3, "noise_steps": 4}, "noise_steps"),
+        ({"trust": "federation", "honest_shops": 3, "noise_steps": 4}, "noise_steps, or another"),
         ({"trust": "federation", "honest_shops": 3, "local_steps": 2}, "one sum a round"),
         ({"unit": "interaction", "rounds": 2}, "rounds = 0"),
         ({"popularity_share": 1.0, "rounds": 2}, "popularity_share"),

@@ -143,6 +143,14 @@ def test_a_wrong_sweep_is_refused_with_the_key(tmp_path: Path, line: str, word: 
 # --- a run -----------------------------------------------------------------------------------
 
 
+def test_a_point_that_cannot_be_run_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    path, watcher = tmp_path / "far.toml", Silent()
+    path.write_text(TINY.replace("[1, 8]", "[8, 1e6]"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"target_epsilon = 1e\+06 is too large"):
+        run_sweep(read_sweep(path), tmp_path / "out", watcher)
+    assert [stage.partition(" ")[0] for stage in watcher.stages] == ["reading"]
+
+
 def test_it_leaves_figures_and_no_models(whole: Path) -> None:
     document = json.loads((whole / "sweep.json").read_text("utf-8"))
     assert document["finished"] == document["planned"] == 4

@@ -135,6 +135,7 @@ def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, words:
         (f"{SUMS}[server]\nmax_update_norm = 1.0", "sees only their sum: set it to 0"),
         (f"{SUMS}[server]\ndefence = 'median'", "sees only their sum: set defence"),
         ("[privacy]\ntarget_epsilon = 1e-9", "target_epsilon|no noise costs"),
+        ("[privacy]\ntarget_epsilon = 1e4", "Lower target_epsilon, or let updates be larger"),
         ("[training]\ntuning_share = 0.5", "validation_days"),
         ("[training.model]\ngroups = 'aisle*brand'", "no column 'aisle'.*it has type, brand"),
         ("[training.model]\nfeature_rows = 8\ngroups = ''", "subspace"),

@@ -10,7 +10,7 @@ from common.bundle import FEDERATION
 from common.config import ConfigValue, nearest, parse, read_toml
 from common.errors import ConfigError
 from common.features import CROSS, Catalogue
-from common.planning import has_groups, with_fitting_groups, with_noise
+from common.planning import check_start, has_groups, with_fitting_groups, with_noise
 from common.protocol import Frozen, LossName, ModelPlan, Norm, RareRows, TrainingPlan, Trust, Unit
 from server.operating.default_plan import PLAN_FILE
 from server.settings import RunSettings
@@ -151,7 +151,7 @@ def prepare(
     Raises
     ------
     ConfigError
-        If the catalogue lacks the groups, or the target cannot be met.
+        If the catalogue lacks the groups, or the target cannot be met or its noise kept.
     """
     section = file.training
     count = section.rounds if rounds is None else rounds
@@ -180,6 +180,8 @@ def prepare(
             PLAN_FILE,
         )
     )
+    if not since:  # else the weights are those of the model that it goes on from
+        check_start(plan, catalogue.size)
     settings, config = _settings(file, PLAN_FILE)
     settings.optimizer(plan)
     settings.defender(plan)

@@ -66,6 +66,9 @@ class _Runner:
         setting = self._sweep.settings[number]
         self._watcher.stage(f"reading data {setting.label}".rstrip())
         world, self._eases = build_world(setting.experiment, self._watcher.step), OwnEases()
+        for point in missing:  # a plan that can't be kept is refused before anything is trained
+            with self._federator(self._sweep.point_experiment(point), world, point.name) as one:
+                one.plan(PRIVATE)
         self._shared = self._folder.fresh_work(f"shared-{number:02d}")
         baselines = self._baselines(number, world)
         self._folder.write(
