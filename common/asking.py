@@ -13,6 +13,8 @@ from common.scoring import re_rank
 
 #: Share of the products, most popular first, that is not tail.
 _HEAD = 0.2
+# Beyond it floats hold no longer every whole number.
+_EXACT = 2.0**53
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,24 @@ def tail_of(popularity: np.ndarray) -> np.ndarray:
 
 
 def public_columns(products: pd.DataFrame) -> dict[str, list[Any]]:
-    """Return column -> (n,) Python values of a catalogue's products, None where unknown."""
-    return {
-        str(name): products[name].astype(object).where(products[name].notna(), None).tolist()
-        for name in products.columns
-        if name != "item_id"
-    }
+    """Return column -> (n,) Python values of a catalogue's products, None where unknown.
+
+    Whole numbers are ints: pandas makes floats of them in a column that lacks some.
+    """
+    found = {}
+    for name in products.columns:
+        if name == "item_id":
+            continue
+        column = products[name]
+        values = column.astype(object).where(column.notna(), None).tolist()
+        if pd.api.types.is_float_dtype(column):
+            values = [_whole(value) for value in values]
+        found[str(name)] = values
+    return found
+
+
+def _whole(value: float | None) -> float | int | None:
+    """Return a float of no fraction as an int, where floats hold every int of its size."""
+    if value is None or not abs(value) < _EXACT or value != int(value):
+        return value
+    return int(value)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from common.columns import value_text
 from common.content_columns import RETIRED
 from common.errors import InputError
 from common.features import retired_words
@@ -59,7 +60,10 @@ class Table:
     def of(cls, products: pd.DataFrame, stock: Mapping[str, np.ndarray]) -> "Table":
         """Index the columns that can be filtered by."""
         values = {
-            column: {str(v): np.asarray(r) for v, r in products.groupby(column).indices.items()}
+            column: {
+                str(value_text(value)): np.asarray(rows)
+                for value, rows in products.groupby(column).indices.items()
+            }
             for column in ("category", "brand")
             if column in products
         }

@@ -9,16 +9,21 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 from fastapi import FastAPI
 
 from common.errors import ConfigError
-from query_support import Place, make_place, write_model
+from query_support import Place, make_place, products, write_model
 from report_support import run_of, sums, whole_run
+from server.query.answers import recommend
 from server.query.browsing import About, about_from
+from server.query.messages import fill
 from server.query.registry_service import ServeSettings, make_service
 from server.query.report import ReportArm, read_report
+from server.query.requests import RecommendRequest
 from server.query.rest import rest_app
+from server.query.wire import fedtail_pb2 as wire
 from simulations.documents import to_json
 from simulations.report.building import build_report
 from simulations.report.draws import shown
@@ -97,6 +102,53 @@ def test_choices_are_what_filters_take(client: Local, place: Place) -> None:
     assert found["prices"] == {"low": products["price"].min(), "high": products["price"].max()}
     assert found["shops"] == ["corner", "market"]
     assert found["behaviors"]["view"] < found["behaviors"]["purchase"] == 1.0
+
+
+def test_whole_numbers_are_whole_in_a_column_that_lacks_some(tmp_path: Path) -> None:
+    brand: list[Any] = [69 if k % 3 else None for k in range(60)]
+    aisle: list[Any] = [7 if k % 3 else None for k in range(60)]
+    frame = (
+        products(60)
+        .drop(columns=["title", "brand", "category", "price"])
+        .assign(
+            brand=brand,
+            category=[12.5 if k % 2 else 12.0 for k in range(60)],
+            aisle=pd.array(aisle, dtype="Int64"),
+            gtin=[9_007_199_254_740_993 + k for k in range(60)],
+            far=1e300,
+            organic=True,
+        )
+    )
+    assert frame["brand"].dtype == float
+    make_place(tmp_path, frame=frame)
+    where = ServeSettings(
+        registry=str(tmp_path / "registry"), catalogue=tmp_path / "catalogue", stock=None
+    )
+    service = make_service(where)
+    asked, model = RecommendRequest(k=50), service.model()
+    reply = fill(wire.RecommendResponse(), model, model.recommend(asked.query()))
+    items = json.loads(recommend(model, asked).model_dump_json())["items"]
+    for over_rest, over_grpc in zip(items, reply.items, strict=True):
+        row = int(over_rest["item_id"][1:])
+        known: dict[str, Any] = {"gtin": 9_007_199_254_740_993 + row, "far": 1e300, "organic": 1}
+        known |= {"brand": 69, "aisle": 7} if row % 3 else {"brand": None, "aisle": None}
+        known |= {"category": 12.5 if row % 2 else 12}
+        # Read from JSON, 69.0 is a float and would be shown as one.
+        assert {name: repr(value) for name, value in over_rest["product"].items()} == {
+            name: repr(value) for name, value in known.items()
+        }
+        told = {name: f"{value:.15g}" for name, value in known.items() if value is not None}
+        assert dict(over_grpc.product) == {**told, "gtin": str(known["gtin"])}
+    page = Local(rest_app(service))
+    found = page.get("/v1/products", params={"query": "69 12", "limit": 50}).json()
+    assert {one["product"]["brand"] for one in found["products"]} == {69}
+    offered = page.get("/v1/choices").json()
+    assert [choice["value"] for choice in offered["brands"]] == ["69"]
+    assert [choice["value"] for choice in offered["categories"]] == ["12", "12.5"]
+    body = {"k": 50, "filters": {"brand": "69", "category": "12"}}
+    listed = page.post("/v1/recommend", json=body).json()["items"]
+    assert len(listed) == sum(row % 3 != 0 and row % 2 == 0 for row in range(60))
+    assert "12" in page.get("/v1/models/0/map").json()["titles"]
 
 
 def test_released_figures_are_of_all_shops_together(client: Local) -> None:

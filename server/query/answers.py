@@ -87,7 +87,7 @@ class Listed(Body):
     item_id: str
     score: float
     tail: bool = Field(description="Not among the fifth of products that are bought most.")
-    product: dict[str, str | float | None] = Field(description="Its public columns.")
+    product: dict[str, str | int | float | None] = Field(description="Its public columns.")
     reasons: Reasons | None = None
     own_item_ids: tuple[str, ...] = Field(
         (), description="The shop's own numbers of it, where a shop's differ from the catalogue's."
@@ -250,12 +250,14 @@ def _response(model: Model, answer: Answer) -> RecommendResponse:
     )
 
 
-def public_columns(values: Mapping[str, Any]) -> dict[str, str | float | None]:
+def public_columns(values: Mapping[str, Any]) -> dict[str, str | int | float | None]:
     """Return a product's columns as JSON values."""
-    found: dict[str, str | float | None] = {}
+    found: dict[str, str | int | float | None] = {}
     for name, value in values.items():
-        if isinstance(value, int | float):
-            found[name] = float(value) if math.isfinite(value) else None
+        if isinstance(value, int):
+            found[name] = int(value)
+        elif isinstance(value, float):
+            found[name] = value if math.isfinite(value) else None
         else:
             found[name] = None if value is None else str(value)
     return found

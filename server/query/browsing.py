@@ -37,7 +37,7 @@ class FoundProduct(_Body):
 
     item_id: str
     tail: bool = Field(description="Not among the fifth of products that are bought most.")
-    product: dict[str, str | float | None] = Field(description="Its public columns.")
+    product: dict[str, str | int | float | None] = Field(description="Its public columns.")
 
 
 class ProductList(_Body):

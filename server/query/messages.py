@@ -79,10 +79,11 @@ def _texts(product: Mapping[str, Any]) -> dict[str, str]:
     for name, value in product.items():
         if isinstance(value, str):
             found[name] = value
-        elif isinstance(value, int | float):
-            # All digits of a price, and no ".0" behind a whole number.
+        elif isinstance(value, int):
+            found[name] = str(int(value))
+        elif isinstance(value, float):
             if math.isfinite(value):
-                found[name] = f"{float(value):.15g}"
+                found[name] = f"{value:.15g}"  # all digits of a price
         elif value is not None:
             found[name] = str(value)
     return found
