@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cli_support import status_of
 from common.disk import write_whole
 from common.errors import ConfigError, RunError
+from common.protocol import shop_key
 from operator_support import new_federation, new_key
 from server.__main__ import app
 from server.operating import gateway
@@ -27,6 +28,7 @@ from server.operating.folder import (
 )
 from server.operating.services import check_files, is_up, read_up
 from server.operating.shops import Shops, reconcile
+from server.rounds.heads import LedgerHeads
 from server.settings import read_home
 from server.training.plan import read_plan_file
 
@@ -252,6 +254,88 @@ def test_shops_are_enrolled_listed_and_removed(
     for bad in ("", " ", " x", "a\nb", "x" * 300):
         assert command("enrol", bad, new_key(tmp_path / "bad", f"k{len(bad)}")) == 2
     assert command("ports") == 1
+
+
+def test_a_mistyped_name_is_corrected_while_nobody_knows_it(
+    federation: Federation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(name: str, *arguments: object) -> int:
+        return call(name, *arguments, "--federation", federation.folder)
+
+    def names() -> list[str]:
+        return [shop.name for shop in Shops(federation.shops).all()]
+
+    def refused(words: str, *arguments: object) -> None:
+        before = names()
+        assert command(*map(str, arguments)) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
+        assert names() == before
+
+    key = new_key(tmp_path, "corner").with_suffix(".pub")
+    other = new_key(tmp_path, "harbour").with_suffix(".pub")
+    assert command("enrol", "cornr", key) == 0
+    assert command("enrol", "harbour", other) == 0
+    refused("`python -m server rename` corrects it", "enrol", "corner", key)
+    refused("did you mean 'cornr'", "rename", "corn", "corner")
+    refused("enrolled as 'harbour' already", "rename", "cornr", "harbour")
+    refused("cannot be a shop's name", "rename", "cornr", " corner")
+    capsys.readouterr()
+    assert command("rename", "cornr", "corner") == 0
+    assert "renamed cornr to corner (key " in " ".join(capsys.readouterr().out.split())
+    assert names() == ["corner", "harbour"]
+    lines = (federation.shops / "renamed.jsonl").read_text(encoding="utf-8").splitlines()
+    (act,) = map(json.loads, lines)
+    assert (act["from"], act["to"]) == ("cornr", "corner")
+    assert act["key"] == Shops(federation.shops).all()[0].fingerprint
+    assert command("rename", "corner", "corner 2") == 0  # still known to nobody
+
+    # A roster that was handed out, or a ledger's head, holds the key under its name.
+    assert command("roster") == 0
+    refused("on the roster of secure sums", "rename", "corner 2", "corner")
+    federation.roster.unlink()
+    heads = federation.folder / "ledger-heads.json"
+    LedgerHeads(heads).remember({shop_key("corner 2"): "1" * 64})
+    refused("took part in a run", "rename", "corner 2", "corner")
+    heads.unlink()
+    # SuperLink takes no key under a second name, and forgets none, whatever becomes of it here.
+    control = FakeControl()
+    assert reconcile(Shops(federation.shops), control) == []  # type: ignore[arg-type]
+    assert sorted(node.name for node in control.nodes()) == ["corner 2", "harbour"]
+    refused("takes none under a second name", "rename", "corner 2", "corner")
+    refused("takes none under a second name", "rename", "harbour", "harbor")
+    assert command("remove", "harbour") == 0
+    refused("never admits one again", "enrol", "harbor", other)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_removed_key_comes_back_under_no_name(
+    federation: Federation, tmp_path: Path, told: bool
+) -> None:
+    shops, key = Shops(federation.shops), new_key(tmp_path, "a").with_suffix(".pub")
+    shops.enrol("a", key)
+    if told:
+        reconcile(shops, FakeControl())  # type: ignore[arg-type]
+    shops.remove("a")
+    for name in ("a", "b"):
+        with pytest.raises(ConfigError, match="never admits one again"):
+            shops.enrol(name, key)
+    with pytest.raises(ConfigError, match="no shop 'a' is enrolled"):
+        shops.rename("a", "b")
+    assert shops.all() == []
+
+
+def test_a_key_that_superlink_did_not_take_counts_as_told(tmp_path: Path) -> None:
+    # Whether it keeps a key whose answer was lost on the way, nobody here can say.
+    class Deaf(FakeControl):
+        def register(self, public_key: bytes, name: str) -> int:
+            raise RunError("does not answer")
+
+    (tmp_path / "shops").mkdir()
+    shops = Shops(tmp_path / "shops")
+    shops.enrol("a", new_key(tmp_path, "a").with_suffix(".pub"))
+    assert reconcile(shops, Deaf()) == ["a"]  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="takes none under a second name"):
+        shops.rename("a", "b")
 
 
 def test_only_a_public_p384_key_can_be_enrolled(federation: Federation, tmp_path: Path) -> None:

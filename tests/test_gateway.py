@@ -296,6 +296,9 @@ def test_only_enrolled_shops_are_let_in_and_removed_ones_are_put_out(
         wait_for(lambda: status() == {"Shop 1/a": "online"}, "the shop's node online")
         listed = json.loads(server(up.federation, "shops", "--json").stdout)
         assert [(s["shop"], s["status"]) for s in listed["shops"]] == [("Shop 1/a", "online")]
+        renamed = server(up.federation, "rename", "Shop 1/a", "Shop 1/b")
+        assert renamed.returncode == 2
+        assert "takes none under a second name" in renamed.stderr
         assert server(up.federation, "remove", "Shop 1/a").returncode == 0
         node.wait(WAIT_SECONDS)
     (key.with_suffix("") / "secret").unlink()

@@ -65,6 +65,22 @@ def enrol(
 
 
 @operator_app.command()
+def rename(
+    shop: Annotated[str, typer.Argument(help="The name that it was enrolled under.")],
+    to: Annotated[str, typer.Argument(help="The right one: the merchant_id of its data.")],
+    federation: Federation = HERE,
+    as_json: Json = False,
+) -> None:
+    """Correct a mistyped name, as long as SuperLink was not told of it."""
+    from server.operating.enrolling import rename as rename_shop
+    from server.operating.folder import open_federation
+    from server.operating.tables import change_table
+
+    document = rename_shop(open_federation(federation), shop, to)
+    print_document(document, change_table, as_json=as_json)
+
+
+@operator_app.command()
 def remove(
     shop: Annotated[str, typer.Argument(help="Its name.")],
     federation: Federation = HERE,

@@ -1,13 +1,18 @@
-"""Enrolling and removing shops: the folder first, then a running SuperLink."""
+"""Enrolling, renaming and removing shops: the folder first, then a running SuperLink."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
-from common.errors import RunError
+from common.errors import ConfigError, RunError
+from common.protocol import NO_FINGERPRINT, shop_key
+from common.secure_sum.members import read_members
 from server.operating.folder import Federation
 from server.operating.services import control, is_up
-from server.operating.shops import Shop, Shops, reconcile
+from server.operating.shops import Shop, Shops, fingerprint, reconcile
+from server.rounds.heads import LedgerHeads
+from server.settings import read_home
+from server.variables import SERVER_VARIABLE
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +21,20 @@ def enrol(federation: Federation, name: str, key_file: Path) -> dict[str, Any]:
     """Add a shop; return what was done."""
     shop = Shops(federation.shops).enrol(name, key_file)
     return _done(federation, shop, "enrolled")
+
+
+def rename(federation: Federation, name: str, to: str) -> dict[str, Any]:
+    """Correct the name of a shop that nobody was told of yet; return what was done.
+
+    Raises
+    ------
+    ConfigError
+        If the shop took part under that name, its key was handed out with it, or as
+        :meth:`Shops.rename`.
+    """
+    _check_nobody_knows(federation, name)
+    done = _done(federation, Shops(federation.shops).rename(name, to), "renamed")
+    return {**done, "before": name}
 
 
 def remove(federation: Federation, name: str) -> dict[str, Any]:
@@ -55,3 +74,20 @@ def _done(federation: Federation, shop: Shop, what: str) -> dict[str, Any]:
             # The list is what counts: SuperLink is told when it starts again.
             logger.warning("shop=%r event=not_told reason=%s", shop.name, error)
     return {"shop": shop.name, "key": shop.fingerprint, "done": what, "superlink_told": told}
+
+
+def _check_nobody_knows(federation: Federation, name: str) -> None:
+    """Refuse where somebody else holds a shop's key under this name: it would be two shops'."""
+    new_key = (
+        "`python -m server remove` it, and let the shop make a new key (`python -m client key new "
+        "SHOP.toml`)"
+    )
+    heads = read_home({SERVER_VARIABLE: str(federation.folder)}).heads_file
+    if heads.exists() and LedgerHeads(heads).of(shop_key(name)) != NO_FINGERPRINT:
+        # Under another name a ledger that forgets what was spent would pass.
+        raise ConfigError(f"{name!r} took part in a run under that name: {new_key}")
+    roster = federation.roster
+    handed_out = read_members(roster) if roster.exists() else {}
+    for shop in Shops(federation.shops).all():
+        if shop.name == name and shop.fingerprint in map(fingerprint, handed_out.values()):
+            raise ConfigError(f"the key of {name!r} is on the roster of secure sums: {new_key}")

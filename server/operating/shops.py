@@ -4,8 +4,14 @@ The folder of keys is what counts. A running SuperLink is told at once; :func:`r
 whatever it missed, when the services start.
 """
 
+import fcntl
+import json
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -14,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.config import nearest
-from common.disk import write_whole
+from common.disk import sync, write_whole
 from common.errors import ConfigError, RunError
 from server.operating.control import Control
 
@@ -23,6 +29,10 @@ logger = logging.getLogger(__name__)
 _SUFFIX = ".pub"
 #: Below the shops' folder: keys that SuperLink will never admit again.
 _REMOVED = "removed"
+#: Likewise: a file for each key that SuperLink was never told of. It may know any other.
+_UNTOLD = "untold"
+#: Beside the keys: a line for each name that was corrected.
+_RENAMED = "renamed.jsonl"
 _LONGEST_FILE_NAME = 250
 
 
@@ -121,7 +131,11 @@ class Shops:
             If the name or the key is another shop's, was removed, or is not valid.
         """
         path, key = self._path(name), read_key(key_file)
-        new = Shop(name, key)
+        with self.alone():
+            return self._enrol(Shop(name, key), path, key_file)
+
+    def _enrol(self, new: Shop, path: Path, key_file: Path) -> Shop:
+        name = new.name
         for shop in self.all():
             same_key = shop.fingerprint == new.fingerprint
             if shop.name == name and same_key:
@@ -133,15 +147,44 @@ class Shops:
                 )
             if same_key:
                 raise ConfigError(
-                    f"{key_file} is the key of shop {shop.name!r}: each shop has its own"
+                    f"{key_file} is the key of shop {shop.name!r}: each shop has its own. If that "
+                    "name is mistyped, `python -m server rename` corrects it"
                 )
         if self._grave(new).exists():
             raise ConfigError(
                 f"{key_file} is a key that was removed, and SuperLink never admits one again: "
                 "let the shop make a new one"
             )
-        write_whole(path, _openssh(key))
+        untold = self._untold(new)
+        untold.parent.mkdir(mode=0o700, exist_ok=True)
+        write_whole(untold, b"")
+        write_whole(path, _openssh(new.key))
         return new
+
+    def rename(self, name: str, to: str) -> Shop:
+        """Give a shop that was enrolled under a wrong name the right one, with the same key.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such shop, the new name is taken or not valid, or SuperLink may know the
+            key: it never takes one under a second name.
+        """
+        place = self._path(to)
+        with self.alone():
+            shop = self._named(name)
+            if place.exists():
+                raise ConfigError(f"a shop is enrolled as {to!r} already: remove that one first")
+            if not self._untold(shop).exists():
+                raise ConfigError(
+                    f"SuperLink was told of the key of {name!r}, and takes none under a second "
+                    "name: `python -m server remove` it, and let the shop make a new one (`python "
+                    "-m client key new SHOP.toml`)"
+                )
+            self._note({"from": name, "to": to, "key": shop.fingerprint})
+            self._path(name).replace(place)
+            sync(self.folder)
+        return Shop(to, shop.key)
 
     def remove(self, name: str) -> Shop:
         """Take a shop off the list; its key is never admitted again.
@@ -151,13 +194,45 @@ class Shops:
         ConfigError
             If there is no such shop.
         """
+        with self.alone():
+            shop = self._named(name)
+            self._grave(shop).parent.mkdir(mode=0o700, exist_ok=True)
+            self._path(name).replace(self._grave(shop))
+            self.told(shop)
+        return shop
+
+    def told(self, shop: Shop) -> None:
+        """Note, before it is so, that SuperLink knows a key: it keeps its name from now on."""
+        if (untold := self._untold(shop)).exists():
+            untold.unlink()
+            sync(untold.parent)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let nobody else change the list, or tell SuperLink of it, meanwhile."""
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _named(self, name: str) -> Shop:
         shops = {shop.name: shop for shop in self.all()}
         if (shop := shops.get(name)) is None:
             known = nearest(name, list(shops)) if shops else "no shop is enrolled"
             raise ConfigError(f"no shop {name!r} is enrolled; {known}")
-        self._grave(shop).parent.mkdir(mode=0o700, exist_ok=True)
-        self._path(name).replace(self._grave(shop))
         return shop
+
+    def _note(self, act: dict[str, str]) -> None:
+        """Write an act down, on the disk before this returns."""
+        line = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **act}
+        path = self.folder / _RENAMED
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "ab") as file:
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        sync(path)
+        sync(self.folder)
 
     def _path(self, name: str) -> Path:
         if not name.strip() or name != name.strip() or not name.isprintable():
@@ -172,6 +247,9 @@ class Shops:
     def _grave(self, shop: Shop) -> Path:
         return self.folder / _REMOVED / f"{shop.fingerprint}{_SUFFIX}"
 
+    def _untold(self, shop: Shop) -> Path:
+        return self.folder / _UNTOLD / shop.fingerprint
+
 
 def reconcile(shops: Shops, control: Control) -> list[str]:
     """Have SuperLink admit the enrolled shops and nobody else.
@@ -181,6 +259,11 @@ def reconcile(shops: Shops, control: Control) -> list[str]:
     list of str
         Names of enrolled shops that it does not admit: it knows their keys as removed ones.
     """
+    with shops.alone():
+        return _reconcile(shops, control)
+
+
+def _reconcile(shops: Shops, control: Control) -> list[str]:
     wanted = {shop.pem: shop for shop in shops.all()}
     known = {node.public_key: node for node in control.nodes()}
     for key, node in known.items():
@@ -189,6 +272,7 @@ def reconcile(shops: Shops, control: Control) -> list[str]:
             logger.warning("shop=%r event=refused node=%d", node.name, node.node_id)
     not_admitted = []
     for key, shop in wanted.items():
+        shops.told(shop)
         if key in known and known[key].name == shop.name:
             continue
         try:

@@ -62,9 +62,11 @@ def renewed_table(document: dict[str, Any]) -> Group:
 
 
 def change_table(document: dict[str, Any]) -> str:
-    """Return what ``enrol`` and ``remove`` say."""
+    """Return what ``enrol``, ``rename`` and ``remove`` say."""
     told = "SuperLink knows" if document["superlink_told"] else "SuperLink is told when it starts"
-    return f"{document['done']} {escape(document['shop'])} (key {document['key'][:16]}...); {told}"
+    names = [document[key] for key in ("before", "shop") if key in document]
+    words = f"{document['done']} {escape(' to '.join(names))}"
+    return f"{words} (key {document['key'][:16]}...); {told}"
 
 
 def shops_table(document: dict[str, Any]) -> Table | str:
