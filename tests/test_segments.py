@@ -13,6 +13,7 @@ from scipy import sparse
 from typer.testing import CliRunner
 
 from client.__main__ import app
+from client.data.assortment import home_catalogue
 from client.data.periods import histories
 from client.home import segment_fitting
 from client.home.adapted_state import read_facts
@@ -21,11 +22,13 @@ from client.home.answers import HomeAnswers
 from client.home.personalization import HomeModel
 from client.home.recommending import Request, attributes_of, get_ready, recommend
 from client.home.segment_fitting import LEAST_MEMBERS, _Sums, fit_segments
-from client.home.shop import HomeRecords, read_records
+from client.home.shop import HomeRecords, load_home_model, read_records
+from client.home_settings import HomeSettings
 from client.shop_folder import ShopFolder
 from common.asking import Query
 from common.errors import ConfigError, DataError
 from common.model import LOCAL_NAMES
+from common.protocol import ModelPlan
 from home_support import DAY, START, HomeShop, N, Record
 
 CUSTOMERS = 160
@@ -187,12 +190,45 @@ def test_a_customer_is_left_out_of_their_own_segments(adapted: HomeShop) -> None
 def test_weights_are_chosen_on_others_than_those_who_are_asked_for(adapted: HomeShop) -> None:
     """Only what was bought from the beginning of the last part on chooses."""
     found, home, begin = fitting(adapted)
-    arguments = (0.0, home, adapted.settings.home.mixed, 2000, begin)
-    kept = fit_segments(found, *arguments)
+    arguments = (home, adapted.settings.home.mixed, 2000, begin)
+    kept = fit_segments(home.model, 0.0, found, *arguments)
     assert kept is not None
     assert np.isfinite(kept.tastes).all()
     before = replace(found, events=found.events.before(begin))
-    assert fit_segments(before, *arguments) is None
+    assert fit_segments(home.model, 0.0, before, *arguments) is None
+
+
+def test_the_mixture_that_is_asked_knows_nothing_of_what_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It was fitted around a model whose groups all records had dealt to products already, those
+    # of the last part among them: its directions told of them.
+    shop = made(tmp_path)
+    groups = ModelPlan(dimension=2, groups="type", learned_items=3, group_weights="even")
+    folder = shop.model("grouped", model=groups)
+    how = HomeSettings(start={"shared_learned": 1.0}, own_groups="type", share_prior="even")
+    catalogue = home_catalogue(shop.settings)
+    model = load_home_model(folder, catalogue).model
+    found = read_records(shop.settings, catalogue)
+    begin = last_part(found.span[0], found.span[1] + 1, 0.2)
+    later = found.events.timestamps >= begin
+    # Of each kind the first product alone was bought then.
+    other = replace(found.events, items=np.where(later, found.events.items % 3, found.events.items))
+    pasts: list[HomeModel] = []
+
+    def asked(past: HomeModel, *_: object) -> float:
+        pasts.append(past)
+        return 0.0
+
+    monkeypatch.setattr(segment_fitting, "_strength", asked)
+    history = histories(found.events.before(begin), N, 0.0, begin)
+    for events in (found.events, other):
+        records = replace(found, events=events)
+        fitted = HomeModel.fit(model, histories(events, N, 0.0, records.span[1] + 1), how)
+        assert fit_segments(model, 0.0, records, fitted, how, 2000, begin) is None
+    expected = HomeModel.fit(model, history, how).scores(history)
+    for past in pasts:
+        np.testing.assert_array_equal(past.scores(history), expected)
 
 
 def test_customers_and_segments_are_limited(

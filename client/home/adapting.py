@@ -103,7 +103,13 @@ def _adapt(
     )
     progress("reading off what segments of the customers like")
     segments = fit_segments(
-        records, home.plan.half_life_days, fitted, mixed, settings.home.validation_customers, begin
+        home.model,
+        home.plan.half_life_days,
+        records,
+        fitted,
+        mixed,
+        settings.home.validation_customers,
+        begin,
     )
     fitted = replace(fitted, segments=segments)
     progress("keeping the adaptation")

@@ -17,6 +17,7 @@ from client.home.segments import Segments
 from client.home.shop import HomeRecords, Tail
 from client.home_settings import HomeSettings
 from common.metrics import CUTOFF, evaluate
+from common.model import GlobalModel
 from common.rng import derive
 from common.schema import ShopEvents
 from common.scoring import top_lists
@@ -101,8 +102,9 @@ class _Sums:
 
 
 def fit_segments(
-    records: HomeRecords,
+    model: GlobalModel,
     half_life: float,
+    records: HomeRecords,
     fitted: HomeModel,
     settings: HomeSettings,
     most: int,
@@ -112,10 +114,13 @@ def fit_segments(
 
     Parameters
     ----------
+    model
+        The global model as it came. That of ``fitted`` has its groups dealt by what all records
+        say, those that are asked for among them.
     half_life
         Of a record's weight, in days; 0 forgets nothing.
     fitted
-        The shop's mixture, fitted on all records with these settings.
+        The shop's mixture around it, fitted on all records with these settings.
     most
         The mixture is heard on so many customers at most.
 
@@ -124,7 +129,7 @@ def fit_segments(
     Segments or None
         None where the shop knows nothing of its customers, or it brings nothing.
     """
-    events, model = records.events, fitted.model
+    events = records.events
     n, end = model.catalogue.size, records.span[1] + 1
     if not any((values != "").any() for values in events.attributes.values()):
         return None

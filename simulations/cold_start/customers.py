@@ -253,7 +253,7 @@ def _served(
     most = HomeSection().validation_customers
     end = records.span[1] + 1
     home, _ = fit_home(models.final, half_life, records, how, most, begin, end)
-    segments = fit_segments(records, half_life, home, how, most, begin)
+    segments = fit_segments(models.final, half_life, records, home, how, most, begin)
     scores = np.tile(what_sells(home), (len(people), 1))
     if segments is not None:
         for row, person in enumerate(people):
