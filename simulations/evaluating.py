@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from client.home.shop import untrained
-from client.home_settings import TRAINED_PARTS
+from client.home_settings import LEARNED_PARTS, TRAINED_PARTS
 from client.privacy.ledger import Ledger
 from common.model import GlobalModel
 from common.protocol import shop_key
@@ -98,6 +98,8 @@ def arm_outcomes(
         return by_popularity(world)
     if arm == "centralized":
         settings = home.centralized
+        if trained is not None and not trained.plan.rounds:
+            settings = settings.without(*LEARNED_PARTS)
 
         def pooled(tuning: bool) -> Knowledge:
             period = world.validation if tuning else world.test

@@ -6,7 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from client.home_settings import OWN_PARTS, SHARED_PARTS, TRAINED_PARTS, HomeSettings
+from client.home_settings import (
+    LEARNED_PARTS,
+    OWN_PARTS,
+    SHARED_PARTS,
+    TRAINED_PARTS,
+    HomeSettings,
+)
 from common.config import nearest, parse, read_toml, with_overrides
 from common.contract import BEHAVIOR_WEIGHTS, BadRows
 from common.errors import ConfigError
@@ -171,12 +177,15 @@ class AdaptationSection(Section):
     pooled_power: float = Field(0.5, gt=0, le=1)
 
     def of_plan(self, plan: TrainingPlan) -> HomeSettings:
-        """Return the settings of the shops around a federation's model."""
-        if not plan.private:
-            return self.federated
-        if plan.unit == "basket" and self.basket is not None:
-            return self.basket
-        return self.federated_dp
+        """Return the settings of the shops around a federation's model.
+
+        Without rounds it has learned nothing but popularity, and they mix as shops do around such
+        a model: :func:`client.home.adapting.fitting`.
+        """
+        settings = self.federated_dp if plan.private else self.federated
+        if plan.private and plan.unit == "basket" and self.basket is not None:
+            settings = self.basket
+        return settings if plan.rounds else settings.without(*LEARNED_PARTS)
 
     def home_only(self) -> HomeSettings:
         """Return the settings around an untrained model: the federated ones, less what it lacks.

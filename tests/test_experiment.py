@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from client.home_settings import LEARNED_PARTS
 from common.accounting import epsilon, plan_spends
 from common.errors import ConfigError
 from common.protocol import ModelPlan, TrainingPlan
@@ -187,6 +188,23 @@ def test_baskets_may_have_a_section_of_their_own(small: Path) -> None:
 def test_the_server_gets_the_seed_of_the_run(small: Path) -> None:
     experiment = read_experiment(small, ["run.seed=7"])
     assert server_config(experiment, "federated")["seed"] == 7
+
+
+@pytest.mark.parametrize("unit", ["customer", "basket", "interaction"])
+def test_shops_mix_nothing_learned_around_a_model_without_rounds(unit: str) -> None:
+    # What stands there then is where training begins: directions drawn at random, which no shop
+    # mixes. In the arm they stood beside each shop's customers.
+    experiment = read_experiment(DEMO, [f"privacy.unit={unit}"])
+    home, plan = experiment.home, plan_of(experiment)
+    found = home.of_plan(plan)
+    assert bool(set(LEARNED_PARTS) & set(found.start)) == (plan.rounds > 0) == (unit == "customer")
+    expected = {"customer": home.federated_dp.start, "basket": home.basket and home.basket.start}
+    alone = {**home.federated_dp.start, "own_ease": 5.0}
+    alone.pop("shared_ease")
+    assert found.start == expected.get(unit, alone)
+    untrained = plan_of(experiment, "federated").model_copy(update={"rounds": 0})
+    assert "shared_ease" not in home.of_plan(untrained).start
+    assert home.of_plan(plan_of(experiment, "federated")) == home.federated
 
 
 def test_home_only_has_no_part_that_training_makes(small: Path) -> None:

@@ -247,7 +247,7 @@ def _served(
 
     As ``python -m client adapt`` fits it, on all that came before the test weeks.
     """
-    how = experiment.home.federated_dp if models.private else experiment.home.federated
+    how = experiment.home.of_plan(models.plan)
     records = HomeRecords(shop.before(seen.split.train_until), seen.stock.get(shop.merchant_id))
     begin, half_life = seen.split.validation_from, seen.half_life_days
     most = HomeSection().validation_customers

@@ -10,6 +10,7 @@ from scipy import sparse
 
 from common.metrics import CUTOFF, MetricSums, evaluate, merge_all, paired_bootstrap
 from common.model import GlobalModel
+from common.protocol import TrainingPlan
 from common.schema import encode_shops
 from common.scoring import ScoreFunction, top_lists
 from simulations.arms import global_model
@@ -168,7 +169,7 @@ class Models:
 
     final: GlobalModel
     tuning: GlobalModel
-    private: bool
+    plan: TrainingPlan
 
 
 def train(
@@ -187,5 +188,5 @@ def train(
             global_model(world, plan.model, trained.checkpoint(number).state)
             for number in (plan.rounds, plan.tuning_round)
         )
-        found[name] = Models(final, tuning, plan.private)
+        found[name] = Models(final, tuning, plan)
     return found

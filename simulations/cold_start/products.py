@@ -93,7 +93,7 @@ def cold_products(
             add(f"{name}-taste", "the global model without popularity", _by_taste(model))
             words = "the global model as served: what sells of the same content is in it"
             add(f"{name}-global", words, model.scores)
-            how = experiment.home.federated_dp if models.private else experiment.home.federated
+            how = experiment.home.of_plan(models.plan)
             home = _home(before, shop.merchant_id, how, replace(models, final=model))
             add(name, "the same adapted at home, as served", home.scores)
     return case

@@ -135,7 +135,7 @@ def _add_shop(
             _rows(model, known),
         )
         if days:
-            how = experiment.home.federated_dp if models.private else experiment.home.federated
+            how = experiment.home.of_plan(models.plan)
             home = adapt(model, models.tuning, how)
             add(f"{name}", "the same, adapted at home on these days", _rows(home, known))
             served = _served(home, known)
