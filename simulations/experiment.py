@@ -260,6 +260,13 @@ def _check_home(home: AdaptationSection) -> None:
                     )
 
 
+def section_of(experiment: Experiment, arm: str) -> str:
+    """Return the field of the section that a federated arm is trained by."""
+    if arm == "federated-dp" and experiment.privacy.unit == "basket" and experiment.basket:
+        return "basket"
+    return arm.replace("-", "_")
+
+
 def training_plan(
     experiment: Experiment, arm: str, *, validation_from: int, train_until: int, shops: int = 0
 ) -> TrainingPlan:
@@ -277,9 +284,7 @@ def training_plan(
     """
     private = arm == "federated-dp"
     privacy = experiment.privacy
-    section = experiment.federated_dp if private else experiment.federated
-    if private and privacy.unit == "basket" and experiment.basket is not None:
-        section = experiment.basket
+    section: FederationSection = getattr(experiment, section_of(experiment, arm))
     rounds = 0 if private and privacy.unit == "interaction" else section.rounds
     values = section.model_dump(exclude={"tuning_share", "server", "model"})
     plan = TrainingPlan(
@@ -303,8 +308,5 @@ def training_plan(
 
 def server_config(experiment: Experiment, arm: str) -> dict[str, float | int | str]:
     """Return the run config of a federated arm, over the defaults of ``pyproject.toml``."""
-    private = arm == "federated-dp"
-    section = experiment.federated_dp if private else experiment.federated
-    if private and experiment.privacy.unit == "basket" and experiment.basket is not None:
-        section = experiment.basket
+    section: FederationSection = getattr(experiment, section_of(experiment, arm))
     return {"seed": experiment.run.seed, **section.server}

@@ -19,9 +19,9 @@ from simulations.__main__ import app
 from simulations.attack.attackers import LOUD, Conspiracy
 from simulations.attack.measure import changes, mean_figures
 from simulations.attack.page import attack_rows, attack_words
-from simulations.attack.run import run_attack, without_stock_of
+from simulations.attack.run import _defended, run_attack, without_stock_of
 from simulations.attack.settings import AttackName
-from simulations.experiment import Experiment
+from simulations.experiment import Experiment, server_config
 from simulations.world import build_world
 
 PRODUCTS, CUSTOMERS, TARGET = 40, 30, 33
@@ -231,6 +231,23 @@ def test_a_defence_that_needs_more_shops_is_refused_before_any_run(tmp_path: Pat
     with pytest.raises(ConfigError, match=r"'krum' takes 5 shops at least, and there are 4"):
         run_attack(experiment, tmp_path / "out", Silent())
     assert not list((tmp_path / "out").rglob("*clean*"))
+
+
+@pytest.mark.parametrize("federation", ["federated", "federated-dp"])
+@pytest.mark.parametrize("unit", ["customer", "basket"])
+@pytest.mark.parametrize("own_section", [False, True])
+def test_the_server_that_is_attacked_has_the_defence(
+    federation: str, unit: str, *, own_section: bool
+) -> None:
+    # Baskets may have a section of their own: it was asked for the server's settings, and the
+    # defence stood in another. Every defence was measured as none.
+    base = small()
+    privacy = base.privacy.model_copy(update={"unit": unit})
+    basket = base.federated_dp if own_section else None
+    experiment = base.model_copy(update={"privacy": privacy, "basket": basket})
+    found = server_config(_defended(experiment, federation, "median"), federation)
+    assert (found["defence"], found["bad-share"]) == ("median", base.attack.bad_share)
+    assert found.items() >= server_config(experiment, federation).items()
 
 
 def test_what_cannot_be_attacked_is_refused(tmp_path: Path) -> None:

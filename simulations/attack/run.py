@@ -25,7 +25,7 @@ from simulations.attack.poisoned import Poisoned, Remembered
 from simulations.attack.settings import PUSHES, AttackName
 from simulations.documents import Document, plain, to_json, write_text
 from simulations.engine.in_process import run_in_process
-from simulations.experiment import Experiment
+from simulations.experiment import Experiment, section_of
 from simulations.federating import Federator, Trained
 from simulations.finished_parts import finished_parts
 from simulations.machine import machine_facts
@@ -311,10 +311,10 @@ def _without_customers(found: Document) -> Document:
 
 def _defended(experiment: Experiment, federation: str, defence: str) -> Experiment:
     """Return the experiment with a defence in the settings of a federation's server."""
-    alias = federation.replace("-", "_")
-    section = getattr(experiment, alias)
+    name = section_of(experiment, federation)
+    section = getattr(experiment, name)
     server = {**section.server, "defence": defence, "bad-share": experiment.attack.bad_share}
-    return experiment.model_copy(update={alias: section.model_copy(update={"server": server})})
+    return experiment.model_copy(update={name: section.model_copy(update={"server": server})})
 
 
 @contextmanager
