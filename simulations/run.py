@@ -8,7 +8,7 @@ middle goes on at its round.
 import gc
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -68,8 +68,14 @@ def run_experiment(experiment: Experiment, out: Path, watcher: Watcher) -> dict[
 
 
 @contextmanager
-def draft_folder(experiment: Experiment, out: Path) -> Iterator[Path]:
-    """Give the draft folder of ``out``, ours alone; rename it when the run is whole."""
+def draft_folder(
+    experiment: Experiment, out: Path, begun: Sequence[str] = (WORK,)
+) -> Iterator[Path]:
+    """Give the draft folder of ``out``, ours alone; rename it when the run is whole.
+
+    ``begun`` are patterns of what is there once anything was begun that could go on: without it,
+    what was refused or interrupted leaves nothing.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is in use: give a folder that is new or empty, or move it away")
     draft = out.with_name(f".{out.name}.partial")
@@ -78,7 +84,7 @@ def draft_folder(experiment: Experiment, out: Path) -> Iterator[Path]:
         try:
             yield draft
         except (InputError, KeyboardInterrupt):
-            if not (draft / WORK).exists():  # nothing was begun that could go on
+            if not any(any(draft.glob(pattern)) for pattern in begun):
                 shutil.rmtree(draft)
             raise
         (draft / LOCK).unlink()

@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.home.personalization import HomeModel
+from client.home.shop import untrained
 from common.errors import ConfigError
 from common.popularity import of_like
+from common.protocol import TrainingPlan
 from experiment_support import SMALL
 from report_support import shown_text
+from simulations.cold_start import run as cold_run
 from simulations.cold_start.customers import FOLDS, cold_customers, described, hidden_customers
 from simulations.cold_start.customers import records_of as records_of_customers
-from simulations.cold_start.measure import without
+from simulations.cold_start.measure import Case, Models, without
 from simulations.cold_start.page import (
     cold_start_tables,
     render_cold_start,
@@ -23,8 +27,8 @@ from simulations.cold_start.page import (
 )
 from simulations.cold_start.products import new_products
 from simulations.cold_start.products import records_of as records_of_products
-from simulations.cold_start.run import run_cold_start
-from simulations.cold_start.shops import new_shops
+from simulations.cold_start.run import _ColdStart, run_cold_start
+from simulations.cold_start.shops import cold_shops, new_shops
 from simulations.experiment import Experiment, read_experiment
 from simulations.world import World, build_world
 
@@ -187,3 +191,66 @@ def test_what_trains_nothing_is_refused(experiment: Experiment, tmp_path: Path) 
     arms = experiment.run.model_copy(update={"arms": ("popularity", "local")})
     with pytest.raises(ConfigError, match="names no model to train"):
         run_cold_start(experiment.model_copy(update={"run": arms}), tmp_path / "out", Quiet())
+
+
+def test_customers_are_hidden_and_asked_for_where_arms_are_measured(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    # Where few shops are measured, all others were looked for among those who are hidden.
+    run = experiment.run.model_copy(update={"measured_shops": 2, "measured_customers": 20})
+    few = experiment.model_copy(update={"run": run})
+    world = build_world(few)
+    folds = [hidden_customers(world, fold, 0) for fold in range(FOLDS)]
+    for shop in world.measured_shops:
+        users = np.concatenate([hidden[shop.merchant_id] for hidden in folds])
+        known = np.flatnonzero(described(shop))
+        expected = np.intersect1d(known, world.measured[shop.merchant_id])
+        np.testing.assert_array_equal(np.sort(users), expected)
+    document = run_cold_start(few, tmp_path / "out", Quiet(), ["customer"])
+    assert 0 < document["cases"][0]["customers"] <= 40
+
+
+def test_what_is_finished_when_a_person_interrupts_is_kept(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All of it was thrown away, as what an experiment that is refused leaves.
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_ColdStart, "_trained", interrupt)
+    out, cases = tmp_path / "out", ["customer", "product"]
+    with pytest.raises(KeyboardInterrupt):
+        run_cold_start(experiment, out, Quiet(), cases)
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+    monkeypatch.setattr(cold_run, "cold_customers", lambda *_: Case("customer", "who?", ()))
+    with pytest.raises(KeyboardInterrupt):
+        run_cold_start(experiment, out, Quiet(), cases)
+    monkeypatch.setattr(cold_run, "cold_customers", lambda *_: pytest.fail("measured again"))
+    with pytest.raises(KeyboardInterrupt):
+        run_cold_start(experiment, out, Quiet(), cases)
+
+
+def test_a_new_shop_is_fitted_to_what_it_stocks_whenever_it_is(
+    experiment: Experiment, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What decides whether adapting pays was fitted as if the shop sold everything.
+    names = new_shops(world)
+    merchants = world.dataset.tables.interactions["merchant_id"].astype(str)
+    others = without(world, experiment, merchants.isin(names).to_numpy())
+    fitted: list[np.ndarray | None] = []
+    fit = HomeModel.fit.__func__  # type: ignore[attr-defined]
+
+    def spied(cls: type, *args: Any, **named: Any) -> HomeModel:
+        fitted.append(args[5] if len(args) > 5 else named.get("stock"))
+        found = fit(cls, *args, **named)
+        assert isinstance(found, HomeModel)
+        return found
+
+    monkeypatch.setattr(HomeModel, "fit", classmethod(spied))
+    alone = untrained(world.catalogue)
+    plan = TrainingPlan(rounds=0, private=False)
+    cases = list(cold_shops(experiment, world, others, {"federated": Models(alone, alone, plan)}))
+    assert len(cases) == 4
+    assert len(fitted) > 4
+    for stock in fitted:
+        np.testing.assert_array_equal(stock, world.stock[names[0]])

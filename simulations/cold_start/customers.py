@@ -52,10 +52,13 @@ def described(shop: ShopEvents) -> np.ndarray:
 
 
 def hidden_customers(world: World, fold: int, seed: int) -> Mapping[str, np.ndarray]:
-    """Return merchant -> numbers of the customers that one training does not see."""
+    """Return merchant -> numbers of the customers that one training does not see.
+
+    They are among those who are measured, at shops that are.
+    """
     hidden = {}
     for shop in world.measured_shops:
-        users = np.flatnonzero(described(shop))
+        users = np.intersect1d(np.flatnonzero(described(shop)), world.measured[shop.merchant_id])
         stream = derive(seed, purpose="cold-customers", merchant_id=shop.merchant_id)
         hidden[shop.merchant_id] = np.sort(stream.permutation(users)[fold::FOLDS])
     return hidden
@@ -176,8 +179,8 @@ def cold_customers(
         strengths = _strengths(seen, trained)
         chosen.append(strengths)
         for shop in seen.shops:
-            users = hidden[shop.merchant_id]
-            _add_shop(case, experiment, world, seen, shop, users, trained, strengths)
+            if (users := hidden.get(shop.merchant_id)) is not None:
+                _add_shop(case, experiment, world, seen, shop, users, trained, strengths)
     case.facts = {
         "attributes": names,
         "trainings": len(chosen),

@@ -23,6 +23,7 @@ from simulations.cold_start.products import records_of as records_of_products
 from simulations.cold_start.shops import cold_shops, new_shops
 from simulations.documents import Document, plain, to_json, write_text
 from simulations.experiment import Experiment
+from simulations.federating import WORK
 from simulations.machine import machine_facts
 from simulations.progress import Watcher
 from simulations.run import draft_folder
@@ -32,6 +33,8 @@ from simulations.world import World, build_world
 TRAINED = ("federated-dp", "federated")
 CASES = ("customer", "product", "shop")
 _TRAINING = "training"
+# A finished case, and a federation that was begun.
+_BEGUN = (f"{_TRAINING}/*.json", f"{_TRAINING}/**/{WORK}")
 
 
 def run_cold_start(
@@ -59,7 +62,7 @@ def run_cold_start(
     arms = tuple(name for name in TRAINED if name in experiment.run.arms)
     if not arms:
         raise ConfigError(f"run.arms names no model to train: add {' or '.join(TRAINED)}")
-    with draft_folder(experiment, out) as folder:
+    with draft_folder(experiment, out, _BEGUN) as folder:
         watcher.stage("reading data")
         world = build_world(experiment, watcher.step)
         if len(world.shops) < 2:

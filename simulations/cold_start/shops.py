@@ -167,7 +167,10 @@ def _adapting_pays(
     asked = asked_only(period.targets)
     if not len(asked):
         return False
-    before = replace(HomeModel.fit(tuning, period.history, how), mixing_weights=home.mixing_weights)
+    before = replace(
+        HomeModel.fit(tuning, period.history, how, stock=stock),
+        mixing_weights=home.mixing_weights,
+    )
     history, targets = period.history[asked], sparse.csr_matrix(period.targets[asked])
     adapted, plain = (
         measure(_rows(model, history), history, targets, tail, stock).summary()["ndcg@20"]
