@@ -78,8 +78,9 @@ class SubspaceOptimizer:
         turn, values, _ = np.linalg.svd(small)
         basis = (tall @ turn)[: len(mean)]
         spectrum = denoise(values, self.noise(shops, weight, squares, variances), len(mean))
-        # From the mean update back to the sum over all units.
-        step = self.plan.learning_rate * self.plan.local_steps / self.plan.batch_normalizer
+        # From the mean update back to the sum over all units, of whom a step samples a share.
+        steps = self.plan.local_steps * self.plan.sample_rate
+        step = self.plan.learning_rate * steps / self.plan.batch_normalizer
         energy = spectrum * shops / step
         old = state[ITEMS].astype(np.float64)
         new_state = {

@@ -148,6 +148,20 @@ def test_what_units_leave_away_along_the_released_popularity_is_put_back(
     assert np.linalg.norm(found - gram) < 1e-3 * np.linalg.norm(gram)
 
 
+@pytest.mark.parametrize("rate", [0.25, 0.5])
+def test_the_spectrum_is_that_of_all_units_however_few_a_step_samples(
+    rate: float, catalogue: Catalogue
+) -> None:
+    # It was that of the sampled ones: so much less did what all customers have in common count
+    # beside a shop's own.
+    plan = plan_of(sample_rate=rate)
+    shops, _ = planted()
+    rows = pooled_rows(plan, shops)
+    values = np.linalg.eigvalsh(rows.T @ rows)[:-4:-1]
+    found = [federate(plan, shops, catalogue, rounds)[0][SPECTRUM] for rounds in range(8, 13)]
+    np.testing.assert_allclose(np.mean(found, axis=0), values, rtol=0.1)
+
+
 def test_rounds_end_at_the_leading_eigenvectors(catalogue: Catalogue) -> None:
     plan = plan_of()
     shops, _ = planted()
