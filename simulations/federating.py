@@ -112,6 +112,12 @@ class Federator:
             train_until=split.train_until,
             shops=len(self._world.shops),
         )
+        if plan.half_life_days != (known := self._world.half_life_days):
+            raise ConfigError(
+                f"{name} trains with a half_life_days of {plan.half_life_days:g}, and customers' "
+                f"histories are made with that of [federated], {known:g}, for all arms alike: give "
+                "both sections the same"
+            )
         if plan.unit == "basket" and "session_id" not in self._world.dataset.tables.interactions:
             raise ConfigError(
                 'privacy.unit = "basket" needs interactions with a session_id column: add it, or '

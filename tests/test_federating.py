@@ -52,6 +52,28 @@ def test_a_plan_that_no_shop_can_pay_for_is_refused_before_anything_is_trained(
     planned.plan("federated")  # costs nothing
 
 
+@pytest.mark.parametrize("unit", ["customer", "basket"])
+def test_an_arm_is_not_measured_on_histories_of_another_half_life(
+    tmp_path: Path, unit: str
+) -> None:
+    # A shop weighs histories by its plan's half-life; arms were all measured with that of one.
+    section = "basket" if unit == "basket" else "federated-dp"
+    changes = ("federated.half_life_days=30", f"privacy.unit={unit}", "basket.rounds=0")
+    planned = federator(tmp_path, *changes)
+    planned.plan("federated")
+    with pytest.raises(ConfigError, match=r"half_life_days of 0, .*\[federated\], 30"):
+        planned.plan("federated-dp")
+    (tmp_path / "same").mkdir()
+    # Baskets are refused later, for want of a session_id.
+    wrong = {"customer": "", "basket": "session_id"}[unit]
+    alike = federator(tmp_path / "same", *changes, f"{section}.half_life_days=30")
+    if wrong:
+        with pytest.raises(ConfigError, match=wrong):
+            alike.plan("federated-dp")
+    else:
+        assert alike.plan("federated-dp").half_life_days == 30
+
+
 def test_one_shop_that_can_pay_is_enough_and_a_large_delta_is_noted(tmp_path: Path) -> None:
     changes = ("privacy.cap_epsilon=1", f"privacy.caps.{BIG}=8", "privacy.target_delta=0.04")
     planned = federator(tmp_path, *changes)
