@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +292,21 @@ def test_an_arm_is_kept_to_the_last_bit(whole: Path) -> None:
             np.testing.assert_array_equal(one, other)
             assert type(one) is type(other)
     assert folder.read_arm("again", "federated") is None
+
+
+def test_who_took_no_part_is_kept_with_an_arm(whole: Path) -> None:
+    # A sweep that went on said of all shops that they had.
+    kept = SweepFolder(whole).read_arm("settings/00", "federated")
+    assert kept is not None
+    key = next(iter(kept.shops))
+    away = replace(kept.shops[key], took_part=False, reason="the shop's data were refused")
+    folder = SweepFolder(whole.parent)
+    folder.write_arm("away", replace(kept, shops={**kept.shops, key: away}))
+    again = folder.read_arm("away", "federated")
+    assert again is not None
+    for name, shop in again.shops.items():
+        expected = (False, away.reason) if name == key else (True, "")
+        assert (shop.took_part, shop.reason) == expected
 
 
 # --- the knee --------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ class SweepFolder:
                             for field in fields(MetricSums)
                         }
                     ),
+                    took_part=shop["took_part"],
+                    reason=shop["reason"],
                     home_weights=shop["home_weights"],
                 )
                 for number, (merchant_id, shop) in enumerate(facts["shops"].items())
@@ -81,7 +83,11 @@ class SweepFolder:
             "seconds": result.seconds,
             "peak_mb": result.peak_mb,
             "shops": {
-                key: {"home_weights": dict(shop.home_weights) if shop.home_weights else None}
+                key: {
+                    "home_weights": dict(shop.home_weights) if shop.home_weights else None,
+                    "took_part": shop.took_part,
+                    "reason": shop.reason,
+                }
                 for key, shop in result.shops.items()
             },
         }
