@@ -1,9 +1,10 @@
 """Where a long command keeps its finished parts, so that the same command goes on from them."""
 
 import fcntl
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.code import code_digest
@@ -14,6 +15,28 @@ LOCK = ".lock"
 _IDENTITY = "identity.json"
 # What a part may depend on: the server's rules and the attackers as much as what shops run.
 _CODE = ("client", "common", "server", "simulations")
+
+
+def tables_of(folders: Iterable[str]) -> dict[str, object]:
+    """Return what folders of tables hold, for the facts of parts that are made of them.
+
+    A folder's name says nothing of it: what was trained on its tables belongs to none that it gets
+    later. Nothing where no folder is named ("").
+    """
+    named = [folder for folder in dict.fromkeys(folders) if folder]
+    return {"tables": {name: _digest(Path(name).expanduser()) for name in named}} if named else {}
+
+
+def _digest(folder: Path) -> str:
+    """Return the SHA-256 over a folder's files; what can't be read, its reader tells of."""
+    whole = hashlib.sha256()
+    with suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and not path.name.startswith("."):
+                with path.open("rb") as file:
+                    own = hashlib.file_digest(file, "sha256").hexdigest()
+                whole.update(f"{path.name}\0{own}\0".encode())
+    return whole.hexdigest()
 
 
 @contextmanager

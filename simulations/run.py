@@ -30,7 +30,7 @@ from simulations.arms import OwnEases, ShopOutcome, by_global_model, global_mode
 from simulations.evaluating import FEDERATED, arm_outcomes, evaluate_arm, trained_by
 from simulations.experiment import Experiment
 from simulations.federating import WORK, Federator, Trained
-from simulations.finished_parts import LOCK, finished_parts
+from simulations.finished_parts import LOCK, finished_parts, tables_of
 from simulations.machine import machine_facts
 from simulations.progress import Watcher
 from simulations.report.building import ArmResult, RunResult, build_report, write_report
@@ -79,7 +79,7 @@ def draft_folder(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is in use: give a folder that is new or empty, or move it away")
     draft = out.with_name(f".{out.name}.partial")
-    facts = experiment.facts()
+    facts = experiment.facts() | tables_of([experiment.data.path])
     with finished_parts(draft, "run", facts, identity=_IDENTITY, out=out):
         try:
             yield draft

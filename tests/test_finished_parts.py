@@ -8,7 +8,7 @@ import pytest
 
 from common.code import code_digest
 from common.errors import ConfigError
-from simulations.finished_parts import LOCK, finished_parts
+from simulations.finished_parts import LOCK, finished_parts, tables_of
 from simulations.sweep.store import sweep_folder
 
 
@@ -23,6 +23,21 @@ def test_the_same_command_goes_on_and_another_is_refused(tmp_path: Path) -> None
         finished_parts(folder, "audit", {"seed": 1}),
     ):
         pass
+
+
+def test_parts_belong_to_the_tables_that_they_were_made_of(tmp_path: Path) -> None:
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    (tables / "products.csv").write_text("item_id\na\n", encoding="utf-8")
+    before = tables_of([str(tables)])
+    (tables / "copy").mkdir()
+    (tables / ".hidden").write_text("an editor's", encoding="utf-8")
+    (tables / "products.csv").touch()
+    assert tables_of([str(tables), str(tables)]) == before
+    (tables / "products.csv").write_text("item_id\nb\n", encoding="utf-8")
+    assert tables_of([str(tables)]) != before
+    assert tables_of(["", str(tmp_path / "nowhere")]) != {}
+    assert tables_of([""]) == {}
 
 
 def an_attack(folder: Path) -> AbstractContextManager[object]:

@@ -75,6 +75,27 @@ def test_a_finished_federation_is_neither_trained_again_nor_forgotten(
     assert any("another draw may answer otherwise" in text for text in report["warnings"])
 
 
+def test_what_was_trained_on_other_tables_is_not_gone_on_with(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The folder's name was all that a draft knew of its tables: models of the old ones were
+    # measured on the new ones, and the report said nothing of it.
+    monkeypatch.setattr(federating, "run_federation", Federations(stop_at="federated-dp"))
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, tmp_path / "out", Silent())
+    table = tmp_path / "tables" / "interactions.csv"
+    whole = table.read_text(encoding="utf-8")
+    table.write_text("\n".join(whole.splitlines()[:-50]), encoding="utf-8")
+    second = Federations()
+    monkeypatch.setattr(federating, "run_federation", second)
+    with pytest.raises(ConfigError, match="interrupted run of another experiment"):
+        run_experiment(experiment, tmp_path / "out", Silent())
+    assert second.trained == []
+    table.write_text(whole, encoding="utf-8")
+    run_experiment(experiment, tmp_path / "out", Silent())
+    assert second.trained == ["federated-dp"]
+
+
 def test_bad_input_leaves_no_draft(experiment: Experiment, tmp_path: Path) -> None:
     (tmp_path / "tables" / "interactions.csv").write_text("user_id\nu1\n", encoding="utf-8")
     with pytest.raises(DataError, match="merchant_id"):

@@ -27,7 +27,7 @@ from simulations.documents import Document, plain, to_json, write_text
 from simulations.engine.in_process import run_in_process
 from simulations.experiment import Experiment, section_of
 from simulations.federating import Federator, Trained
-from simulations.finished_parts import finished_parts
+from simulations.finished_parts import finished_parts, tables_of
 from simulations.machine import machine_facts
 from simulations.progress import Watcher
 from simulations.world import World, build_world
@@ -324,5 +324,6 @@ def _folder(experiment: Experiment, out: Path) -> Iterator[Path]:
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not folder.exists())):
         raise ConfigError(f"{out} is in use: give a folder that is new or empty")
     facts = experiment.facts() | {"attack": experiment.attack.model_dump(mode="json")}
+    facts |= tables_of([experiment.data.path])
     with finished_parts(folder, "attack", facts):
         yield folder

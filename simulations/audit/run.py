@@ -24,7 +24,7 @@ from simulations.audit.sums import SHARES, audit_sums
 from simulations.documents import Document, plain, to_json, write_text
 from simulations.engine.in_process import run_defaults
 from simulations.experiment import Experiment, server_config, training_plan
-from simulations.finished_parts import finished_parts
+from simulations.finished_parts import finished_parts, tables_of
 from simulations.machine import machine_facts
 from simulations.progress import Watcher
 from simulations.report.building import write_report
@@ -235,6 +235,7 @@ def _folder(experiment: Experiment, out: Path) -> Iterator[Path]:
             "experiment"
         )
     facts = experiment.facts() | {"audit": experiment.audit.model_dump(mode="json")}
+    facts |= tables_of([experiment.data.path])
     with finished_parts(folder, "audit", facts):
         yield folder
 

@@ -19,6 +19,7 @@ from simulations.documents import plain, write_text
 from simulations.evaluating import evaluate_arm, trained_by
 from simulations.experiment import Experiment
 from simulations.federating import Federator, Trained
+from simulations.finished_parts import tables_of
 from simulations.machine import machine_facts
 from simulations.progress import Watcher
 from simulations.report.building import ArmResult, RunResult, build_report
@@ -45,7 +46,8 @@ def run_sweep(sweep: Sweep, out: Path, watcher: Watcher) -> dict[str, Any]:
     RunError
         If a federation failed.
     """
-    with sweep_folder(sweep.facts(), out) as folder:
+    tables = tables_of(setting.experiment.data.path for setting in sweep.settings)
+    with sweep_folder(sweep.facts() | tables, out) as folder:
         runner = _Runner(sweep, folder, watcher)
         for number in range(len(sweep.settings)):
             runner.run_setting(number)
