@@ -179,11 +179,12 @@ class AdaptationSection(Section):
     def of_plan(self, plan: TrainingPlan) -> HomeSettings:
         """Return the settings of the shops around a federation's model.
 
-        Without rounds it has learned nothing but popularity, and they mix as shops do around such
-        a model: :func:`client.home.adapting.fitting`.
+        Where a unit is less than a customer those of ``basket``, if it is set. Without rounds the
+        model has learned nothing but popularity, and they mix as shops do around such a model:
+        :func:`client.home.adapting.fitting`.
         """
         settings = self.federated_dp if plan.private else self.federated
-        if plan.private and plan.unit == "basket" and self.basket is not None:
+        if plan.private and plan.unit != "customer" and self.basket is not None:
             settings = self.basket
         return settings if plan.rounds else settings.without(*LEARNED_PARTS)
 

@@ -198,10 +198,12 @@ def test_shops_mix_nothing_learned_around_a_model_without_rounds(unit: str) -> N
     home, plan = experiment.home, plan_of(experiment)
     found = home.of_plan(plan)
     assert bool(set(LEARNED_PARTS) & set(found.start)) == (plan.rounds > 0) == (unit == "customer")
-    expected = {"customer": home.federated_dp.start, "basket": home.basket and home.basket.start}
+    assert home.basket is not None
+    assert found == (home.federated_dp if unit == "customer" else home.basket)
     alone = {**home.federated_dp.start, "own_ease": 5.0}
     alone.pop("shared_ease")
-    assert found.start == expected.get(unit, alone)
+    without = home.model_copy(update={"basket": None}).of_plan(plan)
+    assert without.start == (home.federated_dp.start if plan.rounds else alone)
     untrained = plan_of(experiment, "federated").model_copy(update={"rounds": 0})
     assert "shared_ease" not in home.of_plan(untrained).start
     assert home.of_plan(plan_of(experiment, "federated")) == home.federated
