@@ -15,7 +15,7 @@ from torch import Tensor
 from client.privacy.noise import NoiseSource
 from client.privacy.step import ExactDPStep, Tensors, UnitBatch
 from client.privacy.whole import WholeOptimizer, WholeStep
-from client.units import round_units, uniforms
+from client.units import Units, round_units, uniforms, unit_digests
 from common.features import Catalogue
 from common.grid import delta_step, on_grid
 from common.losses import LOSSES, UnitVectors
@@ -60,7 +60,8 @@ def train_round(
         it alone. Others' are no parameters of the shop's: they are not read, not among a unit's
         negatives, in no norm, and have no noise.
     sampling
-        Draws a unit's own targets and negatives; no privacy rests on it.
+        Draws a unit's own targets and negatives. No privacy rests on it: whatever it draws, one
+        unit more changes no other unit's.
     stocked
         Catalogue rows that the shop stocks by the published table; None: all. Records of other
         products count in nothing.
@@ -75,7 +76,7 @@ def train_round(
         that its units read. With one local step there is no difference.
     """
     known = _known(plan, state, catalogue)
-    forward, rows, people = _prepared(plan, server_round, known, events, catalogue, stocked)
+    forward, rows = _prepared(plan, server_round, known, events, catalogue, stocked)
     names, start = trained_names(plan), known.arrays
     step = ExactDPStep(
         {name: torch.tensor(start[name]) for name in names},
@@ -95,7 +96,7 @@ def train_round(
         for members in _physical_batches(
             rows, sampled, forward.floats_per_product, forward.floats_per_unit
         ):
-            step.accumulate(forward.losses, forward.batch(rows, members, key, people))
+            step.accumulate(forward.losses, forward.batch(rows, members, key))
         step.step()
     moved, grid = step.moved(), delta_step(plan, server_round)
     return {name: on_grid(moved[name].numpy(), grid) for name in names}
@@ -116,7 +117,7 @@ def whole_gradients(
     ``plan.noise_steps`` steps.
     """
     known = _known(plan, state, catalogue)
-    forward, rows, people = _prepared(plan, server_round, known, events, catalogue, stocked)
+    forward, rows = _prepared(plan, server_round, known, events, catalogue, stocked)
     names = trained_names(plan)
     step = WholeStep(
         {name: torch.tensor(known.arrays[name]) for name in names},
@@ -132,7 +133,7 @@ def whole_gradients(
     for members in _physical_batches(
         rows, np.arange(rows.shape[0]), forward.floats_per_product, forward.floats_per_unit
     ):
-        step.accumulate(forward.losses, forward.batch(rows, members, key, people))
+        step.accumulate(forward.losses, forward.batch(rows, members, key))
     return {name: step.whole(name) for name in names}
 
 
@@ -147,22 +148,32 @@ def _prepared(
     events: ShopEvents,
     catalogue: Catalogue,
     stocked: np.ndarray | None,
-) -> tuple["_Forward", sparse.csr_matrix, sparse.csr_matrix | None]:
-    """Return the model's formula at the released state, the units' rows and their attributes."""
+) -> tuple["_Forward", sparse.csr_matrix]:
+    """Return the model's formula at the released state, and the units' rows."""
     units = round_units(plan, server_round, events, catalogue.size, stocked)
     rows = known.block.training_rows(units.history, plan.model.row_exponent)
-    people = None
-    if plan.model.customer_rows and plan.unit == "customer":
-        count = len(events.user_ids)
-        people = attribute_matrix(events.attributes, count, plan.model.customer_rows)
-    return _Forward(plan, catalogue, known), rows, people
+    return _Forward(plan, catalogue, known, units, events), rows
 
 
 class _Forward:
     """From units' rows to their losses: the model's formula on gathered rows."""
 
-    def __init__(self, plan: TrainingPlan, catalogue: Catalogue, known: ShopState) -> None:
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        catalogue: Catalogue,
+        known: ShopState,
+        units: Units,
+        events: ShopEvents,
+    ) -> None:
         self._plan, self._loss = plan, LOSSES[plan.loss]
+        self._people: sparse.csr_matrix | None = None
+        if plan.model.customer_rows and plan.unit == "customer":
+            count = len(events.user_ids)
+            self._people = attribute_matrix(events.attributes, count, plan.model.customer_rows)
+        self._digests = np.zeros(0, np.uint64)
+        if plan.target_share < 1.0 or plan.loss == "softmax":
+            self._digests = unit_digests(units, events.user_ids)
         self._along = torch.tensor(known.along)
         self._edges = np.cumsum(known.rates, dtype=np.float64)
         self._features: tuple[np.ndarray, np.ndarray] | None = None
@@ -183,22 +194,17 @@ class _Forward:
         self._expected = torch.tensor(known.expected)
         self._gram = torch.tensor(known.gram)
 
-    def batch(
-        self,
-        rows: sparse.csr_matrix,
-        members: np.ndarray,
-        key: int,
-        people: sparse.csr_matrix | None,
-    ) -> UnitBatch:
+    def batch(self, rows: sparse.csr_matrix, members: np.ndarray, key: int) -> UnitBatch:
         """Return the units ``members`` of (U, L) ``rows``, each with its own targets."""
         products, weights = _padded(rows, members)
         history = target = weights
         share = self._plan.target_share
         if share < 1.0:
-            chosen = uniforms(key, members, products.shape[1]) < share
+            chosen = uniforms(key, self._digests[members], products.shape[1]) < share
             history, target = np.where(chosen, 0.0, weights), np.where(chosen, weights, 0.0)
         if self._plan.loss == "softmax":
-            draws = uniforms(~key & (2**63 - 1), members, self._plan.negatives)
+            drawing = ~key & (2**63 - 1)
+            draws = uniforms(drawing, self._digests[members], self._plan.negatives)
             last = len(self._edges) - 1
             negatives = np.searchsorted(self._edges, draws * self._edges[-1]).clip(max=last)
             products = np.concatenate([products, negatives], axis=1)
@@ -213,8 +219,8 @@ class _Forward:
             feature_ids = np.where(inside, found[products], -1)
             ids[FEATURES] = torch.tensor(feature_ids.reshape(len(members), -1))
             data["features"] = torch.tensor(np.where(inside, shares[products], 0.0))
-        if people is not None:
-            attributes, known = _padded(people, members)
+        if self._people is not None:
+            attributes, known = _padded(self._people, members)
             ids[CUSTOMERS] = torch.tensor(attributes)
             data["attributes"] = torch.tensor(known)
         return UnitBatch(len(members), ids, data)

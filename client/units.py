@@ -2,9 +2,11 @@
 
 A unit's row is made of its own records, released state and public constants alone. Random choices
 inside a unit come from a counter-based hash of (key, unit, place), not from one stream over all
-units: another unit's records can't shift them.
+units, and a unit goes by a digest of its own records there, not by its number: neither another
+unit's records nor one unit more can shift them.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,10 +148,29 @@ def unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(sparse.diags_array(scale) @ wide)
 
 
+def unit_digests(units: Units, user_ids: np.ndarray) -> np.ndarray:
+    """Return (U,) uint64 that each unit's own draws come of: of its user and of what it holds.
+
+    Numbers would not do: one customer more, ahead of others, moves theirs, and by other draws so
+    moves what each of them adds. Baskets of one customer that hold the same have one digest.
+    """
+    names = (str(name).encode("utf-8", "surrogatepass") for name in user_ids)
+    digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
+    users = np.frombuffer(digests, "<u8").astype(np.uint64)
+    history = units.history
+    with np.errstate(over="ignore"):
+        weights = np.ascontiguousarray(history.data, np.float32).view(np.uint32)
+        entries = _mix(_mix(history.indices.astype(np.uint64)) + weights.astype(np.uint64))
+        # Modulo 2^64, so that a row's sum is its own to the bit, whatever is before it.
+        sums = np.append(np.uint64(0), np.cumsum(entries, dtype=np.uint64))
+        held = sums[history.indptr[1:]] - sums[history.indptr[:-1]]
+        return _mix(users[units.owners] + _mix(held))
+
+
 def uniforms(key: int, units: np.ndarray, places: int) -> np.ndarray:
     """Return (B, places) float64 in [0, 1): SplitMix64 (Steele et al. 2014) of (key, unit, place).
 
-    The draw of a unit depends on the key and its own number alone.
+    The draw of a unit depends on the key and its own number, or digest, alone.
     """
     with np.errstate(over="ignore"):
         seed = np.uint64(key) + units.astype(np.uint64)[:, None] * np.uint64(0xD1342543DE82EF95)

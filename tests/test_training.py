@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import sparse
 
 import client.training
 from client.privacy.noise import NoiseSource, SeededNoise
@@ -19,8 +18,9 @@ from client.training import (
     _Forward,
     _physical_batches,
     train_round,
+    whole_gradients,
 )
-from client.units import planned_units, uniforms
+from client.units import planned_units, uniforms, unit_digests
 from common.blocks import GroupBlock, block_of
 from common.features import Catalogue, ContentSpec
 from common.model import (
@@ -156,6 +156,7 @@ class Plain:
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         self.rows = rows / np.where(norms > 0, norms, 1.0) ** plan.model.row_exponent
         self.features = catalogue.feature_ids.toarray()[block.rows].astype(np.float64)
+        self.digests = unit_digests(planned_units(plan, events, N), events.user_ids)
         size = plan.model.customer_rows or 1
         people = attribute_matrix(events.attributes, len(events.user_ids), size)
         self.people = people.toarray().astype(np.float64)
@@ -176,7 +177,7 @@ class Plain:
         history, target = row, row
         if self.plan.target_share < 1:
             chosen = np.zeros(len(row), dtype=bool)
-            draws = uniforms(key, np.array([unit]), len(products))[0]
+            draws = uniforms(key, self.digests[[unit]], len(products))[0]
             chosen[products] = draws < self.plan.target_share
             history, target = np.where(chosen, 0, row), np.where(chosen, row, 0)
 
@@ -193,7 +194,7 @@ class Plain:
         if self.plan.loss == "squared":
             energy = 0.5 * (constant @ customer).square().sum()
             return energy - customer @ pool(target)
-        draws = uniforms(~key & (2**63 - 1), np.array([unit]), self.plan.negatives)[0]
+        draws = uniforms(~key & (2**63 - 1), self.digests[[unit]], self.plan.negatives)[0]
         edges = np.cumsum(self.rates)
         drawn = np.searchsorted(edges, draws * edges[-1]).clip(max=len(edges) - 1)
         negative = (vectors[drawn] @ customer).logsumexp(dim=0)
@@ -260,12 +261,9 @@ def contributions(
     """Return each unit's clipped contribution to a step, and its norm before clipping."""
     state = state_of(plan)
     known = ShopState.of(plan, state, catalogue)
-    forward = _Forward(plan, catalogue, known)
     units = planned_units(plan, events, catalogue.size)
+    forward = _Forward(plan, catalogue, known, units, events)
     rows = known.block.training_rows(units.history, plan.model.row_exponent)
-    people: sparse.csr_matrix | None = None
-    if plan.model.customer_rows and plan.unit == "customer":
-        people = attribute_matrix(events.attributes, len(events.user_ids), plan.model.customer_rows)
     step = ExactDPStep(
         trainable(plan, state),
         tables=TABLES.intersection(trained_spec(plan.model, N)),
@@ -279,7 +277,7 @@ def contributions(
     for members in _physical_batches(
         rows, np.arange(rows.shape[0]), forward.floats_per_product, forward.floats_per_unit
     ):
-        step.accumulate(forward.losses, forward.batch(rows, members, key, people))
+        step.accumulate(forward.losses, forward.batch(rows, members, key))
         for place, member in enumerate(members):
             parts[int(member)] = step.contribution(place)
             norms[int(member)] = float(step.unit_norms[place])
@@ -382,6 +380,45 @@ class NoNoise:
         return np.ones(n, dtype=bool)
 
 
+def without(events: ShopEvents, user: int) -> ShopEvents:
+    """Return a shop that never had a customer: whoever comes behind has another number there."""
+    rows, others = events.users != user, np.arange(len(events.user_ids)) != user
+    some = events.select(rows)
+    assert some.sessions is not None
+    return replace(
+        some,
+        user_ids=events.user_ids[others],
+        users=(some.users - (some.users > user)).astype(np.int32),
+        sessions=np.unique(some.sessions, return_inverse=True)[1].astype(np.int32),
+        attributes={name: values[others] for name, values in events.attributes.items()},
+    )
+
+
+@pytest.mark.parametrize("unit", ["customer", "basket"])
+@pytest.mark.parametrize("name", ["linear", "mlp", "split", "softmax", "softmax split"])
+def test_a_customer_more_moves_nothing_but_by_what_that_customer_adds(
+    name: str, unit: str, catalogue: Catalogue
+) -> None:
+    """Also where the others' numbers move: what is drawn for them must not."""
+    plan = plan_of(name, private=True, unit=unit, max_grad_norm=0.05, noise_steps=2**20)
+    if unit == "basket" and plan.model.customer_rows:
+        pytest.skip("baskets use no demographics")
+    state, events = state_of(plan), shop(30)
+
+    def whole(some: ShopEvents) -> np.ndarray:
+        stream = np.random.default_rng(3)
+        found = whole_gradients(plan, 1, state, some, catalogue, stream)
+        return np.concatenate([array.ravel() for array in found.values()])
+
+    everyone, moves = whole(events), []
+    assert events.sessions is not None
+    for user in (0, 11, 29):
+        moves.append(float(np.linalg.norm(everyone - whole(without(events, user)))))
+        own = 1 if unit == "customer" else len(np.unique(events.sessions[events.users == user]))
+        assert moves[-1] <= own * plan.noise_steps, user
+    assert max(moves) > 0
+
+
 @pytest.mark.parametrize("name", ["linear", "mlp", "softmax split"])
 def test_removing_a_customer_moves_an_update_by_no_more_than_the_bound(
     name: str, catalogue: Catalogue
@@ -390,15 +427,13 @@ def test_removing_a_customer_moves_an_update_by_no_more_than_the_bound(
     state, events, noise = state_of(plan), shop(10), NoNoise()
     bound = plan.learning_rate * plan.max_grad_norm / plan.batch_normalizer
 
-    def update(present: np.ndarray) -> np.ndarray:
-        # The customer keeps a place, so that the others' draws are theirs.
-        some = events.select(present[events.users])
+    def update(some: ShopEvents) -> np.ndarray:
         stream = np.random.default_rng(3)
         found = train_round(plan, 1, state, some, catalogue, noise, stream)
         return np.concatenate([array.ravel() for array in found.values()]).astype(np.float64)
 
-    whole = update(np.ones(10, dtype=bool))
-    moves = [np.linalg.norm(whole - update(np.arange(10) != k)) for k in range(10)]
+    whole = update(events)
+    moves = [np.linalg.norm(whole - update(without(events, k))) for k in range(10)]
     assert max(moves) <= bound * (1 + 1e-3)
     assert max(moves) > 0.9 * bound
 
@@ -555,8 +590,9 @@ def test_physical_batches_change_nothing_but_memory(
 
 def batches_of(plan: TrainingPlan, events: ShopEvents, catalogue: Catalogue) -> list[np.ndarray]:
     known = ShopState.of(plan, state_of(plan), catalogue)
-    forward = _Forward(plan, catalogue, known)
-    rows = known.block.project(planned_units(plan, events, N).history)
+    units = planned_units(plan, events, N)
+    forward = _Forward(plan, catalogue, known, units, events)
+    rows = known.block.project(units.history)
     return list(
         _physical_batches(
             rows, np.arange(rows.shape[0]), forward.floats_per_product, forward.floats_per_unit

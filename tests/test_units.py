@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from client.units import Units, event_weights, uniforms, unit_histories, unit_rows
+from client.units import (
+    Units,
+    event_weights,
+    uniforms,
+    unit_digests,
+    unit_histories,
+    unit_rows,
+)
 from common.protocol import Unit
 from common.schema import ShopEvents
 
@@ -116,6 +123,36 @@ def test_rows_of_forgotten_weights_have_norm_one_too() -> None:
     history[0, 0] = 3.9e-23
     norm = np.linalg.norm(unit_rows(sparse.csr_matrix(history)).toarray())
     assert norm == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("unit", ["customer", "basket"])
+def test_a_units_digest_is_the_same_whoever_else_is_there(unit: Unit) -> None:
+    stream = np.random.default_rng(3)
+    count, users, size = 400, 60, 50
+    weights = stream.choice([0.5, 1.0], count).astype(np.float32)
+    owners, items = np.sort(stream.integers(0, users, count)), stream.integers(0, size, count)
+    names = np.array([f"u{k:02}" for k in range(users)], dtype=object)
+    baskets = owners * 10 + stream.integers(0, 4, count)
+
+    def found(kept: np.ndarray) -> list[int]:
+        present, codes = np.unique(owners[kept], return_inverse=True)
+        events = ShopEvents(
+            merchant_id="m",
+            user_ids=names[present],
+            users=codes.astype(np.int32),
+            items=items[kept].astype(np.int32),
+            timestamps=np.zeros(len(codes), np.int64),
+            weights=weights[kept],
+            sessions=np.unique(baskets[kept], return_inverse=True)[1].astype(np.int32),
+        )
+        return [int(d) for d in unit_digests(unit_histories(events, unit, size), events.user_ids)]
+
+    whole = found(np.ones(count, dtype=bool))
+    assert len(set(whole)) > 0.9 * len(whole)
+    for gone in (0, 17, users - 1):
+        rest = found(owners != gone)
+        assert set(rest) < set(whole)
+    assert found(np.zeros(count, dtype=bool)) == []
 
 
 def test_a_units_draws_depend_on_nothing_but_key_and_number() -> None:
