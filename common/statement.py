@@ -183,7 +183,9 @@ def not_covered(
     """Return what a promise does not say, the gravest first."""
     found = [_SEEDED] if "seeded" in noises else []
     found += [
-        f"A customer as a whole: one with n {unit}s has n times this epsilon."
+        f"A customer as a whole: one with n {unit}s has n times this epsilon only at a larger "
+        "delta, of (e^(n epsilon) - 1) / (e^epsilon - 1) times this one. At this delta it is more "
+        "than n times: noise that hides one shift hides n at once by far less."
         for unit in ("basket", "interaction")
         if unit in units
     ]

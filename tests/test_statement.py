@@ -1,8 +1,9 @@
 import json
+import math
 
 import pytest
 
-from common.accounting import calibrate, epsilon, plan_spends
+from common.accounting import Spend, calibrate, epsilon, plan_spends
 from common.protocol import TrainingPlan
 from common.statement import render_statement, statement
 
@@ -39,6 +40,23 @@ def test_what_is_not_covered_is_said_where_it_applies(
     assert words in " ".join(render_statement(found).split())
     if values or options:
         assert words not in " ".join(statement(plan())["not_covered"])
+
+
+def test_many_units_of_one_customer_are_not_said_to_cost_only_as_many_times_epsilon() -> None:
+    """Of n units at once the shift is n times: at the same delta that is worth more than n ε."""
+    (text,) = [t for t in statement(plan(unit="basket"))["not_covered"] if "n baskets" in t]
+    assert "only at a larger delta" in text
+    assert "At this delta it is more than n times" in text
+    delta = 1e-5
+    for target in (0.1, 1.0, 8.0):
+        sigma, _ = calibrate(target, delta, 1.0, 1.0, 0)
+        one = epsilon([Spend(sigma, 1.0, 1)], delta).value
+        for n in (2, 3, 10):
+            at_once = [Spend(sigma / n, 1.0, 1)]
+            assert epsilon(at_once, delta).value > n * one
+            larger = delta * math.expm1(n * one) / math.expm1(one)
+            if larger < 1:
+                assert epsilon(at_once, larger).value <= n * one
 
 
 def test_every_clipping_norm_of_the_plan_is_named() -> None:

@@ -34,9 +34,10 @@ NOT_COVERED = (
 _UNITS = {
     "customer": "One unit is one customer of one shop with all of their records: the releases look "
     "nearly the same whether that customer is in the shop's data or not.",
-    "basket": "One unit is one basket. A customer with n baskets has up to n times this ε.",
+    "basket": "One unit is one basket. A customer with n baskets has more than n "
+    "times this ε at the same δ.",
     "interaction": "One unit is one interaction, and only popularity and bias are released. A "
-    "customer with n interactions has up to n times this ε.",
+    "customer with n interactions has more than n times this ε at the same δ.",
 }
 _TRUST = {
     "shop": "Every update is private by itself, whatever the server does with it.",
