@@ -128,7 +128,8 @@ class ShopSettings(Frozen):
     ledger
         The shop's SQLite ledger; created when missing.
     cap_epsilon
-        What the shop's customers may lose over the shop's whole life, at ``cap_delta``.
+        What the shop's customers may lose over the shop's whole life, at ``cap_delta``: in releases
+        for ``unit``. Another unit has a count of its own; neither holds the other's releases.
     noise
         ``system``: the operating system's generator. ``seeded``: replayable, simulations only.
     insecure_seeded_noise

@@ -61,8 +61,13 @@ _NOISE_SHARES = (
 _TIMING = "Timing, memory use and availability of a shop."
 _AT_HOME = "What a shop shows its own customers, and what it keeps and fits at home."
 _OTHER_RUNS = (
-    "Other runs, and figures that a shop releases at a price of its own: each shop's own ledger "
-    "counts all of them together."
+    "Other runs, rounds of this one that broke off and were done again, and figures that a shop "
+    "releases at a price of its own: each shop's own ledger counts all of them together."
+)
+_OTHER_UNITS = (
+    "Releases for another unit than the one that an epsilon is of: each counts those that were "
+    "made for its own unit alone. What leaves for customers tells of their baskets and "
+    "interactions too, and what leaves for these of their customer."
 )
 _SEEDED = (
     "Anyone who knows the seed: noise was drawn from one, as simulations do, and whoever replays "
@@ -114,9 +119,7 @@ def statement(
     return {
         "private": True,
         **promise(cost, plan.target_delta, plan.unit),
-        "trust": plan.trust,
-        "trust_means": _trust_means(plan),
-        **_shares(plan),
+        **_trust(plans),
         "noise": noise,
         "noise_means": noise_means(noise, [each.trust for each in plans]),
         "rounds": sum(each.rounds for each in plans),
@@ -132,24 +135,32 @@ def statement(
     }
 
 
-def _shares(plan: TrainingPlan) -> dict[str, int]:
-    """Return what the share of noise follows from that each shop adds to a sum."""
-    if plan.trust == "shop":
-        return {}
-    return {"honest_shops": plan.honest_shops, "colluding_shops": plan.colluding_shops}
+def _trust(plans: Sequence[TrainingPlan]) -> dict[str, Any]:
+    """Return whom the promise has to trust, and what each shop's share of a sum follows from.
 
-
-def _trust_means(plan: TrainingPlan) -> str:
-    means = TRUST[plan.trust]
-    if plan.trust == "shop":
-        return means
-    few = min(plan.honest_stockers, plan.honest_shops)
-    return (
-        f"{means}. Nothing is unmasked unless {plan.honest_shops} shops that do not collude with "
-        f"whoever looks at the sum are in it, though {plan.colluding_shops} that do may be. Where "
-        f"a stock table is published, a product's row may be of fewer of them, {few} at least, "
-        "with as much noise"
+    Of all runs that a model holds: one of secure sums among them, and it rests on what sums rest
+    on. Of several the fewest shops are named, on which nobody counts in vain.
+    """
+    sums = [plan for plan in plans if plan.trust == "federation"]
+    if not sums:
+        return {"trust": "shop", "trust_means": TRUST["shop"]}
+    honest = min(plan.honest_shops for plan in sums)
+    colluding = min(plan.colluding_shops for plan in sums)
+    few = min(honest, *(plan.honest_stockers for plan in sums))
+    means = (
+        f"{TRUST['federation']}. Nothing is unmasked unless {honest} shops that do not collude "
+        f"with whoever looks at the sum are in it, though {colluding} that do may be. Where a "
+        f"stock table is published, a product's row may be of fewer of them, {few} at least, with "
+        "as much noise"
     )
+    if len(sums) < len(plans):
+        means += f". So in {len(sums)} of {len(plans)} runs; in the others {TRUST['shop']}"
+    return {
+        "trust": "federation",
+        "trust_means": means,
+        "honest_shops": honest,
+        "colluding_shops": colluding,
+    }
 
 
 def noise_means(noise: str, trusts: Iterable[str]) -> str:
@@ -181,7 +192,9 @@ def not_covered(
     this_run_only: bool = False,
 ) -> list[str]:
     """Return what a promise does not say, the gravest first."""
+    units = set(units)
     found = [_SEEDED] if "seeded" in noises else []
+    found += [_OTHER_UNITS] if len(units) > 1 else []
     found += [
         f"A customer as a whole: one with n {unit}s has n times this epsilon only at a larger "
         "delta, of (e^(n epsilon) - 1) / (e^epsilon - 1) times this one. At this delta it is more "

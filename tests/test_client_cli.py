@@ -323,6 +323,7 @@ def test_the_shops_statement_says_what_was_spent_and_what_is_not_covered(
         "Floating point",
         "Mironov 2012",
         "n baskets has n times",
+        "Releases for another unit",
         "knows the seed",
         "2 runs and 8 training rounds",
         "Cap raised on",

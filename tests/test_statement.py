@@ -59,6 +59,30 @@ def test_many_units_of_one_customer_are_not_said_to_cost_only_as_many_times_epsi
                 assert epsilon(at_once, larger).value <= n * one
 
 
+def test_a_model_of_several_runs_trusts_whom_any_of_them_has_to_trust() -> None:
+    """What an earlier run learned under secure sums is in the model: so is what it rests on."""
+    alone = plan()
+    sums = plan(trust="federation", honest_shops=13, colluding_shops=2, honest_stockers=5)
+    fewer = plan(trust="federation", honest_shops=15, colluding_shops=1)
+    found = statement(alone, earlier=[sums, alone])
+    assert (found["trust"], found["honest_shops"], found["colluding_shops"]) == (
+        "federation",
+        13,
+        2,
+    )
+    assert "So in 1 of 3 runs" in found["trust_means"]
+    both = statement(fewer, earlier=[sums])
+    assert (both["honest_shops"], both["colluding_shops"]) == (13, 1)
+    assert "13 shops that do not collude" in both["trust_means"]
+    assert "3 at least" in both["trust_means"]
+    assert statement(alone, earlier=[alone])["trust"] == "shop"
+    assert statement(sums)["trust_means"] == statement(sums, earlier=[sums])["trust_means"]
+
+
+def test_what_was_done_again_is_said_to_be_in_no_models_epsilon() -> None:
+    assert "were done again" in " ".join(statement(plan())["not_covered"])
+
+
 def test_every_clipping_norm_of_the_plan_is_named() -> None:
     found = statement(plan(first_norms=(0.1, 0.2), max_grad_norm=0.4))
     histogram, steps = found["mechanisms"]
