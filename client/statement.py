@@ -78,8 +78,10 @@ def render_shop_statement(found: Mapping[str, Any]) -> str:
     names = zip(found["noise"], found["noise_means"], strict=True)
     lines += [f"Noise ({name}): {means}." for name, means in names]
     lines += [
-        f"Cap raised on {raised['at']}: from {raised['from']:g} to {raised['to']:g}."
+        f"Cap raised on {raised['at']}: from {raised['from']:g} to {raised['to']:g}"
+        + (f", delta from {before:g} to {raised['to_delta']:g}." if before is not None else ".")
         for raised in found["caps_raised"]
+        for before in (raised["from_delta"],)
     ]
     lines += ["", "Not covered:", *(f"- {text}" for text in found["not_covered"])]
     return wrapped(lines)
@@ -131,6 +133,8 @@ def _caps_raised(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             "at": entry.at,
             "from": entry.event.parameters.get("raised_from"),
             "to": entry.event.parameters.get("cap_epsilon"),
+            "from_delta": entry.event.parameters.get("raised_from_delta"),
+            "to_delta": entry.event.parameters.get("cap_delta"),
         }
         for entry in entries
         if entry.event.mechanism == CAP

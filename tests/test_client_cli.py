@@ -315,6 +315,7 @@ def test_the_shops_statement_says_what_was_spent_and_what_is_not_covered(
     assert found["units"][1]["epsilon"] == epsilon([Spend(3.0, 1.0, 1)], DELTA).value
     assert found["noise"] == ["seeded", "system"]
     assert found["caps_raised"][0]["to"] == 20.0
+    assert found["caps_raised"][0]["from_delta"] is None
     assert call("statement", settings) == 0
     text = " ".join(capsys.readouterr().out.split())
     for words in (
@@ -330,6 +331,11 @@ def test_the_shops_statement_says_what_was_spent_and_what_is_not_covered(
         "Timing",
     ):
         assert words in text
+    with Ledger.open(tmp_path / "a" / "ledger.sqlite") as ledger:
+        ledger.charge(basket, cap_epsilon=20.0, delta=1e-2)
+    assert call("statement", settings) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "from 20 to 20, delta from 1e-05 to 0.01." in text
 
 
 def test_what_is_not_finite_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,6 +103,26 @@ def test_an_admitted_event_keeps_its_cap_and_a_raised_cap_is_logged(tmp_path: Pa
     assert events[3].parameters == {"plan": "p", "cap_epsilon": 30.0, "cap_delta": DELTA}
 
 
+def test_a_larger_delta_raises_the_cap_and_is_logged(tmp_path: Path) -> None:
+    """The same cap at a larger delta admits what was over it: as much a raise as another number."""
+    path, cap = tmp_path / "l", cost(ROUND)
+    charge(path, ROUND, cap)
+    with pytest.raises(BudgetError):
+        charge(path, ROUND, cap)
+    with Ledger.open(path) as ledger:
+        ledger.charge(ROUND, cap_epsilon=cap, delta=1e-2)
+        ledger.charge(ROUND, cap_epsilon=cap, delta=1e-2)
+        events = [entry.event for entry in ledger.verify()]
+    assert [event.mechanism for event in events] == [DP_SGD, CAP, DP_SGD, DP_SGD]
+    assert events[1].steps == 0
+    assert events[1].parameters == {
+        "cap_epsilon": cap,
+        "cap_delta": 1e-2,
+        "raised_from": cap,
+        "raised_from_delta": DELTA,
+    }
+
+
 def test_units_are_composed_apart(tmp_path: Path) -> None:
     path, basket = tmp_path / "l", replace(ROUND, unit="basket")
     cap = cost(ROUND, ROUND)

@@ -9,7 +9,7 @@ else remembers (:meth:`Ledger.verify`) tells a restored old copy too.
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -198,7 +198,8 @@ class Ledger:
         """Write ``event`` if it and the ``remaining`` plan fit under the cap; return the head.
 
         A round that is done again is charged again. The entry also keeps the cap it was admitted
-        under; a cap higher than the last entry's is logged first, as an event of its own.
+        under; a cap higher than the last entry's, or at a larger δ, which admits more, is logged
+        first, as an event of its own.
 
         The session of a secure sum is charged once. Its masks hide one vector: a second one under
         them would show the difference of the two, under the noise of one shop's share alone. The
@@ -222,11 +223,10 @@ class Ledger:
                 raise SecureSumError("the ledger was charged for a vector of this session already")
             check_fits([entry.event for entry in past], [event, *remaining], cap_epsilon, delta)
             cap: dict[str, object] = {"cap_epsilon": cap_epsilon, "cap_delta": delta}
-            before = past[-1].event.parameters.get("cap_epsilon") if past else None
-            if isinstance(before, int | float) and cap_epsilon > before:
-                raised = replace(
-                    event, mechanism=CAP, steps=0, parameters={**cap, "raised_from": before}
-                )
+            if before := _raised_from(
+                past[-1].event.parameters if past else {}, cap_epsilon, delta
+            ):
+                raised = replace(event, mechanism=CAP, steps=0, parameters={**cap, **before})
                 self._insert(raised)
             return self._insert(replace(event, parameters={**event.parameters, **cap}))
 
@@ -310,6 +310,18 @@ def _entry(row: tuple[object, ...]) -> Entry:
     except ValueError as error:
         raise _tampered(own["seq"]) from error
     return Entry(event=Event(**values), **own)  # type: ignore[arg-type]
+
+
+def _raised_from(
+    before: Mapping[str, object], cap_epsilon: float, delta: float
+) -> dict[str, object]:
+    """Return what to log of the cap before, the last entry's; nothing if it was not raised."""
+    epsilon_before, delta_before = before.get("cap_epsilon"), before.get("cap_delta")
+    if not isinstance(epsilon_before, int | float):
+        return {}
+    if isinstance(delta_before, int | float) and delta > delta_before:
+        return {"raised_from": epsilon_before, "raised_from_delta": delta_before}
+    return {"raised_from": epsilon_before} if cap_epsilon > epsilon_before else {}
 
 
 def _connect_existing(path: Path, known_head: str = NO_FINGERPRINT) -> sqlite3.Connection:
