@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import sqlite3
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.secure_sum.party import begin
+from client.secure_sum.party import Party, begin
 from client.secure_sum.sessions import Sessions
 from common.errors import LedgerError, SecureSumError
 from common.protocol import shop_key
@@ -243,6 +244,31 @@ def test_what_masks_are_made_of_is_gone_once_they_are_made(room: Room) -> None:
     room.masked([shop])
     for secret in (party.seed, party.mask_secret):
         assert secret.hex().encode() not in path.read_bytes()
+
+
+def test_what_is_gone_from_the_file_is_gone_from_its_journal_too(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal holds the pages before each change: unlinked, its bytes would stay on the disk."""
+    room.keys()
+    room.shares()
+    me = room.of(NAMES[0])
+    party = me.peek(room.collector.session.id)
+    path = room.folder / f"s{NUMBERS[NAMES[0]]}.sqlite"
+    journal, kept = path.with_name(f"{path.name}-journal"), path.with_name("kept")
+    secrets, seen = [s.hex().encode() for s in (party.seed, party.mask_secret)], []
+    store = Sessions._store
+
+    def keep(connection: sqlite3.Connection, changed: Party) -> None:
+        store(connection, changed)
+        os.link(journal, kept)
+        seen.append(kept.read_bytes())
+
+    monkeypatch.setattr(Sessions, "_store", staticmethod(keep))
+    me.mask(room.collector.masked_request(NAMES[0]).model_dump_json())
+    assert all(secret in seen[0] for secret in secrets)
+    for file in (path, kept):
+        assert not any(secret in file.read_bytes() for secret in secrets), file
 
 
 def test_a_roster_that_changes_within_a_session_ends_it_for_the_shop(room: Room) -> None:

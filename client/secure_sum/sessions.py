@@ -6,6 +6,8 @@ written and synced: a shop that is killed and starts anew says the same again, o
 something else. A session that a later one has replaced keeps its number and no secrets.
 """
 
+import fcntl
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -148,12 +150,17 @@ class Sessions:
         try:
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
             self._path.touch(mode=0o600)
-            with closing(
-                sqlite3.connect(self._path, timeout=_WAIT_SECONDS, isolation_level=None)
-            ) as connection:
+            with (
+                self._alone(),
+                closing(
+                    sqlite3.connect(self._path, timeout=_WAIT_SECONDS, isolation_level=None)
+                ) as connection,
+            ):
                 connection.execute("PRAGMA synchronous = EXTRA")
-                # Secrets that are no longer needed are overwritten, not only unlinked.
+                # Secrets that are no longer needed are overwritten, not only unlinked: here, and
+                # in the journal, which holds what was here before each change.
                 connection.execute("PRAGMA secure_delete = ON")
+                connection.execute("PRAGMA journal_mode = PERSIST")
                 connection.execute(_SCHEMA)
                 connection.execute("BEGIN IMMEDIATE")
                 try:
@@ -166,3 +173,24 @@ class Sessions:
                     raise
         except (OSError, sqlite3.Error) as error:
             raise LedgerError(f"the sessions {self._path} cannot be written: {error}") from error
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the sessions against other processes of the shop, and overwrite the journal last.
+
+        A journal that is done with begins with zeros: nobody rolls it back.
+        """
+        journal = self._path.with_name(f"{self._path.name}-journal")
+        with self._path.with_name(f"{self._path.name}.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                if journal.exists():
+                    with journal.open("r+b") as file:
+                        # Unless it is to be rolled back: what could not be, at the next opening.
+                        if not file.read(1).strip(b"\0"):
+                            file.seek(0)
+                            file.write(bytes(journal.stat().st_size))
+                            file.flush()
+                            os.fsync(file.fileno())
