@@ -157,6 +157,10 @@ def _count_what_is_not_stocked() -> None:
     vars(client.rounds.popularity_release)["round_units"] = round_units
 
 
+def _draw_by_number() -> None:
+    vars(client.training)["unit_digests"] = lambda units, _: np.arange(len(units.owners))
+
+
 def _ids_by_block() -> None:
     def text(column: arrow.Array) -> arrow.Array:
         column = pc.if_else(pc.is_nan(column), None, column)
@@ -248,6 +252,11 @@ BUGS = {
         "records of what a shop does not stock in what it releases of the rest",
         "test_stocked_training.py::test_records_of_what_is_not_stocked_change_no_bit_of_what_leaves",
         _count_what_is_not_stocked,
+    ),
+    "draws-by-number": Bug(
+        "a unit's draws by its number in the shop",
+        "test_training.py::test_a_customer_more_moves_nothing_but_by_what_that_customer_adds",
+        _draw_by_number,
     ),
     "ids-by-block": Bug(
         "ids that are read in the notation that all of a block allows", _NEIGHBOURS, _ids_by_block
