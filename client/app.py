@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 from client.rounds.participation import answer
 from client.rounds.replying import Node
 from client.settings import RUN_VARIABLE
-from common.processes import give_way
+from common.programs.processes import give_way
 from common.protocol import (
     EVALUATE,
     HEADER,

@@ -16,13 +16,13 @@ from client.data.source import open_own_source, shop_mapping, unknown_merchant
 from client.data.stocking import published_stock
 from client.forecast import PlanFlags, forecast
 from client.settings import ShopSettings
-from common.contract import BEHAVIOR_WEIGHTS, BEHAVIORS
 from common.errors import ArtifactError, ConfigError, DataError, InputError
 from common.features import Catalogue, read_catalogue
-from common.folders import Progress
 from common.protocol import TrainingPlan
 from common.schema import Tables
 from common.splitting import doubt_of_times
+from common.tables.contract import BEHAVIOR_WEIGHTS, BEHAVIORS
+from common.tables.folders import Progress
 
 #: Customers with fewer records say little of their taste.
 LITTLE_HISTORY = 5

@@ -9,9 +9,9 @@ from urllib.parse import parse_qsl
 
 from pydantic import Field, field_validator, model_validator
 
-from common.contract import BEHAVIORS, REQUIRED
 from common.errors import ConfigError
 from common.protocol import Frozen
+from common.tables.contract import BEHAVIORS, REQUIRED
 
 #: What is read of interactions besides what must be there. Quantity and price teach no model
 #: anything, so they stay in the database.

@@ -15,9 +15,9 @@ from client.database_settings import Database, from_folder
 from client.home_settings import EvaluationSettings, HomeSection
 from client.mapping_settings import CatalogueMapping
 from common.config import parse, read_toml
-from common.contract import BadRows
 from common.errors import ConfigError
 from common.protocol import Frozen, Noise, Unit
+from common.tables.contract import BadRows
 
 #: Environment: a folder of ``<partition-id>/shop.toml``, set by the simulation runner only.
 SHOPS_VARIABLE = "FEDTAIL_SHOPS"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from common.composition import Segment, prv, rdp
+from common.accountants.composition import Segment, prv, rdp
 from common.errors import ConfigError
 from common.protocol import TrainingPlan
 from common.secure_sum.noise import accounted_multiplier, share_std

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.complete_journey import TRAIN_UNTIL, Merchants, complete_journey_frames
-from common.contract import BadRows
+from common.built_in.complete_journey import TRAIN_UNTIL, Merchants, complete_journey_frames
+from common.built_in.marketplace import MarketplaceConfig, write_marketplace
+from common.built_in.movielens import movielens_frames
 from common.errors import ConfigError, DataError
-from common.folders import Progress, read_folder
-from common.marketplace import MarketplaceConfig, write_marketplace
-from common.movielens import movielens_frames
 from common.partitioning import Partitioner, partition
 from common.schema import Tables
 from common.splitting import doubt_of_times
-from common.validation import validate_tables
+from common.tables.contract import BadRows
+from common.tables.folders import Progress, read_folder
+from common.tables.validation import validate_tables
 
 NAMES = ("complete-journey", "movielens", "marketplace")
 
@@ -73,7 +73,7 @@ def load_folder(
     progress: Progress | None = None,
     drop: Collection[str] = ("quantity", "price"),
 ) -> Dataset:
-    """Return the tables in a folder; :func:`common.folders.read_folder` explains.
+    """Return the tables in a folder; :func:`common.tables.folders.read_folder` explains.
 
     Quantities and prices are checked, but by default not kept: no model reads them.
     """

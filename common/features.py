@@ -23,7 +23,7 @@ import pandas as pd
 from pydantic import Field, ValidationError
 from scipy import sparse
 
-from common.content_columns import (
+from common.catalogue.content_columns import (
     ITEM_ID,
     RETIRED,
     ColumnRule,
@@ -37,7 +37,7 @@ from common.protocol import Frozen
 
 CROSS = "*"
 PRODUCTS = "products.parquet"
-#: What each shop stocks, where that is published: see :mod:`common.stock`.
+#: What each shop stocks, where that is published: see :mod:`common.catalogue.stock`.
 STOCK = "stock.parquet"
 _FILES = (PRODUCTS, "catalogue.json")
 

@@ -1,6 +1,6 @@
 """The tables of the contract, and one shop's records on the rows of a catalogue.
 
-:mod:`common.validation` turns anything that claims to be a table into :class:`Tables`;
+:mod:`common.tables.validation` turns anything that claims to be a table into :class:`Tables`;
 :func:`encode_shops` turns tables into the integer arrays that models read.
 """
 
@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from common.columns import value_text
-from common.contract import BEHAVIOR_WEIGHTS, BEHAVIORS
 from common.errors import ConfigError, DataError
+from common.tables.columns import value_text
+from common.tables.contract import BEHAVIOR_WEIGHTS, BEHAVIORS
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from common.catalogue.stock import read_stock
 from common.features import read_catalogue
 from common.model import state_spec, trained_names
 from common.protocol import Arrays, Noise, TrainingPlan
 from common.secure_sum.members import read_roster
-from common.stock import read_stock
 from server.checkpoints import alone, last_checkpoint, trained_on, write_checkpoint
 from server.figures import ShopFigures, write_figures
 from server.finishing import finished_model

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from common.catalogue.stock import Stock
 from common.features import Catalogue, Feature
 from common.protocol import Arrays, TrainingPlan
 from common.secure_sum.members import Roster
 from common.shop_state import Slices
-from common.stock import Stock
 from server.settings import RunSettings
 
 Shapes = Mapping[str, tuple[int, ...]]

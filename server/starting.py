@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from common.artifact import Manifest, load_model
-from common.catalogue_versions import carry_over, with_popularity
+from common.catalogue.catalogue_versions import carry_over, with_popularity
 from common.errors import ArtifactError
 from common.features import Catalogue
 from common.model import initial_state

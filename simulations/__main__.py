@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import RenderableType
 
+from common.built_in.complete_journey import Merchants
+from common.built_in.marketplace import MarketplaceConfig
 from common.cli import run as run_command_line
 from common.cli import terminal
-from common.complete_journey import Merchants
 from common.datasets import write_dataset
 from common.errors import RunError
-from common.marketplace import MarketplaceConfig
 from common.options import Json
 from common.partitioning import uniform
 from simulations.bench.commands import bench_app

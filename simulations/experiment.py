@@ -13,14 +13,14 @@ from client.home_settings import (
     TRAINED_PARTS,
     HomeSettings,
 )
+from common.built_in.marketplace import MarketplaceConfig
 from common.config import nearest, parse, read_toml, with_overrides
-from common.contract import BEHAVIOR_WEIGHTS, BadRows
 from common.errors import ConfigError
 from common.features import ContentSpec
-from common.marketplace import MarketplaceConfig
 from common.partitioning import Partitioner, by_column, dirichlet, uniform
 from common.planning import with_noise
 from common.protocol import Frozen, LossName, ModelPlan, Norm, RareRows, TrainingPlan, Trust, Unit
+from common.tables.contract import BEHAVIOR_WEIGHTS, BadRows
 from simulations.attack.settings import AttackSection
 from simulations.audit.settings import AuditSection
 

@@ -21,7 +21,7 @@ import psutil
 from client.privacy.ledger import Ledger
 from client.settings import RUN_VARIABLE, read_settings
 from common.config import ConfigValue
-from common.processes import carriers
+from common.programs.processes import carriers
 from common.protocol import shop_key
 from server.operating.folder import Federation, open_federation
 from server.operating.services import control

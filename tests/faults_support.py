@@ -16,7 +16,7 @@ from client.settings import RUN_VARIABLE, read_settings
 from client.shop_folder import ShopFolder
 from common.bundle import FEDERATION
 from common.config import ConfigValue
-from common.processes import free_port
+from common.programs.processes import free_port
 from deployment_support import SECONDS, Deployed, deployed
 from simulations.loopback.deployment import LocalShop
 

@@ -15,7 +15,7 @@ import psutil
 
 from client.joining.keys import make_keys, make_secret
 from common.errors import RunError
-from common.processes import carriers, environment, free_port, tool
+from common.programs.processes import carriers, environment, free_port, tool
 from server.operating import gateway
 from server.operating.folder import Federation, make_federation
 from server.operating.services import neutral_folder, read_up

@@ -21,8 +21,8 @@ import client.rounds.popularity_release
 import client.rounds.secure_participation
 import client.training
 import client.units
-import common.columns
-import common.folders
+import common.tables.columns
+import common.tables.folders
 from client.privacy import layers
 from client.privacy.layers import Reads
 from client.privacy.ledger import Ledger
@@ -168,7 +168,7 @@ def _ids_by_block() -> None:
             column = column.cast(arrow.int64())
         return column.cast(arrow.string())
 
-    vars(common.columns)["_float_text"] = text
+    vars(common.tables.columns)["_float_text"] = text
 
 
 def _attributes_by_column() -> None:
@@ -176,7 +176,7 @@ def _attributes_by_column() -> None:
         frame: pd.DataFrame = table.to_pandas().map(str, na_action="ignore")
         return frame
 
-    vars(common.folders)["small_frame"] = small_frame
+    vars(common.tables.folders)["small_frame"] = small_frame
 
 
 _NORMS = "test_step.py::test_norms_and_updates_equal_brute_force"

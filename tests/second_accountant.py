@@ -8,8 +8,8 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.rdp import RdpAccountant
 
+from common.accountants.composition import ORDERS
 from common.accounting import Spend
-from common.composition import ORDERS
 
 # Beyond these its numerical accountant (PLD) takes minutes, and its Rényi bound has to do.
 _LARGEST_EPSILON, _MOST_SEGMENTS = 60.0, 12

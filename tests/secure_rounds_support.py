@@ -16,6 +16,7 @@ from client.data.records import forget
 from client.joining.keys import make_keys
 from client.privacy.ledger import Ledger
 from client.rounds.replying import Node
+from common.catalogue.stock import Stock, read_stock
 from common.features import Catalogue, write_catalogue
 from common.model import initial_state, state_spec, trained_names
 from common.protocol import (
@@ -29,7 +30,6 @@ from common.protocol import (
 from common.secure_sum.members import Roster, read_roster, roster_text, threshold
 from common.secure_sum.messages import Session, state_digest
 from common.secure_sum.primitives import fresh
-from common.stock import Stock, read_stock
 from federation_support import Fault, FaultyGrid, make_settings, no_fault
 from server.checkpoints import Checkpoint
 from server.job import Event, Job

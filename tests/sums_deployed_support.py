@@ -25,7 +25,7 @@ from client.settings import RUN_VARIABLE, read_settings
 from common.artifact import load_model
 from common.bundle import FEDERATION
 from common.config import ConfigValue
-from common.processes import carriers
+from common.programs.processes import carriers
 from common.protocol import POPULARITY
 from deployment_support import ITEMS, SECONDS, Deployed, sales
 from faults_support import start_by_hand

@@ -25,11 +25,9 @@ from client.home.shop import Tail, read_records
 from client.privacy.ledger import Ledger
 from client.rounds.participation import answer
 from client.rounds.replying import Node
-from common.asking import Query
 from common.errors import ArtifactError, DataError, UnavailableError
 from common.explanation import explain
 from common.features import Catalogue, ContentSpec
-from common.filters import Filters
 from common.model import GlobalModel, initial_state
 from common.protocol import (
     EVALUATE,
@@ -40,7 +38,9 @@ from common.protocol import (
     ModelPlan,
     TrainingPlan,
 )
-from common.reasons import sides_of
+from common.queries.asking import Query
+from common.queries.filters import Filters
+from common.queries.reasons import sides_of
 from home_support import DAY, START, HomeShop, N, Record, purchases
 
 M = 10

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from common.blocks import learned_names
-from common.catalogue_versions import carry_over, with_popularity
+from common.catalogue.catalogue_versions import carry_over, with_popularity
 from common.errors import ArtifactError
 from common.features import Catalogue, ContentSpec
-from common.filters import Filters, Table
 from common.model import GlobalModel, initial_state, state_spec
 from common.protocol import ITEMS, POPULARITY, SPECTRUM, Arrays, ModelPlan
+from common.queries.filters import Filters, Table
 
 SPEC = ContentSpec(features=("type", "brand", "type*brand"), content_width=256, hash_rows=16)
 PLANS = {

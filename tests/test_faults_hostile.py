@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.artifact import load_model
-from common.processes import listens
+from common.programs.processes import listens
 from deployment_support import SECONDS, Deployed
 from faults_support import check_ended_well, end_of, fragile, start_by_hand
 from simulations.loopback.deployment import LocalShop

@@ -17,7 +17,7 @@ from client.privacy.ledger import Ledger
 from common.bundle import FEDERATION, stage
 from common.config import flat_toml
 from common.errors import RunError
-from common.processes import end_carriers
+from common.programs.processes import end_carriers
 from common.protocol import ModelPlan, TrainingPlan, shop_key
 from federation_support import same, write_federation
 from server.checkpoints import read_checkpoint

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common.csv_files import NO_VALUE
 from common.errors import DataError
 from common.features import Catalogue
-from common.folders import read_folder, read_small
+from common.tables.csv_files import NO_VALUE
+from common.tables.folders import read_folder, read_small
 
 NOW = 1_800_000_000
 GOOD = "merchant_id,user_id,item_id,timestamp,behavior\na,1,x,1577836800,purchase\n"
@@ -238,7 +238,7 @@ def test_numbers_of_parquet_are_exact_where_all_is_text(tmp_path: Path) -> None:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from common.folders import read_folder
+from common.tables.folders import read_folder
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 read_folder(Path(sys.argv[1]), now=1_800_000_000)
 before = peak()

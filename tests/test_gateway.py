@@ -22,7 +22,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from common.processes import free_port, listens
+from common.programs.processes import free_port, listens
 from operator_support import (
     WAIT_SECONDS,
     Up,

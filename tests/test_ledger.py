@@ -10,7 +10,8 @@ import pytest
 from client.privacy import budget
 from client.privacy.events import EVALUATED
 from client.privacy.ledger import CAP, DP_SGD, Ledger
-from common import accounting, composition
+from common import accounting
+from common.accountants import composition
 from common.accounting import Spend
 from common.errors import BudgetError, LedgerError
 from common.protocol import NO_FINGERPRINT

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from common.errors import ConfigError, RunError
-from common.processes import carriers, free_port
+from common.programs.processes import carriers, free_port
 from simulations.loopback import federation as local_federation
 from simulations.loopback import shops as local_shops
 from simulations.loopback.deployment import change

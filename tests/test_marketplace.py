@@ -9,8 +9,7 @@ import pyarrow as arrow
 import pytest
 from scipy import sparse
 
-from common.datasets import load_marketplace
-from common.marketplace import (
+from common.built_in.marketplace import (
     MarketplaceConfig,
     assortment,
     customer_taste,
@@ -19,6 +18,7 @@ from common.marketplace import (
     shop_name,
     write_marketplace,
 )
+from common.datasets import load_marketplace
 from common.model import GlobalModel, initial_state
 from common.schema import Tables, encode_shops
 from simulations.experiment import read_experiment, training_plan

@@ -21,12 +21,8 @@ from client.rounds.participation import answer
 from client.rounds.popularity_release import whole_popularity
 from client.settings import ShopSettings, read_settings
 from client.training import whole_gradients
-from common.contract import BadRows
-from common.csv_files import BLOCK_BYTES
-from common.csv_rows import MAX_ROW_BYTES
 from common.errors import DataError
 from common.features import Catalogue
-from common.folders import read_folder
 from common.model import initial_state
 from common.protocol import (
     EVALUATE,
@@ -39,6 +35,10 @@ from common.protocol import (
     TrainingPlan,
 )
 from common.schema import ShopEvents
+from common.tables.contract import BadRows
+from common.tables.csv_files import BLOCK_BYTES
+from common.tables.csv_rows import MAX_ROW_BYTES
+from common.tables.folders import read_folder
 from participation_support import World
 
 N, FIRST = 12, 4_006_381_333_931

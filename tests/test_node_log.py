@@ -11,7 +11,7 @@ from client.joining.watching import HELD_SECONDS, State, Watch
 from client.rounds.replying import Answer, Node, reply_to
 from client.settings import FederationSettings
 from client.shop_folder import ShopFolder
-from common.supervisor import Supervisor
+from common.programs.supervisor import Supervisor
 
 URL = "https://federation.example:8443/v1/fleet/"
 REFUSED = (

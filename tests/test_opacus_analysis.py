@@ -5,8 +5,8 @@ import numpy as np
 from opacus.accountants.analysis import rdp
 from opacus.accountants.analysis.prv import Domain, PoissonSubsampledGaussianPRV
 
+from common.accountants.opacus_analysis import domain_module, prv_module, rdp_module
 from common.bundle import FEDERATION
-from common.opacus_analysis import domain_module, prv_module, rdp_module
 
 
 def test_it_is_opacus_own_code_that_computes() -> None:

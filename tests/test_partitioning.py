@@ -18,7 +18,7 @@ from common.partitioning import (
     uniform,
 )
 from common.schema import Tables
-from common.validation import validate_tables
+from common.tables.validation import validate_tables
 
 USERS = 240
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from common.artifact import Manifest, ModelArtifact
-from common.asking import Query
 from common.errors import ArtifactError, InputError
 from common.features import Catalogue, ContentSpec
-from common.filters import Filters
 from common.model import GlobalModel, initial_state
 from common.protocol import ModelPlan, TrainingPlan
+from common.queries.asking import Query
+from common.queries.filters import Filters
 from server.query.choosing import best_rows, search
 from server.query.core import ServedModel
 from server.query.index import ExactIndex, Index, Int8Index

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.processes import end_carriers, environment, free_port, tool
+from common.programs.processes import end_carriers, environment, free_port, tool
 from simulations.bench.floor import run_floor
 from simulations.engine import superlink
 from simulations.engine.superlink import RAY_VARIABLE, Link, on_cluster, simulation_environment

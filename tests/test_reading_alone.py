@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.data.sql_rows import _attribute, _id
-from common import checks
-from common.columns import as_text, cast, plain_text, times_as_numbers, to_arrow, value_text
 from common.errors import DataError
-from common.folders import read_small
-from common.interactions import InteractionsBuilder
+from common.tables import checks
+from common.tables.columns import as_text, cast, plain_text, times_as_numbers, to_arrow, value_text
+from common.tables.folders import read_small
+from common.tables.interactions import InteractionsBuilder
 
 NOW = 1_800_000_000
 COLUMNS = ["merchant_id", "user_id", "item_id", "timestamp", "behavior"]

@@ -10,7 +10,7 @@ from common.explanation import explain
 from common.features import Catalogue, ContentSpec
 from common.model import GlobalModel, attribute_matrix, initial_state
 from common.protocol import ModelPlan
-from common.reasons import sides_of
+from common.queries.reasons import sides_of
 
 SIZE = 40
 

@@ -21,10 +21,10 @@ from client.home.ease import Ease
 from client.home.personalization import HomeModel
 from client.home.reasons import explain_home
 from client.home_settings import MIXED
-from common.asking import Query
 from common.explanation import Explanation
-from common.filters import Filters
 from common.model import GlobalModel
+from common.queries.asking import Query
+from common.queries.filters import Filters
 from server.query.answers import recommend
 from server.query.core import ServedModel
 from server.query.index import ExactIndex, Index, Int8Index

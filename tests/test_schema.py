@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
 from common.schema import ShopEvents, Tables, encode_shop, encode_shops
-from common.validation import validate_tables
+from common.tables.validation import validate_tables
 
 NOW = 1_800_000_000
 ITEMS = np.array(["y", "x", "z"], dtype=object)

@@ -11,14 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.blocks import learned_rows
+from common.built_in.marketplace import MarketplaceConfig, assortment
+from common.catalogue.stock import Stock, stock_fingerprint
 from common.errors import DataError
 from common.features import Catalogue
-from common.marketplace import MarketplaceConfig, assortment
 from common.protocol import ITEMS, POPULARITY, ModelPlan, TrainingPlan, shop_key
 from common.secure_sum.layout import Layout, honest_senders, layout_of, whole_layout
 from common.secure_sum.members import threshold
 from common.secure_sum.messages import STAGES
-from common.stock import Stock, stock_fingerprint
 from secure_sum_support import play
 
 NAMES = [shop_key(f"m{k}") for k in range(100)]

@@ -25,10 +25,10 @@ from client.home.segment_fitting import LEAST_MEMBERS, _Sums, fit_segments
 from client.home.shop import HomeRecords, load_home_model, read_records
 from client.home_settings import HomeSettings
 from client.shop_folder import ShopFolder
-from common.asking import Query
 from common.errors import ConfigError, DataError
 from common.model import LOCAL_NAMES
 from common.protocol import ModelPlan
+from common.queries.asking import Query
 from home_support import DAY, START, HomeShop, N, Record
 
 CUSTOMERS = 160

@@ -19,9 +19,9 @@ from client.privacy.ledger import Ledger
 from client.privacy.noise import SeededNoise
 from client.settings import read_settings
 from client.training import train_round
+from common.built_in.marketplace import MarketplaceConfig, assortment
 from common.errors import RunError
 from common.features import Catalogue
-from common.marketplace import MarketplaceConfig, assortment
 from common.model import initial_state, state_spec
 from common.protocol import ITEMS, POPULARITY, RELEASE, TRAIN, UPDATE, Arrays, ModelPlan
 from common.shop_state import Slices

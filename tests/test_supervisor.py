@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from common.errors import RunError
-from common.processes import carriers, environment, free_port, listens
-from common.supervisor import Program, Supervisor, set_aside
+from common.programs.processes import carriers, environment, free_port, listens
+from common.programs.supervisor import Program, Supervisor, set_aside
 
 pytestmark = pytest.mark.e2e
 

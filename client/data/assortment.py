@@ -15,7 +15,7 @@ from scipy import sparse
 from client.data.mapping import OUTSIDE, ItemMapping
 from client.data.source import open_own_source, shop_mapping
 from client.settings import ShopSettings
-from common.content_columns import ITEM_ID, RETIRED, is_number
+from common.catalogue.content_columns import ITEM_ID, RETIRED, is_number
 from common.features import Catalogue, Feature, content_columns, read_catalogue
 
 

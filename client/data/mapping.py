@@ -17,14 +17,14 @@ import pyarrow as arrow
 import pyarrow.parquet as pq
 
 from client.mapping_settings import OWN, THEIRS, CatalogueMapping
-from common.checks import Checker
-from common.columns import as_text, to_arrow
+from common.catalogue.content_columns import ITEM_ID, RETIRED
 from common.config import nearest
-from common.content_columns import ITEM_ID, RETIRED
 from common.errors import ArtifactError, ConfigError, DataError
 from common.features import PRODUCTS, retired_words
-from common.folders import read_small
 from common.schema import Tables
+from common.tables.checks import Checker
+from common.tables.columns import as_text, to_arrow
+from common.tables.folders import read_small
 
 #: Before the number of a product that is not mapped, where it would look like the catalogue's.
 OUTSIDE = "own:"

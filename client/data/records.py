@@ -8,10 +8,10 @@ from pathlib import Path
 
 from client.data.source import read_shop
 from client.settings import ShopSettings
+from common.catalogue.stock import Stock, read_stock
 from common.errors import ConfigError
 from common.features import Catalogue, read_catalogue
 from common.schema import ShopEvents
-from common.stock import Stock, read_stock
 
 # (name, time of the last change in ns, size) of each file
 _Stamp = tuple[tuple[str, int, int], ...]

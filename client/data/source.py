@@ -15,13 +15,14 @@ from client.data.mapping import ItemMapping, read_mapping, texts_of
 from client.data.people import person_of
 from client.mapping_settings import CatalogueMapping
 from client.settings import ShopSettings
-from common.checks import Checker
-from common.content_columns import ITEM_ID
-from common.content_columns import as_text as content_text
-from common.contract import BEHAVIOR_WEIGHTS, BadRows
+from common.catalogue.content_columns import ITEM_ID
+from common.catalogue.content_columns import as_text as content_text
 from common.errors import ConfigError, DataError
 from common.features import Catalogue
-from common.folders import (
+from common.schema import ShopEvents, Tables, encode_shop
+from common.tables.checks import Checker
+from common.tables.contract import BEHAVIOR_WEIGHTS, BadRows
+from common.tables.folders import (
     MERCHANT,
     Progress,
     find_table,
@@ -30,8 +31,7 @@ from common.folders import (
     read_small,
     require_table,
 )
-from common.schema import ShopEvents, Tables, encode_shop
-from common.validation import check_customers, check_stock
+from common.tables.validation import check_customers, check_stock
 
 logger = logging.getLogger(__name__)
 

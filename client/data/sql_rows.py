@@ -18,13 +18,13 @@ from sqlalchemy.exc import DataError as WrongValue
 from client.data.postgres_times import give_other_times_as_text
 from client.data.sql_customer import as_relation, of_customer
 from client.database_settings import OPTIONAL, Database, TableSource
-from common.checks import Checker
-from common.columns import value_text
 from common.config import nearest
-from common.contract import REQUIRED
-from common.csv_files import NO_VALUE
 from common.errors import DataError
-from common.interactions import IDS
+from common.tables.checks import Checker
+from common.tables.columns import value_text
+from common.tables.contract import REQUIRED
+from common.tables.csv_files import NO_VALUE
+from common.tables.interactions import IDS
 
 #: Rows held as Python objects at a time, and rows of a table that is read whole.
 CHUNK_ROWS = 20_000

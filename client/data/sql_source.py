@@ -16,14 +16,14 @@ import sqlalchemy as sa
 from client.data.people import person_of
 from client.data.sql_rows import Part, chunks, columns_of, reading
 from client.database_settings import OPTIONAL, Database, TableSource
-from common.checks import Checker
 from common.config import nearest
-from common.contract import REQUIRED, BadRows
 from common.errors import ConfigError, DataError
-from common.folders import Progress
-from common.interactions import InteractionsBuilder
 from common.schema import Tables
-from common.validation import check_customers, check_stock
+from common.tables.checks import Checker
+from common.tables.contract import REQUIRED, BadRows
+from common.tables.folders import Progress
+from common.tables.interactions import InteractionsBuilder
+from common.tables.validation import check_customers, check_stock
 
 
 class SqlSource:

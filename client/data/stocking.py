@@ -8,10 +8,10 @@ import pandas as pd
 from client.data.coverage import catalogue_rows
 from client.data.mapping import ItemMapping
 from client.settings import ShopSettings
+from common.catalogue.stock import read_stock
 from common.errors import ArtifactError
 from common.features import Catalogue
 from common.protocol import shop_key
-from common.stock import read_stock
 
 
 def published_stock(

@@ -33,10 +33,10 @@ from client.home_settings import LEARNED_PARTS, TRAINED_PARTS, HomeSettings
 from client.settings import ShopSettings
 from client.shop_folder import ShopFolder
 from common.code import code_digest
-from common.contract import BEHAVIOR_WEIGHTS
 from common.errors import ArtifactError, DataError
 from common.model import GlobalModel
 from common.rng import derive
+from common.tables.contract import BEHAVIOR_WEIGHTS
 
 _DAY = 86_400
 

@@ -16,11 +16,11 @@ from client.data.assortment import own_numbers, shared_size
 from client.home.customers import Customer, read_customer, rows_of
 from client.home.ready import Ready
 from client.settings import ShopSettings
-from common.asking import Answer, Query, Ranking, public_columns
 from common.errors import InputError, UnavailableError
 from common.explanation import Explanation
-from common.filters import Filters, Table
 from common.model import GlobalModel
+from common.queries.asking import Answer, Query, Ranking, public_columns
+from common.queries.filters import Filters, Table
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from client.settings import ShopSettings, read_settings
 from client.shop_folder import CURRENT, ShopFolder
 from common.artifact import MANIFEST, Manifest
 from common.errors import ConfigError, DataError, FedtailError
-from common.folders import find_table
-from common.watching import Watch
+from common.programs.watching import Watch
+from common.tables.folders import find_table
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from client.home.customers import Customer
 from client.home.personalization import HomeModel, mix
 from client.home.reasons import explain_home
 from client.home.shop import CameHome
-from common.asking import tail_of
 from common.explanation import Explanation, Part, explain
 from common.features import Catalogue
 from common.model import attribute_matrix
-from common.reasons import sides_of
+from common.queries.asking import tail_of
+from common.queries.reasons import sides_of
 from common.scoring import top_k
 
 #: Products that the tail dial may choose from, for each that is shown.

@@ -15,7 +15,7 @@ from client.home.personalization import HomeModel
 from common.errors import ConfigError
 from common.explanation import Explanation, Part, explain, explain_neighbours
 from common.model import GlobalModel
-from common.reasons import popularity_of, sides_of
+from common.queries.reasons import popularity_of, sides_of
 
 
 def explain_home(

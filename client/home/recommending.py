@@ -19,10 +19,10 @@ from client.home.ready import SHOWN, Ready, cell
 from client.home.shop import Progress, load_home_model, manifest_digest
 from client.settings import ShopSettings
 from client.shop_folder import ShopFolder
-from common.contract import BEHAVIOR_WEIGHTS
 from common.errors import ArtifactError, ConfigError, InputError
 from common.features import Catalogue
 from common.scoring import re_rank
+from common.tables.contract import BEHAVIOR_WEIGHTS
 
 _MOST = 1000
 

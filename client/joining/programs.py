@@ -12,8 +12,8 @@ from client.settings import SHOP_KEY, FederationSettings
 from client.shop_folder import ShopFolder
 from common.bundle import FEDERATION
 from common.config import toml_value
-from common.processes import environment, tool
-from common.supervisor import Program
+from common.programs.processes import environment, tool
+from common.programs.supervisor import Program
 
 NODE, EXECUTOR = "supernode", "superexec"
 # How `client.node` ends for a reason of its own; Flower's log has lines of another form.

@@ -16,8 +16,8 @@ from client.joining.watching import State, Watch
 from client.settings import RUN_VARIABLE, FederationSettings, read_settings
 from client.shop_folder import ShopFolder
 from common.errors import ConfigError
-from common.processes import free_port, terminated_as_exit
-from common.supervisor import Supervisor
+from common.programs.processes import free_port, terminated_as_exit
+from common.programs.supervisor import Supervisor
 
 _LARGEST_LOG = 4 * 1024 * 1024
 

@@ -19,9 +19,9 @@ from client.joining.programs import EXECUTOR, NODE, superexec, supernode
 from client.joining.reaching import obstacle
 from client.settings import RUN_VARIABLE, FederationSettings
 from client.shop_folder import CURRENT, ShopFolder
-from common.processes import carriers
+from common.programs.processes import carriers
+from common.programs.supervisor import Supervisor
 from common.protocol import EVALUATE, HOME, JOIN, RELEASE, SUM_KEYS, TRAIN
-from common.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 

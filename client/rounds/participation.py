@@ -26,6 +26,7 @@ from client.rounds.replying import (
 )
 from client.settings import ShopSettings
 from common.array_checks import check_arrays
+from common.catalogue.stock import Stock, stock_fingerprint
 from common.code import code_digest
 from common.errors import ConfigError, ProtocolError
 from common.features import Catalogue
@@ -47,7 +48,6 @@ from common.protocol import (
 )
 from common.rng import derive
 from common.shop_state import ShopState, read_slice
-from common.stock import Stock, stock_fingerprint
 
 
 def answer(

@@ -27,6 +27,7 @@ from client.secure_sum.party import Identity
 from client.secure_sum.sessions import Sessions
 from client.settings import ShopSettings
 from common.array_checks import check_arrays
+from common.catalogue.stock import stock_fingerprint
 from common.errors import SecureSumError
 from common.features import Catalogue
 from common.model import state_spec, trained_spec
@@ -53,7 +54,6 @@ from common.secure_sum.messages import MaskedRequest, Session, parse, state_dige
 from common.secure_sum.noise import share_std
 from common.secure_sum.shown import Shown, ShownRows, alike
 from common.shop_state import ShopState, read_slice
-from common.stock import stock_fingerprint
 from common.stocked_rows import products_of, sent_rows
 
 

@@ -22,10 +22,10 @@ from functools import cached_property
 
 import numpy as np
 
+from common.catalogue.stock import Stock
 from common.protocol import TrainingPlan
 from common.secure_sum.members import threshold
 from common.secure_sum.primitives import add_keystream
-from common.stock import Stock
 from common.stocked_rows import Shapes, row_products, stocked_among
 
 #: Numbers of a vector: all of them, or those where (n,) bools say so.

@@ -15,9 +15,9 @@ from functools import cached_property
 
 import numpy as np
 
+from common.catalogue.stock import Stock
 from common.protocol import Arrays
 from common.secure_sum.primitives import digest
-from common.stock import Stock
 from common.stocked_rows import stocked_among
 
 #: Shops -> digest of the rows that all of them were shown; of none where all is shown alike.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.content_columns import as_text, is_number
+from common.catalogue.content_columns import as_text, is_number
 from common.features import Catalogue, content_columns
 
 EXAMPLES = 5

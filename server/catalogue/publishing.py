@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.checks import Checker
+from common.catalogue.content_columns import ITEM_ID, RETIRED, as_text, is_number
+from common.catalogue.stock import Stock
 from common.config import nearest
-from common.content_columns import ITEM_ID, RETIRED, as_text, is_number
 from common.errors import ConfigError, DataError
 from common.features import CROSS, Catalogue, ContentSpec, content_columns
-from common.folders import find_table, read_small, require_table
-from common.stock import Stock
-from common.validation import check_products, check_stock
+from common.tables.checks import Checker
+from common.tables.folders import find_table, read_small, require_table
+from common.tables.validation import check_products, check_stock
 from server.catalogue.diff import Difference
 from server.catalogue.versions import Catalogues, Version
 

@@ -5,7 +5,7 @@
     ROOT/
     └── <n>/                  version n: what a shop's ``catalogue`` setting names
         ├── products.parquet, catalogue.json    see common.features.write_catalogue
-        ├── stock.parquet     what shops stock, where it is published: see common.stock
+        ├── stock.parquet     what shops stock, where it is published: see common.catalogue.stock
         └── version.json      its number, fingerprint, time, parent and counts
 
 One publisher at a time holds ``ROOT/.lock``. A version is written beside its place and renamed
@@ -27,11 +27,11 @@ from typing import Literal
 import pandas as pd
 from pydantic import Field, ValidationError
 
+from common.catalogue.stock import Stock, read_stock
 from common.disk import sync
 from common.errors import ArtifactError, ConfigError
 from common.features import Catalogue, read_catalogue, write_catalogue
 from common.protocol import FINGERPRINT_CHARS, Frozen
-from common.stock import Stock, read_stock
 
 RECORD = "version.json"
 _DRAFTS = ".publishing-"

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from common.content_columns import as_text
+from common.catalogue.content_columns import as_text
 from common.errors import ArtifactError, ConfigError
 from common.features import CROSS, Catalogue, content_columns
 from server.catalogue.diff import Difference

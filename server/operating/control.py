@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.config import ConfigValue, flat_toml
 from common.errors import RunError
-from common.processes import tool
+from common.programs.processes import tool
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from common.processes import carriers
+from common.programs.processes import carriers
 from server.operating import gateway
 from server.operating.folder import Federation
 from server.operating.services import GATEWAY, SUPEREXEC, SUPERLINK, neutral_folder

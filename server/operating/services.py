@@ -16,8 +16,8 @@ from typing import Any
 
 from common.disk import write_whole
 from common.errors import ConfigError, RunError
-from common.processes import environment, listens, terminated_as_exit, tool
-from common.supervisor import Program, Supervisor, set_aside
+from common.programs.processes import environment, listens, terminated_as_exit, tool
+from common.programs.supervisor import Program, Supervisor, set_aside
 from server.operating import authority, gateway
 from server.operating.control import Control
 from server.operating.folder import Federation, split_address

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import numpy as np
 from pydantic import Field
 
-from common.asking import Answer, Query
 from common.explanation import Explanation
-from common.filters import Filters, Table
 from common.model import GlobalModel
+from common.queries.asking import Answer, Query
+from common.queries.filters import Filters, Table
 from server.query.requests import Body, ExplainRequest, RecommendRequest, SimilarRequest
 
 #: Parts of a reason that are named one by one; the rest is one part, so they still add up.

@@ -15,8 +15,8 @@ import numpy as np
 from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.contract import BEHAVIOR_WEIGHTS
 from common.errors import ConfigError
+from common.tables.contract import BEHAVIOR_WEIGHTS
 from server.query.admitting import Bearer, work
 from server.query.answering import Service
 from server.query.answers import Model, public_columns

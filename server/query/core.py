@@ -19,14 +19,14 @@ import numpy as np
 from scipy import sparse
 
 from common.artifact import ModelArtifact
-from common.asking import Answer, Query, Ranking, public_columns, tail_of
 from common.errors import ArtifactError, InputError
 from common.explanation import Explanation, explain
 from common.features import Catalogue
-from common.filters import Filters, Table
 from common.model import GlobalModel, attribute_matrix
 from common.protocol import TrainingPlan
-from common.reasons import sides_of
+from common.queries.asking import Answer, Query, Ranking, public_columns, tail_of
+from common.queries.filters import Filters, Table
+from common.queries.reasons import sides_of
 from server.query.choosing import search
 from server.query.content import ContentIndex, add_base
 from server.query.index import ExactIndex, Index

@@ -8,7 +8,7 @@ import numpy as np
 
 from common.errors import ArtifactError, ConfigError, FedtailError
 from common.features import Catalogue
-from common.watching import Watch
+from common.programs.watching import Watch
 from server.query.core import ServedModel
 from server.query.index import Index
 from server.registry.records import Record

@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from common.asking import Answer
+from common.queries.asking import Answer
 from server.query.answering import RefusedError, Status
 from server.query.answers import Model, Reasons, reasons_of
 from server.query.requests import MAX_BATCH, MAX_HISTORY

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from common.content_columns import is_number
+from common.catalogue.content_columns import is_number
 from common.features import content_columns
 from common.model import GlobalModel
 

@@ -16,8 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from common.asking import Query
-from common.filters import Filters
+from common.queries.asking import Query
+from common.queries.filters import Filters
 
 MAX_HISTORY = 10_000
 MAX_K = 1_000

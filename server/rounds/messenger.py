@@ -19,6 +19,7 @@ from flwr.app import (
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from common.catalogue.stock import stock_fingerprint
 from common.errors import ProtocolError, RunError
 from common.protocol import (
     EVALUATE,
@@ -45,7 +46,6 @@ from common.protocol import (
     ReplyHeader,
     RoundHeader,
 )
-from common.stock import stock_fingerprint
 from common.stocked_rows import ByRow, sent_shapes
 from server.aggregation import Contribution
 from server.job import Job, Sent, Shapes

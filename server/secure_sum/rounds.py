@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from common.catalogue.stock import stock_fingerprint
 from common.errors import SecureSumError
 from common.protocol import (
     ITEMS,
@@ -44,7 +45,6 @@ from common.secure_sum.messages import (
 from common.secure_sum.primitives import fresh
 from common.secure_sum.shown import Shown, ShownRows, alike
 from common.shop_state import Slices
-from common.stock import stock_fingerprint
 from server.aggregation import Contribution
 from server.job import Job, Sent, Shapes
 from server.rounds.exchange import Exchange

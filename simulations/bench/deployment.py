@@ -31,7 +31,7 @@ from common.config import ConfigValue
 from common.errors import RunError
 from common.features import Catalogue, read_catalogue, write_catalogue
 from common.model import initial_state, state_spec, trained_spec
-from common.processes import terminated_as_exit
+from common.programs.processes import terminated_as_exit
 from common.protocol import Arrays, RoundHeader, TrainingPlan
 from server.aggregation import Contribution, weighted_mean
 from server.catalogue.versions import Catalogues

@@ -22,8 +22,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from common.artifact import load_model
-from common.asking import Answer, Query
 from common.features import read_catalogue
+from common.queries.asking import Answer, Query
 from server.query.core import ServedModel
 from server.query.index import Int8Index
 from simulations.bench.asking import ARRIVALS, Arrivals, Latencies, open_loop

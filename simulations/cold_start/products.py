@@ -11,7 +11,7 @@ from client.home.personalization import HomeModel
 from client.home.shop import untrained
 from client.home.weight_search import choose_weights
 from client.home_settings import HomeSettings
-from common.catalogue_versions import with_popularity
+from common.catalogue.catalogue_versions import with_popularity
 from common.metrics import CUTOFF, MetricSums
 from common.model import GlobalModel
 from common.popularity import of_like

@@ -17,7 +17,7 @@ from typing import Any
 from common.bundle import FEDERATION, FlowerApp, stage
 from common.config import ConfigValue, flat_toml
 from common.errors import RunError
-from common.processes import end_carriers
+from common.programs.processes import end_carriers
 from common.protocol import TrainingPlan
 from server.settings import EVENTS_FILE
 from server.training.records import new_events

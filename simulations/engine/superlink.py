@@ -20,7 +20,7 @@ import psutil
 
 from common.config import ConfigValue
 from common.errors import RunError
-from common.processes import (
+from common.programs.processes import (
     end_carriers,
     environment,
     free_port,

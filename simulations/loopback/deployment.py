@@ -15,7 +15,7 @@ import psutil
 
 from common.config import ConfigValue, toml_value
 from common.errors import RunError
-from common.processes import free_port
+from common.programs.processes import free_port
 from server.catalogue.versions import Catalogues
 from simulations.loopback.programs import Background, Programs
 

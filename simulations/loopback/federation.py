@@ -13,10 +13,10 @@ from pathlib import Path
 
 import psutil
 
-from common.asking import Query
 from common.errors import ConfigError, RunError
 from common.features import read_catalogue
-from common.processes import listens, terminated_as_exit
+from common.programs.processes import listens, terminated_as_exit
+from common.queries.asking import Query
 from server.catalogue.versions import Catalogues
 from server.operating.gateway import find_nginx
 from server.query.core import ServedModel

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import RunError
-from common.processes import free_port
+from common.programs.processes import free_port
 
 _WAIT_SECONDS = 60.0
 #: Who owns the files and the server where we are root; Debian's package makes the account.

@@ -22,7 +22,7 @@ import psutil
 
 from common.bundle import FEDERATION
 from common.errors import RunError
-from common.processes import carriers, end_carriers, environment, last_lines
+from common.programs.processes import carriers, end_carriers, environment, last_lines
 
 logger = logging.getLogger(__name__)
 

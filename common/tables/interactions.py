@@ -9,11 +9,11 @@ import pandera.pandas as pa
 import pyarrow as arrow
 import pyarrow.compute as pc
 
-from common import checks
-from common.checks import Checker, filled, number
-from common.columns import as_text, cast, times_as_numbers
-from common.contract import BEHAVIORS, OPTIONAL_INTERACTIONS, REQUIRED
 from common.errors import DataError
+from common.tables import checks
+from common.tables.checks import Checker, filled, number
+from common.tables.columns import as_text, cast, times_as_numbers
+from common.tables.contract import BEHAVIORS, OPTIONAL_INTERACTIONS, REQUIRED
 
 IDS = ("merchant_id", "user_id", "item_id")
 #: The behaviours whose records must have a value, where the column is there at all.

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from common.columns import value_text
-from common.content_columns import RETIRED
+from common.catalogue.content_columns import RETIRED
 from common.errors import InputError
 from common.features import retired_words
+from common.tables.columns import value_text
 
 
 @dataclass(frozen=True)

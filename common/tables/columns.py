@@ -163,7 +163,7 @@ def cast(column: arrow.Array, *kinds: arrow.DataType) -> arrow.Array:
 
 
 def _only_arrow_reads(text: arrow.Array, found: arrow.Array) -> bool:
-    """Return whether there is text that :mod:`common.checks` would not take for such a value."""
+    """Return whether :mod:`common.tables.checks` would not take some text for such a value."""
     if arrow.types.is_floating(found.type):
         return bool(pc.any(pc.is_nan(found)).as_py())  # "NAN" is no number.
     if arrow.types.is_integer(found.type):

@@ -2,7 +2,7 @@
 
 :func:`rdp` is cheap and cannot fail. :func:`prv` (Gopi et al. 2021, "Numerical Composition of
 Differential Privacy", arXiv 2106.02848) is tight, on a grid that is checked beforehand. What one
-step does comes from Opacus, by way of :mod:`common.opacus_analysis`.
+step does comes from Opacus, by way of :mod:`common.accountants.opacus_analysis`.
 """
 
 import logging
@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from common.opacus_analysis import domain_module, prv_module, rdp_module
+from common.accountants.opacus_analysis import domain_module, prv_module, rdp_module
 
 logger = logging.getLogger(__name__)
 

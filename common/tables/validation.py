@@ -8,13 +8,13 @@ import pandas as pd
 import pandera.pandas as pa
 import pyarrow as arrow
 
-from common import checks
-from common.checks import Checker
-from common.columns import as_text, to_arrow
-from common.contract import REQUIRED, BadRows
 from common.errors import DataError
-from common.interactions import InteractionsBuilder
 from common.schema import Tables
+from common.tables import checks
+from common.tables.checks import Checker
+from common.tables.columns import as_text, to_arrow
+from common.tables.contract import REQUIRED, BadRows
+from common.tables.interactions import InteractionsBuilder
 
 BLOCK_ROWS = 262_144
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common.explanation import Explanation
-from common.filters import Filters
+from common.queries.filters import Filters
 from common.scoring import re_rank
 
 #: Share of the products, most popular first, that is not tail.

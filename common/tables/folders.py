@@ -15,14 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
-from common.checks import Checker
-from common.columns import as_text, small_frame
-from common.contract import BadRows
-from common.csv_files import check_names, csv_blocks, csv_header, not_utf8
 from common.errors import DataError
-from common.interactions import IDS, InteractionsBuilder
 from common.schema import Tables
-from common.validation import check_customers, check_products, check_stock
+from common.tables.checks import Checker
+from common.tables.columns import as_text, small_frame
+from common.tables.contract import BadRows
+from common.tables.csv_files import check_names, csv_blocks, csv_header, not_utf8
+from common.tables.interactions import IDS, InteractionsBuilder
+from common.tables.validation import check_customers, check_products, check_stock
 
 BLOCK_ROWS = 131_072
 TEXTS = ("category", "brand", "title", "description")

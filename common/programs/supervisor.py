@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from common.errors import RunError
-from common.processes import end_carriers, last_lines
+from common.programs.processes import end_carriers, last_lines
 
 logger = logging.getLogger(__name__)
 

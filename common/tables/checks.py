@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from common.contract import OPTIONAL_INTERACTIONS, BadRows
 from common.errors import DataError
+from common.tables.contract import OPTIONAL_INTERACTIONS, BadRows
 
 EMPTY = "empty"
 NEGATIVE = "negative"

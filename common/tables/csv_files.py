@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as arrow
 import pyarrow.csv as arrow_csv
 
-from common.checks import Checker
-from common.csv_rows import MAX_ROW_BYTES, BoundedRows
 from common.errors import DataError
+from common.tables.checks import Checker
+from common.tables.csv_rows import MAX_ROW_BYTES, BoundedRows
 
 #: Arrow reads up to 32 blocks ahead, so these are small, and several are checked together.
 BLOCK_BYTES = 1 << 20

@@ -1,0 +1,1 @@
+"""Bounds on the ε of mechanisms together; asked by :mod:`common.accounting` alone."""

@@ -1,0 +1,1 @@
+"""What all agree on beside the features: columns that describe, what shops stock, versions."""

@@ -1,0 +1,1 @@
+"""Other programs: started in a clean environment, watched, kept running and ended."""

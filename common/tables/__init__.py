@@ -1,0 +1,1 @@
+"""Tables of the contract as they come: files, columns, checks."""
