@@ -163,6 +163,11 @@ REFUSED: dict[str, tuple[str, Any, grpc.StatusCode]] = {
         wire.BatchRequest(requests=[wire.RecommendRequest(k=1000, reasons=True)] * 100),
         Code.INVALID_ARGUMENT,
     ),
+    "reasons of a long history": (
+        "Recommend",
+        wire.RecommendRequest(history=_products(10_000, "p1"), k=1000, reasons=True),
+        Code.INVALID_ARGUMENT,
+    ),
     "an unknown version": ("Privacy", wire.PrivacyRequest(version=-1), Code.NOT_FOUND),
     "a large string": (
         "Similar",

@@ -99,6 +99,9 @@ def test_models_and_their_promise_can_be_read(rest: httpx.Client, stub: Any) -> 
     assert rest.get("/v1/models/99/privacy").status_code == 404
 
 
+LONG = {"history": [{"item_id": "p0001"}] * 10_000, "k": 1000, "reasons": True}
+
+
 @pytest.mark.parametrize(
     ("path", "body", "words"),
     [
@@ -114,6 +117,9 @@ def test_models_and_their_promise_can_be_read(rest: httpx.Client, stub: Any) -> 
         ("/v1/recommend", {"history": ["p1"]}, "history.0: should be an object"),
         ("/v1/recommend", {"history": {"p1": 1}}, "history: should be a list"),
         ("/v1/recommend", {"history": [{"item_id": "p"}] * 10_001}, "more than 10000 entries"),
+        # Each pair of a product and one of the history is a part: ten million take a minute.
+        ("/v1/recommend", LONG, "more than 200000 parts"),
+        ("/v1/recommend/batch", {"requests": [{**LONG, "k": 11}] * 2}, "more than 200000 parts"),
         ("/v1/recommend/batch", {"requests": []}, "requests: needs 1 at least"),
         ("/v1/recommend", {"user_id": "u1"}, "ask at the shop"),
         ("/v1/explain", {"item_id": "p0001", "user_id": "u1"}, "ask at the shop"),

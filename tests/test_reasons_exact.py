@@ -7,6 +7,7 @@ listed scores are computed anew from the exact ones.
 """
 
 import math
+import tracemalloc
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -118,6 +119,22 @@ def test_reasons_as_answered_add_up_too(model: ServedModel) -> None:
         assert len(parts) <= 9  # the small ones are told as one
         size = sum(map(abs, parts)) + 1.0
         assert math.fsum(parts) == pytest.approx(item.reasons.score, abs=_EXACT * size)
+
+
+def test_reasons_of_a_long_history_are_not_all_held_at_once(model: ServedModel) -> None:
+    # 120,000 pairs of products: all their parts at a time take over 20 MB, those of 10,000 times
+    # 1,000 gigabytes.
+    history = [{"item_id": f"p{i:04d}"} for i in range(600)]
+    request = RecommendRequest.model_validate({"history": history, "k": 200, "reasons": True})
+    recommend(model, request)
+    tracemalloc.start()
+    try:
+        answer = recommend(model, request)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(item.reasons is not None for item in answer.items)
+    assert most < 8e6
 
 
 def labelled(found: Explanation, label: str) -> float:

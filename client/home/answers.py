@@ -4,7 +4,7 @@ Nothing is kept from one request to the next but the model: a purchase that the 
 counts in the answer to the next request.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from client.settings import ShopSettings
 from common.errors import InputError, UnavailableError
 from common.explanation import Explanation
 from common.model import GlobalModel
-from common.queries.asking import Answer, Query, Ranking, public_columns
+from common.queries.asking import Answer, Query, Ranking, TakenApart, public_columns
 from common.queries.filters import Filters, Table
 
 
@@ -47,7 +47,8 @@ class HomeAnswers:
             getattr(made, name)
         # One answer, so that the model has computed what it keeps, and code is loaded.
         with suppress(UnavailableError):
-            made.recommend(Query({str(ready.catalogue.item_ids[0]): 1.0}, k=1, reasons=True))
+            query = Query({str(ready.catalogue.item_ids[0]): 1.0}, k=1, reasons=True)
+            list(made.recommend(query).reasons)
         return made
 
     @property
@@ -180,12 +181,14 @@ class HomeAnswers:
             own = tuple(
                 tuple(own_numbers(ready.catalogue, int(row), mapping)) for row in ranking.rows
             )
-        reasons: tuple[Explanation, ...] = ()
+        reasons: Sequence[Explanation] = ()
         if query.reasons:
             history = ready.history(customer)
-            reasons = tuple(
-                ready.explained(history, int(row), query.attributes) for row in ranking.rows
-            )
+
+            def explained(row: int) -> Explanation:
+                return ready.explained(history, row, query.attributes)
+
+            reasons = TakenApart(ranking.rows, explained)
         return ranking.answer(
             names,
             customer.unknown,

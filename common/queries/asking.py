@@ -1,6 +1,6 @@
 """What a model is asked and what it answers, at the federation's service and at a shop's own."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,24 @@ class Query:
     reasons: bool = False
 
 
+class TakenApart(Sequence[Explanation]):
+    """What the scores of (m,) rows are sums of, each made when it is asked for and not kept.
+
+    A history of thousands has as many parts for every product: not all of them are held at once.
+    """
+
+    def __init__(self, rows: np.ndarray, explained: Callable[[int], Explanation]) -> None:
+        self._rows, self._explained = rows, explained
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 - one, or those of a slice
+        if isinstance(place, slice):
+            return TakenApart(self._rows[place], self._explained)
+        return self._explained(int(self._rows[place]))
+
+
 @dataclass(frozen=True)
 class Answer:
     """A ranked list and what stands behind it.
@@ -82,7 +100,7 @@ class Answer:
     tail_share_undialled: float
     score_kept: float
     unknown: tuple[str, ...]
-    reasons: tuple[Explanation, ...] = ()
+    reasons: Sequence[Explanation] = ()
     own_item_ids: tuple[tuple[str, ...], ...] = ()
     outside_catalogue: tuple[bool, ...] = ()
     known_customer: bool | None = None

@@ -24,7 +24,7 @@ from common.explanation import Explanation, explain
 from common.features import Catalogue
 from common.model import GlobalModel, attribute_matrix
 from common.protocol import TrainingPlan
-from common.queries.asking import Answer, Query, Ranking, public_columns, tail_of
+from common.queries.asking import Answer, Query, Ranking, TakenApart, public_columns, tail_of
 from common.queries.filters import Filters, Table
 from common.queries.reasons import sides_of
 from server.query.choosing import search
@@ -164,8 +164,11 @@ class ServedModel:
         answer = ranking.answer(self.model.catalogue.item_ids, unknown)
         if not query.reasons:
             return answer
-        sides = (sides_of(self.model, history, int(row), query.attributes) for row in ranking.rows)
-        return replace(answer, reasons=tuple(explain(*pair) for pair in sides))
+
+        def explained(row: int) -> Explanation:
+            return explain(*sides_of(self.model, history, row, query.attributes))
+
+        return replace(answer, reasons=TakenApart(ranking.rows, explained))
 
     def similar(self, item_id: str, k: int, filters: Filters | None = None) -> Answer:
         """Return what has most in common with one product.

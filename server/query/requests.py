@@ -25,6 +25,8 @@ MAX_BATCH = 100
 MAX_BATCH_HISTORY = 100_000
 #: Products whose scores are taken apart for one call: each costs about as much as a list.
 MAX_REASONS = 1_000
+#: Those products times the products of the history: each of these pairs is a part of a reason.
+MAX_REASON_PARTS = 200_000
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 ItemId = Annotated[Text, Field(description="The product's number in the catalogue.")]
@@ -116,6 +118,16 @@ class RecommendRequest(Body):
     reasons: Flag = Field(False, description="Say of each product what its score is the sum of.")
     user_id: UserId | None = None
 
+    @model_validator(mode="after")
+    def _parts_in_all(self) -> "RecommendRequest":
+        _check_parts(self)
+        return self
+
+    @property
+    def reason_parts(self) -> int:
+        """How many parts its reasons have at most, those of the history alone."""
+        return self.k * len(self.history) if self.reasons else 0
+
     def query(self) -> Query:
         """Return it as the core takes it; a product named twice counts with both weights."""
         history: dict[str, float] = {}
@@ -132,6 +144,14 @@ class RecommendRequest(Body):
         )
 
 
+def _check_parts(*requests: RecommendRequest) -> None:
+    if sum(request.reason_parts for request in requests) > MAX_REASON_PARTS:
+        raise ValueError(
+            "reasons are asked for so many products of so long a history that they have more than "
+            f"{MAX_REASON_PARTS} parts: ask for a smaller k, or explain single products"
+        )
+
+
 class BatchRequest(Body):
     """Several customers at once."""
 
@@ -145,6 +165,7 @@ class BatchRequest(Body):
             raise ValueError(f"the histories hold more than {MAX_BATCH_HISTORY} products in all")
         if sum(request.k for request in self.requests if request.reasons) > MAX_REASONS:
             raise ValueError(f"reasons are asked for more than {MAX_REASONS} products in all")
+        _check_parts(*self.requests)
         return self
 
 
