@@ -27,11 +27,15 @@ from cli_support import status_of
 from client.__main__ import app
 from client.home.adapted_state import FACTS, STATE, read_facts
 from client.home.adapting import adapt
+from client.home.host import HomeHost
 from client.home.recommending import Request, recommend
 from client.shop_folder import ShopFolder
 from home_support import START, HomeShop, N, purchases
 from query_support import Running, started
+from server.query.browsing import Search
+from server.query.product_map import ProductMap, map_products
 from server.query.security import Keys
+from server.query.viewing import Views, map_body
 from server.query.wire import fedtail_pb2 as wire
 from server.query.wire import fedtail_pb2_grpc as wire_grpc
 
@@ -498,3 +502,24 @@ def test_what_the_shop_alone_sells_is_served_and_shown(tmp_path: Path) -> None:
             laid = client.get("/v1/models/0/map", params={"most": 100, "include": "house-3"}).json()
             assert laid["catalogue_products"] == N + 6
             assert "house-3" in laid["item_ids"]
+
+
+def test_other_products_of_a_shop_are_found_and_laid_out_at_once(tmp_path: Path) -> None:
+    # The model keeps its number: what was made of it by number would be that of other products.
+    shop, find, maps = made(tmp_path, ""), Search(), Views[ProductMap](map_products)
+    trees = Views[object](lambda _: object())
+    host = HomeHost(shop.path)
+    for name, count in (("House", 6), ("Palace", 3), ("Cottage", 5)):
+        own = [f"house-{k}" for k in range(count)]
+        shop.sell([*purchases(), *((f"u{u}", item, START) for u in range(10, 20) for item in own)])
+        rows = [f"{item},t{k % 5},{name} {k}" for k, item in enumerate(own)]
+        table = "\n".join(["item_id,type,title", *rows])
+        (shop.folder / "data" / "products.csv").write_text(table)
+        host.refresh()
+        model = host.current()
+        assert model.version == 1
+        assert find.find(model, name, 10).total == count
+        assert find.find(model, "", 50).total == N + count
+        laid = map_body(model, maps.of(1, model.model), 1000, ())
+        assert laid.laid_out == len(set(laid.item_ids)) == N + count
+        assert trees.of(1, model.model) is trees.of(1, model.model)

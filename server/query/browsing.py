@@ -6,7 +6,8 @@ public data and released figures only.
 
 import re
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +17,7 @@ from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import ConfigError
+from common.model import GlobalModel
 from common.tables.contract import BEHAVIOR_WEIGHTS
 from server.query.admitting import Bearer, work
 from server.query.answering import Service
@@ -128,11 +130,14 @@ class About(_Body):
 
 
 class Search:
-    """Finds products by the words of their public columns; made anew for each version."""
+    """Finds products by the words of their public columns; made anew for each model.
+
+    A shop's own service keeps a model's number when it gets to know other products of its own.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._version = 0
+        self._model: Callable[[], GlobalModel | None] = lambda: None
         self._texts: list[str] = []
         self._order = np.empty(0, dtype=np.int64)
 
@@ -155,7 +160,7 @@ class Search:
 
     def _of(self, model: Model) -> tuple[Sequence[str], np.ndarray]:
         with self._lock:
-            if model.version != self._version:
+            if model.model is not self._model():
                 ids = (str(item) for item in model.model.catalogue.item_ids)
                 columns = [
                     ["" if value is None else str(value) for value in values]
@@ -166,7 +171,8 @@ class Search:
                 offered = np.flatnonzero(model.model.catalogue.offered)
                 popularity = model.model.popularity_bias[offered]
                 self._order = offered[np.argsort(-popularity, kind="stable")]
-                self._version = model.version
+                # Weakly: what is served no more shall make room.
+                self._model = weakref.ref(model.model)
             return self._texts, self._order
 
 

@@ -5,6 +5,7 @@ waits, but only so many: the others are told to come back.
 """
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -106,9 +107,20 @@ class TreeBody(_Body):
     fidelity: TreeFidelity
 
 
+@dataclass(frozen=True)
+class _Kept(Generic[View]):
+    """A view, and the model that it is of; it does not keep that in memory."""
+
+    of: Callable[[], GlobalModel | None]
+    view: View
+
+
 @dataclass
 class Views(Generic[View]):
     """Views of models by version, each made once.
+
+    One of another model under the same number is made anew: a shop's own service keeps a model's
+    number when it gets to know other products of its own.
 
     Parameters
     ----------
@@ -117,7 +129,7 @@ class Views(Generic[View]):
     """
 
     make: Callable[[GlobalModel], View]
-    _kept: OrderedDict[int, View] = field(default_factory=OrderedDict)
+    _kept: OrderedDict[int, "_Kept[View]"] = field(default_factory=OrderedDict)
     _making: threading.Lock = field(default_factory=threading.Lock)
     _places: threading.BoundedSemaphore = field(
         default_factory=lambda: threading.BoundedSemaphore(_WAITING)
@@ -131,19 +143,19 @@ class Views(Generic[View]):
         RefusedError
             If too many wait for it already.
         """
-        if (found := self._kept.get(version)) is not None:
-            return found
+        if (found := self._kept.get(version)) is not None and found.of() is model:
+            return found.view
         if not self._places.acquire(blocking=False):
             text = "this view of the model is being made: ask again in a few seconds"
             raise RefusedError(Status.TOO_MANY, text, _RETRY_SECONDS)
         try:
             with self._making:
-                if (found := self._kept.get(version)) is None:
-                    found = self.make(model)
+                if (found := self._kept.get(version)) is None or found.of() is not model:
+                    found = _Kept(weakref.ref(model), self.make(model))
                     self._kept[version] = found
                     while len(self._kept) > _KEPT:
                         self._kept.popitem(last=False)
-                return found
+                return found.view
         finally:
             self._places.release()
 
