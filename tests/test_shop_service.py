@@ -523,3 +523,16 @@ def test_other_products_of_a_shop_are_found_and_laid_out_at_once(tmp_path: Path)
         laid = map_body(model, maps.of(1, model.model), 1000, ())
         assert laid.laid_out == len(set(laid.item_ids)) == N + count
         assert trees.of(1, model.model) is trees.of(1, model.model)
+
+
+def test_models_are_told_of_while_the_settings_are_damaged(tmp_path: Path) -> None:
+    shop = made(tmp_path, "")
+    host = HomeHost(shop.path)
+    host.refresh()
+    before = host.records()
+    shop.path.write_text("merchant_id = [")
+    host.refresh()
+    assert host.refused
+    # The service goes on with what it has, and so do its models and their privacy statements.
+    assert host.records() == before
+    assert [record.version for record in before] == [host.current().version]

@@ -132,8 +132,10 @@ class HomeHost:
 
     def records(self) -> list[HomeRecord]:
         """Return what is known of the models that came home, the last one first."""
-        settings, used = read_settings(self.path), self._used()
-        return _came_home(settings, used)[::-1]
+        # Of what answers now: settings that were damaged since are refused, and change nothing.
+        current = self._current
+        settings = read_settings(self.path) if current is None else current.settings
+        return _came_home(settings, self._used())[::-1]
 
     def pinned(self) -> None:
         """Return None: a shop uses what came last, or what it adapted to."""
