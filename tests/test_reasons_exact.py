@@ -137,6 +137,14 @@ def test_reasons_of_a_long_history_are_not_all_held_at_once(model: ServedModel) 
     assert most < 8e6
 
 
+def test_attributes_that_read_alike_both_count(model: ServedModel) -> None:
+    # Both are labelled "a b c"; where one took the other's place, the parts missed it.
+    people = {"a b": "c", "a": "b c"}
+    answer = model.recommend(Query({"p0003": 1.0}, attributes=people, k=3, reasons=True))
+    for found, score in zip(answer.reasons, answer.scores, strict=True):
+        assert_adds_up(found, score)
+
+
 def labelled(found: Explanation, label: str) -> float:
     return math.fsum(part.value for part in found.parts if part.label == label)
 

@@ -22,6 +22,7 @@ from client.home.answers import HomeAnswers
 from client.home.personalization import HomeModel
 from client.home.recommending import Request, attributes_of, get_ready, recommend
 from client.home.segment_fitting import LEAST_MEMBERS, _Sums, fit_segments
+from client.home.segments import Segments
 from client.home.shop import HomeRecords, load_home_model, read_records
 from client.home_settings import HomeSettings
 from client.shop_folder import ShopFolder
@@ -294,3 +295,10 @@ def test_attributes_are_given_on_the_command_line(adapted: HomeShop) -> None:
             attributes_of([wrong])
     with pytest.raises(ConfigError, match="for a guest"):
         Request(user_id="u", history=("i01",), attributes={"age": "old"})
+
+
+def test_segments_that_read_alike_both_count() -> None:
+    # Both are labelled "a b c".
+    segments = Segments((("a b", "c"), ("a", "b c")), np.array([[1.0, 0.0], [0.0, 2.0]], "f4"))
+    parts = segments.parts({"a b": "c", "a": "b c"})
+    assert np.sum(list(parts.values()), axis=0).tolist() == [1.0, 2.0]

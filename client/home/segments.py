@@ -24,8 +24,10 @@ class Segments:
     def parts(self, attributes: Mapping[str, str]) -> dict[str, np.ndarray]:
         """Return label -> (n,) of the segments with these attributes that are known."""
         places = {name: place for place, name in enumerate(self.names)}
-        return {
-            f"{name} {value}": self.tastes[places[name, value]]
-            for name, value in attributes.items()
-            if (name, value) in places
-        }
+        parts: dict[str, np.ndarray] = {}
+        for name, value in attributes.items():
+            if (place := places.get((name, value))) is not None:
+                taste, label = self.tastes[place], f"{name} {value}"
+                # What is called the same is one part, so that no taste is lost.
+                parts[label] = parts[label] + taste if label in parts else taste
+        return parts

@@ -98,18 +98,23 @@ def _learned_product(model: GlobalModel, item: int) -> dict[str, np.ndarray]:
         table = hashed_rows(feature.name, feature.values[codes], model.plan.feature_rows)
         for value, share, row in zip(feature.values[codes], shares, table, strict=True):
             name = str(value).replace("\x1f", " × ")
-            parts[f"{feature.name} = {name}"] = gain * share * model.state[FEATURES][row]
+            _add(parts, f"{feature.name} = {name}", gain * share * model.state[FEATURES][row])
     return parts
 
 
 def _attributes(model: GlobalModel, attributes: Mapping[str, str]) -> dict[str, np.ndarray]:
     count = model.plan.customer_rows
     known = {name: value for name, value in attributes.items() if value} if count else {}
-    return {
-        f"{name} {value}": model.state[CUSTOMERS][hashed_rows(name, np.array([value]), count)[0]]
-        * model.spectrum
-        for name, value in known.items()
-    }
+    parts: dict[str, np.ndarray] = {}
+    for name, value in known.items():
+        row = hashed_rows(name, np.array([value]), count)[0]
+        _add(parts, f"{name} {value}", model.state[CUSTOMERS][row] * model.spectrum)
+    return parts
+
+
+def _add(parts: dict[str, np.ndarray], label: str, vector: np.ndarray) -> None:
+    """Add a part; what is called the same is one part, so that nothing of the score is lost."""
+    parts[label] = parts[label] + vector if label in parts else vector
 
 
 def _places(model: GlobalModel, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
