@@ -5,6 +5,7 @@ shop's own products table describes and the catalogue does not hold. They live a
 leaves a shop is made of the catalogue alone.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -134,6 +135,24 @@ def own_numbers(catalogue: Catalogue, row: int, mapping: ItemMapping) -> list[st
     bare = name.removeprefix(OUTSIDE)
     # Only a number that would look like the catalogue's was given another name.
     return [bare if catalogue.rows([bare])[0] >= 0 else name]
+
+
+def all_own_numbers(
+    catalogue: Catalogue, rows: Iterable[int], mapping: ItemMapping
+) -> list[tuple[str, ...]]:
+    """Return the shop's own numbers of each of many products at home."""
+    mapped: dict[str, list[str]] = {}
+    for own, theirs in zip(mapping.own, mapping.theirs, strict=True):
+        mapped.setdefault(str(theirs), []).append(str(own))
+    shared = shared_size(catalogue)
+    return [
+        tuple(
+            mapped.get(str(catalogue.item_ids[row]), ())
+            if row < shared
+            else own_numbers(catalogue, row, mapping)
+        )
+        for row in rows
+    ]
 
 
 def _stacked(

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from client.data.assortment import own_numbers, shared_size
+from client.data.assortment import all_own_numbers, own_numbers, shared_size
+from client.data.source import shop_mapping
 from client.home.customers import Customer, read_customer, rows_of
 from client.home.ready import Ready
 from client.settings import ShopSettings
@@ -151,14 +152,28 @@ class HomeAnswers:
         row = self.rows_by_id[item_id]
         return {name: values[row] for name, values in self.columns.items()}
 
+    def own_numbers(self, item_ids: Sequence[str]) -> list[tuple[str, ...]]:
+        """Return the shop's own numbers of each product; none where they are the catalogue's.
+
+        Raises
+        ------
+        UnavailableError
+            If the shop's data can't be read now.
+        """
+        try:
+            mapping = shop_mapping(self.settings)
+        except InputError as error:
+            raise _unreadable() from error
+        if mapping is None:
+            return [()] * len(item_ids)
+        rows = [self.rows_by_id[item] for item in item_ids]
+        return all_own_numbers(self.ready.catalogue, rows, mapping)
+
     def _customer(self, user_id: str | None, history: Mapping[str, float]) -> Customer:
         try:
             return read_customer(self.settings, self.ready.catalogue, user_id or "", history)
         except InputError as error:
-            # What exactly is wrong may hold what is in the data.
-            raise UnavailableError(
-                "the shop's data can't be read now; python -m client check says why"
-            ) from error
+            raise _unreadable() from error
 
     def _answer(
         self,
@@ -198,6 +213,11 @@ class HomeAnswers:
             known_customer=customer.known if query.user_id else None,
             notes=(*ready.notes, *customer.notes, *notes),
         )
+
+
+def _unreadable() -> UnavailableError:
+    # What exactly is wrong may hold what is in the data.
+    return UnavailableError("the shop's data can't be read now; python -m client check says why")
 
 
 def _no_product(item_id: str) -> InputError:

@@ -62,6 +62,9 @@ class Model(Protocol):
     def product(self, item_id: str) -> Mapping[str, Any]:
         """Return the public columns of a product of an answer."""
 
+    def own_numbers(self, item_ids: Sequence[str]) -> Sequence[tuple[str, ...]]:
+        """Return a shop's own numbers of each product; none where they are the catalogue's."""
+
 
 class ReasonPart(Body):
     """One addend of a score."""

@@ -40,6 +40,9 @@ class FoundProduct(_Body):
     item_id: str
     tail: bool = Field(description="Not among the fifth of products that are bought most.")
     product: dict[str, str | int | float | None] = Field(description="Its public columns.")
+    own_item_ids: tuple[str, ...] = Field(
+        (), description="The shop's own numbers of it, where a shop's differ from the catalogue's."
+    )
 
 
 class ProductList(_Body):
@@ -147,14 +150,16 @@ class Search:
         # A word is found where one begins; scripts without spaces have no such places.
         words = [f" {w}" if w.isascii() else w for w in _spaced(query).split()]
         hits = [row for row in order if all(word in texts[row] for word in words)]
-        ids = model.model.catalogue.item_ids
+        shown = hits[:limit]
+        ids = [str(item) for item in model.model.catalogue.item_ids[shown]]
         products = tuple(
             FoundProduct(
-                item_id=str(ids[row]),
+                item_id=item,
                 tail=bool(model.tail[row]),
-                product=public_columns(model.product(str(ids[row]))),
+                product=public_columns(model.product(item)),
+                own_item_ids=own,
             )
-            for row in hits[:limit]
+            for row, item, own in zip(shown, ids, model.own_numbers(ids), strict=True)
         )
         return ProductList(version=model.version, total=len(hits), products=products)
 

@@ -10,7 +10,7 @@ share one of them are visited. The learned part is one pass over the products' v
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -216,6 +216,10 @@ class ServedModel:
         """Return the public columns of a product, as Python values; None where unknown."""
         row = self._row(item_id)
         return {name: values[row] for name, values in self.columns.items()}
+
+    def own_numbers(self, item_ids: Sequence[str]) -> list[tuple[str, ...]]:
+        """Return none of any: they are the catalogue's."""
+        return [()] * len(item_ids)
 
     def _hide(self, scores: np.ndarray, filters: Filters, vector: np.ndarray) -> None:
         """Hide what may not be listed; of a least score, what is sure to be below it."""

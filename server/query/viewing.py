@@ -69,6 +69,9 @@ class MapBody(_Body):
     group: tuple[int, ...] = Field(description="Place in groups; -1: none of them.")
     tail: tuple[bool, ...] = Field(description="Not among the fifth that is bought most.")
     popularity: tuple[float, ...] = Field(description="As released; 1: an average product.")
+    own_item_ids: tuple[tuple[str, ...], ...] = Field(
+        description="The shop's own numbers, where a shop's differ from the catalogue's."
+    )
 
 
 class TreeNode(_Body):
@@ -214,6 +217,7 @@ def map_body(model: Model, found: ProductMap, most: int, include: Sequence[str])
     """Return a choice of the map's points; what is not in the catalogue is left out."""
     chosen = _chosen(model, found, most, include)
     rows, places = found.rows[chosen], np.round(found.places[chosen], 4)
+    item_ids = tuple(str(item) for item in model.model.catalogue.item_ids[rows])
     return MapBody(
         version=model.version,
         catalogue_products=model.model.catalogue.size,
@@ -222,13 +226,14 @@ def map_body(model: Model, found: ProductMap, most: int, include: Sequence[str])
         groups=tuple(
             MapGroup(value=g.value, x=g.x, y=g.y, products=g.products) for g in found.groups
         ),
-        item_ids=tuple(str(item) for item in model.model.catalogue.item_ids[rows]),
+        item_ids=item_ids,
         x=tuple(places[:, 0].tolist()),
         y=tuple(places[:, 1].tolist()),
         titles=tuple(_title(model, row) for row in rows.tolist()),
         group=tuple(found.group[chosen].tolist()),
         tail=tuple(model.tail[rows].tolist()),
         popularity=tuple(np.round(model.model.popularity_bias[rows], 4).tolist()),
+        own_item_ids=tuple(model.own_numbers(item_ids)),
     )
 
 

@@ -104,7 +104,9 @@ Alpine.store("basket", {
   },
   add(entry) {
     if (!this.holds(entry.item_id)) {
-      this.items.push({ item_id: entry.item_id, product: { ...entry.product }, behavior: "purchase" });
+      this.items.push({
+        item_id: entry.item_id, own_item_ids: entry.own_item_ids ?? [], product: { ...entry.product }, behavior: "purchase",
+      });
     }
   },
 });

@@ -69,7 +69,7 @@ export function productMap() {
 
     entry(place) {
       const group = this.map.groups[this.map.group[place]]?.value ?? null;
-      return { item_id: this.map.item_ids[place], product: { title: this.map.titles[place], category: group } };
+      return { item_id: this.map.item_ids[place], own_item_ids: this.map.own_item_ids[place], product: { title: this.map.titles[place], category: group } };
     },
     /** A trace of some places; its points know which they are. */
     trace(places, more) {

@@ -2,7 +2,7 @@
 
 import Alpine from "./vendor/alpine-csp-3.17.4.min.js";
 import { ask, told } from "./api.js";
-import { decimals, has, label, name, number, percent, t } from "./text.js";
+import { asked, decimals, has, label, name, number, percent, t } from "./text.js";
 
 const NO_FILTERS = { category: "", brand: "", price_from: "", price_to: "", merchant_id: "" };
 const NUMBERS = ["price_from", "price_to"];
@@ -100,7 +100,7 @@ export function recommend() {
     },
     history() {
       const weights = this.choices?.behaviors ?? {};
-      return this.$store.basket.items.map((item) => ({ item_id: item.item_id, weight: weights[item.behavior] ?? 1 }));
+      return this.$store.basket.items.map((item) => ({ item_id: asked(item), weight: weights[item.behavior] ?? 1 }));
     },
     turn() {
       clearTimeout(this.timer);
@@ -127,7 +127,7 @@ export function recommend() {
       for (const open of [this.reasons, this.similar]) {
         Object.keys(open).filter((id) => !listed.has(id)).forEach((id) => delete open[id]);
       }
-      await Promise.all(Object.keys(this.reasons).map((id) => this.explain(id)));
+      await Promise.all(answer.items.filter((item) => this.reasons[item.item_id]).map((item) => this.explain(item)));
     },
     resultsTitle() {
       if (!this.answer) return t("results.waiting");
@@ -155,11 +155,11 @@ export function recommend() {
         delete this.reasons[item.item_id];
         return;
       }
-      await this.explain(item.item_id);
+      await this.explain(item);
     },
-    async explain(itemId) {
-      const found = await told(() => ask("v1/explain", { item_id: itemId, ...this.whom() }));
-      if (found) this.reasons[itemId] = found;
+    async explain(item) {
+      const found = await told(() => ask("v1/explain", { item_id: asked(item), ...this.whom() }));
+      if (found) this.reasons[item.item_id] = found;
     },
     /** What a part of a score stands for; products of the basket by their names. */
     partWords(part) {
@@ -203,7 +203,7 @@ export function recommend() {
         delete this.similar[item.item_id];
         return;
       }
-      const found = await told(() => ask("v1/similar", { item_id: item.item_id, k: 10 }));
+      const found = await told(() => ask("v1/similar", { item_id: asked(item), k: 10 }));
       if (found) this.similar[item.item_id] = found.items;
     },
   };

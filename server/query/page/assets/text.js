@@ -62,6 +62,9 @@ export function name(entry) {
 /** Its name with its number, where names repeat. */
 export const label = (entry) => (name(entry) === entry.item_id ? name(entry) : `${name(entry)} (${entry.item_id})`);
 
+/** The number that a question names it by: at a shop with numbers of its own, one of those. */
+export const asked = (entry) => entry.own_item_ids?.[0] ?? entry.item_id;
+
 /** Its other columns on one line. */
 export function detail(entry) {
   const product = entry.product ?? {};
