@@ -37,6 +37,15 @@ def service(place: Place) -> Iterator[Running]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def keyed(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, str]]:
+    """A service that wants a key, and one that it knows."""
+    keys = tmp_path_factory.mktemp("keyed") / "keys.json"
+    key = Keys(keys).add("till")
+    with running(place, "--keys", str(keys)) as found:
+        yield found, key
+
+
 @pytest.fixture
 def rest(service: Running) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=service.rest, timeout=30) as client:
@@ -236,6 +245,20 @@ def test_keys_and_rates(place: Place, tmp_path: Path) -> None:
                 grpc.StatusCode.UNAUTHENTICATED,
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
             )
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer "])
+def test_a_key_is_read_alike_over_both_interfaces(scheme: str, keyed: tuple[Running, str]) -> None:
+    service, key = keyed
+    words = f"{scheme} {key}"  # Case and spaces say nothing: RFC 9110, 11.1.
+    headers = {"Authorization": words}
+    assert httpx.get(f"{service.rest}/v1/models", headers=headers).status_code == 200
+    with grpc.insecure_channel(service.grpc) as channel:
+        asked: Any = wire_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
+        answer = asked.ListModels(
+            wire.ListModelsRequest(), metadata=(("authorization", words),), timeout=30
+        )
+    assert answer.models
 
 
 def test_a_new_version_is_taken_and_a_damaged_one_refused(tmp_path: Path) -> None:

@@ -224,8 +224,11 @@ def _is_late(context: grpc.aio.ServicerContext) -> bool:
 
 def _key(context: grpc.aio.ServicerContext) -> str | None:
     for name, value in context.invocation_metadata():
-        if name == "authorization" and isinstance(value, str) and value.startswith("Bearer "):
-            return value.removeprefix("Bearer ")
+        if name == "authorization" and isinstance(value, str):
+            kind, _, key = value.partition(" ")
+            # The scheme's case says nothing (RFC 9110, 11.1); REST reads it so, too.
+            if kind.lower() == "bearer":
+                return key.strip()
     return None
 
 
