@@ -17,8 +17,8 @@ from common.errors import ConfigError
 from query_support import Place, make_place, products, write_model
 from report_support import run_of, sums, whole_run
 from server.query.answers import recommend
-from server.query.browsing import About, about_from
-from server.query.messages import fill
+from server.query.browsing import About, Search, about_from
+from server.query.messages import _texts, fill
 from server.query.registry_service import ServeSettings, make_service
 from server.query.report import ReportArm, read_report
 from server.query.requests import RecommendRequest
@@ -27,6 +27,7 @@ from server.query.wire import fedtail_pb2 as wire
 from simulations.documents import to_json
 from simulations.report.building import build_report
 from simulations.report.draws import shown
+from test_query_core import served
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,45 @@ def test_products_hold_every_word_and_the_popular_come_first(client: Local, plac
     assert client.get("/v1/products", params={"query": "."}).json()["total"] == 400
     assert client.get("/v1/products", params={"limit": 51}).status_code == 422
     assert client.get("/v1/products", params={"query": "x" * 201}).status_code == 422
+
+
+def test_what_is_written_alike_is_found_alike(tmp_path: Path) -> None:
+    # An accent as a character of its own (as macOS types it), letters as wide as Chinese ones.
+    titles = ["Caf\u00e9", "Cafe\u0301", "TEA", "\uff34\uff25\uff21", "Stra\u00dfe"]
+    frame = products(60).assign(title=[*titles, *(f"Product {i}" for i in range(55))])
+    make_place(tmp_path, frame=frame.assign(category=[f"c{i % 2}" for i in range(60)]))
+    where = ServeSettings(registry=str(tmp_path / "registry"), catalogue=tmp_path / "catalogue")
+    page = Local(rest_app(make_service(where)))
+    for query, rows in (
+        *((text, {0, 1}) for text in ("caf\u00e9", "cafe\u0301", "CAFE\u0301")),
+        *((text, {2, 3}) for text in ("tea", "\uff54\uff45\uff41", "tea TEA")),
+        ("STRASSE", {4}),
+    ):
+        found = page.get("/v1/products", params={"query": query}).json()["products"]
+        assert {int(one["item_id"][1:]) for one in found} == rows, query
+
+
+def test_a_word_that_is_said_a_hundred_times_is_looked_for_once() -> None:
+    # Of 200 characters that a question may have, a hundred words took as many passes.
+    looked: list[str] = []
+
+    class Text(str):
+        def __contains__(self, word: object) -> bool:
+            looked.append(str(word))
+            return super().__contains__(str(word))
+
+    model = served()
+    search = Search()
+    search.find(model, "", 1)
+    search._texts = [Text(text) for text in search._texts]
+    assert search.find(model, "c1 " * 60, 1).total
+    assert len(looked) == len(search._texts)
+
+
+def test_numbers_are_the_same_over_both_interfaces() -> None:
+    # Fifteen digits are not all that a number of 32 bits, or a sum, has.
+    told = _texts({"weight": float(np.float32(9.99)), "price": 0.1 + 0.2, "size": 4.99})
+    assert told == {"weight": "9.989999771118164", "price": "0.30000000000000004", "size": "4.99"}
 
 
 def test_choices_are_what_filters_take(client: Local, place: Place) -> None:

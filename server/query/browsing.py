@@ -6,6 +6,7 @@ public data and released figures only.
 
 import re
 import threading
+import unicodedata
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -148,7 +149,7 @@ class Search:
         """Return products that hold every word; none named: the most popular ones."""
         texts, order = self._of(model)
         # A word is found where one begins; scripts without spaces have no such places.
-        words = [f" {w}" if w.isascii() else w for w in _spaced(query).split()]
+        words = [f" {w}" if w.isascii() else w for w in dict.fromkeys(_spaced(query).split())]
         hits = [row for row in order if all(word in texts[row] for word in words)]
         shown = hits[:limit]
         ids = [str(item) for item in model.model.catalogue.item_ids[shown]]
@@ -271,8 +272,12 @@ def browse(app: FastAPI, service: Service, about: About) -> None:
 
 
 def _spaced(text: str) -> str:
-    """Return a text's letters and digits, all else as spaces."""
-    return re.sub(r"\W+", " ", text.casefold())
+    """Return a text's letters and digits, all else as spaces; one form of what is written alike.
+
+    An accent may be a character of its own, a letter as wide as a Chinese one (NFKC, Unicode 15).
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return re.sub(r"\W+", " ", unicodedata.normalize("NFKC", folded))
 
 
 def _values(model: Model, column: str) -> tuple[Choice, ...]:

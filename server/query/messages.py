@@ -83,7 +83,7 @@ def _texts(product: Mapping[str, Any]) -> dict[str, str]:
             found[name] = str(int(value))
         elif isinstance(value, float):
             if math.isfinite(value):
-                found[name] = f"{value:.15g}"  # all digits of a price
+                found[name] = repr(value)  # the fewest digits that are this number again
         elif value is not None:
             found[name] = str(value)
     return found
