@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.query.answering import RefusedError, Service, Status
 
 _ANSWERS = "/v1/"
+#: Bytes of bodies at a time, of those that are larger than a small one.
+_ROOM, _SMALL = 256 * 2**20, 64 * 2**10
 
 
 def refusal(error: RefusedError) -> JSONResponse:
@@ -64,10 +66,15 @@ class KeyFirst:
 
 
 class BodyLimit:
-    """Refuses a body that is larger than ``most`` bytes, as soon as that is known."""
+    """Refuses a body that is larger than ``most`` bytes, as soon as that is known.
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self._app, self._most = app, most
+    Bodies are held until they are answered. Thousands of connections with nearly ``most`` on each
+    would take all memory, so large ones share some room; small ones are let in all the same.
+    """
+
+    def __init__(self, app: ASGIApp, most: int, room: int = _ROOM, small: int = _SMALL) -> None:
+        self._app, self._most, self._small = app, most, small
+        self._left = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, counting what comes in."""
@@ -78,35 +85,44 @@ class BodyLimit:
         if not stated.isdigit() or int(stated) > self._most:
             await self._refuse(send)
             return
-        taken = 0
+        taken = held = 0
         body: list[Message] = []
-        # The body is read here, whole: one that turns out too large never reaches a method.
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return
-            taken += len(message.get("body", b""))
-            if taken > self._most:
-                await self._refuse(send)
-                return
-            body.append(message)
-            if not message.get("more_body", False):
-                break
-        waiting = iter(body)
+        try:
+            # The body is read here, whole: one that turns out too large never reaches a method.
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return
+                taken += len(message.get("body", b""))
+                if taken > self._most:
+                    await self._refuse(send)
+                    return
+                if taken > self._small:
+                    self._left -= taken - held
+                    held = taken
+                    if self._left < 0:
+                        words = "too many large bodies at a time: try again later"
+                        await self._refuse(send, Status.NO_MODEL, words)
+                        return
+                body.append(message)
+                if not message.get("more_body", False):
+                    break
+            waiting = iter(body)
 
-        async def again() -> Message:
-            return next(waiting, None) or await receive()
+            async def again() -> Message:
+                return next(waiting, None) or await receive()
 
-        await self._app(scope, again, send)
+            await self._app(scope, again, send)
+        finally:
+            self._left += held
 
-    async def _refuse(self, send: Send) -> None:
-        text = json.dumps({"error": f"the body is larger than {self._most} bytes"}).encode()
+    async def _refuse(self, send: Send, status: Status = Status.TOO_LARGE, words: str = "") -> None:
+        words = words or f"the body is larger than {self._most} bytes"
+        text = json.dumps({"error": words}).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(text)).encode()),
             (b"connection", b"close"),
         ]
-        await send(
-            {"type": "http.response.start", "status": Status.TOO_LARGE.http, "headers": headers}
-        )
+        await send({"type": "http.response.start", "status": status.http, "headers": headers})
         await send({"type": "http.response.body", "body": text})
