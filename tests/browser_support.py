@@ -124,12 +124,18 @@ _NAMES = """selector => Object.fromEntries([...document.querySelectorAll(selecto
 
 @contextmanager
 def visit(
-    browser: Browser, url: str, *, lang: str = "en", width: int = 1280, scheme: str = "light"
+    browser: Browser,
+    url: str,
+    *,
+    lang: str = "en",
+    width: int = 1280,
+    scheme: str = "light",
+    locale: str = "",
 ) -> Iterator[Visit]:
     """Yield a new visitor; afterwards the browser must not have complained, nor strayed."""
     context = browser.new_context(
         viewport={"width": width, "height": 900},
-        locale=LOCALES[lang],
+        locale=locale or LOCALES[lang],
         color_scheme=scheme,  # type: ignore[arg-type]
         reduced_motion="reduce",
     )

@@ -454,6 +454,48 @@ def test_the_keyboard_alone_is_enough(browser: Browser, service: Running) -> Non
         page.keyboard.press("Enter")
 
 
+def test_what_is_pressed_and_gone_hands_the_focus_on(visitor: Visit) -> None:
+    # Left to itself, the focus falls to the body: a screen reader begins again at the top.
+    page = visitor.page
+    visitor.settled()
+    found = page.locator("form ul.found button").first
+    found.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#basket-title")).to_have_text("Basket (1)")
+    visitor.settled()
+    expect(found).to_be_focused()
+    expect(found).to_have_attribute("aria-disabled", "true")
+    page.keyboard.press("Enter")
+    visitor.settled()
+    expect(page.locator("#basket-title")).to_have_text("Basket (1)")
+    row = page.locator("ol.list > li").first
+    row.locator(".acts button").last.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#basket-title")).to_have_text("Basket (2)")
+    visitor.settled()
+    expect(page.locator("#results-title")).to_be_focused()
+    visitor.open("models")
+    button = page.get_by_role("button", name="Privacy statement of version 2")
+    button.click()
+    page.get_by_role("button", name="Close").focus()
+    page.keyboard.press("Enter")
+    expect(button).to_be_focused()
+
+
+def test_numbers_are_written_in_the_language_of_the_page(browser: Browser, tmp_path: Path) -> None:
+    # Elsewhere 2.400 is two thousand four hundred, which no English page says so.
+    with (
+        running(make_place(tmp_path, size=2400)) as service,
+        visit(browser, service.rest, locale="de-DE") as visitor,
+    ):
+        page = visitor.open().page
+        visitor.settled()
+        expect(page.locator("#found")).to_have_text("The 30 most popular of 2,400 products")
+        page = visitor.open("map").page
+        status = page.locator("#map-title ~ p[role=status]")
+        expect(status).to_contain_text("2,400 of 2,400 products")
+
+
 def test_a_key_is_asked_for_and_kept_in_memory_alone(
     browser: Browser, place: Place, tmp_path: Path
 ) -> None:
@@ -472,6 +514,7 @@ def test_a_key_is_asked_for_and_kept_in_memory_alone(
         expect(page.get_by_text("The service does not know this key.")).to_be_visible()
         page.get_by_label("API key").fill(key)
         page.get_by_role("button", name="Use this key").click()
+        expect(page.locator("main")).to_be_focused()
         assert len(visitor.listed()) == 20
         expect(page.get_by_label("API key")).to_be_hidden()
         stored = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}])")

@@ -61,9 +61,11 @@ function shell() {
       this.$store.ui.about = about;
       this.$store.ui.ready += 1;
     },
-    useKey() {
+    async useKey() {
       setKey(this.key);
-      this.start();
+      await this.start();
+      // The form that had the focus is gone.
+      if (!this.$store.ui.keyNeeded) document.getElementById("main").focus();
     },
     said() {
       this.$store.ui.said = t(`nav.${this.$store.ui.view}`);

@@ -3,7 +3,7 @@
 import Alpine from "./vendor/alpine-csp-3.17.4.min.js";
 import { patiently, told } from "./api.js";
 import { colour, dark, draw } from "./charts.js";
-import { detail, label, t } from "./text.js";
+import { detail, label, t, whole } from "./text.js";
 
 const MOST = 3000;
 const INCLUDED = 60;
@@ -55,7 +55,7 @@ export function productMap() {
       if (!this.map) return t("map.waiting");
       const basket = this.$store.basket;
       return t("map.drawn", {
-        n: this.map.item_ids.length.toLocaleString(), of: this.map.catalogue_products.toLocaleString(),
+        n: whole(this.map.item_ids.length), of: whole(this.map.catalogue_products),
         basket: basket.items.length, recommended: basket.recommended.length,
       });
     },

@@ -71,6 +71,12 @@ export function models() {
       document.getElementById("statement").focus();
       document.getElementById("statement").scrollIntoView({ block: "nearest" });
     },
+    /** Closes the statement; the button that was pressed is gone: go on at the one that opened it. */
+    close() {
+      const button = document.getElementById(`statement-of-${this.statement.version}`);
+      this.statement = null;
+      button?.focus();
+    },
     /** The statement's main points in the page's language; its own words stand below. */
     lines() {
       const found = this.statement?.statement;

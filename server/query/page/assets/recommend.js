@@ -2,7 +2,7 @@
 
 import Alpine from "./vendor/alpine-csp-3.17.4.min.js";
 import { ask, told } from "./api.js";
-import { asked, decimals, has, label, name, number, percent, t } from "./text.js";
+import { asked, decimals, has, label, name, number, percent, t, whole } from "./text.js";
 
 const NO_FILTERS = { category: "", brand: "", price_from: "", price_to: "", merchant_id: "" };
 const NUMBERS = ["price_from", "price_to"];
@@ -54,7 +54,7 @@ export function recommend() {
     },
     foundWords() {
       const key = this.query.trim() ? "search.found" : "search.popular";
-      return this.found.length || this.total ? t(key, { n: this.found.length, total: this.total.toLocaleString() }) : t("search.none");
+      return this.found.length || this.total ? t(key, { n: this.found.length, total: whole(this.total) }) : t("search.none");
     },
 
     where() {
@@ -67,6 +67,7 @@ export function recommend() {
       return this.$store.basket.holds(entry.item_id);
     },
     add(entry) {
+      if (this.holds(entry)) return;
       this.$store.basket.add(entry);
       this.$store.ui.said = t("basket.added", { name: label(entry) });
     },
@@ -118,7 +119,14 @@ export function recommend() {
       if (number !== this.asked) return;
       this.busy = false;
       if (!answer) return;
+      const inList = document.querySelector("ol.list").contains(document.activeElement);
       this.answer = answer;
+      // What had the focus may be listed no more, as a product that was added: go on at the list.
+      this.$nextTick(() => {
+        if (inList && document.activeElement === document.body) {
+          document.getElementById("results-title").focus({ preventScroll: true });
+        }
+      });
       this.$store.basket.recommended = answer.items.map(({ item_id: id, product }) => ({ item_id: id, product }));
       this.$store.ui.said = `${this.resultsTitle()}. ${this.effect()}`;
       if (this.choices && this.choices.version !== answer.version) this.load();
