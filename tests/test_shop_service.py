@@ -30,6 +30,9 @@ from client.home.adapting import adapt
 from client.home.host import HomeHost
 from client.home.recommending import Request, recommend
 from client.shop_folder import ShopFolder
+from common.errors import InputError
+from common.protocol import ModelPlan
+from common.queries.asking import Query
 from home_support import START, HomeShop, N, purchases
 from query_support import Running, started
 from server.query.browsing import Search
@@ -536,3 +539,18 @@ def test_models_are_told_of_while_the_settings_are_damaged(tmp_path: Path) -> No
     # The service goes on with what it has, and so do its models and their privacy statements.
     assert host.records() == before
     assert [record.version for record in before] == [host.current().version]
+
+
+def test_a_tower_that_is_not_linear_is_served_without_reasons(tmp_path: Path) -> None:
+    # The command line answers from it; the service would not start, for the reasons it lacks.
+    shop = HomeShop(tmp_path)
+    shop.model(model=ModelPlan(dimension=3, tower="mlp", hidden=8))
+    shop.sell(purchases())
+    host = HomeHost(shop.path)
+    host.refresh()
+    assert not host.refused
+    listed = host.current().recommend(Query(user_id="u03", k=3)).item_ids
+    found = expected(shop, user_id="u03", count=3)["recommendations"]
+    assert list(listed) == [item["item_id"] for item in found]
+    with pytest.raises(InputError, match="cannot be taken apart"):
+        list(host.current().recommend(Query(user_id="u03", reasons=True)).reasons)

@@ -47,7 +47,8 @@ class HomeAnswers:
         for name in ("table", "columns", "tail", "exposure", "rows_by_id"):
             getattr(made, name)
         # One answer, so that the model has computed what it keeps, and code is loaded.
-        with suppress(UnavailableError):
+        # A tower that is not linear answers, and has no reasons.
+        with suppress(UnavailableError, InputError):
             query = Query({str(ready.catalogue.item_ids[0]): 1.0}, k=1, reasons=True)
             list(made.recommend(query).reasons)
         return made
