@@ -154,6 +154,15 @@ def test_a_filter_for_what_there_is_not_is_refused(
         model.recommend(Query(filters=filters))
 
 
+@pytest.mark.parametrize("least", [1e300, -1e300])
+def test_a_least_score_that_no_score_can_have_is_compared_without_a_warning(
+    model: ServedModel, least: float
+) -> None:
+    # As a float32 it is infinite, and numpy wrote lines of our code into the service's log.
+    found = model.recommend(Query(HISTORY, k=5, filters=Filters(minimum_score=least)))
+    assert len(found.item_ids) == (5 if least < 0 else 0)
+
+
 def test_the_dial_turns_lists_to_the_tail_and_says_what_it_cost(model: ServedModel) -> None:
     answers = [model.recommend(Query(HISTORY, tail_dial=dial)) for dial in (0.0, 0.3, 0.6, 1.0)]
     shares = [answer.tail_share for answer in answers]

@@ -102,7 +102,7 @@ class Table:
         hidden = [rows_of[item] for item in filters.exclude if item in rows_of]
         scores[hidden] = -np.inf
         if filters.minimum_score is not None:
-            scores[scores < filters.minimum_score] = -np.inf
+            scores[scores < in_float32(filters.minimum_score)] = -np.inf
 
     def _rows(self, column: str, value: str) -> np.ndarray:
         if column not in self.values:
@@ -110,6 +110,12 @@ class Table:
         if value not in self.values[column]:
             raise InputError(f"no product of the catalogue has the {column} {value!r}")
         return self.values[column][value]
+
+
+def in_float32(number: float) -> np.float32:
+    """Return a number as scores are compared with it: no larger than any of them can be."""
+    most = float(np.finfo(np.float32).max)
+    return np.float32(min(max(number, -most), most))
 
 
 def _keep(scores: np.ndarray, rows: np.ndarray) -> None:

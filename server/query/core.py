@@ -25,7 +25,7 @@ from common.features import Catalogue
 from common.model import GlobalModel, attribute_matrix
 from common.protocol import TrainingPlan
 from common.queries.asking import Answer, Query, Ranking, TakenApart, public_columns, tail_of
-from common.queries.filters import Filters, Table
+from common.queries.filters import Filters, Table, in_float32
 from common.queries.reasons import sides_of
 from server.query.choosing import search
 from server.query.content import ContentIndex, add_base
@@ -292,7 +292,7 @@ def _at_least(
     """Return those rows, and their exact scores, that have the least score asked for."""
     if filters.minimum_score is None:
         return rows, found
-    kept = found >= filters.minimum_score
+    kept = found >= in_float32(filters.minimum_score)
     return rows[kept], found[kept]
 
 
