@@ -21,6 +21,7 @@ from server.rounds.heads import LedgerHeads
 from server.settings import RunPlace, RunSettings, ServerHome, read_home, read_run_config
 from server.starting import from_model, from_seed
 from server.strategy import Federation
+from server.training.records import Runs
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,9 @@ def _run(
     place: RunPlace,
     run_name: str,
 ) -> None:
-    # A run that is resumed goes on with its own catalogue, though a newer one was published.
-    published = home.published(trained_on(place.checkpoints))
+    # A run begins and goes on with its own catalogue, though a newer one was published.
+    asked_for = None if home.runs is None else Runs(home.runs).asked_for(run_name)
+    published = home.published(trained_on(place.checkpoints) or asked_for)
     catalogue = read_catalogue(published)
     resume = last_checkpoint(
         place.checkpoints,

@@ -34,6 +34,7 @@ from federation_support import same, write_federation
 from server.catalogue.versions import Catalogues
 from server.checkpoints import read_checkpoint
 from server.registry.records import objections
+from server.training.records import RunRecord, Runs
 from simulations.engine.flower import Outcome
 from simulations.engine.in_process import run_apps
 
@@ -164,6 +165,25 @@ def test_a_run_goes_on_with_its_own_catalogue_though_a_newer_one_was_published(
         versions.add(versions.next(newer, {}), newer)
     assert [e["event"] for e in deployed.run("first").events] == ["start", "home", "end"]
     assert read_catalogue(versions.current()).fingerprint == newer.fingerprint
+
+
+def test_a_run_begins_with_the_catalogue_that_it_was_asked_for(deployed: Deployed) -> None:
+    # As `train` leaves it: the server's app may begin only after a newer version was published, or
+    # begin again, since it broke off before there was a checkpoint.
+    record = RunRecord(
+        name="first",
+        created_at="2026-01-01T00:00:00+00:00",
+        config={"plan": PLAN.model_dump_json()},
+        bundle="b" * 64,
+        catalogue=deployed.catalogue.fingerprint,
+    )
+    Runs(deployed.server / "runs").save(record)
+    newer = Catalogue.of(deployed.catalogue.products.assign(brand="b"))
+    with (versions := Catalogues(deployed.server / "catalogue")).publishing():
+        versions.add(versions.next(newer, {}), newer)
+    deployed.run("first")
+    model = load_model(deployed.server / "runs" / "first" / "model")
+    assert model.manifest.catalogue_fingerprint == record.catalogue
 
 
 def test_no_model_goes_home_where_the_run_says_so(deployed: Deployed) -> None:

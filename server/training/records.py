@@ -112,6 +112,14 @@ class Runs:
             raise ArtifactError(f"{path} cannot be read: {error}") from error
         return record
 
+    def asked_for(self, name: str) -> str | None:
+        """Return the fingerprint of the catalogue that a run was asked to train on.
+
+        None where nobody recorded it; raises as :meth:`read`.
+        """
+        known = (self.folder(check_run_name(name)) / _RECORD).exists()
+        return self.read(name).catalogue if known else None
+
     def last(self) -> RunRecord | None:
         """Return the newest run's record, if there is one."""
         names = self.names()
