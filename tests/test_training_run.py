@@ -244,6 +244,24 @@ def test_a_run_whose_command_was_killed_is_followed_and_not_submitted(world: Wor
     assert (found.ended, going) == ("failed", False)
 
 
+@pytest.mark.parametrize("ended", ["", "failed"])
+def test_a_run_that_superlink_no_longer_knows_is_taken_up_again(world: World, ended: str) -> None:
+    record = world.runs.save(
+        world.training.submit(world.record()).model_copy(update={"ended": ended})
+    )
+    # As after a move to a new folder, or the loss of SuperLink's database.
+    world.link.statuses.clear()
+
+    def unknown() -> None:
+        raise RunError("SuperLink at 127.0.0.1:9092 refused: Run 1 not found")
+
+    world.link.on_look = unknown
+    found, going = world.training.take_up(record)
+    assert (found.ended, going) == ("failed", False)
+    assert "Run 1 not found" in found.reason
+    assert world.runs.read(record.name) == found
+
+
 def test_an_attempt_that_nobody_recorded_is_stopped(world: World) -> None:
     record = world.training.submit(world.record())
     world.link.statuses |= {"1": "finished:failed", "77": "running"}

@@ -140,7 +140,8 @@ class Training:
         RunError
             If another run goes on.
         """
-        going = set(self._link.unfinished())
+        unfinished = frozenset(self._link.unfinished())
+        going = set(unfinished)
         for name in self._runs.names():
             other = self._runs.read(name)
             if not other.attempts or other.attempts[-1] not in going:
@@ -156,7 +157,15 @@ class Training:
             self._stop(stray)
         if not record.attempts or record.ended in ("completed", "stopped"):
             return record, False
-        status = self._status(record.attempts[-1])
+        if record.attempts[-1] in unfinished:
+            return record, True
+        try:
+            status = self._status(record.attempts[-1])
+        except RunError as error:
+            # It does not go on, whatever else there is to know of it: SuperLink's database may be
+            # a new one, as in a folder that the runs were moved to.
+            changes = {"ended": "failed", "reason": f"nothing is known of its end: {error}"}
+            return self._runs.save(record.model_copy(update=changes)), False
         if not status.startswith("finished"):
             return record, True
         return self._ended(record, status), False
