@@ -11,10 +11,12 @@ import pytest
 from common.config import ConfigValue
 from common.errors import ArtifactError, ConfigError, RunError
 from common.protocol import FIRST_OF_THESE_PLANS, PROTOCOL_VERSION
+from operator_support import new_federation
 from registry_support import PLAN, PRIVACY, model
 from server.operating.control import Node, Submitted
 from server.registry.stores import FolderStore
 from server.registry.versions import Registry
+from server.training import request
 from server.training.records import RunRecord, Runs, new_events, new_name, now
 from server.training.run import Training, failure, standing
 
@@ -260,6 +262,32 @@ def test_a_run_that_superlink_no_longer_knows_is_taken_up_again(world: World, en
     assert (found.ended, going) == ("failed", False)
     assert "Run 1 not found" in found.reason
     assert world.runs.read(record.name) == found
+
+
+def test_figures_are_not_promised_of_a_run_that_does_not_ask_for_them(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = new_federation(tmp_path / "operator")
+    world.runs = Runs(federation.runs)
+    monkeypatch.setattr(request, "control", lambda _: world.link)
+    monkeypatch.setattr(request, "is_up", lambda _: True)
+    record = world.training.submit(world.record())
+
+    def ask() -> None:
+        request.train(federation, request.Request(resume=record.name, evaluate=True), world.view)
+
+    # It was begun without, and what goes on cannot be told any more.
+    world.link.on_look = lambda: world.link.statuses.update({"1": "finished:failed"})
+    with pytest.raises(ConfigError, match=r"goes on .* without .* Ctrl-C .* --evaluate"):
+        ask()
+    assert world.runs.read(record.name) == record
+    # It ends while nobody looks: its figures would have been asked for within it.
+    world.link.on_look = lambda: None
+    world.finish(record)
+    with pytest.raises(ConfigError, match="is finished: figures are asked for within it"):
+        ask()
+    assert "evaluate" not in world.runs.read(record.name).config
+    assert not Registry(federation.registry).versions()
 
 
 def test_an_attempt_that_nobody_recorded_is_stopped(world: World) -> None:

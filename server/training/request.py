@@ -108,14 +108,12 @@ def train(federation: Federation, request: Request, view: View) -> Document:
                 )
             record, going = _finished(runs, runs.read(request.resume)), False
             planned = None
-        if request.evaluate:
-            if record.ended == "completed":
-                raise ConfigError(f"run {record.name} is finished: figures are asked for within it")
-            record = record.model_copy(update={"config": {**record.config, "evaluate": True}})
         if record.ended != "completed":
             _check_is_up(federation)
             record, going = training.take_up(record)
             record = _finished(runs, record)
+        if request.evaluate:
+            record = _with_figures(record, going=going)
         if record.ended != "completed":
             # Whoever trains for an hour wants to know before it that nothing can be published.
             Registry(federation.registry).versions()
@@ -126,6 +124,19 @@ def train(federation: Federation, request: Request, view: View) -> Document:
         view.stage("publishing the model")
         record, published_now = training.publish(record, force=request.force)
         return _trained_document(federation, runs, record, published_now=published_now)
+
+
+def _with_figures(record: RunRecord, *, going: bool) -> RunRecord:
+    """Return the record of a run whose next attempt asks shops for their figures of the model."""
+    if record.ended == "completed":
+        raise ConfigError(f"run {record.name} is finished: figures are asked for within it")
+    if going and not record.config.get("evaluate"):
+        raise ConfigError(
+            f"run {record.name} goes on at this moment without asking for figures: `python -m "
+            f"server train --resume {record.name}` follows it, Ctrl-C there stops it, and then "
+            "--evaluate counts"
+        )
+    return record.model_copy(update={"config": {**record.config, "evaluate": True}})
 
 
 def _new(federation: Federation, request: Request, view: View) -> Planned:
