@@ -256,6 +256,23 @@ def test_shops_are_enrolled_listed_and_removed(
     assert command("ports") == 1
 
 
+def test_the_longest_name_is_one_that_its_file_can_have(
+    federation: Federation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A file that is written whole has a longer name while it is a draft.
+    for number in range(225, 256):
+        key = new_key(tmp_path, f"k{number}").with_suffix(".pub")
+        name = "x" * number
+        status = call("enrol", name, key, "--federation", federation.folder)
+        assert status in (0, 2), capsys.readouterr().err
+        found = [shop.name for shop in Shops(federation.shops).all()]
+        assert (name in found) == (status == 0)
+        told = list((federation.shops / "untold").iterdir())
+        assert len(told) == len(found)
+    assert "too long for a shop's name" in capsys.readouterr().err
+    assert len(found) > 10
+
+
 def test_a_mistyped_name_is_corrected_while_nobody_knows_it(
     federation: Federation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

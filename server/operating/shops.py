@@ -33,7 +33,8 @@ _REMOVED = "removed"
 _UNTOLD = "untold"
 #: Beside the keys: a line for each name that was corrected.
 _RENAMED = "renamed.jsonl"
-_LONGEST_FILE_NAME = 250
+#: Of 255, for while it is written it has ten characters more (:func:`common.disk.write_whole`).
+_LONGEST_FILE_NAME = 245
 
 
 @dataclass(frozen=True)
