@@ -8,12 +8,14 @@ a digest of ours that differed from Flower's would approve nothing.
 
 import hashlib
 import io
+import lzma
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,11 @@ MAX_BYTES = 10 * 1024 * 1024
 _MANIFEST = ".info/CONTENT"
 _UNPACKED_MAX_BYTES = 20 * MAX_BYTES
 _NAME = "fedtail"
+# What reading an archive of a stranger's may raise, or one that was damaged.
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(ValueError, OSError, RuntimeError, EOFError),
+)
 
 
 @dataclass(frozen=True)
@@ -119,5 +126,5 @@ def contents(bundle: bytes) -> dict[str, bytes]:
             if sum(entry.file_size for entry in entries) > _UNPACKED_MAX_BYTES:
                 raise InputError("the bundle unpacks to far more than a bundle may hold")
             return {n: archive.read(n) for n in names if n != _MANIFEST}
-    except (zipfile.BadZipFile, ValueError, OSError, RuntimeError, EOFError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"this is not a Flower app bundle: {error}") from error

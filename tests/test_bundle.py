@@ -79,6 +79,20 @@ def test_what_is_no_bundle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         contents(zipped([("a.py", bytes(2001))]))
 
 
+def test_a_bundle_that_was_damaged_on_its_way_is_refused_wherever_that_is() -> None:
+    whole = zipped([("client/app.py", bytes(range(256)) * 4)])
+    refused = 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        try:
+            contents(bytes(damaged))
+        except InputError:
+            refused += 1
+    # What is not told by any check, such as of a date, changes no file.
+    assert refused > len(whole) // 2
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_bundle_with_two_files_of_one_name_is_refused() -> None:
     with pytest.raises(InputError, match="two files of one name"):
