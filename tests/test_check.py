@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import sqlite3
 from pathlib import Path
@@ -19,6 +20,7 @@ from cli_support import status_of
 from client.__main__ import app
 from client.check import check_shop
 from client.commands.check_table import check_table
+from client.joining.keys import check_private_key, public_path
 from client.joining.roster import accept
 from client.joining.starting import start_shop
 from client.privacy.ledger import Ledger
@@ -128,6 +130,32 @@ def test_init_writes_nothing_over(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"shop\.toml is there already"):
         start_shop(tmp_path / "corner", "second")
     assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", ["shop.toml", "node.key", "node.pub", "superexec"])
+@pytest.mark.parametrize("end", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_init_that_broke_off_leaves_no_half_a_file_and_can_be_said_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, end: BaseException
+) -> None:
+    # A half of shop.toml can be valid settings, without what stood below.
+    write = os.fdopen
+
+    def breaks_off(handle: int, *how: Any) -> Any:
+        if place in str(Path(f"/proc/self/fd/{handle}").readlink()):
+            os.write(handle, b"half")
+            raise end
+        return write(handle, *how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("client.joining.keys.os.fdopen", breaks_off)
+        with pytest.raises((ConfigError, KeyboardInterrupt)):
+            start_shop(tmp_path / "corner")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size == 4]
+    start_shop(tmp_path / "corner")
+    settings = read_settings(tmp_path / "corner" / "shop.toml")
+    assert settings.federation is not None
+    check_private_key(settings.federation.key)
+    assert load_ssh_public_key(public_path(settings.federation.key).read_bytes())
 
 
 @pytest.mark.parametrize("name", ['a "b" \\ c', "Café ☕", "x\x7fy", "tab\there"])

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.disk import sync
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,21 +37,32 @@ def make_keys(private: Path) -> Path:
         If a file is there already, or cannot be written.
     """
     from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import (
-        Encoding,
-        NoEncryption,
-        PrivateFormat,
-        PublicFormat,
-    )
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     key = ec.generate_private_key(ec.SECP384R1())
-    public = public_path(private)
     write_new(
         private, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), _OWNER_ONLY
     )
+    return _write_public(private, key)
+
+
+def complete_keys(private: Path) -> Path | None:
+    """Write the public key beside a private one that lacks it; return its path if it did.
+
+    Raises
+    ------
+    ConfigError
+        If the private key is of no use, or the other cannot be written.
+    """
+    return None if public_path(private).exists() else _write_public(private, private_key(private))
+
+
+def _write_public(private: Path, key: "EllipticCurvePrivateKey") -> Path:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
     words = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    write_new(public, words + b"\n", 0o644)
-    return public
+    write_new(public_path(private), words + b"\n", 0o644)
+    return public_path(private)
 
 
 def renew_keys(private: Path, now: datetime | None = None) -> tuple[Path, Path | None]:
@@ -170,21 +182,26 @@ def public_path(private: Path) -> Path:
 
 
 def write_new(path: Path, data: bytes, mode: int) -> None:
-    """Write a file that is not there yet, never readable by more than ``mode`` says.
+    """Write a file that is not there yet, whole or not at all, as ``mode`` says from the first on.
 
     Raises
     ------
     ConfigError
         If it is there, or cannot be written.
     """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        # A link is never made over a file.
+        os.link(draft, path)
+        sync(path.parent)
     except FileExistsError as error:
         raise ConfigError(f"{path} is there already and stays as it is") from error
     except OSError as error:
-        path.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)

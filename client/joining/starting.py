@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from client.joining.keys import make_keys, make_secret
+from client.joining.keys import complete_keys, make_keys, make_secret, write_new
 from client.settings import check_address
 from client.shop_folder import ShopFolder
 from common.config import toml_value
@@ -153,7 +153,8 @@ key = "keys/node.key"
 def start_shop(folder: Path, merchant_id: str = "", address: str = "") -> list[Path]:
     """Make a shop's folder; return what was made.
 
-    A key or secret that is there already is kept: the operator may have enrolled it.
+    A key or secret that is there already is kept: the operator may have enrolled it. The settings
+    come last: what broke off before can be said again.
 
     Parameters
     ----------
@@ -180,12 +181,11 @@ def start_shop(folder: Path, merchant_id: str = "", address: str = "") -> list[P
     text = _SETTINGS.format(
         merchant=toml_value(name), address=toml_value(address or EXAMPLE_ADDRESS)
     )
+    if settings.exists():
+        raise ConfigError(f"{settings} is there already and stays as it is: choose another folder")
     made = [settings]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with settings.open("x", encoding="utf-8") as file:
-            settings.chmod(0o600)
-            file.write(text)
         for below in ("data", "ledger", "keys", "secrets", "logs", "models", "adapted", "sums"):
             if not (folder / below).is_dir():
                 (folder / below).mkdir(mode=0o700)
@@ -196,9 +196,19 @@ def start_shop(folder: Path, merchant_id: str = "", address: str = "") -> list[P
         ) from error
     except OSError as error:
         raise ConfigError(f"cannot make {error.filename}: {error.strerror}") from error
+    made += _own_files(folder)
+    write_new(settings, text.encode(), 0o600)
+    return made
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """Make the shop's keys and secret where there are none; return what was made."""
+    made: list[Path] = []
     key, secret = folder / NODE_KEY, ShopFolder(folder).secret
     if not key.exists():
         made += [key, make_keys(key)]
+    elif (public := complete_keys(key)) is not None:
+        made.append(public)
     if not secret.exists():
         make_secret(secret)
         made.append(secret)
