@@ -17,7 +17,7 @@ from common.errors import ConfigError, RunError
 from common.protocol import shop_key
 from operator_support import new_federation, new_key
 from server.__main__ import app
-from server.operating import gateway
+from server.operating import gateway, services
 from server.operating.control import Node
 from server.operating.folder import (
     Federation,
@@ -423,6 +423,40 @@ def test_superlink_admits_the_enrolled_and_nobody_else(tmp_path: Path) -> None:
     shops.enrol("d", new_key(tmp_path, "d").with_suffix(".pub"))
     assert reconcile(shops, control) == ["c"]  # type: ignore[arg-type]
     assert admitted() == ["d"]
+
+
+def test_a_full_disk_or_a_damaged_key_ends_no_service(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_way: list[Exception] = [ConfigError("a key is damaged"), OSError(28, "No space left")]
+    told: list[str] = []
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def tell(*_: object) -> None:
+        if in_the_way:
+            raise in_the_way.pop()
+        told.append("told")
+
+    class Started:
+        def pid(self, name: str) -> int:
+            return 1
+
+        restarts = pid
+
+    monkeypatch.setattr(services, "write_whole", full)
+    monkeypatch.setattr(services, "reconcile", tell)
+    monkeypatch.setattr(services, "listens", lambda _: True)
+    monkeypatch.setattr(services, "_TELL_EVERY", 0.0)
+    looks = services._Looks(federation, Started())  # type: ignore[arg-type]
+    looks.looked([services.GATEWAY])
+    assert len(in_the_way) == 2  # there is nothing to tell
+    looks.looked([services.SUPERLINK])
+    for _ in range(4):
+        looks.looked([])
+    # It is told until it knows, and then no more.
+    assert told == ["told"]
 
 
 def test_nginx_takes_no_value_for_more_than_it_is(tmp_path: Path) -> None:

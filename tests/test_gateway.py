@@ -36,6 +36,7 @@ from operator_support import (
     wait_for,
 )
 from server.operating import gateway
+from server.operating.enrolling import remove
 from server.operating.folder import Federation, split_address
 from server.operating.listening import listeners
 from server.operating.services import control, read_up
@@ -374,6 +375,21 @@ def test_what_dies_is_started_again_and_a_second_up_is_refused(tmp_path: Path) -
             assert next_up.process.wait(WAIT_SECONDS) == 0
         assert next_up.family() == []
         assert not (federation.state / "up.json").exists()
+
+
+@pytest.mark.slow
+def test_a_shop_removed_while_superlink_was_away_is_refused_once_it_is_back(tmp_path: Path) -> None:
+    federation = new_federation(tmp_path / "federation")
+    shops = Shops(federation.shops)
+    for name in ("one", "two"):
+        shops.enrol(name, new_key(tmp_path, name).with_suffix(".pub"))
+    port = federation.settings.superlink_port
+    with running(federation) as up:
+        psutil.Process(up.pid("superlink")).kill()
+        wait_for(lambda: not listens(port), "SuperLink's end")
+        assert remove(federation, "one")["superlink_told"] is False
+        wait_for(lambda: listens(port), "SuperLink")
+        wait_for(lambda: [n.name for n in control(federation).nodes()] == ["two"], "its refusal")
 
 
 @pytest.mark.slow

@@ -153,17 +153,16 @@ class Supervisor:
                 again.append(name)
         return again
 
-    def watch(self, changed: Callable[[list[str]], object] = lambda _: None) -> None:
+    def watch(self, looked: Callable[[list[str]], object] = lambda _: None) -> None:
         """Keep all programs running until an exception ends it, such as that of a signal.
 
         Parameters
         ----------
-        changed
-            Called with the names of programs that were started again.
+        looked
+            Called after each look at them, with the names of those that were started again.
         """
         while True:
-            if again := self.step():
-                changed(again)
+            looked(self.step())
             time.sleep(_POLL)
 
     def _spawn(self, program: Program) -> subprocess.Popen[bytes]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.disk import write_whole
-from common.errors import ConfigError, RunError
+from common.errors import ConfigError, FedtailError, RunError
 from common.programs.processes import environment, listens, terminated_as_exit, tool
 from common.programs.supervisor import Program, Supervisor, set_aside
 from server.operating import authority, gateway
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 SUPERLINK, SUPEREXEC, GATEWAY = "superlink", "superexec", "gateway"
 _READY_SECONDS = 90.0
 _LOCK_TRIES = 10
+#: Between two tries to tell SuperLink who is enrolled.
+_TELL_EVERY = 2.0
 #: How long before the end of a certificate we begin to speak of it.
 _SOON = timedelta(days=30)
 
@@ -71,7 +73,7 @@ def up(federation: Federation) -> None:
                 federation.settings.name,
                 federation.settings.address,
             )
-            supervisor.watch(lambda names: _started_again(federation, supervisor, names))
+            supervisor.watch(_Looks(federation, supervisor).looked)
         finally:
             _up_file(federation).unlink(missing_ok=True)
 
@@ -208,9 +210,44 @@ def _write_gateway(federation: Federation, nginx: str) -> None:
     gateway.check(nginx, _gateway_file(federation))
 
 
-def _started_again(federation: Federation, supervisor: Supervisor, names: list[str]) -> None:
-    logger.warning("programs=%s event=started_again", ",".join(names))
-    _write_up(federation, supervisor)
+class _Looks:
+    """What is to be done while the services run: nothing of it may end them."""
+
+    def __init__(self, federation: Federation, supervisor: Supervisor) -> None:
+        self._federation, self._supervisor = federation, supervisor
+        # When SuperLink is to be told who is enrolled; None while it knows.
+        self._tell_at: float | None = None
+
+    def looked(self, names: list[str]) -> None:
+        """See to what follows when programs were started again, and to what is still to be done."""
+        now = time.monotonic()
+        if names:
+            logger.warning("programs=%s event=started_again", ",".join(names))
+            self._write()
+        if SUPERLINK in names:
+            # Shops that came or went while it was away.
+            self._tell_at = now
+        if self._tell_at is not None and now >= self._tell_at:
+            self._tell_at = None if self._tell() else now + _TELL_EVERY
+
+    def _write(self) -> None:
+        try:
+            _write_up(self._federation, self._supervisor)
+        except OSError as error:
+            logger.warning(
+                "file=%s event=not_written reason=%s", _up_file(self._federation), error.strerror
+            )
+
+    def _tell(self) -> bool:
+        """Tell SuperLink who is enrolled; return whether it could be told."""
+        if not listens(self._federation.settings.superlink_port):
+            return False
+        try:
+            reconcile(Shops(self._federation.shops), control(self._federation))
+        except (FedtailError, OSError) as error:
+            logger.warning("program=%s event=not_told reason=%s", SUPERLINK, error)
+            return False
+        return True
 
 
 def _write_up(federation: Federation, supervisor: Supervisor) -> None:
