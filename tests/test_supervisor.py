@@ -85,6 +85,31 @@ def test_what_dies_is_started_again_after_longer_and_longer_pauses(
         step_until(supervisor, lambda: supervisor.pid("steady") not in (None, first))
 
 
+def test_what_cannot_be_started_again_now_is_tried_later(
+    program: Callable[..., Program], token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a machine without memory, which killed it, or on a full disk.
+    with Supervisor(VARIABLE, token) as supervisor:
+        supervisor.start(program(SLEEP))
+        first = supervisor.pid("small")
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        step_until(supervisor, lambda: supervisor.pid("small") is None)
+        with monkeypatch.context() as patched:
+
+            def fails(*_: object, **__: object) -> None:
+                tries.append(time.monotonic())
+                raise OSError(12, "Cannot allocate memory")
+
+            tries: list[float] = []
+            patched.setattr(subprocess, "Popen", fails)
+            step_until(supervisor, lambda: len(tries) == 2)
+        assert tries[1] - tries[0] >= 1.0
+        assert supervisor.pid("small") is None
+        step_until(supervisor, lambda: supervisor.pid("small") not in (None, first))
+        assert supervisor.restarts("small") == 1
+
+
 def test_some_ends_are_final_and_say_why(program: Callable[..., Program], token: str) -> None:
     def final(status: int) -> str | None:
         return "nobody enrolled this shop" if status == 3 else None

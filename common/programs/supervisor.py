@@ -63,6 +63,11 @@ class _Child:
     #: When to start it again; None while it runs.
     due: float | None = field(default=None)
 
+    def wait(self, now: float) -> None:
+        """Put off its next start, each time for longer."""
+        self.due = now + self.pause
+        self.pause = min(2 * self.pause, _LONGEST_PAUSE)
+
 
 class Supervisor:
     """Starts programs, restarts what dies, and on leaving ends all that carries the token.
@@ -140,14 +145,22 @@ class Supervisor:
                     raise RunError(f"{name} ended (status {status}): {why}")
                 if now - child.started > _WELL_AFTER:
                     child.pause = _FIRST_PAUSE
-                child.due = now + child.pause
                 logger.warning(
                     "program=%s event=ended status=%d restart_in=%.1f log=%s",
                     name, status, child.pause, child.program.log,
                 )  # fmt: skip
-                child.pause = min(2 * child.pause, _LONGEST_PAUSE)
+                child.wait(now)
             elif child.due is not None and now >= child.due:
-                child.process = self._spawn(child.program)
+                try:
+                    child.process = self._spawn(child.program)
+                except OSError as error:
+                    # The machine's trouble, such as a full disk, may pass; the others run on.
+                    logger.warning(
+                        "program=%s event=not_started reason=%s restart_in=%.1f",
+                        name, error.strerror, child.pause,
+                    )  # fmt: skip
+                    child.wait(now)
+                    continue
                 child.started, child.due = time.monotonic(), None
                 child.restarts += 1
                 again.append(name)
