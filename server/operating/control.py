@@ -106,6 +106,9 @@ class Control:
     def _configure(self, text: str) -> None:
         # Several commands may do so at once: none may read half of it.
         path = self._home / "config.toml"
+        # On a full disk a shop can be removed all the same, and a run stopped.
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            return
         new = path.with_name(f"config.{os.getpid()}.toml")
         new.write_text(text, encoding="utf-8")
         new.replace(path)
@@ -268,13 +271,19 @@ class Control:
         return answer
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [tool("flwr"), *arguments],
-            env=dict(self._env),
-            cwd=self._empty,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_SECONDS,
-        )
+        try:
+            return subprocess.run(
+                [tool("flwr"), *arguments],
+                env=dict(self._env),
+                cwd=self._empty,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RunError(
+                f"`flwr {arguments[0]}` did not end within {_SECONDS:g} s: is this machine "
+                f"overloaded?\n{self._explain()}"
+            ) from error
