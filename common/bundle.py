@@ -26,6 +26,7 @@ MAX_BYTES = 10 * 1024 * 1024
 _MANIFEST = ".info/CONTENT"
 _UNPACKED_MAX_BYTES = 20 * MAX_BYTES
 _NAME = "fedtail"
+_SECONDS = 300.0
 # What reading an archive of a stranger's may raise, or one that was damaged.
 _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
@@ -76,28 +77,34 @@ def build(app: FlowerApp = FEDERATION) -> bytes:
     Raises
     ------
     RunError
-        If Flower refuses to pack it.
+        If Flower refuses to pack it, or does not get to its end.
     """
     with tempfile.TemporaryDirectory(prefix="ft-bundle-") as name:
         root = Path(name)
         folder, out = stage(app, root), root / "out"
         out.mkdir()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("FLWR_")}
-        done = subprocess.run(
-            [sys.executable, "-m", "flwr.cli.app", "build", "--app", str(folder)],
-            cwd=out,
-            env=environment
-            | {
-                "FLWR_HOME": str(root / "flwr"),
-                "FLWR_TELEMETRY_ENABLED": "0",
-                "FLWR_DISABLE_UPDATE_CHECK": "1",
-            },
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
+        environment |= {
+            "FLWR_HOME": str(root / "flwr"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+        }
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "flwr.cli.app", "build", "--app", str(folder)],
+                cwd=out,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RunError(
+                f"packing {app.folder} did not end within {_SECONDS:g} s: is this machine "
+                "overloaded?"
+            ) from error
         found = list(out.glob("*.fab"))
         if done.returncode or len(found) != 1:
             raise RunError(f"Flower cannot pack {app.folder}\n{done.stdout}{done.stderr}")

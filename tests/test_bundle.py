@@ -63,6 +63,16 @@ def test_what_flower_will_not_pack_is_named(tmp_path: Path) -> None:
         build(FlowerApp(tmp_path, ("room",)))
 
 
+def test_packing_that_does_not_end_is_a_failure_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "room").mkdir()
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    monkeypatch.setattr(bundle, "_SECONDS", 0.01)
+    with pytest.raises(RunError, match=r"packing .* did not end within 0\.01 s"):
+        build(FlowerApp(tmp_path, ("room",)))
+
+
 def zipped(files: list[tuple[str, bytes]]) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
