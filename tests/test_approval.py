@@ -176,6 +176,24 @@ def test_a_bundle_that_differs_must_be_wanted(
     assert list(approvals.approved()) == [bundle.digest(other)]
 
 
+def test_a_diff_is_a_document_too_and_never_empty_for_want_of_the_bundle(
+    shop: Path, small: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = packed(small | {"client/app.py": b"app = 2\n"})
+    assert approve(shop, str(bundle_file(shop.parent, other)), only_diff=True)
+    document = json.loads(capsys.readouterr().out)
+    assert document["changed"] == ["client/app.py"]
+    assert "-app = 1\n+app = 2" in document["diff"]
+    # Nothing to show is what a bundle looks like that is the same.
+    with pytest.raises(ConfigError, match=r"its digest alone .* \.fab"):
+        approve(shop, A, only_diff=True)
+    # What only shows takes nothing back.
+    approve(shop, own_code=True)
+    with pytest.raises(ConfigError, match="--diff only shows"):
+        approve(shop, own_code=True, revoke=True, only_diff=True)
+    assert Approvals(shop.parent / "approved.jsonl").approved()
+
+
 @pytest.mark.usefixtures("small")
 def test_what_is_neither_a_file_nor_a_digest_is_named(shop: Path) -> None:
     for code in ("missing.fab", "abc"):

@@ -36,6 +36,8 @@ def approve_code(
     if not (code or own_code or revoke or only_diff):
         print_document(listing(folder), listing_table, as_json=as_json)
         return True
+    if revoke and only_diff:
+        raise ConfigError("--diff only shows: leave it out, or --revoke")
     if revoke:
         digest = digest_of(code, own_code=own_code)
         if digest not in approvals.approved():
@@ -45,7 +47,7 @@ def approve_code(
         return True
     sight = look(code, own_code=own_code)
     if only_diff:
-        sys.stdout.write(sight.diff() + "\n")
+        _show_difference(code, sight, as_json=as_json)
         return True
     if not as_json:
         terminal().print(sight_table(sight.document()))
@@ -56,6 +58,19 @@ def approve_code(
     document = {**sight.document(), **decision.model_dump()}
     _say(f"approved: a run with this code is taken in by {settings}", document, as_json=as_json)
     return True
+
+
+def _show_difference(code: str, sight: Sight, *, as_json: bool) -> None:
+    if not sight.files:
+        # No lines would say that there is no difference.
+        raise ConfigError(
+            f"of {code} its digest alone is known here: ask the operator for the bundle, and give "
+            "its .fab file"
+        )
+    if as_json:
+        print_json({**sight.document(), "diff": sight.diff()})
+    else:
+        sys.stdout.write(sight.diff() + "\n")
 
 
 def _wanted(sight: Sight) -> bool:
