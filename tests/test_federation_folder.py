@@ -18,6 +18,7 @@ from common.protocol import shop_key
 from operator_support import new_federation, new_key
 from server.__main__ import app
 from server.operating import gateway, services
+from server.operating import shops as shops_of_the_folder
 from server.operating.control import Node
 from server.operating.folder import (
     Federation,
@@ -339,6 +340,43 @@ def test_a_removed_key_comes_back_under_no_name(
     with pytest.raises(ConfigError, match="no shop 'a' is enrolled"):
         shops.rename("a", "b")
     assert shops.all() == []
+
+
+def test_a_removal_is_on_the_disk_when_it_is_said(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In a power cut the shop came back, and SuperLink would be told that it is enrolled.
+    shops = Shops(federation.shops)
+    shop = shops.enrol("a", new_key(tmp_path, "a").with_suffix(".pub"))
+    shops.told(shop)
+    synced: list[tuple[str, bool]] = []
+
+    def sync(path: Path) -> None:
+        synced.append((path.name, (federation.shops / "a.pub").exists()))
+
+    monkeypatch.setattr("server.operating.shops.sync", sync)
+    shops.remove("a")
+    assert {("shops", False), ("removed", False)} <= set(synced)
+
+
+def test_a_shop_that_is_removed_while_the_list_is_read_is_not_on_it(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `train` reads the list whenever it shows an exchange, and the run's view ended with it.
+    shops = Shops(federation.shops)
+    for name in ("a", "b", "c"):
+        shops.enrol(name, new_key(tmp_path, name).with_suffix(".pub"))
+    read = shops_of_the_folder.read_key
+    removed: list[str] = []
+
+    def meanwhile(path: Path) -> ec.EllipticCurvePublicKey:
+        if not removed:
+            removed.append("a" if path.stem != "a" else "b")
+            (federation.shops / f"{removed[0]}.pub").unlink()
+        return read(path)
+
+    monkeypatch.setattr(shops_of_the_folder, "read_key", meanwhile)
+    assert [shop.name for shop in shops.all()] == sorted({"a", "b", "c"} - set(removed))
 
 
 def test_a_key_that_superlink_did_not_take_counts_as_told(tmp_path: Path) -> None:

@@ -115,12 +115,18 @@ class Shops:
 
     def all(self) -> list[Shop]:
         """Return all shops by name."""
-        found = [
-            Shop(unquote(path.name.removesuffix(_SUFFIX)), read_key(path))
-            for path in self.folder.glob(f"*{_SUFFIX}")
+        found = []
+        for path in self.folder.glob(f"*{_SUFFIX}"):
             # A file being written starts with a dot.
-            if not path.name.startswith(".")
-        ]
+            if path.name.startswith("."):
+                continue
+            try:
+                key = read_key(path)
+            except ConfigError:
+                if path.exists():
+                    raise
+                return self.all()  # It was removed, or renamed, at this very moment.
+            found.append(Shop(unquote(path.name.removesuffix(_SUFFIX)), key))
         return sorted(found, key=lambda shop: shop.name)
 
     def enrol(self, name: str, key_file: Path) -> Shop:
@@ -199,6 +205,8 @@ class Shops:
             shop = self._named(name)
             self._grave(shop).parent.mkdir(mode=0o700, exist_ok=True)
             self._path(name).replace(self._grave(shop))
+            for folder in (self._grave(shop).parent, self.folder):
+                sync(folder)
             self.told(shop)
         return shop
 
