@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import TypeAdapter
 from safetensors.numpy import load, save
 
+from common.disk import sync
 from common.errors import ArtifactError, RunError
 from common.protocol import Arrays, Noise, TrainingPlan
 
@@ -177,3 +178,4 @@ def _write(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    sync(path.parent)
