@@ -281,6 +281,22 @@ def test_what_a_hostile_server_sends_home_is_refused_and_leaves_nothing(tmp_path
         assert not ledger.events()
 
 
+@pytest.mark.parametrize("digest", ["/../../x", "", "A" * 64, "0" * 63, "0" * 64 + "\n"])
+def test_a_digest_that_is_none_names_no_folder(tmp_path: Path, digest: str) -> None:
+    sent = Sent(tmp_path)
+    assert sent.send().status == "ok"
+    # Another model of a name that is taken gets the beginning of its digest: of a path, once.
+    other = tmp_path / "shops" / "0" / "x"
+    other.mkdir()
+    (other / MANIFEST).write_text("not ours to delete")
+    before = sorted(path.name for path in sent.models.iterdir())
+    for _ in range(2):
+        files = {**sent.manifest.files, MODEL: digest}
+        assert sent.send(manifest=sent.changed(files=files)).status == "failed"
+    assert (other / MANIFEST).exists()
+    assert sorted(path.name for path in sent.models.iterdir()) == before
+
+
 def test_another_run_of_the_same_name_takes_nothing_from_the_first(tmp_path: Path) -> None:
     sent = Sent(tmp_path)
     assert sent.send().status == "ok"

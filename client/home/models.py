@@ -24,13 +24,13 @@ from common.artifact import ITEMS, MANIFEST, MODEL, Manifest, load_model, save_m
 from common.disk import sync
 from common.errors import ArtifactError, ConfigError
 from common.features import Catalogue
-from common.protocol import Arrays, RoundHeader, TrainingPlan, check_run_name
+from common.protocol import FINGERPRINT_CHARS, Arrays, RoundHeader, TrainingPlan, check_run_name
 
 logger = logging.getLogger(__name__)
 
 # No run is called by a name that begins with a dot.
 ADAPTED, _NEXT = ".adapted", ".adapted.next"
-_DIGEST_CHARS = 8
+_DIGEST, _DIGEST_CHARS = re.compile(f"[0-9a-f]{{{FINGERPRINT_CHARS}}}"), 8
 # Of a model (:func:`common.artifact.save_model`), and of a link (:func:`_point`).
 _DRAFT = re.compile(r"\..+\.[a-z0-9_]{8}")
 
@@ -99,7 +99,8 @@ def _keep(
         ("round", manifest.server_round == header.server_round == plan.rounds),
         ("plan", manifest.config.get("plan") == plan.model_dump(mode="json")),
         ("catalogue", manifest.catalogue_fingerprint == catalogue.fingerprint),
-        ("digest", MODEL in manifest.files),
+        # It may become a part of a path below.
+        ("digest", _DIGEST.fullmatch(manifest.files.get(MODEL, "")) is not None),
     ):
         if not same:
             raise ArtifactError(f"the manifest of a model that came home is of another {what}")
