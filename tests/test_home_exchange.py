@@ -281,6 +281,29 @@ def test_what_a_hostile_server_sends_home_is_refused_and_leaves_nothing(tmp_path
         assert not ledger.events()
 
 
+def test_a_pruned_model_comes_again_after_a_crash_while_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = Sent(tmp_path)
+    assert sent.send().status == "ok"
+    for name in (MODEL, ITEMS):
+        (sent.models / "r1" / name).unlink()
+
+    def cut(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("pathlib.Path.rmdir", "client.home.models.save_model"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, cut)
+            try:
+                sent.send()
+            except KeyboardInterrupt:
+                continue
+    assert sent.send().status == "ok"
+    assert same(load_model(sent.models / "r1").arrays, sent.state)
+    assert sorted(path.name for path in sent.models.iterdir()) == [CURRENT, "r1"]
+
+
 @pytest.mark.parametrize("digest", ["/../../x", "", "A" * 64, "0" * 63, "0" * 64 + "\n"])
 def test_a_digest_that_is_none_names_no_folder(tmp_path: Path, digest: str) -> None:
     sent = Sent(tmp_path)

@@ -110,10 +110,8 @@ def _keep(
     if folder.exists() and _digest_of(folder) != digest:
         folder = models / f"{name}-{digest[:_DIGEST_CHARS]}"
     if folder.exists() and not (folder / MODEL).exists():
-        # It was pruned, and comes home once more.
-        (folder / MANIFEST).unlink()
-        (folder / ITEMS).unlink(missing_ok=True)
-        folder.rmdir()
+        # It was pruned, and comes home once more. What is left of it is swept as a draft is.
+        folder.rename(models / f".{folder.name}.{secrets.token_hex(4)}")
     if not folder.exists():
         save_model(folder, arrays, catalogue.item_ids, manifest, model_digest=digest)
     _point(models, CURRENT, folder.name)
