@@ -89,6 +89,17 @@ def test_what_the_operator_hands_out_is_what_every_shop_accepts(
     assert "as it was: no shop need do anything" in capsys.readouterr().out
 
 
+def test_a_roster_whose_copy_could_not_be_written_is_not_the_one_that_counts(place: Place) -> None:
+    # Said again it would be "as it was: no shop need do anything", and no shop would have it.
+    (place.folder / "taken").mkdir()
+    (place.folder / "taken" / "by").touch()
+    for out in (place.folder / "taken", place.folder / "nowhere" / "roster"):
+        with pytest.raises(ConfigError, match="cannot write the roster"):
+            write_roster(place.federation, out)
+        assert not place.federation.roster.exists()
+    assert write_roster(place.federation, place.folder / "sent")["added"] == sorted(NAMES)
+
+
 def test_a_roster_that_changed_says_what_changed(
     place: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

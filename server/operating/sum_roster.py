@@ -85,7 +85,8 @@ def write_roster(federation: Federation, out: Path | None = None) -> Document:
     old = {name: fingerprint(key) for name, key in before.items()}
     new = {shop.name: shop.fingerprint for shop in shops}
     try:
-        for path in (place, *([] if out is None else [out])):
+        # The one that counts comes last: until then, saying it again is the same.
+        for path in (*([] if out is None else [out]), place):
             if not path.exists() or path.read_bytes() != text:
                 write_whole(path, text, mode=_READABLE)
     except OSError as error:
