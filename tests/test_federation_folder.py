@@ -257,6 +257,21 @@ def test_shops_are_enrolled_listed_and_removed(
     assert command("ports") == 1
 
 
+def test_who_changes_the_list_beside_containers_is_told_how_superlink_hears_of_it(
+    federation: Federation,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # An engine that starts SuperLink again starts nothing with it that tells it.
+    monkeypatch.setenv("FEDTAIL_SUPERLINK", "127.0.0.1:1")
+    key = new_key(tmp_path, "one").with_suffix(".pub")
+    for words in (("enrol", "one", key), ("remove", "one")):
+        assert call(*words, "--federation", federation.folder) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "SuperLink does not know: `shops --tell` tells it, once it is up" in said
+
+
 def test_the_longest_name_is_one_that_its_file_can_have(
     federation: Federation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """What the operator's commands say: documents, and what people see of them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from server.operating.authority import expiry
 from server.operating.folder import Federation
 from server.operating.listening import listeners
 from server.operating.services import is_up
+from server.variables import SUPERLINK_VARIABLE
 
 
 def made(federation: Federation) -> dict[str, Any]:
@@ -63,7 +65,12 @@ def renewed_table(document: dict[str, Any]) -> Group:
 
 def change_table(document: dict[str, Any]) -> str:
     """Return what ``enrol``, ``rename`` and ``remove`` say."""
-    told = "SuperLink knows" if document["superlink_told"] else "SuperLink is told when it starts"
+    if document["superlink_told"]:
+        told = "SuperLink knows"
+    elif SUPERLINK_VARIABLE in os.environ:
+        told = "SuperLink does not know: `shops --tell` tells it, once it is up"
+    else:
+        told = "SuperLink is told when it starts"
     names = [document[key] for key in ("before", "shop") if key in document]
     words = f"{document['done']} {escape(' to '.join(names))}"
     return f"{words} (key {document['key'][:16]}...); {told}"
