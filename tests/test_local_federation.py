@@ -15,9 +15,10 @@ from rich.console import Console
 
 from common.errors import ConfigError, RunError
 from common.programs.processes import carriers, free_port
+from operator_support import need_nginx
 from simulations.loopback import federation as local_federation
 from simulations.loopback import shops as local_shops
-from simulations.loopback.deployment import change
+from simulations.loopback.deployment import LocalDeployment, change
 from simulations.loopback.federation import left_behind, run_local_federation
 from simulations.loopback.programs import TOKEN, Programs
 from simulations.loopback.tables import local_table
@@ -74,6 +75,20 @@ def test_all_that_a_program_started_ends_with_it(tmp_path: Path) -> None:
         assert [p.pid for p in programs.running()] == [stray.pid]
     assert stray.wait(60) == -signal.SIGKILL
     assert left_behind(programs, [free_port()]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_nothing_of_an_operator_is_left_whose_services_were_killed_outright(tmp_path: Path) -> None:
+    need_nginx()
+    with Programs(tmp_path) as programs:
+        here = LocalDeployment(tmp_path, programs)
+        here.init("loopback")
+        here.up()
+        ports = (here.gateway_port, here.superlink_port)
+        assert left_behind(programs, [*ports])[-2:] == [f"port {port}" for port in ports]
+        psutil.Process(here.services()["pid"]).kill()
+    assert left_behind(programs, [*ports]) == []
 
 
 def test_what_is_left_is_named(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from common.config import ConfigValue, toml_value
 from common.errors import RunError
 from common.programs.processes import free_port
 from server.catalogue.versions import Catalogues
+from server.operating import gateway
+from server.operating.folder import open_federation
+from server.operating.services import neutral_folder
 from simulations.loopback.programs import Background, Programs
 
 _UP_SECONDS = 120.0
@@ -130,6 +133,8 @@ class LocalDeployment:
 
     def up(self) -> Background:
         """Start the operator's services; return when shops can reach them."""
+        # nginx does not show it, and goes on where `up` was killed outright.
+        self.programs.at_end(lambda: gateway.end(neutral_folder(open_federation(self.operator))))
         started = self.programs.start(_UP, "server", "up", "--federation", str(self.operator))
         self.programs.wait_until(lambda: bool(self.services()), "the services' start", _UP_SECONDS)
         return started

@@ -68,6 +68,7 @@ class Programs:
         self._show, self.token = show, uuid.uuid4().hex
         self._temporary, self._logs = self._folder / "tmp", self._folder / "logs"
         self._background: dict[str, Background] = {}
+        self._clear: list[Callable[[], object]] = []
 
     def __enter__(self) -> Self:
         """Make the folders."""
@@ -86,7 +87,13 @@ class Programs:
             self.end_all()
         finally:
             end_carriers(TOKEN, self.token)
+            for clear in self._clear:
+                clear()
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def at_end(self, clear: Callable[[], object]) -> None:
+        """Have something called at the end: it ends what does not show the variable."""
+        self._clear.append(clear)
 
     @property
     def mark(self) -> dict[str, str]:
