@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 
+from common.bundle import digest
 from common.config import ConfigValue
 from common.errors import ArtifactError, ConfigError, RunError
 from common.protocol import FIRST_OF_THESE_PLANS, PROTOCOL_VERSION
 from operator_support import new_federation
 from registry_support import PLAN, PRIVACY, model
 from server.operating.control import Node, Submitted
+from server.operating.sum_roster import Members
 from server.registry.stores import FolderStore
 from server.registry.versions import Registry
 from server.training import request
+from server.training.plan import run_defaults
 from server.training.records import RunRecord, Runs, new_events, new_name, now
-from server.training.run import Training, failure, standing
+from server.training.run import Standing, Training, failure, standing
 
 BUNDLE = "b" * 64
 
@@ -288,6 +291,31 @@ def test_figures_are_not_promised_of_a_run_that_does_not_ask_for_them(
         ask()
     assert "evaluate" not in world.runs.read(record.name).config
     assert not Registry(federation.registry).versions()
+
+
+def test_a_run_of_sums_goes_on_with_fewer_shops_once_its_roster_has_fewer(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = new_federation(tmp_path / "operator")
+    world.runs = Runs(federation.runs)
+    plan = PLAN.model_copy(update={"trust": "federation", "honest_shops": 2})
+    config = {**run_defaults(), "plan": plan.model_dump_json()}
+    record = world.record(config=config)
+    monkeypatch.setattr(request, "control", lambda _: world.link)
+    monkeypatch.setattr(request, "is_up", lambda _: True)
+    monkeypatch.setattr(request, "build", bytes)
+    monkeypatch.setattr(world.link, "bundle", digest(b""))
+    monkeypatch.setattr(request, "members", lambda _: Members(("a", "b"), "d" * 64, (), ()))
+    monkeypatch.setattr(request, "_standing", lambda _: Standing(("a", "b", "c", "d"), ()))
+    world.runs.save(record)
+    for needed in (4, 3):
+        monkeypatch.setattr(request, "needed_shops", lambda *_, n=needed: n)
+        world.link.on_look = lambda: world.link.statuses.update(
+            dict.fromkeys(world.link.statuses, "finished:failed")
+        )
+        with pytest.raises(RunError, match="--resume"):
+            request.train(federation, request.Request(resume=record.name), world.view)
+    assert [config["min-shops"] for config in world.link.submitted] == [4, 3]
 
 
 def test_an_attempt_that_nobody_recorded_is_stopped(world: World) -> None:

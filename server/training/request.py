@@ -215,7 +215,6 @@ def _submitted(
             )
             record = record.model_copy(update={"bundle": bundle})
     shops.check(needed)
-    record = record.model_copy(update={"config": {**record.config, "min-shops": needed}})
     if shops.missing:
         view.note(f"Not connected, and not waited for: {', '.join(shops.missing)}.")
     if planned is not None and planned.start is not None:
@@ -223,7 +222,8 @@ def _submitted(
         start, place = planned.start, Runs(federation.runs).folder(record.name) / _INITIAL
         save_model(place, start.arrays, start.item_ids, start.manifest)
     view.stage(f"submitting run {record.name}")
-    return training.submit(record)
+    # The record keeps what plan.toml asked for: the next attempt may have another roster.
+    return training.submit(record, {"min-shops": needed})
 
 
 def _needed(federation: Federation, record: RunRecord) -> tuple[int, list[str]]:

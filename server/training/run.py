@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from common.artifact import load_model
@@ -170,8 +171,15 @@ class Training:
             return record, True
         return self._ended(record, status), False
 
-    def submit(self, record: RunRecord) -> RunRecord:
+    def submit(
+        self, record: RunRecord, changes: Mapping[str, ConfigValue] = MappingProxyType({})
+    ) -> RunRecord:
         """Submit an attempt at a run, from its start or its last checkpoint.
+
+        Parameters
+        ----------
+        changes
+            What of the run's config is another in this attempt alone.
 
         Raises
         ------
@@ -181,7 +189,7 @@ class Training:
         record = self._runs.save(record)
         with tempfile.TemporaryDirectory(prefix="ft-submit-") as name:
             app = stage(FEDERATION, Path(name))
-            run_id = self._link.submit(app, {**record.config, "run-name": record.name})
+            run_id = self._link.submit(app, {**record.config, **changes, "run-name": record.name})
         record = self._runs.save(
             record.model_copy(
                 update={"attempts": (*record.attempts, run_id), "ended": "", "reason": ""}
