@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as arrow
+import pyarrow.parquet as pq
 import pytest
 
 from common.errors import DataError
-from common.features import Catalogue
+from common.features import Catalogue, read_catalogue, write_catalogue
 from common.tables.csv_files import NO_VALUE
 from common.tables.folders import read_folder, read_small
 
@@ -233,6 +235,76 @@ def test_numbers_of_parquet_are_exact_where_all_is_text(tmp_path: Path) -> None:
     assert read["member"].tolist()[0] == "True"
     assert str(read["since"][0]) == "2024-05-31 00:00:00"
     assert read.isna().to_numpy()[1].all()
+
+
+FAR = 10**14  # Seconds since 1970: what microseconds in a column of milliseconds come to.
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        (
+            arrow.array([FAR], arrow.timestamp("s")),
+            "in the future in row 1: '100000000000000000 as",
+        ),
+        (arrow.array([-FAR], arrow.timestamp("ms", tz="UTC")), "before 1970 in row 1: '-10000"),
+        (arrow.array([10**7], arrow.date32()), "in the future in row 1: '10000000 as date32"),
+    ],
+)
+def test_times_that_python_cannot_hold_are_refused_like_any_other(
+    tmp_path: Path, column: arrow.Array, reason: str
+) -> None:
+    """To show the bad value must not itself fail, without a word of column and row."""
+    row = {"merchant_id": ["a"], "user_id": ["1"], "item_id": ["x"], "behavior": ["view"]}
+    table = arrow.table({**row, "timestamp": column})
+    pq.write_table(table, tmp_path / "interactions.parquet")
+    (tmp_path / "products.csv").write_text("item_id\nx\n")
+    with pytest.raises(DataError, match=reason):
+        read_folder(tmp_path, now=NOW)
+
+
+@pytest.mark.parametrize("table", ["customers", "products"])
+def test_dates_that_python_cannot_hold_say_nothing(tmp_path: Path, table: str) -> None:
+    """One article that is sold until the year 20000 must not make the whole table unreadable."""
+    columns = {
+        "user_id" if table == "customers" else "item_id": ["1", "2"],
+        "until": arrow.array([10**7, 1], arrow.date32()),
+        "since": arrow.array([FAR, 0], arrow.timestamp("s", tz="Europe/Berlin")),
+    }
+    pq.write_table(arrow.table(columns), tmp_path / f"{table}.parquet")
+    read = read_small(tmp_path / f"{table}.parquet")
+    assert read.isna().to_numpy().tolist() == [[False, True, True], [False, False, False]]
+    assert str(read["until"][1]) == "1970-01-02"
+    assert str(read["since"][1]) == "1970-01-01 01:00:00+01:00"
+
+
+def test_maps_are_content_that_can_be_published(tmp_path: Path) -> None:
+    """Pandas writes them as lists: nobody could read the catalogue that was published."""
+    kind = arrow.map_(arrow.string(), arrow.string())
+    maps = arrow.array([[("fat", "low"), ("bio", "yes")], None], kind)
+    deep = arrow.array([{"more": [("size", "1")]}, None], arrow.struct([("more", kind)]))
+    columns = {"item_id": ["1", "2"], "facts": maps, "deep": deep}
+    pq.write_table(arrow.table(columns), tmp_path / "products.parquet")
+    catalogue = Catalogue.of(read_small(tmp_path / "products.parquet"))
+    write_catalogue(catalogue, tmp_path / "catalogue")
+    assert read_catalogue(tmp_path / "catalogue").fingerprint == catalogue.fingerprint
+
+
+@pytest.mark.parametrize("kind", [arrow.timestamp("us"), arrow.duration("s")])
+@pytest.mark.parametrize("name", ["rating", "price"])
+def test_a_time_is_no_number(tmp_path: Path, kind: arrow.DataType, name: str) -> None:
+    """A column that is mapped wrongly: the moment of a purchase would be read as its price."""
+    row = {"merchant_id": ["a"], "user_id": ["1"], "item_id": ["x"], "timestamp": [1]}
+    value = arrow.array([10**9], kind)
+    table = arrow.table({**row, "behavior": ["purchase"], name: value})
+    pq.write_table(table, tmp_path / "interactions.parquet")
+    (tmp_path / "products.csv").write_text("item_id\nx\n")
+    with pytest.raises(DataError, match=f"column '{name}' is not a number in row 1"):
+        read_folder(tmp_path, now=NOW)
+    pq.write_table(arrow.table({"item_id": ["x"], "price": value}), tmp_path / "products.parquet")
+    (tmp_path / "products.csv").unlink()
+    with pytest.raises(DataError, match="column 'price' is not a number in row 1"):
+        read_folder(tmp_path, now=NOW)
 
 
 MEASURE = """

@@ -185,7 +185,12 @@ def _shown(value: object) -> str:
 
 
 def numbers(column: str, values: pd.Series) -> tuple[np.ndarray, list[tuple[str, str, np.ndarray]]]:
-    """Return values as float64 (NaN where there is none), and what was no number."""
+    """Return values as float64 (NaN where there is none), and what was no number.
+
+    To pandas a time is one, and even none at all is: of units since 1970.
+    """
+    if values.dtype.kind in "mM":
+        values = values.astype(str).where(values.notna())
     converted = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = np.isnan(converted) & values.notna().to_numpy(dtype=bool)
     return converted, [(column, NOT_NUMERIC, wrong)]

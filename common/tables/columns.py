@@ -19,6 +19,8 @@ from common.errors import DataError
 
 # Between these Arrow writes fractions as Python and pandas do; beyond, in another notation.
 _ARROW_FROM, _ARROW_BELOW = 1e-4, 1e10
+# Epoch seconds of 0001-01-02 and 9999-12-31.
+_YEAR_1, _YEAR_9999 = -62_135_510_400, 253_402_214_400
 
 
 def as_text(column: arrow.Array, name: str, table: str) -> arrow.Array:
@@ -113,15 +115,33 @@ def to_arrow(column: pd.Series) -> arrow.Array:
     return arrow.array([value_text(value) for value in column], arrow.string())
 
 
+def shown(column: arrow.Array) -> list[object]:
+    """Return values as messages show them; a time that Python can't hold as its number and type."""
+    return [_python(value) for value in column]
+
+
+def _python(value: arrow.Scalar) -> object:
+    try:
+        found: object = value.as_py()
+    except (OverflowError, ValueError):  # A year after 9999, or a time zone that is none.
+        return f"{value.value} as {value.type}"
+    return found
+
+
 def small_frame(
     table: arrow.Table, ids: Collection[str], name: str, *, texts: bool, people: bool = False
 ) -> pd.DataFrame:
     """Return a table for pandas with its ids as strings; with ``texts`` other columns, too.
 
     Left to pandas, whole numbers become floats in a column that lacks one, and those that do not
-    fit into a float become others. Times stay what they are, value by value. In lists pandas
-    chooses one type for what all of them hold: those of ``people`` are read one at a time.
+    fit into a float become others. Times stay what they are, value by value, but for those that
+    Python can't hold, which say nothing. In lists pandas chooses one type for what all of them
+    hold: those of ``people`` are read one at a time. So are maps, which a file that pandas writes
+    would give back as lists: the table would no longer be the one that was written.
     """
+    for place, field in enumerate(table.schema):
+        if _may_be_no_time(field.type):
+            table = table.set_column(place, field.name, _times_of_python(table.column(place)))
     frame: pd.DataFrame = table.to_pandas()
     for place, column in enumerate(table.column_names):
         values = table.column(place).combine_chunks()
@@ -129,7 +149,7 @@ def small_frame(
             frame[column] = as_text(values, column, name).to_numpy(zero_copy_only=False)
         elif texts and not _has_parts(values.type):
             frame[column] = plain_text(values).to_numpy(zero_copy_only=False)
-        elif people and arrow.types.is_nested(values.type):
+        elif (people and arrow.types.is_nested(values.type)) or _holds_map(values.type):
             frame[column] = np.array([_parts_text(value) for value in values], dtype=object)
     return frame
 
@@ -140,6 +160,26 @@ def _parts_text(value: arrow.Scalar) -> str | None:
         return value_text(value.as_py())
     except (OverflowError, ValueError):
         return None
+
+
+def _may_be_no_time(kind: arrow.DataType) -> bool:
+    """Return whether Python may fail at a value of a type: pandas has far times without a zone."""
+    zoned = arrow.types.is_timestamp(kind) and kind.tz is not None
+    return bool(zoned or arrow.types.is_date(kind))
+
+
+def _times_of_python(column: arrow.ChunkedArray) -> arrow.ChunkedArray:
+    """Return dates or times, null outside of the years that Python knows."""
+    seconds = times_as_numbers(column)
+    # A day less at both ends: in its zone a time has another date.
+    inside = pc.and_(pc.greater_equal(seconds, _YEAR_1), pc.less(seconds, _YEAR_9999))
+    return column if pc.all(inside).as_py() else pc.if_else(inside, column, None)
+
+
+def _holds_map(kind: arrow.DataType) -> bool:
+    """Return whether values of a type are maps, or hold some."""
+    parts = (kind.field(place).type for place in range(kind.num_fields))
+    return bool(arrow.types.is_map(kind)) or any(map(_holds_map, parts))
 
 
 def _has_parts(kind: arrow.DataType) -> bool:

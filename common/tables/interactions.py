@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from common.errors import DataError
 from common.tables import checks
 from common.tables.checks import Checker, filled, number
-from common.tables.columns import as_text, cast, times_as_numbers
+from common.tables.columns import as_text, cast, shown, times_as_numbers
 from common.tables.contract import BEHAVIORS, OPTIONAL_INTERACTIONS, REQUIRED
 
 IDS = ("merchant_id", "user_id", "item_id")
@@ -112,7 +112,7 @@ class InteractionsBuilder:
         good = self._checker.good(
             pd.DataFrame(frame)[self.columns],
             self._schema,
-            raw=lambda name, rows: columns[name].take(arrow.array(rows)).to_pylist(),
+            raw=lambda name, rows: shown(columns[name].take(arrow.array(rows))),
             faults=faults,
             first_row=self.rows + 1,
         )
