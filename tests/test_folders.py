@@ -237,6 +237,20 @@ def test_numbers_of_parquet_are_exact_where_all_is_text(tmp_path: Path) -> None:
     assert read.isna().to_numpy()[1].all()
 
 
+@pytest.mark.parametrize("name", ["interactions", "products"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    """Its footer is whole and a page is not: Arrow then says neither which file nor that it is."""
+    folder(tmp_path)
+    (tmp_path / f"{name}.csv").unlink()
+    columns = ("merchant_id", "user_id", "item_id", "timestamp", "behavior")
+    path = tmp_path / f"{name}.parquet"
+    pq.write_table(arrow.table({c: list(map(str, range(1000))) for c in columns}), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200] + b"\xff" * 100 + whole[300:])
+    with pytest.raises(DataError, match=f"{name}.parquet cannot be read: "):
+        read_folder(tmp_path, now=NOW)
+
+
 FAR = 10**14  # Seconds since 1970: what microseconds in a column of milliseconds come to.
 
 

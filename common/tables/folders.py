@@ -142,7 +142,7 @@ def read_small(
             return small_frame(pq.read_table(path), IDS, path.name, texts=texts, people=people)
         table = _whole_csv(path, checker or Checker(path.name, may_set_aside=False))
         return table.to_pandas() if texts else _typed(table)
-    except arrow.ArrowInvalid as error:
+    except (arrow.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
 
 
@@ -172,7 +172,9 @@ def _typed(table: arrow.Table) -> pd.DataFrame:
     )
 
 
-def _unreadable(path: Path, error: arrow.ArrowInvalid) -> DataError:
+def _unreadable(path: Path, error: arrow.ArrowException | OSError) -> Exception:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error  # The machine's: rights, a disk. Arrow's own, of damaged files, have no number.
     # A row that is malformed, and not set aside or refused as such, could not be shown as text.
     if path.suffix == ".csv" and any(w in str(error) for w in ("invalid UTF8", "parse error")):
         return not_utf8(path)
@@ -220,7 +222,7 @@ def read_interactions(
                 builder.add(rows)
             if progress is not None:
                 progress(done, total)
-    except arrow.ArrowInvalid as error:
+    except (arrow.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     return builder.finish(may_be_empty=may_be_empty)
 
