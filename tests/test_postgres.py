@@ -102,6 +102,20 @@ def server() -> Iterator[Postgres]:
         yield server
 
 
+def execute(server: Postgres, statement: str, database: str = "postgres") -> None:
+    """Execute one statement as the server's owner."""
+    url = sa.make_url(server.url()).set(password=server.password, database=database)
+    engine = sa.create_engine(
+        url,
+        poolclass=sa.pool.NullPool,
+        isolation_level="AUTOCOMMIT",
+        connect_args={"client_encoding": "utf8"},
+    )
+    with engine.connect() as connection:
+        connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
 @pytest.fixture(autouse=True)
 def _password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOP_PASSWORD", "reader-s3cret")
@@ -163,6 +177,28 @@ def test_a_time_that_is_none_is_a_bad_value_like_any_other(
         open_source(settings, user_id="1").tables()
     found = open_source(settings, bad_rows="set-aside", user_id="10001").tables()
     assert list(found.set_aside.values()) == [1]
+
+
+@pytest.fixture(params=["SQL, DMY", "German", "Postgres, MDY"])
+def styled(request: pytest.FixtureRequest, server: Postgres) -> Iterator[Postgres]:
+    """Yield a server that writes times to the shop's account in a style of its own."""
+    execute(server, f"ALTER ROLE reader SET datestyle TO '{request.param}'")
+    yield server
+    execute(server, "ALTER ROLE reader RESET datestyle")
+
+
+@pytest.mark.parametrize("kind", ["timestamp", "timestamptz", "date", "timestamptz::text"])
+def test_times_are_read_in_whichever_style_the_server_writes_them(
+    tmp_path: Path, styled: Postgres, kind: str
+) -> None:
+    """Psycopg gives up at a timestamptz that is not in ISO 8601, and so did the whole shop."""
+    query = f"SELECT 1 AS customer, 'x' AS item_id, '2020-02-01 00:00+00'::{kind} AS seen"
+    tables = open_source(shop(tmp_path, styled, query)).tables()
+    viewed = tables.interactions[tables.interactions["behavior"] == "view"]
+    assert viewed["timestamp"].tolist() == [1580515200]
+    far = query.replace("2020-02-01 00:00+00", "infinity")
+    with pytest.raises(DataError, match="'timestamp' is neither .* in row 1: 'infinity'"):
+        open_source(shop(tmp_path, styled, far)).tables()
 
 
 PADDED = """

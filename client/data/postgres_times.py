@@ -1,4 +1,4 @@
-"""Times that PostgreSQL knows and Python does not, such as ``infinity``."""
+"""Times as PostgreSQL writes them: in ISO 8601, and some that Python does not know."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +8,13 @@ import sqlalchemy as sa
 _KINDS = ("date", "timestamp", "timestamptz")
 
 
-def give_other_times_as_text(connection: sa.Connection) -> None:
-    """Have a time that Python can't hold come as PostgreSQL writes it, for the checks of the rows.
+def read_times(connection: sa.Connection) -> None:
+    """Have all times come, whatever they are and in whichever style the server writes them.
 
-    ``infinity``, and years before 1 and after 9999. Left to the driver, one of them ends the whole
-    query without a word of its column and row. Of psycopg, the driver of ``postgresql://`` URLs.
+    One that Python can't hold (``infinity``, and years before 1 and after 9999) comes as PostgreSQL
+    writes it, for the checks of the rows. Left to the driver it ends the whole query without a word
+    of its column and row. A style other than ISO, which the driver does not read, ends with the
+    transaction. Of psycopg, the driver of ``postgresql://`` URLs.
     """
     driver = connection.connection.driver_connection
     import psycopg  # Slow to import, and SQLite does without.
@@ -21,6 +23,8 @@ def give_other_times_as_text(connection: sa.Connection) -> None:
 
     if not isinstance(driver, psycopg.Connection):
         return
+    # The order of day and month in what is read, such as '3/4/2024'::date, stays the server's.
+    connection.exec_driver_sql("SET LOCAL datestyle TO iso")
 
     def instead_of(known: type[Any], number: int) -> type[Loader]:
         class OrText(Loader):

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, NoSuchTableError, SQLAlchemyError
 from sqlalchemy.exc import DataError as WrongValue
 
-from client.data.postgres_times import give_other_times_as_text
+from client.data.postgres_times import read_times
 from client.data.sql_customer import as_relation, of_customer
 from client.database_settings import OPTIONAL, Database, TableSource
 from common.config import nearest
@@ -84,7 +84,7 @@ def reading(database: Database) -> Iterator[sa.Connection]:
             if kind == "sqlite":
                 connection.exec_driver_sql("PRAGMA query_only = ON")
             elif engine.dialect.driver == "psycopg":
-                give_other_times_as_text(connection)
+                read_times(connection)
             yield connection
     except SQLAlchemyError as error:
         # The chain of causes is left out: a driver may repeat what it was given.
