@@ -201,6 +201,27 @@ def test_times_are_read_in_whichever_style_the_server_writes_them(
         open_source(shop(tmp_path, styled, far)).tables()
 
 
+def test_a_database_without_an_encoding_is_read(tmp_path: Path, server: Postgres) -> None:
+    """Psycopg gives its text as bytes, which nothing here and in SQLAlchemy can read."""
+    execute(server, "CREATE DATABASE ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
+    execute(server, "CREATE TABLE seen (who text, byte bytea)", "ascii")
+    execute(server, "INSERT INTO seen VALUES ('Zo\u00eb', '\\xff')", "ascii")
+    execute(server, "GRANT SELECT ON seen TO reader", "ascii")
+    shop(tmp_path, server)
+    text = (tmp_path / "shop.toml").read_text(encoding="utf-8")
+    text = text[: text.index("[[database")].replace("/postgres", "/ascii")
+    query = "SELECT {who} AS user_id, 'x' AS item_id, 1 AS timestamp, 'view' AS behavior FROM seen"
+    for who, said in (("who", ""), ("convert_from(byte, 'SQL_ASCII')", "invalid byte sequence")):
+        part = f'[[database.interactions]]\nquery = "{query.format(who=who)}"\n'
+        (tmp_path / "shop.toml").write_text(text + part, encoding="utf-8")
+        source = open_source(read_settings(tmp_path / "shop.toml"))
+        if said:
+            with pytest.raises(DataError, match=said):
+                source.tables()
+        else:
+            assert source.tables().interactions["user_id"].tolist() == ["Zo\u00eb"]
+
+
 PADDED = """
 merchant_id = "corner"
 catalogue = "catalogue"

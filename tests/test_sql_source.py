@@ -184,6 +184,28 @@ def test_a_wrong_query_is_refused(shop: Shop) -> None:
         open_source(shop(MAPPED + VIEWED.replace(", seen", ", seem"))).tables()
 
 
+@pytest.mark.parametrize("end", ["-- all of them", "; -- all\n", ";;", "-- it's all", "-- 'a' ;"])
+@pytest.mark.parametrize("user", [None, "7"])
+def test_a_query_may_end_with_a_comment(shop: Shop, end: str, user: str | None) -> None:
+    """What trains must recommend, too: one customer is asked for around the query."""
+    part = VIEWED.replace('"SELECT', '"""SELECT').replace(';"', f'{end}"""')
+    tables = open_source(shop(part), user_id=user).tables()
+    assert tables.interactions["user_id"].tolist() == ["7"]
+
+
+def test_a_query_keeps_what_only_looks_like_a_comment(shop: Shop) -> None:
+    part = VIEWED.replace("LIKE '%'", "NOT IN ('a', '-- b;')")
+    for user in (None, "7"):
+        tables = open_source(shop(part), user_id=user).tables()
+        assert tables.interactions["user_id"].tolist() == ["7"]
+
+
+@pytest.mark.parametrize("url", ["postgresql://reader@host:port/shop", "postgresql://[::1/shop"])
+def test_a_url_without_a_port_that_is_a_number_is_told_so(shop: Shop, url: str) -> None:
+    with pytest.raises(DataError, match=r"database\.url is of no use here: .* What to do: write"):
+        open_source(shop(url=url)).tables()
+
+
 def test_a_query_can_not_write(tmp_path: Path, shop: Shop) -> None:
     wrong = '[[database.interactions]]\nquery = "DELETE FROM orders RETURNING *"\n'
     with pytest.raises(DataError, match="readonly"):

@@ -12,6 +12,8 @@ import sqlalchemy as sa
 
 # No number that SQLite holds as one is longer.
 _WHOLE = re.compile(r"-?[0-9]{1,19}")
+# Semicolons and comments at the end of a query. What is quoted, or in /* */, ends with a mark.
+_BEHIND = re.compile(r"(?:\s|;|--[^\n'\"`$\]*]*(?:\n|\Z))+\Z")
 
 
 def of_customer(
@@ -44,8 +46,13 @@ def of_customer(
     return sa.select(*chosen).select_from(relation).where(same)
 
 
+def bare_query(query: str) -> str:
+    """Return a whole SELECT without semicolons and comments behind it."""
+    return _BEHIND.sub("", query.strip())
+
+
 def as_relation(query: str) -> sa.FromClause:
     """Return a whole SELECT as something to select from."""
-    # text() would take 'HH24:MI' for a parameter.
-    text = query.strip().rstrip(";").replace(":", r"\:")
+    # text() would take 'HH24:MI' for a parameter; a comment ends where its line does.
+    text = bare_query(query).replace(":", r"\:") + "\n"
     return sa.text(text).columns().subquery("of_the_shop")

@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, NoSuchTableError, S
 from sqlalchemy.exc import DataError as WrongValue
 
 from client.data.postgres_times import read_times
-from client.data.sql_customer import as_relation, of_customer
+from client.data.sql_customer import as_relation, bare_query, of_customer
 from client.database_settings import OPTIONAL, Database, TableSource
 from common.config import nearest
 from common.errors import DataError
@@ -66,8 +66,10 @@ def reading(database: Database) -> Iterator[sa.Connection]:
         url = sa.make_url(database.url)
         if password is not None:
             url = url.set(password=password)
-        engine = sa.create_engine(url, hide_parameters=True, poolclass=sa.pool.NullPool)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        engine = sa.create_engine(
+            url, hide_parameters=True, poolclass=sa.pool.NullPool, connect_args=_encoding(url)
+        )
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
         raise DataError(
             f"database.url is of no use here: {_words(error, password)}. What to do: write it like "
             "sqlite:///shop.db or postgresql://USER@HOST/DATABASE, and install its driver"
@@ -94,6 +96,17 @@ def reading(database: Database) -> Iterator[sa.Connection]:
         ) from None
     finally:
         engine.dispose()
+
+
+def _encoding(url: sa.URL) -> dict[str, str]:
+    """Return what has psycopg give text as text.
+
+    From a database of encoding SQL_ASCII, which promises none, it would be bytes: not even what
+    SQLAlchemy asks of a new connection could be read. PostgreSQL refuses those that are no UTF-8.
+    """
+    psycopg = url.get_backend_name() == "postgresql" and url.get_dialect().driver == "psycopg"
+    name = "client_encoding"
+    return {name: "utf8"} if psycopg and name not in url.query else {}
 
 
 def _words(error: Exception, password: str | None) -> str:
@@ -139,8 +152,8 @@ def _rows(
     result: sa.CursorResult[Any]
     if isinstance(statement, str):
         # As it is: text() would take 'HH24:MI' for a parameter, and a driver 'a%' for another.
-        query, options = statement.strip().rstrip(";"), {**options, "no_parameters": True}
-        result = connection.exec_driver_sql(query, execution_options=options)
+        options["no_parameters"] = True
+        result = connection.exec_driver_sql(bare_query(statement), execution_options=options)
     else:
         result = connection.execute(statement, execution_options=options)
     with result:
