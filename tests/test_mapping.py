@@ -93,6 +93,15 @@ def test_a_code_in_both_tables_maps_however_it_is_written(folder: Path) -> None:
     assert read(settings).without.tolist() == ["103"]
 
 
+def test_the_shop_s_own_numbers_may_be_the_code(folder: Path) -> None:
+    rows = "1,4006381333931,2024-01-01,purchase,corner\n1,96385074,2024-01-01,purchase,corner\n"
+    header = INTERACTIONS.splitlines()[0]
+    (folder / "data" / "interactions.csv").write_text(f"{header}\n{rows}")
+    (folder / "data" / "products.csv").write_text("item_id\n4006381333931\n96385074\n")
+    settings = mapped(folder, 'by = "item_id"\ncatalogue_column = "gtin"')
+    assert items_of(settings) == ["milk", "tea"]
+
+
 def test_a_database_maps_by_its_own_products(folder: Path) -> None:
     with sqlite3.connect(folder / "shop.db") as database:
         database.execute("CREATE TABLE sales (user_id, item_id, timestamp, behavior)")

@@ -197,7 +197,7 @@ def test_times_are_read_in_whichever_style_the_server_writes_them(
     viewed = tables.interactions[tables.interactions["behavior"] == "view"]
     assert viewed["timestamp"].tolist() == [1580515200]
     far = query.replace("2020-02-01 00:00+00", "infinity")
-    with pytest.raises(DataError, match="'timestamp' is neither .* in row 1: 'infinity'"):
+    with pytest.raises(DataError, match=r"'timestamp' is neither .* in row 1: 'infinity'"):
         open_source(shop(tmp_path, styled, far)).tables()
 
 

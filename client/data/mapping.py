@@ -123,7 +123,8 @@ def read_mapping(
         label, codes = mapping.table.name, pd.Series(ids.index, index=ids.index)
     else:
         ids = _catalogue_column(catalogue, mapping.theirs)
-        pairs = own_products(mapping.by).set_axis([OWN, THEIRS], axis=1)
+        # One column where item_id itself is the code.
+        pairs = own_products(mapping.by).iloc[:, [0, -1]].set_axis([OWN, THEIRS], axis=1)
         label, codes = f"products by {mapping.by}", pd.Series(ids.index, ids.map(code_of))
         pairs[THEIRS] = pairs[THEIRS].map(code_of)
     return _joined(label, pairs, codes, ids.index.to_numpy(dtype=object))
