@@ -89,6 +89,17 @@ def check_shop(
     if catalogue is not None:
         described = _described(settings, catalogue, mapping, advice)
         found = coverage(own, catalogue, mapping, described, problems, advice)
+    history = None if catalogue is None else _history(own, catalogue, mapping, weights)
+    if found and history and found["share_of_interactions"] and not history["customers"]:
+        problems.append(
+            "no record of a product of the catalogue weighs anything by behavior_weights: it would "
+            "train on nothing but noise"
+        )
+    if unnamed := [name for name in _behaviors(own) if name not in weights]:
+        advice.append(
+            f"behavior_weights does not name {' and '.join(unnamed)}, so such records of the "
+            "shop's teach nothing: give each a weight, 0 if that is meant"
+        )
     stock = None
     if catalogue is not None:
         stock = published_stock(settings, catalogue, mapping, own, problems, advice)
@@ -106,7 +117,7 @@ def check_shop(
         "baskets": int(_baskets(own)) if "session_id" in own else None,
         "bad_rows": bad,
         "catalogue": found,
-        "history": None if catalogue is None else _history(own, catalogue, mapping, weights),
+        "history": history,
         "stock": stock,
         "sums": sums,
         "price": _price(path, settings, plan, problems, advice),

@@ -17,7 +17,7 @@ from client.mapping_settings import CatalogueMapping
 from common.config import parse, read_toml
 from common.errors import ConfigError
 from common.protocol import Frozen, Noise, Unit
-from common.tables.contract import BadRows
+from common.tables.contract import BadRows, fault_of_weights
 
 #: Environment: a folder of ``<partition-id>/shop.toml``, set by the simulation runner only.
 SHOPS_VARIABLE = "FEDTAIL_SHOPS"
@@ -177,6 +177,13 @@ class ShopSettings(Frozen):
     secure_sum: SecureSumSettings | None = None
     models: Path = Path("models")
     keep_models: int = Field(3, ge=0)
+
+    @field_validator("behavior_weights")
+    @classmethod
+    def _can_be_used(cls, weights: dict[str, float]) -> dict[str, float]:
+        if weights and (fault := fault_of_weights(weights)):
+            raise ValueError(fault)
+        return weights
 
     @model_validator(mode="after")
     def _data_are_in_one_place(self) -> "ShopSettings":

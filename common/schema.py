@@ -4,7 +4,6 @@
 :func:`encode_shops` turns tables into the integer arrays that models read.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +14,7 @@ from scipy import sparse
 
 from common.errors import ConfigError, DataError
 from common.tables.columns import value_text
-from common.tables.contract import BEHAVIOR_WEIGHTS, BEHAVIORS
+from common.tables.contract import BEHAVIOR_WEIGHTS, fault_of_weights
 
 
 @dataclass(frozen=True)
@@ -159,14 +158,8 @@ def encode_shops(
     merchant_ids
         Which merchants; default: all.
     """
-    unknown = sorted(set(behavior_weights) - set(BEHAVIORS))
-    if unknown:
-        raise ConfigError(f"no behaviour is called {unknown[0]!r}; they are {', '.join(BEHAVIORS)}")
-    for name, weight in behavior_weights.items():
-        if not 0 <= weight < math.inf:
-            raise ConfigError(f"a {name} weighs {weight}: give a finite weight from 0")
-    if not any(behavior_weights.values()):
-        raise ConfigError("no behaviour weighs anything: give one a weight above 0")
+    if fault := fault_of_weights(behavior_weights):
+        raise ConfigError(fault)
     frame = tables.interactions
     merchants = frame["merchant_id"].cat
     codes = merchants.codes.to_numpy()

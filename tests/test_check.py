@@ -234,6 +234,17 @@ def test_history_counts_what_would_train(folder: Path) -> None:
     assert check(folder)["history"]["customers"] == 1
 
 
+def test_behaviours_that_the_weights_leave_out_are_told(folder: Path) -> None:
+    """Whoever wants views to weigh more names them alone, and all purchases teach nothing."""
+    setting(folder, "# [behavior_weights]\n# view = 0.1\n", "[behavior_weights]\nview = 0.3\n")
+    document = check(folder)
+    assert any("does not name purchase, so such records" in text for text in document["advice"])
+    assert document["problems"] == []
+    assert document["history"]["customers"] == 1
+    write(folder, [row for row in ROWS if ",purchase," in row])
+    assert any("weighs anything by behavior_weights" in text for text in check(folder)["problems"])
+
+
 def test_bad_rows_are_counted_and_shown(folder: Path) -> None:
     write(folder, [*ROWS, "4,tea,soon,view,corner,e", "5,tea,,view,corner,e"])
     found = check(folder)

@@ -53,6 +53,11 @@ def test_the_nodes_own_config_wins_over_the_environment(tmp_path: Path) -> None:
         (SHOP + 'cap_epsilon = 8\nunit = "person"\n', "unit"),
         (SHOP + 'cap_epsilon = 8\nnoise = "seeded"\n', "insecure_seeded_noise"),
         ("merchant_id = \n", "TOML"),
+        # Each would else end every round of the shop's, and only there.
+        (SHOP + "cap_epsilon = 8\n[behavior_weights]\nbuy = 1\n", "no behaviour .* 'buy'; they"),
+        (SHOP + "cap_epsilon = 8\n[behavior_weights]\nview = -1\n", "weights: a view weighs -1"),
+        (SHOP + "cap_epsilon = 8\n[behavior_weights]\nview = nan\n", "a view weighs nan"),
+        (SHOP + "cap_epsilon = 8\n[behavior_weights]\nview = 0\n", "no behaviour weighs any"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path: Path, text: str, message: str) -> None:

@@ -1,5 +1,6 @@
 """The words of the contract: tables, columns, behaviours; none of them needs pandas."""
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -25,3 +26,15 @@ BEHAVIOR_WEIGHTS: Mapping[str, float] = {
     "purchase": 1.0,
     "rating": 1.0,
 }
+
+
+def fault_of_weights(weights: Mapping[str, float]) -> str:
+    """Return what is wrong with weights by behaviour; nothing where they can be used."""
+    if unknown := sorted(set(weights) - set(BEHAVIORS)):
+        return f"no behaviour is called {unknown[0]!r}; they are {', '.join(BEHAVIORS)}"
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            return f"a {name} weighs {weight}: give a finite weight from 0"
+    if not any(weights.values()):
+        return "no behaviour weighs anything: give one a weight above 0"
+    return ""
