@@ -26,6 +26,7 @@ from common.partitioning import partition, uniform
 from common.rng import derive
 from common.schema import ShopEvents, encode_shops
 from common.splitting import TimeSplit, iso, split_in_time
+from common.tables.contract import BEHAVIOR_WEIGHTS
 from simulations.experiment import DataSection, Experiment, RunSection
 
 
@@ -166,6 +167,12 @@ def build_world(
         dataset = replace(dataset, notes=[*dataset.notes, note])
     catalogue = Catalogue.of(tables.products, content)
     shops = tuple(encode_shops(tables, catalogue.item_ids, experiment.data.behaviors))
+    present = tables.interactions["behavior"].value_counts()
+    for name, count in present[present > 0].items():
+        if name not in experiment.data.behaviors:
+            note = f"data.behaviors does not name {name}: {count:,} such records are left out "
+            note += f"(data.behaviors.{name} = {BEHAVIOR_WEIGHTS[str(name)]:g} counts them)"
+            dataset = replace(dataset, notes=[*dataset.notes, note])
     if len(shops) == 1:
         note = f"{shops[0].merchant_id!r} is the only merchant: with nobody to learn from, no gain "
         note += "here is one of federating"
@@ -279,6 +286,8 @@ def _timestamp(value: int | str) -> int | None:
         return value or None
     try:
         moment = pd.Timestamp(value)
+        if pd.isna(moment):  # "" and "nan" are to pandas no wrong time, but none.
+            raise ValueError
     except ValueError as error:
         raise ConfigError(
             f"split.train_until is {value!r}; write epoch seconds or a date such as 2017-10-02"

@@ -169,7 +169,14 @@ def test_the_split_may_be_set_as_a_date(experiment: Experiment) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [("someday", "someday"), ("1999-01-01", "outside"), (2**40, "outside")]
+    ("value", "words"),
+    [
+        ("someday", "someday"),
+        ("1999-01-01", "outside"),
+        (2**40, "outside"),
+        ("", "train_until is ''; write epoch seconds or a date"),
+        ("nan", "train_until is 'nan'; write"),
+    ],
 )
 def test_a_split_outside_the_records_is_refused(
     value: int | str, words: str, experiment: Experiment
@@ -257,6 +264,22 @@ def test_a_merchant_alone_is_told_that_there_is_nobody_to_federate_with(tmp_path
     frame[frame["merchant_id"] == "east"].to_csv(tmp_path / "interactions.csv", index=False)
     *_, note = build_world(experiment).dataset.notes
     assert note.startswith("'east' is the only merchant")
+
+
+def test_behaviours_that_the_weights_leave_out_are_named(tmp_path: Path) -> None:
+    """Whoever sets the weight of one behaviour alone leaves all others out."""
+    demo_on(tmp_path, {"colour": ["red", "blue"] * 4})
+    frame = pd.read_csv(tmp_path / "interactions.csv")
+    frame.loc[frame.index % 3 == 0, "behavior"] = "purchase"
+    frame.to_csv(tmp_path / "interactions.csv", index=False)
+    changes = [f"data.path={tmp_path}", "data.behaviors.view=0.3"]
+    notes = build_world(read_experiment(DEMO, changes)).dataset.notes
+    (note,) = (text for text in notes if "behaviors" in text)
+    left = int((frame["behavior"] == "purchase").sum())
+    assert note.startswith(f"data.behaviors does not name purchase: {left} such records are left")
+    assert note.endswith("(data.behaviors.purchase = 1 counts them)")
+    every = build_world(read_experiment(DEMO, changes[:1])).dataset.notes
+    assert every == [text for text in notes if text != note]
 
 
 def test_a_built_in_data_set_refuses_a_column_that_it_does_not_have() -> None:
