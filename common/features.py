@@ -97,10 +97,22 @@ class Catalogue:
 
     @classmethod
     def of(cls, products: pd.DataFrame, spec: ContentSpec | None = None) -> "Catalogue":
-        """Return the catalogue of a validated products table, whatever its order."""
+        """Return the catalogue of a validated products table, whatever its order.
+
+        Raises
+        ------
+        ConfigError
+            If a feature needs a column that is not there, or no features are named and a column's
+            name would be a pair's.
+        """
         spec = spec or ContentSpec()
         ordered = products.sort_values("item_id", kind="stable").reset_index(drop=True)
         known = content_columns(ordered)
+        if not spec.features and (pairs := [name for name in known if CROSS in name]):
+            raise ConfigError(
+                f"products column {pairs[0]!r} has a {CROSS} in its name, which stands between the "
+                "columns of a pair: rename it, or name the columns to use in content.features"
+            )
         for name in spec.features:
             for column in name.split(CROSS):
                 if column not in known:

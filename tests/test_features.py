@@ -93,6 +93,15 @@ def test_products_that_share_content_are_near() -> None:
     assert likeness[alike].mean() > likeness[~alike].mean() + 0.4
 
 
+def test_a_column_that_is_called_as_a_pair_is_refused_or_left_out() -> None:
+    """Forms mark what must be filled in so: the feature of "size*" would be a pair of columns."""
+    products = make().assign(**{"size*": "L"})
+    with pytest.raises(ConfigError, match=r"column 'size\*' has a \* in its name.* rename it, or"):
+        Catalogue.of(products)
+    settled = Catalogue.of(products, SPEC).settled()
+    assert [feature.name for feature in settled.features] == list(SPEC.features)
+
+
 def test_a_pair_needs_both_of_its_values() -> None:
     products = make()
     single, pair = Catalogue.of(products, SPEC).features
