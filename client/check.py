@@ -27,7 +27,8 @@ from common.tables.folders import Progress
 #: Customers with fewer records say little of their taste.
 LITTLE_HISTORY = 5
 SHOWN = 5
-#: The plan to price where none is given: ten rounds at half of the shop's cap.
+#: The plan to price where none is given: ten rounds at half of the shop's cap. For interactions
+#: there are none: popularity alone is released.
 DEFAULT_ROUNDS = 10
 DEFAULT_SHARE = 0.5
 TOLD_SECONDS = 2.0
@@ -271,7 +272,7 @@ def _price(
 ) -> dict[str, Any]:
     """Return what a plan would cost this shop; see :func:`client.forecast.forecast`."""
     flags = PlanFlags(
-        rounds=DEFAULT_ROUNDS,
+        rounds=0 if settings.unit == "interaction" else DEFAULT_ROUNDS,
         unit=settings.unit,
         delta=settings.cap_delta,
         target_epsilon=settings.cap_epsilon * DEFAULT_SHARE,

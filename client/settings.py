@@ -161,7 +161,7 @@ class ShopSettings(Frozen):
     catalogue: Path
     catalogue_mapping: CatalogueMapping | None = None
     ledger: Path
-    cap_epsilon: float = Field(gt=0)
+    cap_epsilon: float = Field(gt=0, allow_inf_nan=False)
     cap_delta: float = Field(1e-5, gt=0, lt=1)
     unit: Unit = "customer"
     noise: Noise = "system"

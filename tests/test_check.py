@@ -305,6 +305,15 @@ def test_the_price_is_of_the_default_or_the_given_plan(folder: Path) -> None:
     assert any("would not join" in problem for problem in found["problems"])
 
 
+def test_an_example_is_priced_for_every_unit(folder: Path) -> None:
+    """Of interactions popularity alone is released: an example with rounds would be refused."""
+    setting(folder, 'unit = "customer"', 'unit = "interaction"')
+    document = check(folder, None)
+    assert document["problems"] == []
+    assert document["price"]["plan"]["rounds"] == 0
+    assert 3 < document["price"]["cost"]["epsilon"] <= 4
+
+
 def test_a_budget_that_is_nearly_used_up_stops_no_plan_that_still_fits(folder: Path) -> None:
     # The example is ours: with .4 of 8 left a shop was told that it could not train, while the
     # operator's next plan took less.

@@ -50,6 +50,7 @@ def test_the_nodes_own_config_wins_over_the_environment(tmp_path: Path) -> None:
         (SHOP + "cap_epsilom = 8\n", "cap_epsilom.*cap_epsilon"),
         (SHOP, "cap_epsilon"),
         (SHOP + "cap_epsilon = 0\n", "cap_epsilon"),
+        (SHOP + "cap_epsilon = inf\n", "cap_epsilon: Input should be a finite number"),
         (SHOP + 'cap_epsilon = 8\nunit = "person"\n', "unit"),
         (SHOP + 'cap_epsilon = 8\nnoise = "seeded"\n', "insecure_seeded_noise"),
         ("merchant_id = \n", "TOML"),
