@@ -7,11 +7,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from client.data.records import held_records
 from client.data.source import FolderSource, open_source, read_shop
 from client.home.shop import read_records
 from client.settings import ShopSettings
 from common.errors import DataError
-from common.features import Catalogue
+from common.features import Catalogue, write_catalogue
 
 ROWS = """merchant_id,user_id,item_id,timestamp,behavior
 corner,42,tea,1577836800,purchase
@@ -48,6 +49,17 @@ def test_weights_come_from_the_settings(tmp_path: Path, catalogue: Catalogue) ->
     (tmp_path / "interactions.csv").write_text(ROWS)
     events = read_shop(settings(tmp_path, behavior_weights={"view": 0.5}), catalogue)
     assert events.user_ids.tolist() == ["7"]
+
+
+def test_a_link_to_nothing_beside_the_tables_stops_no_round(
+    tmp_path: Path, catalogue: Catalogue
+) -> None:
+    """An editor's lock is one: a table that is open there must not keep a shop from training."""
+    write_catalogue(catalogue, tmp_path / "catalogue")
+    (tmp_path / "interactions.csv").write_text(ROWS)
+    (tmp_path / ".#interactions.csv").symlink_to("somebody@somewhere.4711")
+    found = held_records(settings(tmp_path, catalogue=tmp_path / "catalogue"))
+    assert found.user_ids.tolist() == ["42", "7"]
 
 
 def test_customers_are_read(tmp_path: Path, catalogue: Catalogue) -> None:

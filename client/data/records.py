@@ -3,6 +3,7 @@
 A simulation's workers serve many shops, round after round: what they read is not read again.
 """
 
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -86,5 +87,9 @@ def _stamp(folder: Path) -> _Stamp:
     """Return what tells whether the files in a folder changed."""
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {folder}")
-    found = ((p.name, p.stat()) for p in folder.iterdir())
-    return tuple(sorted((name, s.st_mtime_ns, s.st_size) for name, s in found))
+    found = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # A link to nothing, such as an editor's lock; a draft.
+            state = path.stat()
+            found.append((path.name, state.st_mtime_ns, state.st_size))
+    return tuple(sorted(found))
