@@ -209,15 +209,13 @@ class Federator:
 
     def _with_groups_that_exist(self, name: str, plan: TrainingPlan) -> TrainingPlan:
         """Learn other groups, or single products, where the products lack the plan's columns."""
-        catalogue = self._world.catalogue
-        if has_groups(plan.model, catalogue):
-            return plan
-        model = with_fitting_groups(plan.model, catalogue)
-        self.notes.append(
-            f"the products have no columns for the groups {plan.model.groups} that {name} learns: "
-            f"it learns {model.groups or 'single products'} instead"
-        )
-        return plan.model_copy(update={"model": model})
+        fitting = fitting_plan(plan, self._world)
+        if fitting != plan:
+            self.notes.append(
+                f"the products have no columns for the groups {plan.model.groups} that {name} "
+                f"learns: it learns {fitting.model.groups or 'single products'} instead"
+            )
+        return fitting
 
     def _show(self, event: Mapping[str, Any]) -> None:
         if event.get("event") in ("release", "round"):
@@ -286,6 +284,14 @@ class Federator:
             "noise_seed": self._noise_seed,
             "allow_unprotected": not plan.private,
         }
+
+
+def fitting_plan(plan: TrainingPlan, world: World) -> TrainingPlan:
+    """Return a plan that learns groups which the products have columns for, or single products."""
+    if has_groups(plan.model, world.catalogue):
+        return plan
+    model = with_fitting_groups(plan.model, world.catalogue)
+    return plan.model_copy(update={"model": model})
 
 
 def _engine(name: str) -> tuple[Callable[..., Outcome], str]:

@@ -11,12 +11,14 @@ from common.errors import ConfigError
 from experiment_support import SMALL, write_folder
 from report_support import whole_run
 from simulations.__main__ import app
-from simulations.audit.run import add_to_report, run_audit
+from simulations.audit.run import _Audit, add_to_report, run_audit
 from simulations.audit.section import SOUND, audit_section, audit_words, verdict
 from simulations.audit.sums import SHARES
 from simulations.experiment import Experiment, read_experiment
+from simulations.federating import Federator
 from simulations.report.building import build_report, write_report
 from simulations.report.page import render_report
+from simulations.world import build_world
 
 CHEAP = (
     "audit.canaries=400",
@@ -199,6 +201,19 @@ def test_what_cannot_be_attacked_is_refused(experiment: Experiment, tmp_path: Pa
     with pytest.raises(ConfigError, match=r'privacy\.unit = "customer"'):
         run_audit(experiment.model_copy(update={"privacy": baskets}), tmp_path / "x", Silent())
     assert not (tmp_path / "x").exists()
+
+
+def test_products_without_the_groups_of_the_plan_are_audited_as_they_are_trained(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    # A run on one's own tables learns other groups; its audit broke off after the canaries.
+    model = experiment.federated_dp.model.model_copy(update={"groups": "type*brand"})
+    section = experiment.federated_dp.model_copy(update={"model": model})
+    asked = experiment.model_copy(update={"federated_dp": section})
+    audit = _Audit(asked, build_world(asked), tmp_path, Silent())
+    trained = Federator(asked, build_world(asked), tmp_path, Silent()).plan("federated-dp")
+    assert trained.model.groups != "type*brand"
+    assert audit._plan("federated-dp", 8.0).model == trained.model
 
 
 def test_where_sums_alone_are_seen_they_alone_are_audited(

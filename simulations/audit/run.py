@@ -24,6 +24,7 @@ from simulations.audit.sums import SHARES, audit_sums
 from simulations.documents import Document, plain, to_json, write_text
 from simulations.engine.in_process import run_defaults
 from simulations.experiment import Experiment, server_config, training_plan
+from simulations.federating import fitting_plan
 from simulations.finished_parts import finished_parts, tables_of
 from simulations.machine import machine_facts
 from simulations.progress import Watcher
@@ -181,12 +182,13 @@ class _Audit:
 
     def _plan(self, arm: str, epsilon: float) -> TrainingPlan:
         changed = self._experiment.privacy.model_copy(update={"target_epsilon": epsilon})
-        return training_plan(
+        plan = training_plan(
             self._experiment.model_copy(update={"privacy": changed}),
             arm,
             validation_from=self._world.split.validation_from,
             train_until=self._world.split.train_until,
         )
+        return fitting_plan(plan, self._world)  # as a run on these products would train
 
     def _membership(self, trial: Trial, level: Any) -> Part:  # noqa: ANN401 - one of LEVELS
         return lambda: membership(
