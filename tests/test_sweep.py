@@ -276,6 +276,32 @@ def test_a_page_says_how_much_of_a_sweep_is_missing(toml: Path, whole: Path) -> 
     assert "There are not yet two points" in render_sweep(document)
 
 
+def test_points_that_differ_in_the_plan_alone_are_told_apart(whole: Path, tmp_path: Path) -> None:
+    # Grids without names that changed the plan alone ended the sweep where its page was drawn.
+    head = TINY.split("[[grid]]")[0]
+    grids = [f'[[grid]]\nset = ["federated-dp.rounds={n}"]\nepsilons = [1, 8]\n' for n in (1, 2)]
+    path = tmp_path / "plans.toml"
+    path.write_text(head + "".join(grids), encoding="utf-8")
+    folder = SweepFolder(whole)
+    setting = {**(folder.read("settings/00") or {}), "curve": "one's", "label": ""}
+    points = [
+        {**(folder.read(f"points/00-customer-{e}") or {}), "curve": "one's", "setting": n}
+        for n in (0, 1)
+        for e in (1, 8)
+    ]
+    document = sweep_document(read_sweep(path), [setting, setting], points)
+    assert [p["apart"] for p in document["points"]] == [
+        *["federated-dp.rounds=1"] * 2,
+        *["federated-dp.rounds=2"] * 2,
+    ]
+    assert len(document["answer"]) == len(set(document["answer"])) == 2
+    assert [knee["measured"] for knee in document["knees"]] == [[1, 8]] * 4
+    page = render_sweep(document)
+    assert page.count('class="plotly-graph-div"') == 8
+    assert "customers a shop, federated-dp.rounds=2" in page
+    assert "rounds=2" in shown_text(sweep_table(document))
+
+
 def test_an_arm_is_kept_to_the_last_bit(whole: Path) -> None:
     folder = SweepFolder(whole)
     kept = folder.read_arm("settings/00", "local")
@@ -314,7 +340,9 @@ def test_who_took_no_part_is_kept_with_an_arm(whole: Path) -> None:
 
 def point(epsilon: float, low: float, way: float | None, customers: float = 100.0) -> Any:
     return {
+        "setting": int(customers),
         "curve": "",
+        "apart": "",
         "label": "",
         "unit": "customer",
         "epsilon": epsilon,

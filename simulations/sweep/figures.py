@@ -52,6 +52,8 @@ def sweep_document(
     settings, points
         What was measured, in the sweep's order; None where nothing was yet.
     """
+    known = {n: s for n, s in enumerate(settings) if s is not None}
+    apart = _apart(sweep, known)
     shown = []
     for document in points:
         if document is not None:
@@ -61,6 +63,7 @@ def sweep_document(
                     "setting": document["setting"],
                     "curve": document["curve"],
                     "label": document["label"],
+                    "apart": apart[document["setting"]],
                     "unit": document["unit"],
                     "epsilon": document["epsilon"],
                     "customers_a_shop": _customers_a_shop(data),
@@ -79,12 +82,34 @@ def sweep_document(
         "knees": knees,
         "points": shown,
         "settings": [
-            {**document, "customers_a_shop": _customers_a_shop(document["data"])}
-            for document in settings
-            if document is not None
+            {
+                **document,
+                "setting": number,
+                "apart": apart[number],
+                "customers_a_shop": _customers_a_shop(document["data"]),
+            }
+            for number, document in known.items()
         ],
         "experiments": [setting.experiment.facts() for setting in sweep.settings],
     }
+
+
+def _apart(sweep: Sweep, known: Mapping[int, Document]) -> dict[int, str]:
+    """Return what tells each setting from those of its curve with as many customers a shop.
+
+    Their changes that not all of them share; "" for a setting that is alone there.
+    """
+    alike: dict[tuple[str, float], list[int]] = {}
+    for number, document in known.items():
+        place = document["curve"], _customers_a_shop(document["data"])
+        alike.setdefault(place, []).append(number)
+    found = {}
+    for numbers in alike.values():
+        changes = {number: sweep.settings[number].changes for number in numbers}
+        shared = set.intersection(*map(set, changes.values()))
+        for number, own in changes.items():
+            found[number] = ", ".join(change for change in own if change not in shared)
+    return found
 
 
 def pays(point: Document, metric: str) -> bool:
@@ -114,14 +139,10 @@ def first_of(
 def lines(points: Sequence[Document], axis: str) -> dict[tuple[Any, ...], list[Document]]:
     """Return the points that differ in one axis alone, ascending; at least two of them.
 
-    ``epsilon``: by (curve, label, customers a shop, unit). ``customers_a_shop``: by (curve, unit,
-    epsilon).
+    ``epsilon``: by (setting, unit). ``customers_a_shop``: by (curve, what tells settings of as many
+    customers apart, unit, epsilon).
     """
-    same = (
-        ("curve", "label", "customers_a_shop", "unit")
-        if axis == "epsilon"
-        else ("curve", "unit", "epsilon")
-    )
+    same = ("setting", "unit") if axis == "epsilon" else ("curve", "apart", "unit", "epsilon")
     found: dict[tuple[Any, ...], list[Document]] = {}
     for point in points:
         found.setdefault(tuple(point[key] for key in same), []).append(point)
@@ -146,6 +167,7 @@ def _knee(line: Sequence[Document], axis: str, metric: str) -> Document:
     return {
         "axis": axis,
         "curve": first["curve"],
+        "apart": first["apart"],
         "unit": first["unit"],
         other: first[other],
         "metric": metric,
@@ -171,6 +193,7 @@ def _sentence(knees: Sequence[Document]) -> str:
         where = f"ε = {knee['epsilon']:g}, with {measured} customers a shop"
         unit = "{:.0f} customers a shop"
     start = f"{knee['curve']}, " if knee["curve"] else ""
+    start += f"{knee['apart']}, " if knee["apart"] else ""
     return f"{start}each {knee['unit']} at {where}: " + "; ".join(
         f"{k['metric']} pays {_from(k['pays_from'], unit)}, "
         f"goes half the way {_from(k['half_from'], unit)}"

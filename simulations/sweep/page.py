@@ -1,7 +1,6 @@
 """A sweep to look at: the terminal's table, and ``sweep.html``, one file that opens offline."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import plotly.graph_objects as go
 from rich.console import Group
@@ -11,7 +10,7 @@ from common.cli import plain_table
 from simulations.documents import Document
 from simulations.report.answer import interval, number, percent
 from simulations.report.page import facts, render
-from simulations.report.plots import COLOURS, html
+from simulations.report.plots import COLOURS, escape, html
 from simulations.sweep.figures import METRICS, goes_half, lines, pays
 
 HEADINGS = ("ndcg@20", "gain", "tail_ndcg@20", "tail gain", "way", "tail way", "level", "ε spent")
@@ -89,7 +88,7 @@ def _cells(arm: Document) -> list[str]:
 
 def _where(place: Document) -> str:
     customers = f"{place['customers_a_shop']:.0f} customers a shop"
-    return f"{place['curve']}, {customers}" if place["curve"] else customers
+    return ", ".join(part for part in (place["curve"], customers, place["apart"]) if part)
 
 
 def _figures(document: Document) -> list[tuple[str, str, str]]:
@@ -152,9 +151,8 @@ def _quality(
             mode="lines+markers",
             line_color=colour,
         )
-    curve = group[0][0]["curve"]
     for name in _REFERENCES:
-        places = _reference(settings, group, axis, name, metric, curve)
+        places = _reference(settings, group, axis, name, metric)
         figure.add_scatter(
             x=[x for x, _ in places],
             y=[y for _, y in places],
@@ -172,27 +170,14 @@ def _reference(
     axis: str,
     name: str,
     metric: str,
-    curve: str,
 ) -> list[tuple[float, float]]:
     """Return where an arm without privacy lies: level over ε, one value a setting else."""
-    if axis == "epsilon":
-        first = group[0][0]
-        (own,) = (
-            s
-            for s in settings
-            if (s["curve"], s["label"], s["customers_a_shop"])
-            == (first["curve"], first["label"], first["customers_a_shop"])
-        )
-        values = sorted({float(point[axis]) for line in group for point in line})
-        return [(value, own["arms"][name]["metrics"][metric]) for value in values]
     used = {point["setting"] for line in group for point in line}
-    labels = {(p["label"], p["customers_a_shop"]) for line in group for p in line}
-    assert used
-    return sorted(
-        (float(s["customers_a_shop"]), s["arms"][name]["metrics"][metric])
-        for s in settings
-        if s["curve"] == curve and (s["label"], s["customers_a_shop"]) in labels
-    )
+    own = [setting for setting in settings if setting["setting"] in used]
+    if axis == "epsilon":
+        values = sorted({float(point[axis]) for line in group for point in line})
+        return [(value, own[0]["arms"][name]["metrics"][metric]) for value in values]
+    return sorted((float(s["customers_a_shop"]), s["arms"][name]["metrics"][metric]) for s in own)
 
 
 def _shares(group: Sequence[Sequence[Document]], axis: str, key: str) -> str:
@@ -229,7 +214,8 @@ def _measured_ticks(figure: go.Figure, group: Sequence[Sequence[Document]], axis
 def _line_name(point: Document, axis: str) -> str:
     if axis == "epsilon":
         return str(point["unit"])
-    return f"{point['unit']}, ε = {point['epsilon']:g}"
+    parts = (point["apart"], point["unit"], f"ε = {point['epsilon']:g}")
+    return ", ".join(part for part in parts if part)
 
 
 def _side(gain: Mapping[str, float | None] | None, end: str) -> float:
