@@ -278,7 +278,9 @@ def test_recommendations_appear_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_runs_side_by_side(tmp_path: Path) -> None:
     for name, epsilon in (("eight", 8.0), ("two", 2.0)):
         run = whole_run()
-        run = dataclasses.replace(run, experiment={"privacy": {"target_epsilon": epsilon}})
+        warnings = ["noise is seeded", *(["δ promises little"] if name == "two" else [])]
+        experiment = {"privacy": {"target_epsilon": epsilon}}
+        run = dataclasses.replace(run, experiment=experiment, warnings=warnings)
         report = build_report(run)
         write_report(tmp_path / name, report, render_report(report))
     found = compare([tmp_path / "eight", tmp_path / "two"], out=tmp_path / "both")
@@ -291,6 +293,11 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     table = shown_text(comparison_table(found))
     assert "federated-dp" in table
     assert "privacy.target_epsilon: eight = 8.0, two = 2.0" in table
+    # What the runs' own pages warn of is not lost here.
+    assert "! eight, two: noise is seeded" in table
+    assert "! two: δ promises little" in table
+    assert page.count("noise is seeded") == 2
+    assert page.count("δ promises little") == 1
     # On the narrowest terminal: a figure that is broken over two lines is another figure.
     gain = interval(found["runs"][0]["arms"]["federated-dp"]["vs_local"]["ndcg@20"])
     ends = re.sub(r"\b0\.", ".", gain[gain.index("(") + 1 : -1].replace(" to ", "…"))

@@ -276,6 +276,25 @@ def test_a_page_says_how_much_of_a_sweep_is_missing(toml: Path, whole: Path) -> 
     assert "There are not yet two points" in render_sweep(document)
 
 
+def test_what_a_run_would_warn_of_a_sweep_does_too(toml: Path, whole: Path, tmp_path: Path) -> None:
+    # A δ that promises little, or groups that the products lack, were said by a run alone.
+    text = toml.read_text(encoding="utf-8").replace("values = [8, 16]", "values = [8]")
+    changes = ["privacy.target_delta=0.5", "federated-dp.model.groups=colour"]
+    (tmp_path / "loose.toml").write_text(text.replace("[1, 8]", "[8]"), encoding="utf-8")
+    document = run_sweep(read_sweep(tmp_path / "loose.toml", changes), tmp_path / "x", Silent())
+    _, little, groups = document["warnings"]
+    assert little.startswith("δ = 0.5 promises little")
+    assert groups.startswith("the products have no columns for the groups colour")
+    page = (tmp_path / "x" / "sweep.html").read_text("utf-8")
+    told = shown_text(sweep_table(document))
+    for warning in document["warnings"]:
+        assert warning in page
+        assert f"! {warning}" in told
+    assert json.loads((whole / "sweep.json").read_text("utf-8"))["warnings"] == [
+        "the data are synthetic"
+    ]
+
+
 def test_points_that_differ_in_the_plan_alone_are_told_apart(whole: Path, tmp_path: Path) -> None:
     # Grids without names that changed the plan alone ended the sweep where its page was drawn.
     head = TINY.split("[[grid]]")[0]

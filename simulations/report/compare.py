@@ -36,8 +36,8 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> Document:
     Returns
     -------
     dict
-        ``runs`` (``name``, ``folder``, ``answer``, ``arms``), and ``changed``: every setting, or
-        fact of the data, that is not the same in all runs, by run name. For
+        ``runs`` (``name``, ``folder``, ``answer``, ``warnings``, ``arms``), and ``changed``: every
+        setting, or fact of the data, that is not the same in all runs, by run name. For
         :func:`simulations.report.tables.comparison_table`, or to print as JSON.
 
     Raises
@@ -66,6 +66,7 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> Document:
                 "name": name,
                 "folder": str(folder),
                 "answer": documents[name]["answer"],
+                "warnings": documents[name].get("warnings", []),
                 "arms": {
                     arm: {key: values[key] for key in _KEPT} | {"draws": values.get("draws")}
                     for arm, values in documents[name]["arms"].items()

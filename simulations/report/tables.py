@@ -1,6 +1,7 @@
 """The terminal's tables, as rich renderables."""
 
 import re
+from collections.abc import Iterable
 
 from rich.console import Group
 from rich.markup import escape
@@ -37,12 +38,17 @@ def result_table(document: Document) -> Group:
     verdict = document["answer"]
     return Group(
         table,
-        *(Text(f"! {warning}", style="yellow") for warning in document["warnings"]),
+        *warning_lines(document["warnings"]),
         *(Text(sentence) for sentence in verdict["details"]),
         Text(
             f"Should these shops federate? {verdict['headline']}", style=_STYLES[verdict["verdict"]]
         ),
     )
+
+
+def warning_lines(warnings: Iterable[str]) -> list[Text]:
+    """Return what a reader must know, a line each."""
+    return [Text(f"! {warning}", style="yellow") for warning in warnings]
 
 
 def comparison_table(comparison: Document) -> Group:
@@ -64,7 +70,12 @@ def comparison_table(comparison: Document) -> Group:
         Text(f"{run['name']}: {run['answer']['headline']}", style=_STYLES[run["answer"]["verdict"]])
         for run in comparison["runs"]
     ]
-    return Group(table, *lines, *answers)
+    of_runs: dict[str, list[str]] = {}
+    for run in comparison["runs"]:
+        for warning in run["warnings"]:
+            of_runs.setdefault(warning, []).append(run["name"])
+    said = (f"{', '.join(names)}: {warning}" for warning, names in of_runs.items())
+    return Group(table, *lines, *warning_lines(said), *answers)
 
 
 def arm_cells(arm: Document) -> tuple[str, ...]:

@@ -80,6 +80,14 @@ def sweep_document(
         "rule": RULE,
         "answer": _sentences(knees),
         "knees": knees,
+        "warnings": list(
+            dict.fromkeys(
+                warning
+                for document in (*settings, *points)
+                if document is not None
+                for warning in document["warnings"]
+            )
+        ),
         "points": shown,
         "settings": [
             {

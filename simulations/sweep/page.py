@@ -11,6 +11,7 @@ from simulations.documents import Document
 from simulations.report.answer import interval, number, percent
 from simulations.report.page import facts, render
 from simulations.report.plots import COLOURS, escape, html
+from simulations.report.tables import warning_lines
 from simulations.sweep.figures import METRICS, goes_half, lines, pays
 
 HEADINGS = ("ndcg@20", "gain", "tail_ndcg@20", "tail gain", "way", "tail way", "level", "ε spent")
@@ -34,7 +35,6 @@ def render_sweep(document: Document) -> str:
             for setting in settings
             for name, arm in setting["arms"].items()
         ],
-        warnings=list(dict.fromkeys(w for setting in settings for w in setting["warnings"])),
         data=[(_where(setting), facts(setting["data"])) for setting in settings],
         machine=machine,
     )
@@ -55,7 +55,11 @@ def sweep_table(document: Document) -> Group:
             # Terminals are narrow: each interval on a line of its own, and ε once.
             *(cell.replace(" (", "\n").rstrip(")") for cell in _cells(point)[:-1]),
         )
-    return Group(table, *(Text(sentence) for sentence in document["answer"]))
+    return Group(
+        table,
+        *warning_lines(document["warnings"]),
+        *(Text(sentence) for sentence in document["answer"]),
+    )
 
 
 def _row(point: Document) -> tuple[str, str, str, list[str], str]:

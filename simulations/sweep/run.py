@@ -72,9 +72,9 @@ class _Runner:
             with self._federator(self._sweep.point_experiment(point), world, point.name) as one:
                 one.plan(PRIVATE)
         self._shared = self._folder.fresh_work(f"shared-{number:02d}")
-        baselines = self._baselines(number, world)
+        baselines, notes = self._baselines(number, world)
         self._folder.write(
-            _setting_name(number), self._report(setting.experiment, world, baselines, number)
+            _setting_name(number), self._report(setting.experiment, world, baselines, number, notes)
         )
         for point in missing:
             self._watcher.stage(f"point {point.name}: {self._how_far()}", len(world.measured))
@@ -97,27 +97,31 @@ class _Runner:
         self._folder.write("sweep", document)
         return document
 
-    def _baselines(self, number: int, world: World) -> list[ArmResult]:
-        """Return the arms without privacy, measured now or before."""
+    def _baselines(self, number: int, world: World) -> tuple[list[ArmResult], list[str]]:
+        """Return the arms without privacy, measured now or before, and what to know of them."""
         name, experiment = _setting_name(number), self._sweep.settings[number].experiment
         with self._federator(experiment, world, name) as federator:
             trained: dict[str, Trained] = {}
             results = []
             for arm in BASELINES:
+                if (source := trained_by(experiment, arm)) and source not in trained:
+                    federator.plan(source)
                 result = self._folder.read_arm(name, arm)
                 if result is None:
                     result = self._measure(experiment, world, arm, federator, trained)
                     self._folder.write_arm(name, result)
                 results.append(result)
                 gc.collect()
-        return results
+        return results, federator.notes
 
     def _run_point(self, point: Point, world: World, baselines: list[ArmResult]) -> None:
         started = time.monotonic()
         experiment = self._sweep.point_experiment(point)
         with self._federator(experiment, world, point.name) as federator:
+            federator.plan(PRIVATE)
             result = self._measure(experiment, world, PRIVATE, federator, {})
-        report = self._report(experiment, world, [*baselines, result], point.setting)
+        arms = [*baselines, result]
+        report = self._report(experiment, world, arms, point.setting, federator.notes)
         self._folder.write(
             _point_name(point),
             {
@@ -145,10 +149,12 @@ class _Runner:
         federator: Federator,
         trained: dict[str, Trained],
     ) -> ArmResult:
-        """Train what the arm needs, unless it is among ``trained``, and measure the arm."""
+        """Train what the arm needs, unless it is among ``trained``, and measure the arm.
+
+        What it needs has been planned.
+        """
         source = trained_by(experiment, arm)
         if source and source not in trained:
-            federator.plan(source)
             trained[source] = federator.federate(source)
         self._watcher.stage(f"arm {arm}", len(world.measured))
         return evaluate_arm(
@@ -162,9 +168,14 @@ class _Runner:
         )
 
     def _report(
-        self, experiment: Experiment, world: World, arms: list[ArmResult], number: int
+        self,
+        experiment: Experiment,
+        world: World,
+        arms: list[ArmResult],
+        number: int,
+        notes: list[str],
     ) -> dict[str, Any]:
-        """Return what is kept of the report on these arms."""
+        """Return what is kept of the report on these arms; ``notes`` are of their training."""
         run = RunResult(
             arms=arms,
             data=world.facts(),
@@ -172,7 +183,7 @@ class _Runner:
             experiment=experiment.facts(),
             seed=experiment.run.seed,
             n_items=world.catalogue.size,
-            warnings=world.dataset.notes,
+            warnings=[*world.dataset.notes, *notes],
         )
         report = build_report(run)
         setting = self._sweep.settings[number]
