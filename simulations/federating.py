@@ -36,6 +36,9 @@ from simulations.world import World
 WORK = "work"
 #: In place of the code of a shop that was never heard under its own name.
 UNHEARD = "unheard"
+#: Characters of a percent-encoded merchant id for which its ledger, and SQLite's journal beside it
+#: (``.sqlite-journal``), have names of 255 bytes at most, as file systems allow.
+LONGEST_NAME = 255 - len(".sqlite-journal")
 
 
 @dataclass
@@ -127,11 +130,24 @@ class Federator:
             # Asked before anything is trained: with so few shops no sum would be unmasked.
             threshold(len(self._world.shops), plan.honest_shops, plan.colluding_shops)
         if plan.private:
+            self._check_ledgers()
             self._check_promise(name, plan)
         plan = self._with_groups_that_exist(name, plan)
         check_start(plan, self._world.catalogue.size)
         self._plans[name] = plan
         return plan
+
+    def _check_ledgers(self) -> None:
+        """Refuse a shop whose ledger's name no file can have, before anything is trained."""
+        for shop in self._world.shops:
+            if len(quote(shop.merchant_id, safe="")) > LONGEST_NAME:
+                raise ConfigError(
+                    f"merchant_id {shop.merchant_id!r} is too long: percent-encoded, as the name "
+                    f"of the shop's ledger, it has {len(quote(shop.merchant_id, safe=''))} "
+                    f"characters, and a file's name has room for {LONGEST_NAME}. Give the shop a "
+                    f"shorter one in all tables: {LONGEST_NAME} plain letters, or "
+                    f"{LONGEST_NAME // 6} Cyrillic ones, are enough"
+                )
 
     def _check_promise(self, name: str, plan: TrainingPlan) -> None:
         """Refuse a plan that no shop could pay for, and note a δ that promises little."""

@@ -1,11 +1,13 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from client.privacy.ledger import Ledger
 from common.errors import ConfigError
 from experiment_support import BIG, SMALL, write_folder
 from simulations.experiment import read_experiment
-from simulations.federating import Federator, who_declined
+from simulations.federating import Federator, ledger_name, who_declined
 from simulations.world import build_world
 
 JOIN = {"event": "join", "shops": {"a": "ok", "b": "over-budget", "c": "ok", "d": "ok"}}
@@ -80,6 +82,26 @@ def test_one_shop_that_can_pay_is_enough_and_a_large_delta_is_noted(tmp_path: Pa
     planned.plan("federated-dp")
     (note,) = planned.notes
     assert "δ = 0.04 promises little: the largest shop has 25 customers" in note
+
+
+def test_a_shop_whose_ledger_no_file_can_be_is_refused_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    # Else the ledger cannot be opened, after the arms without privacy are trained.
+    planned = federator(tmp_path)
+    shops = planned._world.shops
+
+    def rename(name: str) -> None:
+        renamed = (replace(shops[0], merchant_id=name), *shops[1:])
+        planned._world = replace(planned._world, shops=renamed)
+
+    rename("Я" * 40)
+    planned.plan("federated-dp")
+    Ledger.open(planned.ledgers / ledger_name("Я" * 40)).close()
+    rename("Я" * 41)
+    with pytest.raises(ConfigError, match=r"ЯЯ' is too long: percent-encoded.*246 .* room for 240"):
+        planned.plan("federated-dp")
+    planned.plan("federated")  # keeps no ledger
 
 
 @pytest.mark.parametrize("target", ["1e4", "1e30"])
