@@ -220,6 +220,31 @@ def test_a_name_with_quotes_is_whole_in_the_plots() -> None:
     assert ["""L'Épicerie "du coin" &amp; &lt;co&gt;"""] in labels
 
 
+def test_long_names_leave_the_plot_its_room_and_stay_apart() -> None:
+    # One name of 60 letters left the gains of all shops a strip of an inch.
+    start, end = "a" * 30, "z" * 30
+    long = [start + "1" + end, start + "2" + end, "short"]
+    run = run_of(arm("local", dict.fromkeys(long, 0.0)), arm("federated", dict.fromkeys(long, 0.1)))
+    page = render_report(build_report(run))
+    labels = [json.loads(found) for found in re.findall(r'"y":(\["[^]]*\])', page)]
+    (shops,) = {tuple(sorted(found)) for found in labels if "short" in found}
+    assert len(set(shops)) == 3
+    assert all(len(shop) <= 32 for shop in shops)
+    assert all(name in page for name in long)  # whole in the table
+
+
+def test_a_fifth_of_which_nothing_is_found_has_no_dot_on_a_logarithmic_axis() -> None:
+    # plotly draws a line down to the axis there, as if there were some value.
+    local = arm("local", {"a": 0.0})
+    none = np.array([0.0, 0.0, 1.0, 1.0, 1.0])
+    sums = dataclasses.replace(local.shops["a"].sums, quintile_ndcg=none)
+    shops = {"a": dataclasses.replace(local.shops["a"], sums=sums)}
+    page = render_report(build_report(run_of(dataclasses.replace(local, shops=shops))))
+    (drawn,) = re.findall(r'"x":\["rarest"[^]]*\],"y":\[([^]]*)\]', page)
+    assert drawn.split(",")[:2] == ["null", "null"]
+    assert "has no dot" in page
+
+
 def test_the_page_forbids_itself_to_fetch_anything() -> None:
     page = render_report(build_report(whole_run()))
     assert "default-src 'none'" in page

@@ -1,6 +1,7 @@
 """The page's plots, as HTML fragments that share one inline copy of plotly.js."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape as escape_all
 
 import plotly.graph_objects as go
@@ -11,6 +12,8 @@ from simulations.report.draws import shown
 FIFTHS = ("rarest", "2nd", "3rd", "4th", "short head")
 #: Above this many merchants their names are left off the axis.
 _NAMED = 100
+#: Longer names of merchants are cut on the axis, where they would take the plot's room.
+_LONGEST = 28
 #: Arm -> its colour in every plot.
 COLOURS = {
     "popularity": "#9a9a9a",
@@ -61,7 +64,8 @@ def report_figures(document: Document) -> list[tuple[str, str, str]]:
             "Quality by popularity of the product bought",
             (
                 "ndcg@20 by fifths of the products, from those with fewest customers in training "
-                "to the short head; hits keep their rank in the full list."
+                "to the short head; hits keep their rank in the full list. The axis is logarithmic "
+                "and has no 0: a fifth of which nothing was found has no dot."
             ),
             _quintiles(arms),
         ),
@@ -131,11 +135,12 @@ def _gains(arms: Mapping[str, Document], metric: str) -> str:
     merchants = _by_gain(points)
     if not merchants:
         return ""
+    labels = [escape(label) for label in _short(merchants)]
     for name in names:
         gains = [points[name].get(key) for key in merchants]
         figure.add_scatter(
             x=[gain and gain["mean"] for gain in gains],
-            y=[escape(key) for key in merchants],
+            y=labels,
             error_x={
                 "type": "data",
                 "array": [
@@ -153,6 +158,16 @@ def _gains(arms: Mapping[str, Document], metric: str) -> str:
     figure.update_yaxes(type="category", automargin=True, showticklabels=len(merchants) <= _NAMED)
     height = 160 + min(len(merchants), 2 * _NAMED) * 20
     return html(figure, x="gain over local", y="", height=height)
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Return labels that leave the plot its room: long names lose their middle, none two alike."""
+    ends = _LONGEST // 2
+    cut = [n if len(n) <= _LONGEST else f"{n[: ends - 1]}…{n[-ends:]}" for n in names]
+    many = Counter(cut)
+    return [
+        label if many[label] == 1 else f"{label} ({place})" for place, label in enumerate(cut, 1)
+    ]
 
 
 def _by_draw(arms: Mapping[str, Document]) -> str:
@@ -206,7 +221,8 @@ def _quintiles(arms: Mapping[str, Document]) -> str:
         if any(value is not None for value in values):
             figure.add_scatter(
                 x=list(FIFTHS),
-                y=values,
+                # plotly would draw a line down to the axis, as if there were some value.
+                y=[value or None for value in values],
                 name=escape(name),
                 mode="lines+markers",
                 line_color=COLOURS.get(name),
