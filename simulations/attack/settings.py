@@ -69,6 +69,11 @@ class AttackSection(Frozen):
             raise ValueError(f'defences must hold "none" and chosen, "{self.chosen}"')
         if not all(0 < share < 1 for share in self.shares) or not self.shares:
             raise ValueError("shares are between 0 and 1")
+        if strange := [share for share in self.full_shares if share not in self.shares]:
+            raise ValueError(
+                f"full_shares hold {strange[0]:g}, which is none of shares: name some of "
+                "shares, at which every defence is met"
+            )
         if not 0 <= self.band[0] < self.band[1] <= 1:
             raise ValueError("band is two shares of the catalogue, the smaller one first")
         return self
