@@ -88,10 +88,11 @@ def audit(
     from simulations.audit.run import run_audit
     from simulations.audit.section import audit_words
     from simulations.experiment import read_experiment
+    from simulations.report.tables import warning_lines
 
     _answer(
         lambda bars: run_audit(read_experiment(experiment, change or []), out, bars),
-        audit_words,
+        lambda document: [*warning_lines(document["warnings"]), *audit_words(document)],
         out / "audit.html",
         as_json=as_json,
     )
@@ -108,10 +109,15 @@ def attack(
     from simulations.attack.page import attack_table, attack_words
     from simulations.attack.run import run_attack
     from simulations.experiment import read_experiment
+    from simulations.report.tables import warning_lines
 
     _answer(
         lambda bars: run_attack(read_experiment(experiment, change or []), out, bars),
-        lambda document: [*attack_table(document), *attack_words(document)],
+        lambda document: [
+            *attack_table(document),
+            *warning_lines(document["warnings"]),
+            *attack_words(document),
+        ],
         out / "attack.html",
         as_json=as_json,
     )

@@ -97,6 +97,9 @@ def test_one_bad_shop_of_twelve_sells_its_product_unless_it_is_held(
     assert not (tmp_path / "attack" / ".attack").exists()
     page = (tmp_path / "attack" / "attack.html").read_text(encoding="utf-8")
     assert all(word.split(":")[0] in page for word in attack_words(document))
+    # What a run on these data would warn of is said here too.
+    assert document["warnings"] == ["the data are synthetic"]
+    assert "the data are synthetic" in page
     rows = attack_rows(document, "federated", "home")
     assert [row[:3] for row in rows[:2]] == [["none", "none", "0"], ["tail-aware", "none", "0"]]
     assert len(rows) == 2 + 4

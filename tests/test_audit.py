@@ -132,6 +132,9 @@ def test_the_page_shows_it_offline(audited: tuple[Path, Document, list[str]]) ->
         "Membership, level interaction",
         "A customer's products from one update",
     ]
+    # What a run on these data would warn of is said here too.
+    assert document["warnings"]
+    assert all(note.split("'")[0] in page for note in document["warnings"])
     for sentence in audit_words(document):
         assert sentence.split("'")[0] in page.replace("&#39;", "'")
 

@@ -79,6 +79,7 @@ def cases(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> d
     document = run_cold_start(experiment, out, Quiet())
     assert json.loads((out / "cold-start.json").read_text(encoding="utf-8")) == document
     page = (out / "cold-start.html").read_text(encoding="utf-8")
+    assert document["warnings"] == ["the data are synthetic"]
     assert "http://" not in page.split("<body>")[1]
     assert all(sentence[:20] in page for sentence in sentences(document))
     assert sorted(entry.name for entry in out.iterdir()) == [
@@ -181,10 +182,12 @@ def test_without_a_customers_table_nothing_is_trained_for_customers(
     nameless = replace(world, shops=tuple(replace(s, attributes={}) for s in world.shops))
     case = cold_customers(experiment, nameless, (pytest.fail("trained") for _ in range(1)))
     facts = {"data": {}, "machine": {}, "experiment": {}, "seed": 0, "seconds": 0}
+    facts["warnings"] = ["two shops are one"]
     document = {"cases": [case.document(world.catalogue.size, 0)], **facts}
     assert sentences(document) == ["customer: nobody to ask, so nothing can be said."]
     for shown in (render_cold_start(document), shown_text(cold_start_tables(document))):
         assert "takes a customers table" in shown
+        assert "two shops are one" in shown  # what a run on these data would warn of
 
 
 def test_what_trains_nothing_is_refused(experiment: Experiment, tmp_path: Path) -> None:

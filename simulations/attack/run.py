@@ -136,6 +136,7 @@ class _Attack:
                     "customers": sum(map(len, self._world.measured.values())),
                 },
                 "data": self._world.facts(),
+                "warnings": self._world.dataset.notes,
                 "experiment": self._experiment.facts() | {"attack": self._settings.model_dump()},
                 "seed": self._seed,
                 "machine": machine_facts(),

@@ -120,6 +120,7 @@ class _Audit:
                 "format_version": 1,
                 **found,
                 "data": self._world.facts(),
+                "warnings": self._world.dataset.notes,
                 "experiment": self._experiment.facts() | {"audit": self._settings.model_dump()},
                 "seed": self._seed,
                 "machine": machine_facts(),

@@ -5,12 +5,12 @@ import json
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from common.metrics import CUTOFF
 from simulations.documents import Document
 from simulations.report.answer import interval, number
 from simulations.report.page import facts, render
+from simulations.report.tables import warning_lines
 
 MAIN = f"ndcg@{CUTOFF}"
 METRICS = (MAIN, f"recall@{CUTOFF}", f"tail_ndcg@{CUTOFF}")
@@ -70,8 +70,8 @@ def cold_start_tables(document: Document) -> Group:
             table.add_column(heading, justify="right", overflow="fold")
         for name in case["arms"]:
             table.add_row(escape(name), *cells(case, name))
-        tables += [table, *(Text(f"! {note}", style="yellow") for note in case["notes"])]
-    return Group(*tables)
+        tables += [table, *warning_lines(case["notes"])]
+    return Group(*tables, *warning_lines(document["warnings"]))
 
 
 def render_cold_start(document: Document) -> str:

@@ -108,6 +108,7 @@ class _ColdStart:
             "cases": cases,
             "arms_trained": list(self._arms),
             "data": self._world.facts(),
+            "warnings": self._world.dataset.notes,
             "machine": machine_facts(),
             "experiment": self._experiment.facts(),
             "seconds": seconds,
