@@ -1,6 +1,7 @@
 """Bad shops among planted ones: what an undefended model comes to, and a defended one does not."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from simulations.attack.settings import AttackName
 from simulations.experiment import Experiment, server_config
 from simulations.world import build_world
 
+ROOT = Path(__file__).resolve().parent.parent
 PRODUCTS, CUSTOMERS, TARGET = 40, 30, 33
 _VALUES: dict[str, dict[str, object]] = {
     "data": {
@@ -224,6 +226,13 @@ def test_a_change_is_paired_over_customers() -> None:
     assert -0.22 < low < -0.2 < high < -0.18
     level = changes(before, before, seed=1)
     assert level["change_interval"] == {"ndcg@20": [0, 0], "tail_ndcg@20": [0, 0]}
+
+
+def test_no_table_of_a_page_is_wider_than_a_phone() -> None:
+    # That of an attack ran out of the page, and its last columns out of sight.
+    for template in sorted((ROOT / "simulations" / "templates").glob("*.j2")):
+        tables = re.findall(r"(.*)<table", template.read_text(encoding="utf-8"))
+        assert all(before.endswith('<div class="scroll">') for before in tables), template.name
 
 
 def test_a_defence_that_needs_more_shops_is_refused_before_any_run(tmp_path: Path) -> None:
