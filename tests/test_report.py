@@ -220,6 +220,25 @@ def test_a_name_with_quotes_is_whole_in_the_plots() -> None:
     assert ["""L'Épicerie "du coin" &amp; &lt;co&gt;"""] in labels
 
 
+@pytest.mark.parametrize(
+    ("federated", "words"),
+    [
+        (0.05, "a loss of ndcg@20 and tail_ndcg@20 is certain, though without privacy there is a"),
+        (-0.05, "can do alone, and a loss of ndcg@20 and tail_ndcg@20 is certain."),
+    ],
+)
+def test_a_headline_does_not_hide_a_certain_loss(federated: float, words: str) -> None:
+    # "No gain is certain" was all it said of arms that surely lose.
+    run = run_of(
+        arm("local", {"a": 0.0}),
+        arm("federated", {"a": federated}),
+        arm("federated-dp", {"a": -0.05}, privacy=PRIVACY),
+    )
+    answer = build_report(run)["answer"]
+    assert answer["verdict"] == "no"
+    assert words in answer["headline"]
+
+
 def test_long_names_leave_the_plot_its_room_and_stay_apart() -> None:
     # One name of 60 letters left the gains of all shops a strip of an inch.
     start, end = "a" * 30, "z" * 30

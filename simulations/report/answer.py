@@ -110,12 +110,15 @@ def _headline(arm: str, document: Document, verdicts: dict[str, str]) -> str:
         return f"Yes: federating {how} beats what these shops can do alone."
     if verdicts[arm] == "mixed":
         return f"It depends: federating {how} helps in part, and costs elsewhere."
+    lost = [metric for metric in MAIN if document["vs_better"][metric]["high"] < 0]
+    loss = f", and a loss of {' and '.join(lost)} is certain" if lost else ""
     if arm == "federated-dp" and verdicts.get("federated") == "yes":
         return (
-            f"Not like this: {how} no gain over what these shops can do alone is certain, though "
-            "without privacy there is one. More shops, more customers or a larger ε may change it."
+            f"Not like this: {how} no gain over what these shops can do alone is certain{loss}, "
+            f"though without privacy there is {'a gain' if lost else 'one'}. More shops, more "
+            "customers or a larger ε may change it."
         )
-    return f"No: federating {how} shows no certain gain over what these shops can do alone."
+    return f"No: federating {how} shows no certain gain over what these shops can do alone{loss}."
 
 
 def _details(name: str, arm: Document) -> list[str]:
