@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -186,6 +187,15 @@ def test_a_share_is_rounded_up_never_down() -> None:
         std = share_std(plan, float(multiplier))
         assert std**2 * 13 >= (multiplier * 4096) ** 2 * (1 - 1e-15)
         assert std == pytest.approx(multiplier * 4096 / 13**0.5, rel=1e-14)
+
+
+@pytest.mark.parametrize(("honest", "steps"), [(13, 4096), (5, 5000), (20, 777)])
+def test_exactly_not_one_share_falls_short_by_its_rounding(honest: int, steps: int) -> None:
+    # In whole fractions: floats would round what is to be seen.
+    plan = PLAN.model_copy(update={"noise_steps": steps})
+    for multiplier in np.random.default_rng(0).uniform(0.5, 30, 500).tolist():
+        share = Fraction(share_std(plan, multiplier, honest))
+        assert honest * share**2 >= (Fraction(multiplier) * steps) ** 2
 
 
 @pytest.mark.parametrize("survivors", [13, 16, 20])

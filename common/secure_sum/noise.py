@@ -51,8 +51,8 @@ def share_std(plan: TrainingPlan, multiplier: float, honest: int | None = None) 
             f"a shop's share of the noise has a standard deviation of {std:.4g} steps; at least "
             f"{LEAST_SHARE:g} are needed, and 2^30 at most: choose another noise_steps"
         )
-    # Rounded up: never less noise than is accounted for.
-    return math.nextafter(std, math.inf)
+    # Rounded up, past what three roundings may have taken: never less noise than is accounted for.
+    return std * (1 + 2.0**-50)
 
 
 def tau(std: float, shares: int) -> float:
