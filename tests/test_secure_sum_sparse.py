@@ -111,6 +111,14 @@ def test_a_row_travels_from_its_stockers_or_where_they_are_too_few_from_all() ->
     assert (enough.sends[:, 3] & alone).sum() == alone.sum() == 3
 
 
+@pytest.mark.parametrize("rare_rows", ["all", "enough", "none"])
+def test_a_row_that_all_stock_is_not_rare_whatever_the_plan_asks_for(rare_rows: str) -> None:
+    """Of m = 4 honest shops no row can have 5: one that all send has as many as there are."""
+    asking = plan(honest_stockers=5, rare_rows=rare_rows)
+    layout = layout_of(asking, members(6), {POPULARITY: (6,)}, STOCKED)
+    assert layout.senders.tolist() == [6] + [0 if rare_rows == "none" else 6] * 5
+
+
 def test_helpers_of_rare_rows_take_turns() -> None:
     """Of 40 shops each stocks a tenth; three may be missing, so six senders leave three."""
     stream = np.random.default_rng(0)
