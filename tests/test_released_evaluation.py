@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from client.home_settings import EvaluationSettings
 from client.privacy.evaluation import contributions, evaluation_event, release_evaluation
@@ -133,6 +134,51 @@ def test_figures_are_those_of_the_metrics(model: GlobalModel) -> None:
     assert found[0] == pytest.approx(1)
 
 
+def test_only_who_was_asked_for_a_tail_product_counts_among_the_tails_customers(
+    model: GlobalModel,
+) -> None:
+    tail = tail_mask(np.asarray(model.state[POPULARITY]))
+    head, rare = np.flatnonzero(~tail)[0], np.flatnonzero(tail)[:2]
+    for last, expected in ((head, 0.0), (rare[1], 1.0)):
+        own = [("x", int(rare[0]), 0), ("x", int(last), 1)]
+        found = contributions(model, events_of(own), model.catalogue)[0] / EVALUATION_SCALES
+        assert found[EVALUATION_NAMES.index("tail_customers")] == pytest.approx(expected)
+        assert found[EVALUATION_NAMES.index("customers")] == pytest.approx(1)
+
+
+def test_a_retired_product_takes_no_place_in_either_list(model: GlobalModel) -> None:
+    """The best product of the tail, or of all, is retired: the next one stands first."""
+    rates = np.asarray(model.state[POPULARITY])
+    order = np.argsort(-rates, kind="stable")
+    tails = order[tail_mask(rates)[order]]
+    seen = int(order[-1])
+    for best, name in ((order, "popularity_ndcg@20"), (tails, "popularity_tail_ndcg@20")):
+        frame = model.catalogue.products.assign(retired=["no"] * N)
+        frame.loc[best[0], "retired"] = "yes"
+        catalogue = Catalogue.of(frame, model.catalogue.spec)
+        shop = events_of([("x", seen, 0), ("x", int(best[1]), 1)])
+        found = contributions(replace(model, catalogue=catalogue), shop, catalogue)[0]
+        figures = dict(zip(EVALUATION_NAMES, found / EVALUATION_SCALES, strict=True))
+        assert figures[name] == pytest.approx(1), name
+
+
+def test_lists_are_made_from_each_products_own_largest_weight(
+    model: GlobalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records of one second stand in any order; one product has two weights."""
+    asked: list[np.ndarray] = []
+
+    def scores(_: GlobalModel, history: sparse.csr_matrix) -> np.ndarray:
+        asked.append(history.toarray()[0])
+        return np.zeros(history.shape, np.float32)
+
+    monkeypatch.setattr(GlobalModel, "scores", scores)
+    shop = events_of([("x", 9, 5), ("x", 4, 5), ("x", 7, 5), ("x", 4, 6), ("x", 2, 8)])
+    weighted = replace(shop, weights=np.array([5, 1, 3, 2, 4], np.float32))
+    contributions(model, weighted, model.catalogue)
+    assert {int(item): asked[0][item] for item in asked[0].nonzero()[0]} == {9: 5, 4: 2, 7: 3}
+
+
 def test_who_has_less_than_two_products_adds_nothing(model: GlobalModel) -> None:
     shop = events_of([("a", 1, 1), ("a", 1, 2), ("b", 1, 1), ("b", 2, 2)])
     found = contributions(model, shop, model.catalogue)
@@ -236,6 +282,19 @@ def test_its_errors_are_what_the_noise_does() -> None:
     claimed = float(np.mean([r["noise_error"] for r in reads]))
     assert spread == pytest.approx(claimed, rel=0.15)
     assert all(r["error"] > r["noise_error"] for r in reads)
+
+
+def test_its_errors_are_those_of_the_formula_where_the_count_matters() -> None:
+    """A large mean of few customers: the noise in their number is as much as that in the sum."""
+    sigma, count, mean = 2.0, 200, 0.8
+    true = np.array([count, count, *[mean * count] * 4]) * EVALUATION_SCALES
+    figures = read_evaluation([ReleasedEvaluation(true.astype(np.float32), sigma)])["figures"]
+    of_count, of_sum = sigma / EVALUATION_SCALES[0], sigma / EVALUATION_SCALES[2]
+    noise = math.hypot(of_sum, mean * of_count) / count
+    for figure in figures.values():
+        assert figure["noise_error"] == pytest.approx(noise, rel=1e-5)
+        spread = math.sqrt(mean * (1 - mean) / count)
+        assert figure["error"] == pytest.approx(math.hypot(noise, spread), rel=1e-5)
 
 
 def test_shops_are_read_together() -> None:
