@@ -35,6 +35,27 @@ def test_what_is_written_comes_back_over_restarts(tmp_path: Path) -> None:
     assert str(written.tzinfo) == "UTC"
 
 
+def test_however_it_is_opened_an_entry_is_synced_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after an update has left must not take back the entry that pays for it."""
+    folders: list[Path] = []
+    monkeypatch.setattr("client.privacy.ledger.sync", folders.append)
+    path = tmp_path / "shop" / "l"
+    head = charge(path, ROUND, 20.0)
+    assert folders == [path.parent]
+    for opened in (
+        Ledger.open(path),
+        Ledger.open(path, known_head=head),
+        Ledger.open_existing(path),
+    ):
+        with opened as ledger:
+            # 3 is EXTRA: file, journal and, once the journal is gone, their folder.
+            assert ledger._connection.execute("PRAGMA synchronous").fetchone() == (3,)
+            assert ledger._connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    assert folders == [path.parent]
+
+
 def test_the_table_has_the_columns_of_the_contract(tmp_path: Path) -> None:
     Ledger.open(tmp_path / "l").close()
     connection = sqlite3.connect(tmp_path / "l")

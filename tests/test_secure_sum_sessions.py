@@ -179,6 +179,13 @@ def test_the_answer_is_on_disk_before_it_leaves(room: Room) -> None:
     assert said.replace('"', '\\"') in text
 
 
+def test_a_state_is_synced_before_its_answer_leaves(room: Room) -> None:
+    """A shop that a power cut sets back would answer a second time, and otherwise."""
+    with room.of(NAMES[0])._writing() as connection:
+        # 3 is EXTRA: file, journal and their folder.
+        assert connection.execute("PRAGMA synchronous").fetchone() == (3,)
+
+
 def test_a_kill_between_answer_and_disk_leaves_the_stage_before(room: Room) -> None:
     """A process that dies inside the transaction has said nothing: the next one may be asked."""
     room.keys()
