@@ -92,6 +92,14 @@ def test_the_code_has_a_digest() -> None:
         ({"max_grad_norm": math.inf}, "clipping norm"),
         ({"first_norms": (0.1, math.nan)}, "clipping norm"),
         ({"first_norms": (-1.0,)}, "clipping norm"),
+        # Just beyond either end, and what only a plan with a later start has.
+        ({"max_grad_norm": 2.0**-41}, "clipping norm"),
+        ({"max_grad_norm": 2.0**41}, "clipping norm"),
+        ({"batch_normalizer": 2.0**-41, "learning_rate": 2.0**-41}, "batch_normalizer is"),
+        ({"batch_normalizer": 2.0**41, "learning_rate": 2.0**41}, "batch_normalizer is"),
+        ({"noise_multiplier": 2.0**41}, "noise_multiplier"),
+        ({"popularity_noise_multiplier": 2.0**41}, "popularity_noise_multiplier"),
+        ({"train_from": 2**54}, "train_from"),
         # A grid that float32 cannot hold.
         ({"max_grad_norm": 1e-11, "learning_rate": 1e-9, "noise_multiplier": 1e-18}, "too small"),
         ({"noise_multiplier": math.inf}, "noise_multiplier"),
