@@ -170,6 +170,10 @@ def test_rounds_beside_gaussian_ones_are_bounded_by_renyi_together() -> None:
         ({"sample_rate": 0.5}, "one sum a round"),
         ({"local_momentum": 0.5}, "one sum a round"),
         ({"noise_steps": 4}, "noise_steps"),
+        # Either share alone, and that of the release where there is nothing else.
+        ({"popularity_noise_multiplier": 1e-3}, "share of the noise"),
+        ({"popularity_noise_multiplier": 1e-3, "rounds": 0}, "share of the noise"),
+        ({"noise_multiplier": 1e-3}, "share of the noise"),
     ],
 )
 def test_a_plan_of_sums_that_does_not_add_up_is_refused(
