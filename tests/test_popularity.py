@@ -68,3 +68,57 @@ def test_noise_may_differ_from_product_to_product_and_where_nothing_came_the_rat
     assert found[[2, 4]].tolist() == [0, 0]
     assert found.sum() == pytest.approx(1)
     assert not rates(counts, np.full(6, np.inf), catalogue.features).any()
+
+
+def _by_hand(counts: np.ndarray, noise: np.ndarray, *groupings: np.ndarray) -> np.ndarray:
+    """Empirical Bayes group by group, from the coarsest grouping to the finest, then by product."""
+    estimate = np.full(len(counts), max(counts.mean(), 0.0))
+    for group in groupings:
+        inside = [group == value for value in np.unique(group)]
+        mean = np.array([counts[own].mean() for own in inside])
+        prior = np.array([estimate[own].mean() for own in inside])
+        variance = np.array([(noise[own] ** 2).sum() / own.sum() ** 2 for own in inside])
+        size = np.array([own.sum() for own in inside])
+        spread = max(float(size @ ((mean - prior) ** 2 - variance)) / len(counts), 0.0)
+        for own, m, p, v in zip(inside, mean, prior, variance, strict=True):
+            estimate[own] = p + spread / (spread + v) * (m - p)
+    estimate = np.maximum(estimate, 1e-6)
+    relative = np.mean((counts - estimate) ** 2 - noise**2) / np.mean(estimate**2)
+    spreads = max(relative, 1e-6) * estimate**2
+    posterior = estimate + spreads / (spreads + noise**2) * (counts - estimate)
+    kept: np.ndarray = np.maximum(posterior, 0.02 * estimate)
+    return kept / kept.sum()
+
+
+@pytest.mark.parametrize("truth", ["uneven", "flat"])
+def test_each_step_of_the_shrinkage_is_what_the_noise_leaves_to_believe(truth: str) -> None:
+    """Two nested kinds of groups of unlike sizes; where nothing differs, next to nothing is left.
+
+    A variance that is not taken off makes noise of the groups' popularity, and nothing is seen.
+    """
+    stream = np.random.default_rng(8)
+    brand = np.sort(stream.integers(0, 30, 400))
+    kind = brand // 6
+    frame = pd.DataFrame(
+        {
+            "item_id": [f"i{k:03}" for k in range(400)],
+            "brand": [f"b{k:02}" for k in brand],
+            "type": [f"t{k}" for k in kind],
+        }
+    )
+    # Named finest first: the order is that of their sizes.
+    features = Catalogue.of(frame, ContentSpec(features=("brand", "type"))).features
+    rate = np.full(400, 20.0) if truth == "flat" else stream.lognormal(3.0, 0.8, 30)[brand]
+    noise = stream.uniform(5.0, 15.0, 400)
+    counts = rate + stream.normal(0.0, noise)
+    expected = _by_hand(counts, noise, kind, brand)
+    assert rates(counts, noise, features) == pytest.approx(expected, rel=1e-4)
+    even = np.full(400, 9.0)
+    assert rates(counts, 9.0, features) == pytest.approx(
+        _by_hand(counts, even, kind, brand), rel=1e-4
+    )
+    # Where nothing was released of a third of the products, the others keep their groups.
+    out = stream.random(400) < 1 / 3
+    found = rates(counts, np.where(out, np.inf, noise), features)
+    rest = _by_hand(counts[~out], noise[~out], kind[~out], brand[~out])
+    assert found[~out] == pytest.approx(rest, rel=1e-4)
