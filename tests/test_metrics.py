@@ -99,6 +99,14 @@ def test_a_missing_place_is_never_a_hit() -> None:
     assert found.exposure.sum() == 0
 
 
+def test_a_product_of_the_short_head_in_a_tail_list_is_no_hit_of_the_tail() -> None:
+    targets = sp.csr_matrix(np.array([[1, 1, 0]]))
+    tail = np.array([False, True, True])
+    for first, expected in ((0, 0.0), (1, 1.0)):
+        top = np.array([[first]])
+        assert evaluate(top, top, targets, tail).tail_recall[0] == expected
+
+
 def test_quintiles_split_hits_by_popularity_of_the_target() -> None:
     counts = np.arange(10)
     fifths = metrics.popularity_quintiles(counts)
@@ -158,6 +166,18 @@ def test_bootstrap_at_its_edges() -> None:
     same = np.array([0.1, 0.2])
     assert paired_bootstrap(same, same, seed=0) == {"mean": 0, "low": 0, "high": 0, "p": 1}
     assert math.isnan(paired_bootstrap(same[:0], same[:0], seed=0)["p"])
+
+
+def test_bootstrap_is_the_same_however_many_draws_are_held_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A last part that is not cut short draws more than p divides by."""
+    stream = np.random.default_rng(5)
+    a, b = stream.normal(0.05, 1.0, (2, 90))
+    whole = paired_bootstrap(a, b, seed=1)
+    for held in (7, 64, 1999):
+        monkeypatch.setattr(metrics, "_BOOTSTRAP_CHUNK", held * 90)
+        assert paired_bootstrap(a, b, seed=1) == whole
 
 
 def test_bootstrap_of_many_customers_keeps_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:

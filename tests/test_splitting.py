@@ -57,3 +57,9 @@ def test_records_of_one_moment_are_no_fault_of_the_setting() -> None:
     # Nobody set train_until: a message that names it would send its reader the wrong way.
     with pytest.raises(ConfigError, match=r"one moment, 2024-01-21T04:18:08Z.* 'timestamp'"):
         split_in_time(1705810688, 1705810688)
+
+
+def test_the_last_record_alone_can_be_what_is_tested_on() -> None:
+    assert split_in_time(0, 100, 100).train_until == 100
+    with pytest.raises(ConfigError, match="not after"):
+        split_in_time(0, 100, 101)
