@@ -11,6 +11,7 @@ from common.accounting import (
     Spend,
     calibrate,
     epsilon,
+    fits,
     plan_spends,
 )
 from common.errors import ConfigError
@@ -159,6 +160,16 @@ def test_a_plan_spends_its_histogram_and_every_step() -> None:
     assert plan_spends(plan) == [Spend(5.0, 1.0, 1), Spend(4.0, plan.sample_rate, 21)]
     assert plan_spends(plan.model_copy(update={"rounds": 0})) == [Spend(5.0, 1.0, 1)]
     assert plan_spends(plan.model_copy(update={"private": False})) == []
+
+
+@pytest.mark.parametrize(
+    "history", [[], [Spend(1.0, 1.0, 0)], [Spend(2.0, 1.0, 1)], [Spend(0.0, 1.0, 1)]]
+)
+def test_what_fits_is_what_epsilon_says(history: list[Spend]) -> None:
+    # Nothing spent is no leave to go below 0, and a step without noise fits no finite cap.
+    exact = epsilon(history, DELTA).value
+    for cap in (-1.0, 0.0, exact * (1 - 1e-6), exact, exact * (1 + 1e-6), 1e6, math.inf):
+        assert fits(history, DELTA, cap) == (exact <= cap), cap
 
 
 def test_wrong_constants_are_refused() -> None:
