@@ -1,7 +1,8 @@
 """What a shop learns at home: EASE in its dual form, a linear mixture, and its tuning."""
 
-from dataclasses import fields, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -290,6 +291,83 @@ def test_one_customer_moves_nothing(model: GlobalModel) -> None:
     settings = settings_of(confidence=0.0)
     home = HomeModel.fit(model, history, settings)
     assert tune(home, history, only, np.ones(N, bool), settings) == START
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A home model of given parts."""
+
+    given: dict[str, np.ndarray]
+    part_scales: Mapping[str, float] = field(default_factory=dict)
+
+    def parts(self, history: sparse.csr_matrix, names: list[str]) -> dict[str, np.ndarray]:
+        """The numbers of customers stand in their histories."""
+        rows = history[:, [0]].toarray().ravel().astype(int)
+        return {n: self.given[n][rows] if len(self.given[n]) > 1 else self.given[n] for n in names}
+
+
+def tuned(given: dict[str, np.ndarray], targets: np.ndarray, tail: int, **changes: Any) -> Any:
+    """Return the weights for customers of whom each has product 0, and its number for a weight."""
+    history = np.zeros(targets.shape, np.float32)
+    history[:, 0] = np.arange(len(targets))
+    chosen = settings_of(rounds=1, confidence=0.0, start={"content": 1.0, "ease": 0.5}, **changes)
+    home = cast(HomeModel, Parts(given))
+    rare = np.arange(targets.shape[1]) >= tail
+    return tune(home, sparse.csr_matrix(history), sparse.csr_matrix(targets), rare, chosen)
+
+
+@pytest.mark.parametrize(("reference", "expected"), [(0.5, 2.0), (4.0, 0.5)])
+def test_what_few_are_asked_counts_by_its_own_mean_and_reference(
+    reference: float, expected: float
+) -> None:
+    """A weight that brings ten customers' tail product first costs ninety theirs of the head."""
+    content, ease = np.zeros((2, 1, 30), np.float32)
+    # Of the head 2 is asked for and 3 threatens; of the tail 10 is, and 11 stands before it.
+    content[0, [2, 3, 11, 10]] = 3.0, 2.0, 1.0, 0.5
+    ease[0, [3, 10]] = 0.75, 0.6
+    targets = np.zeros((100, 30), np.float32)
+    targets[:90, 2] = targets[90:, 10] = 1
+    parts, sizes = {"content": content, "ease": ease}, {"ndcg@20": 1.0, "tail_ndcg@20": reference}
+    found = tuned(parts, targets, 6, factors=(4.0,), reference=sizes)
+    assert found == {"content": 1.0, "ease": expected}
+
+
+def test_factors_are_of_what_a_weight_began_the_round_with() -> None:
+    """Twice as much helps, and four times more so: eight times was not to be tried."""
+    content, ease = np.zeros((2, 1, 30), np.float32)
+    content[0, [12, 11, 10]] = 1.5, 1.0, 0.5
+    ease[0, 10] = 0.6
+    targets = np.zeros((9, 30), np.float32)
+    targets[:, 10] = 1
+    found = tuned({"content": content, "ease": ease}, targets, 6, factors=(2.0, 4.0))
+    assert found == {"content": 1.0, "ease": 2.0}
+
+
+def test_a_part_that_is_flat_for_some_customers_alone_is_not_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("client.home.weight_search._POOL_BYTES", 1)
+    content = np.random.default_rng(0).random((1, 30), np.float32)
+    ease = np.random.default_rng(1).random((9, 30), np.float32)
+    ease[0] = 0
+    ease[1] = 1
+    targets = np.zeros((9, 30), np.float32)
+    targets[:, 10] = 1
+    for flat in (ease, np.repeat(np.arange(9, dtype=np.float32)[:, None], 30, axis=1)):
+        parts = {"content": content, "ease": flat}
+        assert tuned(parts, targets, 6, factors=(1.0,))["ease"] == 0.5
+    parts = {"content": content, "ease": np.ones((9, 30), np.float32)}
+    assert tuned(parts, targets, 6, factors=(1.0,))["ease"] == 0
+
+
+def test_weights_are_tried_on_what_the_shop_stocks_alone() -> None:
+    stream = np.random.default_rng(0)
+    tail, stock = np.arange(200) >= 40, stream.random(200) < 0.4
+    parts = {"content": stream.normal(size=(5, 200)).astype(np.float32)}
+    pool = Candidates.of(parts, sparse.csr_matrix((5, 200), dtype=np.float32), tail, 50, stock)
+    everything, tails = pool.lists({"content": 1.0}, {})
+    assert stock[everything].all()
+    assert (stock & tail)[tails].all()
 
 
 # --- groups that the federation learned, dealt to products here ---------------------------------
