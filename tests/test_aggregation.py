@@ -9,6 +9,7 @@ from server.aggregation import (
     OptimizerName,
     ServerOptimizer,
     popularity_rates,
+    senders,
     weighted_mean,
 )
 
@@ -100,3 +101,14 @@ def test_noisy_popularity_is_shrunk_and_never_negative_or_undefined() -> None:
         TrainingPlan(popularity_noise_multiplier=100.0), _counts([[-1.0, -2.0, -3.0]])
     )
     assert np.isfinite(drowned).all()
+
+
+def test_a_shop_that_names_no_rows_is_a_sender_of_each() -> None:
+    whole = Contribution("a", 1.0, {"x": np.ones((3, 2), np.float32)})
+    some = np.array([True, False, True])
+    part = Contribution("b", 1.0, {"x": np.ones((2, 2), np.float32)}, {"x": some})
+    for shops in ([whole, part], [part, whole]):
+        count = senders(shops, "x")
+        assert count is not None
+        assert count.tolist() == [2, 1, 2]
+    assert senders([whole], "x") is None

@@ -397,3 +397,18 @@ def test_shops_without_customers_leave_a_finite_state(catalogue: Catalogue) -> N
     assert all(np.isfinite(a).all() for a in [*state.values(), *memory.values()])
     scores = GlobalModel(plan.model, catalogue, state).scores(planted()[0][0].matrix(N))
     assert np.isfinite(scores).all()
+
+
+def test_rows_of_groups_are_not_centred_by_products_popularity() -> None:
+    """A group's row is no product's: the expected basket has nothing to take off it."""
+    stream = np.random.default_rng(2)
+    rates = stream.dirichlet(np.ones(9)).astype(np.float32)
+    state = {ITEMS: np.eye(5, 2, dtype=np.float32), POPULARITY: rates}
+    delta = {ITEMS: stream.normal(size=(5, 2)).astype(np.float32)}
+    found = []
+    for centred in (False, True):
+        model = ModelPlan(dimension=2, learned_items=5, groups="type", centred=centred)
+        optimizer = SubspaceOptimizer(TrainingPlan(private=False, rounds=1, model=model))
+        new, _ = optimizer.apply(state, delta, optimizer.start({ITEMS: (5, 2)}), 3, 1)
+        found.append(new[ITEMS])
+    assert np.array_equal(*found)
