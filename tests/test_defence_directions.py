@@ -166,3 +166,14 @@ def test_the_federation_tells_its_rule_the_plans_noise(monkeypatch: pytest.Monke
 
 def _nothing(_: object) -> None:
     pass
+
+
+def test_cutting_a_direction_puts_nothing_where_a_shop_sends_nothing() -> None:
+    stream = np.random.default_rng(4)
+    sends = stream.random((20, 300)) < 0.6
+    values = np.where(sends, stream.normal(size=sends.shape), 0.0)
+    values[:3] += np.where(sends[:3], 8.0, 0.0)
+    before = values.copy()
+    assert cut_directions(values, sends, 1.0, 5) >= 1
+    assert not np.array_equal(values, before)
+    assert not values[~sends].any()

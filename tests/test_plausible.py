@@ -5,8 +5,8 @@ import pytest
 
 from common.errors import SecureSumError
 from common.protocol import TrainingPlan
-from common.secure_sum.encoding import coordinate_bound, from_words
-from common.secure_sum.layout import Layout, whole_layout
+from common.secure_sum.encoding import coordinate_bound, from_words, noise_bound
+from common.secure_sum.layout import Layout, honest_senders, whole_layout
 from common.secure_sum.noise import share_std
 from server.secure_sum.plausible import check_counts, check_spread
 
@@ -73,3 +73,20 @@ def test_counts_below_any_noise_are_no_counts(change: Callable[[np.ndarray], np.
     total[10 : 10 + len(changed)] = changed
     with pytest.raises(SecureSumError, match="further below 0"):
         check_counts(total, layout, PLAN)
+
+
+def test_counts_are_refused_from_one_below_what_all_numbers_noise_may_be() -> None:
+    """The chance is of any number of the vector, however few have as many senders."""
+    sends = np.ones((len(SHOPS), 30), dtype=bool)
+    sends[3:, 10:20] = False
+    layout = Layout(SHOPS, np.ones(30, np.int64), sends)
+    for place in (0, 10):
+        senders = int(sends[:, place].sum())
+        honest = int(honest_senders(PLAN, len(SHOPS), senders))
+        std = share_std(PLAN, PLAN.popularity_noise_multiplier, honest)
+        total = np.zeros(30, np.int64)
+        total[place] = -noise_bound(senders, 30, std)
+        check_counts(total, layout, PLAN)
+        total[place] -= 1
+        with pytest.raises(SecureSumError, match="further below 0"):
+            check_counts(total, layout, PLAN)
