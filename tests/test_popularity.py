@@ -86,8 +86,9 @@ def _by_hand(counts: np.ndarray, noise: np.ndarray, *groupings: np.ndarray) -> n
     relative = np.mean((counts - estimate) ** 2 - noise**2) / np.mean(estimate**2)
     spreads = max(relative, 1e-6) * estimate**2
     posterior = estimate + spreads / (spreads + noise**2) * (counts - estimate)
-    kept: np.ndarray = np.maximum(posterior, 0.02 * estimate)
-    return kept / kept.sum()
+    kept = np.maximum(posterior, 0.02 * estimate)
+    shares: np.ndarray = kept / kept.sum()
+    return shares
 
 
 @pytest.mark.parametrize("truth", ["uneven", "flat"])

@@ -411,4 +411,4 @@ def test_rows_of_groups_are_not_centred_by_products_popularity() -> None:
         optimizer = SubspaceOptimizer(TrainingPlan(private=False, rounds=1, model=model))
         new, _ = optimizer.apply(state, delta, optimizer.start({ITEMS: (5, 2)}), 3, 1)
         found.append(new[ITEMS])
-    assert np.array_equal(*found)
+    assert np.array_equal(found[0], found[1])
