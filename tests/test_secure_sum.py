@@ -451,6 +451,19 @@ def test_a_shop_that_gives_wrong_shares_is_done_without(liars: int) -> None:
     assert (collector.proven, collector.complaints) == (set(lying), set())
 
 
+def test_who_committed_to_a_wrong_share_is_proven_by_what_comes_without_it() -> None:
+    """Its digest was the sealer's own: so its giver is honest, and the sum is made all the same."""
+    vectors = words(7, 4)
+    collector = play(vectors, {}, honest=4).collector
+    # The first place is asked first.
+    giver, *_, sealer = sorted(collector._answers)
+    answer = collector._answers[giver]
+    seeds = {**answer.seeds, sealer: split(fresh(), 4, 7)[0]}
+    collector._answers[giver] = answer.model_copy(update={"seeds": seeds})
+    assert np.array_equal(collector.sum(), plain_sum(vectors, collector.contributors))
+    assert (collector.proven, collector.complaints) == ({sealer}, set())
+
+
 def test_messages_are_parsed_or_refused() -> None:
     session = make_session(make_roster(3), 4, 2)
     request = KeysRequest(session=session)
