@@ -477,6 +477,8 @@ def test_what_is_pressed_and_gone_hands_the_focus_on(visitor: Visit) -> None:
     visitor.open("models")
     button = page.get_by_role("button", name="Privacy statement of version 2")
     button.click()
+    # It takes the focus itself when it is there; from then on the focus is the person's.
+    expect(page.locator("#statement")).to_be_focused()
     page.get_by_role("button", name="Close").focus()
     page.keyboard.press("Enter")
     expect(button).to_be_focused()
