@@ -11,7 +11,6 @@ import io
 import lzma
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import InputError, RunError
+from common.programs.processes import finished
 
 #: Flower sends no larger ones.
 MAX_BYTES = 10 * 1024 * 1024
@@ -89,22 +89,13 @@ def build(app: FlowerApp = FEDERATION) -> bytes:
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
         }
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "flwr.cli.app", "build", "--app", str(folder)],
-                cwd=out,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=_SECONDS,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise RunError(
-                f"packing {app.folder} did not end within {_SECONDS:g} s: is this machine "
-                "overloaded?"
-            ) from error
+        done = finished(
+            [sys.executable, "-m", "flwr.cli.app", "build", "--app", str(folder)],
+            env=environment,
+            cwd=out,
+            seconds=_SECONDS,
+            what=f"packing {app.folder}",
+        )
         found = list(out.glob("*.fab"))
         if done.returncode or len(found) != 1:
             raise RunError(f"Flower cannot pack {app.folder}\n{done.stdout}{done.stderr}")

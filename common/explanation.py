@@ -195,6 +195,11 @@ def _parts(kind: Kind, labels: Sequence[str], values: np.ndarray) -> tuple[Part,
     return tuple(Part(kind, k, float(v)) for k, v in zip(labels, values, strict=True))
 
 
+def add_part(parts: dict[str, np.ndarray], label: str, vector: np.ndarray) -> None:
+    """Add a part; what is called the same is one part, so that nothing of the score is lost."""
+    parts[label] = parts[label] + vector if label in parts else vector
+
+
 def _f64(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, np.float64)
 

@@ -73,7 +73,7 @@ def test_a_table_says_what_is_what_and_nothing_else_is_inside(folder: Path) -> N
     tables = open_source(settings).tables()
     assert sorted(tables.interactions["item_id"].unique()) == ["103", "own:100", "tea"]
     found = read(settings)
-    assert found.own_of("tea") == ["101", "102"]
+    assert found.own_of(["tea"]) == [("101", "102")]
     assert found.without.tolist() == ["103"]
 
 

@@ -417,7 +417,7 @@ def test_own_numbers_are_mapped_by_a_code_however_it_is_stored(
     assert sold(settings) == {"tea": 100, "milk": 200}
     found = shop_mapping(settings)
     assert found is not None
-    assert found.own_of("milk") == ["2", "3"]
+    assert found.own_of(["milk"]) == [("2", "3")]
     assert (found.without.tolist(), found.unknown.tolist()) == (["4", "5"], ["6"])
 
 

@@ -5,7 +5,7 @@ shop's own products table describes and the catalogue does not hold. They live a
 leaves a shop is made of the catalogue alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -127,32 +127,18 @@ def home_names(item_ids: np.ndarray, mapping: ItemMapping | None) -> np.ndarray:
     return item_ids if mapping is None else mapping.names(item_ids)
 
 
-def own_numbers(catalogue: Catalogue, row: int, mapping: ItemMapping) -> list[str]:
-    """Return the shop's own numbers of a product at home."""
-    name = str(catalogue.item_ids[row])
-    if row < shared_size(catalogue):
-        return mapping.own_of(name)
-    bare = name.removeprefix(OUTSIDE)
-    # Only a number that would look like the catalogue's was given another name.
-    return [bare if catalogue.rows([bare])[0] >= 0 else name]
-
-
-def all_own_numbers(
-    catalogue: Catalogue, rows: Iterable[int], mapping: ItemMapping
+def own_numbers(
+    catalogue: Catalogue, rows: Sequence[int] | np.ndarray, mapping: ItemMapping
 ) -> list[tuple[str, ...]]:
-    """Return the shop's own numbers of each of many products at home."""
-    mapped: dict[str, list[str]] = {}
-    for own, theirs in zip(mapping.own, mapping.theirs, strict=True):
-        mapped.setdefault(str(theirs), []).append(str(own))
-    shared = shared_size(catalogue)
-    return [
-        tuple(
-            mapped.get(str(catalogue.item_ids[row]), ())
-            if row < shared
-            else own_numbers(catalogue, row, mapping)
-        )
-        for row in rows
-    ]
+    """Return the shop's own numbers of each of some products at home."""
+    names = [str(catalogue.item_ids[row]) for row in rows]
+    found = mapping.own_of(names)
+    for place, (row, name) in enumerate(zip(rows, names, strict=True)):
+        if row >= shared_size(catalogue):
+            bare = name.removeprefix(OUTSIDE)
+            # Only a number that would look like the catalogue's was given another name.
+            found[place] = (bare if catalogue.rows([bare])[0] >= 0 else name,)
+    return found
 
 
 def _stacked(

@@ -138,14 +138,15 @@ def _mapping(mapping: ItemMapping, missing: np.ndarray, advice: list[str]) -> di
             advice.append(
                 f"{len(items):,} of the shop's products (such as {_some(items)}) {sentence}"
             )
+    most = [str(item) for item in theirs[np.argsort(-counts, kind="stable")[:SHOWN]]]
     return {
         "label": mapping.label,
         "mapped": len(mapping.own),
         "onto": len(theirs),
         "merged": [
-            {"item_id": str(item), "own": mapping.own_of(item)[:SHOWN]}
-            for item in theirs[np.argsort(-counts, kind="stable")[:SHOWN]]
-            if len(mapping.own_of(item)) > 1
+            {"item_id": item, "own": list(own[:SHOWN])}
+            for item, own in zip(most, mapping.own_of(most), strict=True)
+            if len(own) > 1
         ],
         "without_code": _examples(mapping.without),
         "unknown": _examples(mapping.unknown),

@@ -7,7 +7,7 @@ the shop is never several of the catalogue's.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,9 +67,12 @@ class ItemMapping:
         targets: np.ndarray = np.array([*self.theirs, None], dtype=object)[places]
         return targets
 
-    def own_of(self, catalogue_id: str) -> list[str]:
-        """Return the shop's ids of a product of the catalogue."""
-        return [str(name) for name in self.own[self.theirs == catalogue_id]]
+    def own_of(self, catalogue_ids: Sequence[str]) -> list[tuple[str, ...]]:
+        """Return the shop's ids of each of some products of the catalogue."""
+        found: dict[str, list[str]] = {name: [] for name in catalogue_ids}
+        for place in np.flatnonzero(pd.Index(self.theirs).isin(list(found))):
+            found[str(self.theirs[place])].append(str(self.own[place]))
+        return [tuple(found[name]) for name in catalogue_ids]
 
     def names(self, item_ids: np.ndarray) -> np.ndarray:
         """Return (k,) ids that mean the same to the catalogue; others stay outside it."""

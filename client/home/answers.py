@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from client.data.assortment import all_own_numbers, own_numbers, shared_size
+from client.data.assortment import own_numbers, shared_size
 from client.data.source import shop_mapping
 from client.home.customers import Customer, read_customer, rows_of
 from client.home.ready import Ready
@@ -168,7 +168,7 @@ class HomeAnswers:
         if mapping is None:
             return [()] * len(item_ids)
         rows = [self.rows_by_id[item] for item in item_ids]
-        return all_own_numbers(self.ready.catalogue, rows, mapping)
+        return own_numbers(self.ready.catalogue, rows, mapping)
 
     def _customer(self, user_id: str | None, history: Mapping[str, float]) -> Customer:
         try:
@@ -194,9 +194,7 @@ class HomeAnswers:
         names = ready.catalogue.item_ids
         own: tuple[tuple[str, ...], ...] = ()
         if (mapping := customer.mapping) is not None:
-            own = tuple(
-                tuple(own_numbers(ready.catalogue, int(row), mapping)) for row in ranking.rows
-            )
+            own = tuple(own_numbers(ready.catalogue, ranking.rows, mapping))
         reasons: Sequence[Explanation] = ()
         if query.reasons:
             history = ready.history(customer)

@@ -225,7 +225,8 @@ def _described(catalogue: Catalogue, row: int, mapping: ItemMapping | None) -> d
     item_id = str(catalogue.item_ids[row])
     found: dict[str, Any] = {"item_id": item_id}
     if mapping is not None:
-        found["own_item_ids"] = own_numbers(catalogue, row, mapping)
+        (own,) = own_numbers(catalogue, [row], mapping)
+        found["own_item_ids"] = list(own)
     if row >= shared_size(catalogue):
         found["outside_catalogue"] = True
     return found | {

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.explanation import add_part
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -27,7 +29,5 @@ class Segments:
         parts: dict[str, np.ndarray] = {}
         for name, value in attributes.items():
             if (place := places.get((name, value))) is not None:
-                taste, label = self.tastes[place], f"{name} {value}"
-                # What is called the same is one part, so that no taste is lost.
-                parts[label] = parts[label] + taste if label in parts else taste
+                add_part(parts, f"{name} {value}", self.tastes[place])
         return parts

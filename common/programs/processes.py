@@ -9,10 +9,11 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -76,6 +77,40 @@ def tool(name: str) -> str:
     if found is None:
         raise RunError(f"the command {name!r} is not installed beside {sys.executable}")
     return found
+
+
+def finished(
+    command: Sequence[str],
+    *,
+    seconds: float,
+    what: str,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program, with nothing to read, and return how it ended and what it said.
+
+    Environment and folder are ours where none are given.
+
+    Raises
+    ------
+    RunError
+        If it does not end in time; ``what`` it was doing stands in the message.
+    """
+    try:
+        return subprocess.run(
+            list(command),
+            env=None if env is None else dict(env),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RunError(
+            f"{what} did not end within {seconds:g} s: is this machine overloaded?"
+        ) from error
 
 
 def give_way() -> None:

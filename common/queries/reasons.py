@@ -7,7 +7,7 @@ from scipy import sparse
 
 from common.blocks import GroupBlock
 from common.errors import InputError
-from common.explanation import CustomerSide, ProductSide
+from common.explanation import CustomerSide, ProductSide, add_part
 from common.features import hashed_rows
 from common.model import CUSTOMERS, FEATURES, GlobalModel
 from common.protocol import ITEMS
@@ -98,7 +98,7 @@ def _learned_product(model: GlobalModel, item: int) -> dict[str, np.ndarray]:
         table = hashed_rows(feature.name, feature.values[codes], model.plan.feature_rows)
         for value, share, row in zip(feature.values[codes], shares, table, strict=True):
             name = str(value).replace("\x1f", " × ")
-            _add(parts, f"{feature.name} = {name}", gain * share * model.state[FEATURES][row])
+            add_part(parts, f"{feature.name} = {name}", gain * share * model.state[FEATURES][row])
     return parts
 
 
@@ -108,13 +108,8 @@ def _attributes(model: GlobalModel, attributes: Mapping[str, str]) -> dict[str, 
     parts: dict[str, np.ndarray] = {}
     for name, value in known.items():
         row = hashed_rows(name, np.array([value]), count)[0]
-        _add(parts, f"{name} {value}", model.state[CUSTOMERS][row] * model.spectrum)
+        add_part(parts, f"{name} {value}", model.state[CUSTOMERS][row] * model.spectrum)
     return parts
-
-
-def _add(parts: dict[str, np.ndarray], label: str, vector: np.ndarray) -> None:
-    """Add a part; what is called the same is one part, so that nothing of the score is lost."""
-    parts[label] = parts[label] + vector if label in parts else vector
 
 
 def _places(model: GlobalModel, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

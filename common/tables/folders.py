@@ -174,9 +174,8 @@ def _typed(table: arrow.Table) -> pd.DataFrame:
 
 def _unreadable(path: Path, error: arrow.ArrowException | OSError) -> Exception:
     if isinstance(error, OSError) and error.errno is not None:
-        return (
-            error  # The machine's: rights, a disk. Arrow's own, of damaged files, have no number.
-        )
+        # The machine's: rights, a disk. Arrow's own, of damaged files, have no number.
+        return error
     # A row that is malformed, and not set aside or refused as such, could not be shown as text.
     if path.suffix == ".csv" and any(w in str(error) for w in ("invalid UTF8", "parse error")):
         return not_utf8(path)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.config import ConfigValue, flat_toml
 from common.errors import RunError
-from common.programs.processes import tool
+from common.programs.processes import finished, tool
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
@@ -271,19 +271,9 @@ class Control:
         return answer
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        what = f"`flwr {arguments[0]}`"
+        command = [tool("flwr"), *arguments]
         try:
-            return subprocess.run(
-                [tool("flwr"), *arguments],
-                env=dict(self._env),
-                cwd=self._empty,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=_SECONDS,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise RunError(
-                f"`flwr {arguments[0]}` did not end within {_SECONDS:g} s: is this machine "
-                f"overloaded?\n{self._explain()}"
-            ) from error
+            return finished(command, env=self._env, cwd=self._empty, seconds=_SECONDS, what=what)
+        except RunError as error:
+            raise RunError(f"{error}\n{self._explain()}") from error

@@ -9,7 +9,6 @@ import os
 import pwd
 import re
 import shutil
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,12 +16,14 @@ import jinja2
 import psutil
 
 from common.errors import ConfigError, RunError
+from common.programs.processes import finished
 
 _TEMPLATE = Path(__file__).resolve().parent / "templates" / "gateway.conf.jinja"
 # What nginx would read as more than one word, or as the end of a directive.
 _UNSAFE = re.compile(r"[\s;{}'\"\\$#]")
 _TAKES_NO = "nginx takes no spaces, quotes or any of ; { } \\ $ # there"
 _WORKERS = ("www-data", "nobody")
+_CHECK_SECONDS = 60.0
 
 
 def check_path(folder: Path) -> None:
@@ -136,13 +137,10 @@ def worker_user() -> str:
 
 def check(nginx: str, config: Path) -> None:
     """Have nginx itself read its configuration; :class:`RunError` with its words if it refuses."""
-    done = subprocess.run(
+    done = finished(
         [nginx, "-t", "-q", "-c", str(config), "-e", "stderr"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
+        seconds=_CHECK_SECONDS,
+        what="nginx's check of its configuration",
     )
     if done.returncode:
         raise RunError(f"nginx refuses its configuration {config}\n{done.stderr.strip()}")
