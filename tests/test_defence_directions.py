@@ -9,6 +9,7 @@ from flwr.app import Message
 from common.protocol import POPULARITY, Arrays
 from federation_support import FaultyGrid, make_job, start_state, toy_app
 from server.aggregation import Contribution
+from server.defence import directions, rules
 from server.defence.choice import Defence
 from server.defence.directions import cut_directions
 from server.defence.rules import RULES, Sent
@@ -85,20 +86,24 @@ def test_known_noise_changes_next_to_nothing_without_an_attack() -> None:
 
 
 @pytest.mark.parametrize("shape", ["above", "below", "signs"])
-def test_what_adds_up_over_products_is_bounded_where_the_noise_is_known(shape: str) -> None:
+def test_what_adds_up_over_products_is_bounded_where_the_noise_is_known(
+    shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It comes to less than twice what their saying nothing would."""
     values = counts()
     clean = RULE.counts(told(values), NOISE)
 
-    def moved(noise: float) -> float:
+    def moved() -> float:
         """Return how far from a multiple of what it was the sum is."""
-        found = RULE.counts(told(values), noise)
+        found = RULE.counts(told(values), NOISE)
         return float(np.linalg.norm(found - found @ clean / (clean @ clean) * clean))
 
     values[:BAD] = 0
-    silent = moved(NOISE)
+    silent = moved()
     values[:BAD] = loud(shape)
-    free, held = moved(0.0), moved(NOISE)
+    held = moved()
+    monkeypatch.setattr(rules, "cut_directions", _no_direction)
+    free = moved()
     assert held < 2 * silent
     assert held < 0.7 * free
 
@@ -116,7 +121,9 @@ def test_no_row_is_longer_than_its_bound_and_the_order_of_answers_changes_no_bit
     assert np.array_equal(found, RULE.counts(shuffled, NOISE))
 
 
-def test_where_shops_send_what_they_stock_only_that_is_held_together() -> None:
+def test_where_shops_send_what_they_stock_only_that_is_held_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     values = counts()
     stream = np.random.default_rng(6)
     sends = stream.random(values.shape) < np.linspace(1, 0.3, PRODUCTS)
@@ -126,7 +133,9 @@ def test_where_shops_send_what_they_stock_only_that_is_held_together() -> None:
     assert np.isnan(clean[-1])
     assert not np.isnan(clean[:-1]).any()
     values[:BAD] = loud("above")
-    free, held = (RULE.counts(told(values, sends), noise) for noise in (0.0, NOISE))
+    held = RULE.counts(told(values, sends), NOISE)
+    monkeypatch.setattr(rules, "cut_directions", _no_direction)
+    free = RULE.counts(told(values, sends), NOISE)
     # Of products that are hardly bought there is next to nothing but what the bad shops say.
     cold = slice(PRODUCTS // 2, -1)
     assert abs((held - clean)[cold].sum()) < 0.6 * abs((free - clean)[cold].sum())
@@ -168,6 +177,10 @@ def _nothing(_: object) -> None:
     pass
 
 
+def _no_direction(*_: object) -> int:
+    return 0
+
+
 def test_cutting_a_direction_puts_nothing_where_a_shop_sends_nothing() -> None:
     stream = np.random.default_rng(4)
     sends = stream.random((20, 300)) < 0.6
@@ -177,3 +190,55 @@ def test_cutting_a_direction_puts_nothing_where_a_shop_sends_nothing() -> None:
     assert cut_directions(values, sends, 1.0, 5) >= 1
     assert not np.array_equal(values, before)
     assert not values[~sends].any()
+
+
+def _own_tastes(stream: np.random.Generator) -> np.ndarray:
+    """Return (K, n) what shops say without noise: a common profile, and a few products each."""
+    values = np.outer(stream.lognormal(0, 0.5, SHOPS), 30 / (1 + np.arange(PRODUCTS)))
+    own = stream.random(values.shape) < 0.05
+    return values + np.where(own, stream.normal(size=values.shape), 0.0)
+
+
+def test_without_noise_what_several_shops_alone_say_is_cut_and_what_each_says_is_not() -> None:
+    stream = np.random.default_rng(8)
+    values = _own_tastes(stream)
+    kept = values.copy()
+    assert cut_directions(kept, None, 0.0, 10) == 0
+    assert np.array_equal(kept, values)
+    # As long as the longest of the others, and all in one direction.
+    direction = stream.normal(size=PRODUCTS) / PRODUCTS**0.5
+    values[:6] = values[BAD:].mean(axis=0) + 10 * direction
+    before = values.copy()
+    assert cut_directions(values, None, 0.0, 10) >= 1
+    assert (before @ direction)[:6].min() > 8
+    assert np.abs((values @ direction)[:6]).max() < 6
+    assert np.linalg.norm(values[6:] - before[6:], axis=1).max() < 3
+
+
+def test_bad_shops_do_not_hide_behind_a_direction_that_divides_honest_ones() -> None:
+    """Half of the shops sell one half of the products; nobody sticks out in that."""
+    stream = np.random.default_rng(9)
+    values = _own_tastes(stream)
+    values[::2, ::2] += 0.45
+    direction = stream.normal(size=PRODUCTS) / PRODUCTS**0.5
+    honest = values[:6] @ direction
+    values[:6] += 14 * direction
+    cut_directions(values, None, 0.0, 10)
+    assert np.abs(values[:6] @ direction - honest).max() < 7
+
+
+def test_blocks_of_numbers_come_to_what_one_block_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = np.random.default_rng(10)
+    sends = stream.random((SHOPS, PRODUCTS)) < 0.8
+    found = []
+    for block in (1 << 22, 7 * SHOPS):
+        monkeypatch.setattr(directions, "_BLOCK", block)
+        for mask in (None, sends):
+            values = np.random.default_rng(11).normal(size=sends.shape)
+            values += 30 / (1 + np.arange(PRODUCTS))
+            values = values if mask is None else values * mask
+            values[:BAD] += 5.0 if mask is None else 5.0 * mask[:BAD]
+            assert cut_directions(values, mask, 1.0, 10) >= 1
+            found.append(values)
+    assert found[0] == pytest.approx(found[2], abs=1e-9)
+    assert found[1] == pytest.approx(found[3], abs=1e-9)

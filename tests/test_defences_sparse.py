@@ -151,7 +151,7 @@ def test_what_is_left_of_pure_noise_in_each_row_is_what_the_rule_says(
         {"table": stream.normal(size=(len(bounds), width)).astype(np.float32)} for _ in range(count)
     ]
     rule = defence(name)
-    total = rule.update(sparse(shops, sends))["table"] * count
+    total = rule.update(sparse(shops, sends), 1.0)["table"] * count
     expected = rule.row_variances(count, width, bounds)
     for place, senders_of in enumerate((40, 30, 12, 6)):
         rows = slice(1500 * place, 1500 * (place + 1))

@@ -62,7 +62,8 @@ class Defence:
     def noise(self, shops: int, width: int, senders: int | None = None) -> float:
         """Return how much of the plain mean's noise variance is left in what the rule returns.
 
-        For shops of equal noise in rows of so many numbers, where noise outweighs what they say;
+        For shops of equal noise in rows of so many numbers, where noise outweighs what they say and
+        the rule is told of it;
         in a row that only ``senders`` of the shops send, how much of that of the mean over these.
         """
         bad = self.bad(shops)
@@ -86,7 +87,7 @@ class Defence:
         """Return the mean update of one round, as far as the rule takes it for honest; float64.
 
         ``noise`` is the standard deviation of the noise that the plan puts into each number that a
-        shop sends, 0 where it is not known. ``tail-aware`` bounds by it what a shop says in one
+        shop sends, 0 where it puts in none. ``tail-aware`` bounds by it what a shop says in one
         direction.
 
         Raises

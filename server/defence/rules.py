@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.protocol import Arrays
+from common.protocol import POPULARITY, Arrays
 from server.aggregation import Contribution
 from server.defence.directions import cut_directions
 
@@ -42,7 +42,7 @@ class Sent:
     sends
         Name -> (K, R) bool, of arrays of which some shop does not send all rows.
     noise
-        Standard deviation of the noise that a rule by rows leaves in each number; 0: not known.
+        Standard deviation of the noise that a rule by rows leaves in each number; 0: there is none.
     """
 
     arrays: list[Arrays]
@@ -130,7 +130,7 @@ def _norm_bound(shops: Sent, _bad: int) -> Arrays:
 
 
 def _tail_aware(shops: Sent, bad: int) -> Arrays:
-    """Bound each shop's say on each row, then its say on the whole.
+    """Bound each shop's say on each row, then its say on the whole, then in one direction.
 
     Of a row's norms over ``n`` shops, the ``(bad + 1)``-th largest is at most what some honest
     shop sent: no shop moves the row by more. Where fewer shops have anything to say of a product,
@@ -140,8 +140,12 @@ def _tail_aware(shops: Sent, bad: int) -> Arrays:
     never like one of the short head. All shops that may be bad may stock one product: a row is cut
     to the ``(bad + 1)``-th largest of its senders, however few they are.
 
-    Where the noise is known, all that a shop says in one direction is bounded as well: see
-    :mod:`server.defence.directions`.
+    A count says how many lists a product may come into, a row of a table only whose. So where
+    there is no noise, a table's row that few shops move is held to what all shops that may be bad
+    could do to it at a typical row each: see :func:`_shared_bounds`. With noise every shop moves
+    every row that it sends.
+
+    What all shops say in one direction is bounded last: see :mod:`server.defence.directions`.
     """
     factors: list[dict[str, np.ndarray]] = [{} for _ in shops.arrays]
     squares = np.zeros(len(shops))
@@ -149,7 +153,8 @@ def _tail_aware(shops: Sent, bad: int) -> Arrays:
     bounds: dict[str, np.ndarray] = {}
     for name in shops.arrays[0]:
         norms = shops.row_norms(name)
-        caps = bounds[name] = np.maximum(_largest_honest(norms, bad), _typical(norms))
+        shared = shops.noise == 0 and name != POPULARITY
+        caps = bounds[name] = (_shared_bounds if shared else _bounds)(norms, bad)
         kept = np.minimum(norms, caps)
         squares += (kept**2).sum(axis=1)
         cut[name] = kept
@@ -159,18 +164,10 @@ def _tail_aware(shops: Sent, bad: int) -> Arrays:
     if shops.sends:
         whole /= np.maximum(shops.usual(cut), 1e-300)
     of_whole = _factors(whole, _largest_honest(whole, bad))
-    if shops.noise > 0:
-        held = [
-            {name: row * factor for name, row in own.items()}
-            for own, factor in zip(factors, of_whole, strict=True)
-        ]
-        return _without_unknown(shops, _cut_by_direction(shops, held, bounds, bad))
-    mean = {name: np.zeros(a.shape, np.float64) for name, a in shops.arrays[0].items()}
-    for arrays, own, factor in zip(shops.arrays, factors, of_whole, strict=True):
-        for name, into in mean.items():
-            rows = own[name] * (factor / len(shops))
-            into += arrays[name].astype(np.float64) * rows.reshape(_along_rows(into))
-    return _without_unknown(shops, mean)
+    for own, factor in zip(factors, of_whole, strict=True):
+        for row in own.values():
+            row *= factor
+    return _without_unknown(shops, _cut_by_direction(shops, factors, bounds, bad))
 
 
 def _cut_by_direction(
@@ -181,15 +178,11 @@ def _cut_by_direction(
     No row is longer in the end than its bound.
     """
     names = list(shops.arrays[0])
-    values = np.stack(
-        [
-            np.concatenate(
-                [(a[n].reshape(len(a[n]), -1) * own[n][:, None]).ravel() for n in names],
-                dtype=np.float64,
-            )
-            for a, own in zip(shops.arrays, factors, strict=True)
-        ]
-    )
+    # Of all that the server holds of a round these are most: not in float64.
+    values = np.empty((len(shops), sum(a.size for a in shops.arrays[0].values())), np.float32)
+    for into, arrays, own in zip(values, shops.arrays, factors, strict=True):
+        parts = [(arrays[n].reshape(len(arrays[n]), -1) * own[n][:, None]).ravel() for n in names]
+        np.concatenate(parts, out=into, casting="same_kind")
     sends = None
     if shops.sends:
         every = {n: np.ones((len(shops), len(shops.arrays[0][n])), dtype=bool) for n in names}
@@ -227,6 +220,29 @@ def _largest_honest(values: np.ndarray, bad: int) -> np.ndarray:
     place = len(values) - 1 - bad
     found: np.ndarray = np.partition(values, place, axis=0)[place]
     return found
+
+
+def _bounds(norms: np.ndarray, bad: int) -> np.ndarray:
+    """Return (R,) the longest that a shop's row may be, of norms (K, R)."""
+    bounds: np.ndarray = np.maximum(_largest_honest(norms, bad), _typical(norms))
+    return bounds
+
+
+def _shared_bounds(norms: np.ndarray, bad: int) -> np.ndarray:
+    """Return (R,) the same, but that rows which few shops move share what bad ones could do.
+
+    ``bad`` shops at the bound ``b`` of a row move it by ``bad b`` together. Where ``b`` is that of
+    a typical row, it is the largest bound under which the ``bad`` longest of the row come to no
+    more than that: the fewer shops move a product, the more each may say of it.
+    """
+    bounds = _bounds(norms, bad)
+    few = _largest_honest(norms, bad) < bounds
+    longest = np.sort(norms[:, few], axis=0)[len(norms) - bad :]
+    # If all but the k shortest of them are cut, to one length, this is the length.
+    shortest = np.vstack([np.zeros((1, longest.shape[1])), np.cumsum(longest, axis=0)[:-1]])
+    lengths = (bad * bounds[few] - shortest) / np.arange(bad, 0, -1)[:, None]
+    bounds[few] = lengths.max(axis=0, initial=0.0)
+    return bounds
 
 
 def _typical(norms: np.ndarray) -> float:
