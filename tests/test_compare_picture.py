@@ -54,3 +54,11 @@ def test_a_run_without_the_private_arm_is_named() -> None:
     del run["arms"]["federated-dp"]
     with pytest.raises(DataError, match="mine has no federated-dp"):
         picture({"runs": [run]})
+
+
+def test_a_run_that_tested_nobody_is_named() -> None:
+    run = run_of("mine", "shop", 0.1)
+    nothing = dict.fromkeys(("mean", "low", "high", "p"))
+    run["arms"]["federated-dp"]["vs_local"] = {"ndcg@20": nothing, "tail_ndcg@20": nothing}
+    with pytest.raises(DataError, match="mine has no federated-dp"):
+        picture({"runs": [run]})

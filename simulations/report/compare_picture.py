@@ -26,14 +26,14 @@ def picture(comparison: Mapping[str, Any]) -> str:
     Raises
     ------
     DataError
-        If a run lacks an arm that is drawn.
+        If a run lacks an arm that is drawn, or its gains.
     """
     runs = comparison["runs"]
     for run in runs:
-        if missing := [a for a in (_ARM, _GOAL) if not (run["arms"].get(a) or {}).get("vs_local")]:
+        if missing := [a for a in (_ARM, _GOAL) if not _is_drawn(run["arms"].get(a))]:
             raise DataError(
                 f"{run['name']} has no {', '.join(missing)} beside local: run the experiment with "
-                "these arms, or leave it out of the picture"
+                "these arms, on customers to test, or leave it out of the picture"
             )
     width = _WIDTH * len(_METRICS)
     size = f'width="{width}" height="{_HEIGHT}"'
@@ -45,6 +45,11 @@ def picture(comparison: Mapping[str, Any]) -> str:
     for place, metric in enumerate(_METRICS):
         lines += [f'<g transform="translate({place * _WIDTH} 0)">', *_panel(runs, metric), "</g>"]
     return "\n".join([*lines, "</svg>", ""])
+
+
+def _is_drawn(arm: Mapping[str, Any] | None) -> bool:
+    gains = (shown(arm)["vs_local"] if arm else None) or {}
+    return all(gains.get(metric, {}).get("low") is not None for metric in _METRICS)
 
 
 def _panel(runs: list[dict[str, Any]], metric: str) -> Iterator[str]:
