@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from experiment_support import SMALL, write_folder
 from report_support import whole_run
 from simulations.__main__ import app
@@ -190,6 +190,11 @@ def test_folders_in_use_and_other_runs_are_refused(
     report = build_report(whole_run())
     write_report(tmp_path / "run", report, "")
     with pytest.raises(ConfigError, match=r"another \[data\]"):
+        run_audit(experiment, tmp_path / "run", Silent())
+    report["experiment"] = experiment.facts()
+    del report["arms"]["local"]["quintiles"]  # said before hours of attacks, not after them
+    write_report(tmp_path / "run", report, "")
+    with pytest.raises(DataError, match=r"arms\.local\.quintiles"):
         run_audit(experiment, tmp_path / "run", Silent())
     half = tmp_path / "half"
     with pytest.raises(KeyboardInterrupt):

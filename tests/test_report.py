@@ -360,6 +360,15 @@ def test_a_folder_without_a_good_report_is_refused(tmp_path: Path) -> None:
             compare([tmp_path])
 
 
+def test_what_a_report_lacks_is_named(tmp_path: Path) -> None:
+    report = build_report(whole_run())
+    del report["warnings"], report["arms"]["federated"]["way"]
+    (tmp_path / "report.json").write_text(to_json(report), encoding="utf-8")
+    words = r"report\.json .*missing \['warnings', 'arms\.federated\.way'\]"
+    with pytest.raises(DataError, match=words):
+        compare([tmp_path])
+
+
 def test_machine_facts_are_plain() -> None:
     facts = machine_facts()
     assert facts["cpus"] >= 1

@@ -28,8 +28,9 @@ from simulations.federating import fitting_plan
 from simulations.finished_parts import finished_parts, tables_of
 from simulations.machine import machine_facts
 from simulations.progress import Watcher
-from simulations.report.building import write_report
+from simulations.report.building import REPORT, write_report
 from simulations.report.page import render_report
+from simulations.report.reading import read_report
 from simulations.world import World, build_world
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 Part = Callable[[], list[Document]]
 
 _PARTS = ".audit"
-_AUDIT, _REPORT = "audit.json", "report.json"
+_AUDIT = "audit.json"
 _FEWEST_SHOPS = 2
 # Sections that decide what is trained: an audit of a run must be of the same ones.
 _TRAINED_WITH = ("data", "split", "privacy", "content", "federated", "federated-dp")
@@ -53,6 +54,8 @@ def run_audit(experiment: Experiment, out: Path, watcher: Watcher) -> Document:
     ------
     ConfigError
         If the folder is in use by something else, or the experiment can't be audited.
+    DataError
+        If the folder holds a run's report that cannot be read or lacks something.
     """
     if experiment.privacy.unit != "customer":
         raise ConfigError(
@@ -72,10 +75,9 @@ def run_audit(experiment: Experiment, out: Path, watcher: Watcher) -> Document:
 
 def add_to_report(folder: Path, audit: Document) -> bool:
     """Put an audit into the report of a run's folder; return whether there is one."""
-    path = folder / _REPORT
-    if not path.exists():
+    if not (folder / REPORT).exists():
         return False
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_report(folder)
     report["audit"] = audit
     write_report(folder, report, render_report(report))
     return True
@@ -230,8 +232,8 @@ def _folder(experiment: Experiment, out: Path) -> Iterator[Path]:
     folder = out / _PARTS
     if (out / _AUDIT).exists():
         raise ConfigError(f"{out} holds an audit: remove its {_AUDIT} to audit again")
-    if (out / _REPORT).exists():
-        _check_same(experiment, json.loads((out / _REPORT).read_text(encoding="utf-8")), out)
+    if (out / REPORT).exists():
+        _check_same(experiment, read_report(out), out)
     elif out.exists() and (not out.is_dir() or (any(out.iterdir()) and not folder.exists())):
         raise ConfigError(
             f"{out} is in use: give a folder that is new or empty, or that of a run of this "
@@ -244,7 +246,7 @@ def _folder(experiment: Experiment, out: Path) -> Iterator[Path]:
 
 
 def _check_same(experiment: Experiment, report: Document, out: Path) -> None:
-    mine, theirs = experiment.facts(), report.get("experiment", {})
+    mine, theirs = experiment.facts(), report["experiment"]
     for section in _TRAINED_WITH:
         if mine.get(section) != theirs.get(section):
             raise ConfigError(

@@ -25,6 +25,7 @@ from simulations.report.answer import answer
 from simulations.report.draws import gain_over_draws, spread
 
 FORMAT_VERSION = 1
+REPORT = "report.json"
 
 #: A shop is level with another arm if its ndcg@20 is at most this much lower.
 LEVEL = 0.001
@@ -159,7 +160,7 @@ def build_report(run: RunResult) -> Document:
 
 def write_report(folder: Path, document: Document, page: str) -> None:
     """Write ``report.json`` and ``report.html``, each whole or not at all."""
-    write_text(folder / "report.json", to_json(document))
+    write_text(folder / REPORT, to_json(document))
     write_text(folder / "report.html", page)
 
 

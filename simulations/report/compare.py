@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import DataError
 from simulations.documents import Document, write_text
-from simulations.report.building import FORMAT_VERSION
 from simulations.report.page import render_comparison
+from simulations.report.reading import read_report
 
 _KEPT = (
     "metrics",
@@ -43,9 +42,9 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> Document:
     Raises
     ------
     DataError
-        If a folder holds no report, or one that cannot be read.
+        If a folder holds no report, or one that cannot be read or lacks something.
     """
-    documents = {name: _read(folder) for name, folder in _names(folders).items()}
+    documents = {name: read_report(folder) for name, folder in _names(folders).items()}
     settings = {
         name: {
             "seed": document["seed"],
@@ -66,7 +65,7 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> Document:
                 "name": name,
                 "folder": str(folder),
                 "answer": documents[name]["answer"],
-                "warnings": documents[name].get("warnings", []),
+                "warnings": documents[name]["warnings"],
                 "arms": {
                     arm: {key: values[key] for key in _KEPT} | {"draws": values.get("draws")}
                     for arm, values in documents[name]["arms"].items()
@@ -86,27 +85,6 @@ def _names(folders: Sequence[Path]) -> dict[str, Path]:
     own = [folder.resolve().name for folder in folders]
     names = own if len(set(own)) == len(own) else [str(folder) for folder in folders]
     return dict(zip(names, folders, strict=True))
-
-
-def _read(folder: Path) -> Document:
-    path = folder / "report.json"
-    try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}): name the output folders of finished runs"
-        ) from error
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}): run the experiment again") from error
-    needed = {"format_version", "seed", "experiment", "data", "arms", "answer"}
-    missing = sorted(needed - set(document)) if isinstance(document, dict) else sorted(needed)
-    if missing or document["format_version"] != FORMAT_VERSION:
-        raise DataError(
-            f"{path} is not a report of version {FORMAT_VERSION} (missing {missing}): run the "
-            "experiment again with this code"
-        )
-    report: Document = document
-    return report
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
