@@ -178,7 +178,7 @@ def measure(
 
     ``score`` returns the (B, n) scores of (B, n) histories.
     """
-    period, asked = world.test, world.measured[merchant_id]
+    period, asked = world.test, world.asked[merchant_id]
     history = sparse.csr_matrix(period.history[merchant_id][asked])
     targets = sparse.csr_matrix(period.targets[merchant_id][asked])
     found = measure_lists(

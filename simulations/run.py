@@ -177,7 +177,7 @@ class _Runner:
         self._watcher.stage(f"arm {arm}", len(self._world.measured))
 
         def seen(shop: ShopEvents, outcome: ShopOutcome) -> None:
-            users = shop.user_ids[self._world.measured[shop.merchant_id]]
+            users = shop.user_ids[self._world.asked[shop.merchant_id]]
             item_ids = self._world.catalogue.item_ids
             lists = (("all", outcome.all_products), ("tail", outcome.tail_products))
             for name, found in lists:

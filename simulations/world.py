@@ -89,6 +89,14 @@ class World:
         return tuple(shop for shop in self.shops if shop.merchant_id in self.measured)
 
     @cached_property
+    def asked(self) -> Mapping[str, np.ndarray]:
+        """Merchant id -> those of ``measured`` that have a history when the test weeks begin."""
+        history = self.test.history
+        return {
+            key: who[np.diff(history[key].indptr)[who] > 0] for key, who in self.measured.items()
+        }
+
+    @cached_property
     def validation(self) -> Period:
         """Fit before the validation weeks, asked of them."""
         return self._period(self.split.fit, self.split.validation, self.split.validation_from)
@@ -104,9 +112,8 @@ class World:
         targets = sum(t.nnz for t in self.test.targets.values())
         asked = sum(int(np.count_nonzero(np.diff(t.indptr))) for t in self.test.targets.values())
         known = sum(int(np.count_nonzero(np.diff(h.indptr))) for h in self.test.history.values())
-        measured = sum(map(len, self.measured.values()))
+        measured = sum(map(len, self.asked.values()))
         sample = {"shops": len(self.measured), "customers": measured}
-        everyone = sum(len(shop.user_ids) for shop in self.shops)
         return {
             "source": self.dataset.name,
             "shops": len(self.shops),
@@ -116,7 +123,7 @@ class World:
             "training_pairs": pairs,
             "test_targets": targets,
             "test_customers": asked,
-            **({"measured": sample} if measured < everyone else {}),
+            **({"measured": sample} if measured < known else {}),
             "split": {
                 "validation_from": iso(self.split.validation_from),
                 "train_until": iso(self.split.train_until),

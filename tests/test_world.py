@@ -312,6 +312,21 @@ def users(world: World, merchant_id: str) -> set[str]:
     return next(set(s.user_ids) for s in world.shops if s.merchant_id == merchant_id)
 
 
+def test_who_has_no_history_is_not_counted_among_the_customers(tables: Path) -> None:
+    # Nobody recommends to them: an arm would be said to have more customers than the data.
+    path = tables.parent / "late.toml"
+    path.write_text(SMALL, encoding="utf-8")
+    changes = ["run.arms=['popularity']", f"data.path={tables}"]
+    late = read_experiment(path, [*changes, f"split.train_until={START + 5 * DAY}"])
+    document = run_experiment(late, tables.parent / "late", Silent())
+    arm, data = document["arms"]["popularity"], document["data"]
+    lists = pd.read_parquet(tables.parent / "late" / "recommendations.parquet")
+    recommended = lists[["merchant_id", "user_id"]].drop_duplicates()
+    assert data["customers"] == arm["customers"] == len(recommended) < 41
+    assert sum(shop["customers"] for shop in arm["per_shop"].values()) == data["customers"]
+    assert data["test_customers"] == arm["customers_with_targets"] > 0
+
+
 def test_a_smaller_share_of_customers_is_part_of_a_larger_one(experiment: Experiment) -> None:
     def drawn(share: float, seed: int = 0) -> World:
         data = experiment.data.model_copy(update={"customers_share": share})

@@ -49,11 +49,10 @@ def _figures(world: World, outcomes: Sequence[ShopOutcome], targets: Sequence[in
     shown, asked = np.zeros(len(targets)), np.zeros(len(targets))
     for outcome in outcomes:
         sums = sums.merge(outcome.sums)
-        customers = world.measured[outcome.merchant_id]
+        customers = world.asked[outcome.merchant_id]
         history = world.test.history[outcome.merchant_id][customers]
-        known = np.diff(history.indptr) > 0
         for place, target in enumerate(targets):
-            free = known & (history[:, [target]].toarray().ravel() == 0)
+            free = history[:, [target]].toarray().ravel() == 0
             lists = outcome.all_products.rows[free]
             asked[place] += int(free.sum())
             shown[place] += int((lists == target).any(axis=1).sum())

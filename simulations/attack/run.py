@@ -133,7 +133,7 @@ class _Attack:
                 "limits": {"most_lost": MOST_LOST, "most_shown": MOST_SHOWN},
                 "measured": {
                     "shops": len(self._world.measured),
-                    "customers": sum(map(len, self._world.measured.values())),
+                    "customers": sum(map(len, self._world.asked.values())),
                 },
                 "data": self._world.facts(),
                 "warnings": self._world.dataset.notes,
