@@ -107,14 +107,7 @@ class Federator:
         ConfigError
             If the plan asks for what this version or these data don't have, or can't be kept.
         """
-        split = self._world.split
-        plan = training_plan(
-            self._experiment,
-            name,
-            validation_from=split.validation_from,
-            train_until=split.train_until,
-            shops=len(self._world.shops),
-        )
+        plan = asked_plan(self._experiment, name, self._world)
         if plan.half_life_days != (known := self._world.half_life_days):
             raise ConfigError(
                 f"{name} trains with a half_life_days of {plan.half_life_days:g}, and customers' "
@@ -132,7 +125,8 @@ class Federator:
         if plan.private:
             self._check_ledgers()
             self._check_promise(name, plan)
-        plan = self._with_groups_that_exist(name, plan)
+        self.notes += plan_notes(self._experiment, [name], self._world)
+        plan = fitting_plan(plan, self._world)
         check_start(plan, self._world.catalogue.size)
         self._plans[name] = plan
         return plan
@@ -150,7 +144,7 @@ class Federator:
                 )
 
     def _check_promise(self, name: str, plan: TrainingPlan) -> None:
-        """Refuse a plan that no shop could pay for, and note a δ that promises little."""
+        """Refuse a plan that no shop could pay for."""
         caps = {shop.merchant_id: self._cap(shop.merchant_id) for shop in self._world.shops}
         spends, delta = plan_spends(plan), plan.target_delta
         if not fits(spends, delta, max(caps.values())):
@@ -159,13 +153,6 @@ class Federator:
                 f"no shop could take part in {name}: it costs ε = {cost:.3g}, above every shop's "
                 f"cap (privacy.cap_epsilon, privacy.caps: {max(caps.values()):g} at most). Raise "
                 "the cap, or lower privacy.target_epsilon"
-            )
-        most = max(len(shop.user_ids) for shop in self._world.shops)
-        if delta * most >= 1:
-            self.notes.append(
-                f"δ = {delta:g} promises little: the largest shop has {most} customers, and what "
-                f"published some of them whole, each with chance δ, would keep it. Take a δ far "
-                f"below 1/{most}"
             )
 
     def _cap(self, merchant_id: str) -> float:
@@ -222,16 +209,6 @@ class Federator:
             [shop_key(shop.merchant_id) for shop in self._world.shops],
         )
         return Trained(plan, checkpoints, memory.seconds, memory.peak_mb, declined)
-
-    def _with_groups_that_exist(self, name: str, plan: TrainingPlan) -> TrainingPlan:
-        """Learn other groups, or single products, where the products lack the plan's columns."""
-        fitting = fitting_plan(plan, self._world)
-        if fitting != plan:
-            self.notes.append(
-                f"the products have no columns for the groups {plan.model.groups} that {name} "
-                f"learns: it learns {fitting.model.groups or 'single products'} instead"
-            )
-        return fitting
 
     def _show(self, event: Mapping[str, Any]) -> None:
         if event.get("event") in ("release", "round"):
@@ -300,6 +277,38 @@ class Federator:
             "noise_seed": self._noise_seed,
             "allow_unprotected": not plan.private,
         }
+
+
+def asked_plan(experiment: Experiment, name: str, world: World) -> TrainingPlan:
+    """Return the plan that an experiment asks for, whatever columns the products have."""
+    return training_plan(
+        experiment,
+        name,
+        validation_from=world.split.validation_from,
+        train_until=world.split.train_until,
+        shops=len(world.shops),
+    )
+
+
+def plan_notes(experiment: Experiment, names: Iterable[str], world: World) -> list[str]:
+    """Return what a reader of any document must know of these arms' plans on these data."""
+    notes = []
+    most = max(len(shop.user_ids) for shop in world.shops)
+    for name in names:
+        plan = asked_plan(experiment, name, world)
+        if plan.private and plan.target_delta * most >= 1:
+            notes.append(
+                f"δ = {plan.target_delta:g} promises little: the largest shop has {most} "
+                "customers, and what published some of them whole, each with chance δ, would keep "
+                f"it. Take a δ far below 1/{most}"
+            )
+        fitting = fitting_plan(plan, world)
+        if fitting != plan:
+            notes.append(
+                f"the products have no columns for the groups {plan.model.groups} that {name} "
+                f"learns: it learns {fitting.model.groups or 'single products'} instead"
+            )
+    return notes
 
 
 def fitting_plan(plan: TrainingPlan, world: World) -> TrainingPlan:

@@ -20,7 +20,7 @@ from simulations.__main__ import app
 from simulations.attack.attackers import LOUD, Conspiracy
 from simulations.attack.measure import changes, mean_figures
 from simulations.attack.page import attack_rows, attack_words
-from simulations.attack.run import _defended, run_attack, without_stock_of
+from simulations.attack.run import _Attack, _defended, run_attack, without_stock_of
 from simulations.attack.settings import AttackName
 from simulations.experiment import Experiment, server_config
 from simulations.world import build_world
@@ -280,3 +280,15 @@ def test_what_cannot_be_attacked_is_refused(tmp_path: Path) -> None:
         found = CliRunner().invoke(app, [*command, "--set", f"attack.{wrong}"])
         assert isinstance(found.exception, ConfigError)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_run_would_warn_of_an_attack_does_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Attack, "_attacked", lambda *_: ({}, []))
+    base = small(federations=["federated-dp"])
+    privacy = base.privacy.model_copy(update={"target_delta": 0.5})
+    experiment = base.model_copy(update={"privacy": privacy})
+    attack = _Attack(experiment, build_world(experiment), tmp_path, Silent())
+    _, little = attack.run()["warnings"]
+    assert little.startswith("δ = 0.5 promises little")

@@ -212,7 +212,7 @@ def test_what_cannot_be_attacked_is_refused(experiment: Experiment, tmp_path: Pa
 
 
 def test_products_without_the_groups_of_the_plan_are_audited_as_they_are_trained(
-    experiment: Experiment, tmp_path: Path
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A run on one's own tables learns other groups; its audit broke off after the canaries.
     model = experiment.federated_dp.model.model_copy(update={"groups": "type*brand"})
@@ -222,6 +222,8 @@ def test_products_without_the_groups_of_the_plan_are_audited_as_they_are_trained
     trained = Federator(asked, build_world(asked), tmp_path, Silent()).plan("federated-dp")
     assert trained.model.groups != "type*brand"
     assert audit._plan("federated-dp", 8.0).model == trained.model
+    monkeypatch.setattr(_Audit, "_parts", lambda _: iter(()))
+    assert any("for the groups type*brand" in text for text in audit.run()["warnings"])
 
 
 def test_where_sums_alone_are_seen_they_alone_are_audited(

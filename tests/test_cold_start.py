@@ -190,6 +190,16 @@ def test_without_a_customers_table_nothing_is_trained_for_customers(
         assert "two shops are one" in shown  # what a run on these data would warn of
 
 
+def test_what_a_run_would_warn_of_cold_start_does_too(
+    experiment: Experiment, world: World, tmp_path: Path
+) -> None:
+    privacy = experiment.privacy.model_copy(update={"target_delta": 0.5})
+    loose = experiment.model_copy(update={"privacy": privacy})
+    document = _ColdStart(loose, world, tmp_path, Quiet(), ("federated-dp", "federated")).run([])
+    _, little = document["warnings"]
+    assert little.startswith("δ = 0.5 promises little")
+
+
 def test_what_trains_nothing_is_refused(experiment: Experiment, tmp_path: Path) -> None:
     arms = experiment.run.model_copy(update={"arms": ("popularity", "local")})
     with pytest.raises(ConfigError, match="names no model to train"):

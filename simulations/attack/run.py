@@ -26,7 +26,7 @@ from simulations.attack.settings import PUSHES, AttackName
 from simulations.documents import Document, plain, to_json, write_text
 from simulations.engine.in_process import run_in_process
 from simulations.experiment import Experiment, section_of
-from simulations.federating import Federator, Trained
+from simulations.federating import Federator, Trained, plan_notes
 from simulations.finished_parts import finished_parts, tables_of
 from simulations.machine import machine_facts
 from simulations.progress import Watcher
@@ -108,6 +108,7 @@ class _Attack:
             clean[federation], found = self._attacked(federation)
             results += found
         catalogue = self._world.catalogue
+        notes = plan_notes(self._experiment, self._settings.federations, self._world)
         document: Document = plain(
             {
                 "format_version": 1,
@@ -136,7 +137,7 @@ class _Attack:
                     "customers": sum(map(len, self._world.asked.values())),
                 },
                 "data": self._world.facts(),
-                "warnings": self._world.dataset.notes,
+                "warnings": [*self._world.dataset.notes, *notes],
                 "experiment": self._experiment.facts() | {"attack": self._settings.model_dump()},
                 "seed": self._seed,
                 "machine": machine_facts(),

@@ -23,8 +23,8 @@ from simulations.audit.recovery import active_customers, recovery
 from simulations.audit.sums import SHARES, audit_sums
 from simulations.documents import Document, plain, to_json, write_text
 from simulations.engine.in_process import run_defaults
-from simulations.experiment import Experiment, server_config, training_plan
-from simulations.federating import fitting_plan
+from simulations.experiment import Experiment, server_config
+from simulations.federating import asked_plan, fitting_plan, plan_notes
 from simulations.finished_parts import finished_parts, tables_of
 from simulations.machine import machine_facts
 from simulations.progress import Watcher
@@ -40,6 +40,7 @@ Part = Callable[[], list[Document]]
 _PARTS = ".audit"
 _AUDIT = "audit.json"
 _FEWEST_SHOPS = 2
+_ATTACKED = ("federated", "federated-dp")
 # Sections that decide what is trained: an audit of a run must be of the same ones.
 _TRAINED_WITH = ("data", "split", "privacy", "content", "federated", "federated-dp")
 
@@ -106,6 +107,8 @@ class _Audit:
         seconds = 0.0
         found: dict[str, list[Document]] = {"canaries": [], "membership": [], "recovery": []}
         shared = self._experiment.privacy.trust == "federation"
+        # Sums are audited under a plan of the audit's own.
+        notes = [] if shared else plan_notes(self._experiment, _ATTACKED, self._world)
         for kind, name, part in self._sum_parts() if shared else self._parts():
             path = self._folder / f"{name}.json"
             if not path.exists():
@@ -122,7 +125,7 @@ class _Audit:
                 "format_version": 1,
                 **found,
                 "data": self._world.facts(),
-                "warnings": self._world.dataset.notes,
+                "warnings": [*self._world.dataset.notes, *notes],
                 "experiment": self._experiment.facts() | {"audit": self._settings.model_dump()},
                 "seed": self._seed,
                 "machine": machine_facts(),
@@ -140,7 +143,7 @@ class _Audit:
         for name, trial in self._trials():
             for level in LEVELS:
                 yield "membership", f"{name}-{level}", self._membership(trial, level)
-        for arm in ("federated", "federated-dp"):
+        for arm in _ATTACKED:
             for customers in self._settings.recovery_customers:
                 if all(len(active_customers(shop)) < customers for shop in self._shops):
                     continue
@@ -185,13 +188,9 @@ class _Audit:
 
     def _plan(self, arm: str, epsilon: float) -> TrainingPlan:
         changed = self._experiment.privacy.model_copy(update={"target_epsilon": epsilon})
-        plan = training_plan(
-            self._experiment.model_copy(update={"privacy": changed}),
-            arm,
-            validation_from=self._world.split.validation_from,
-            train_until=self._world.split.train_until,
-        )
-        return fitting_plan(plan, self._world)  # as a run on these products would train
+        experiment = self._experiment.model_copy(update={"privacy": changed})
+        # As a run on these products would train.
+        return fitting_plan(asked_plan(experiment, arm, self._world), self._world)
 
     def _membership(self, trial: Trial, level: Any) -> Part:  # noqa: ANN401 - one of LEVELS
         return lambda: membership(

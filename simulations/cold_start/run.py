@@ -23,7 +23,7 @@ from simulations.cold_start.products import records_of as records_of_products
 from simulations.cold_start.shops import cold_shops, new_shops
 from simulations.documents import Document, plain, to_json, write_text
 from simulations.experiment import Experiment
-from simulations.federating import WORK
+from simulations.federating import WORK, plan_notes
 from simulations.machine import machine_facts
 from simulations.progress import Watcher
 from simulations.run import draft_folder
@@ -102,13 +102,14 @@ class _ColdStart:
             done = self._part(name, parts[name])
             cases += done["cases"]
             seconds += done["seconds"]
+        notes = plan_notes(self._experiment, self._arms, self._world)
         return {
             "format_version": 1,
             "seed": self._experiment.run.seed,
             "cases": cases,
             "arms_trained": list(self._arms),
             "data": self._world.facts(),
-            "warnings": self._world.dataset.notes,
+            "warnings": [*self._world.dataset.notes, *notes],
             "machine": machine_facts(),
             "experiment": self._experiment.facts(),
             "seconds": seconds,
