@@ -276,6 +276,10 @@ def test_what_cannot_be_attacked_is_refused(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, [*command, "--set", "attack.shares=[0.2]"])
     assert isinstance(found.exception, ConfigError)
     assert "full_shares hold 0.05, which is none of shares" in str(found.exception)
+    # All was trained, and then there was no page and no document.
+    found = CliRunner().invoke(app, [*command, "--set", "attack.full_shares=[]"])
+    assert isinstance(found.exception, ConfigError)
+    assert "full_shares is empty" in str(found.exception)
     for wrong in ('chosen="strong"', 'defences=["tail-aware"]', "shares=[5]", "band=[0.6, 0.4]"):
         found = CliRunner().invoke(app, [*command, "--set", f"attack.{wrong}"])
         assert isinstance(found.exception, ConfigError)

@@ -74,6 +74,8 @@ class AttackSection(Frozen):
                 f"full_shares hold {strange[0]:g}, which is none of shares: name some of "
                 "shares, at which every defence is met"
             )
+        if not self.full_shares:
+            raise ValueError("full_shares is empty: name one of shares, of which the page speaks")
         if not 0 <= self.band[0] < self.band[1] <= 1:
             raise ValueError("band is two shares of the catalogue, the smaller one first")
         return self
