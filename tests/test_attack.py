@@ -296,3 +296,16 @@ def test_what_a_run_would_warn_of_an_attack_does_too(
     attack = _Attack(experiment, build_world(experiment), tmp_path, Silent())
     _, little = attack.run()["warnings"]
     assert little.startswith("δ = 0.5 promises little")
+
+
+@pytest.mark.parametrize("value", [0.0, None])
+def test_what_cannot_fall_is_refused_after_the_first_run(
+    value: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A division by it ended the command after all runs of the defence.
+    found = {"ndcg@20": 0.1, "tail_ndcg@20": value}
+    runs = iter([{"targets": [TARGET], "uses": {"home": found}}])
+    monkeypatch.setattr(_Attack, "_run", lambda *_: next(runs))
+    attack = _Attack(small(), build_world(small()), tmp_path, Silent())
+    with pytest.raises(ConfigError, match=r"tail_ndcg@20 of federated \(home\) cannot fall"):
+        attack.run()

@@ -19,7 +19,7 @@ from common.rng import derive
 from server.defence.choice import Defence
 from simulations.arms import OwnEases
 from simulations.attack.attackers import Conspiracy
-from simulations.attack.measure import USES, changes, mean_figures, measure_model
+from simulations.attack.measure import METRICS, USES, changes, mean_figures, measure_model
 from simulations.attack.page import render_attack
 from simulations.attack.poisoned import Poisoned, Remembered
 from simulations.attack.settings import PUSHES, AttackName
@@ -164,6 +164,8 @@ class _Attack:
             run = self._clean(federation, defence)
             self._targets = self._targets or run["targets"]
             clean[defence] = run["uses"]
+            if defence == "none":
+                _refuse_nothing_to_lose(federation, run["uses"])
             cells = [(share, attack) for share in settings.shares for attack in settings.attacks]
             for place, (share, attack) in enumerate(cells):
                 full = share in settings.full_shares
@@ -305,6 +307,17 @@ def without_stock_of(dataset: Dataset, merchants: Collection[str]) -> Dataset:
         return dataset
     named = stock[~stock["merchant_id"].astype(str).isin(list(merchants))]
     return replace(dataset, tables=replace(dataset.tables, stock=named))
+
+
+def _refuse_nothing_to_lose(federation: str, uses: Document) -> None:
+    """Refuse to attack what is 0, or was asked of nobody: no change could be told."""
+    for use, found in uses.items():
+        if nothing := [metric for metric in METRICS if not found[metric]]:
+            raise ConfigError(
+                f"{' and '.join(nothing)} of {federation} ({use}) cannot fall: without an attack "
+                "nothing that customers of honest shops bought in the test weeks is found. "
+                "Measure at more shops or customers, or leave that use out of attack.uses"
+            )
 
 
 def _without_customers(found: Document) -> Document:
