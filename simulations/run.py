@@ -19,7 +19,6 @@ import numpy as np
 from common.accounting import epsilon, plan_spends
 from common.artifact import Manifest, save_model
 from common.code import code_digest
-from common.config import nearest
 from common.errors import ConfigError, InputError
 from common.features import write_catalogue
 from common.metrics import MetricSums
@@ -59,7 +58,6 @@ def run_experiment(experiment: Experiment, out: Path, watcher: Watcher) -> dict[
     with draft_folder(experiment, out) as folder:
         watcher.stage("reading data")
         world = build_world(experiment, watcher.step)
-        _check_caps(experiment, world)
         runner = _Runner(experiment, world, folder, watcher)
         document = runner.run()
         if (folder / WORK).exists():  # arms that train nothing together leave none
@@ -91,14 +89,6 @@ def draft_folder(
         if out.exists():
             out.rmdir()
         draft.rename(out)
-
-
-def _check_caps(experiment: Experiment, world: World) -> None:
-    known = [shop.merchant_id for shop in world.shops]
-    for merchant_id in experiment.privacy.caps:
-        if merchant_id not in known:
-            hint = nearest(merchant_id, known)
-            raise ConfigError(f"privacy.caps: no merchant is called {merchant_id!r}; {hint}")
 
 
 class _Runner:

@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from client.data.periods import ShopPeriod, customer_counts, stocked
+from common.config import nearest
 from common.datasets import (
     Dataset,
     load_complete_journey,
@@ -154,7 +155,7 @@ def build_world(
     Raises
     ------
     DataError, ConfigError
-        If a table or the split is wrong.
+        If a table or the split is wrong, or a cap is one of no merchant.
     """
     dataset = _load(experiment.data, experiment.run.seed, progress)
     dataset = _with_fewer_customers(dataset, experiment.data.customers_share, experiment.run.seed)
@@ -174,6 +175,7 @@ def build_world(
         dataset = replace(dataset, notes=[*dataset.notes, note])
     catalogue = Catalogue.of(tables.products, content)
     shops = tuple(encode_shops(tables, catalogue.item_ids, experiment.data.behaviors))
+    _check_caps(experiment, shops)
     present = tables.interactions["behavior"].value_counts()
     for name, count in present[present > 0].items():
         if name not in experiment.data.behaviors:
@@ -197,6 +199,14 @@ def build_world(
         dataset = replace(dataset, notes=[*dataset.notes, note])
     half_life = experiment.federated.half_life_days
     return World(dataset, catalogue, split, shops, stock, measured, half_life)
+
+
+def _check_caps(experiment: Experiment, shops: Sequence[ShopEvents]) -> None:
+    known = [shop.merchant_id for shop in shops]
+    for merchant_id in experiment.privacy.caps:
+        if merchant_id not in known:
+            hint = nearest(merchant_id, known)
+            raise ConfigError(f"privacy.caps: no merchant is called {merchant_id!r}; {hint}")
 
 
 def _silent(shops: Sequence[ShopEvents], split: TimeSplit) -> list[str]:

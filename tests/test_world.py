@@ -186,6 +186,13 @@ def test_a_split_outside_the_records_is_refused(
         build_world(experiment.model_copy(update={"split": split}))
 
 
+def test_a_cap_of_no_merchant_is_refused_by_every_command(experiment: Experiment) -> None:
+    # All but run took no notice of it, and the shop that was meant spent as if it had none.
+    privacy = experiment.privacy.model_copy(update={"caps": {"nroth": 1.0}})
+    with pytest.raises(ConfigError, match=r"no merchant is called 'nroth'.*north"):
+        build_world(experiment.model_copy(update={"privacy": privacy}))
+
+
 def test_old_records_weigh_less_where_the_plan_says_so(experiment: Experiment) -> None:
     section = experiment.federated.model_copy(update={"half_life_days": 10.0})
     world = build_world(experiment.model_copy(update={"federated": section}))
