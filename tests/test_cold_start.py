@@ -13,7 +13,7 @@ from client.home.shop import untrained
 from common.errors import ConfigError
 from common.popularity import of_like
 from common.protocol import TrainingPlan
-from experiment_support import SMALL
+from experiment_support import EMPTY, SMALL, write_folder
 from report_support import shown_text
 from simulations.cold_start import run as cold_run
 from simulations.cold_start.customers import FOLDS, cold_customers, described, hidden_customers
@@ -188,6 +188,17 @@ def test_without_a_customers_table_nothing_is_trained_for_customers(
     for shown in (render_cold_start(document), shown_text(cold_start_tables(document))):
         assert "takes a customers table" in shown
         assert "two shops are one" in shown  # what a run on these data would warn of
+
+
+def test_a_shop_without_a_record_is_nobody_to_ask_about_new_products(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    # A shop that its stock alone names ended the command once all had been trained.
+    data = experiment.data.model_copy(update={"path": str(write_folder(tmp_path / "shops"))})
+    asked = experiment.model_copy(update={"data": data})
+    document = run_cold_start(asked, tmp_path / "out", Quiet(), ["product"])
+    assert EMPTY in [shop.merchant_id for shop in build_world(asked).measured_shops]
+    assert document["cases"][0]["customers"] > 0
 
 
 def test_what_a_run_would_warn_of_cold_start_does_too(

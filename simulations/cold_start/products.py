@@ -72,7 +72,9 @@ def cold_products(
         )
     stream = derive(experiment.run.seed, purpose="cold-products-chance")
     chance = stream.random(world.catalogue.size)
-    for shop in world.measured_shops:
+    there = {shop.merchant_id for shop in before.shops}
+    # A shop that has nothing but these sales, or none at all, has no customer to ask.
+    for shop in (shop for shop in world.measured_shops if shop.merchant_id in there):
         asked = _Asked.of(world, before, shop, new)
 
         def add(name: str, words: str, score: Scores | np.ndarray, asked: _Asked = asked) -> None:
