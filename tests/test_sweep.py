@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,13 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 
 from common.errors import ConfigError
 from common.metrics import MetricSums
 from report_support import shown_text
-from simulations.sweep.figures import first_of, goes_half, lines, pays, sweep_document
-from simulations.sweep.page import render_sweep, sweep_table
+from simulations.sweep.figures import (
+    _knees,
+    _sentences,
+    first_of,
+    goes_half,
+    lines,
+    pays,
+    sweep_document,
+)
+from simulations.sweep.page import _measured_ticks, render_sweep, sweep_table
 from simulations.sweep.plan import EPSILONS, Point, read_sweep
 from simulations.sweep.run import run_sweep
 from simulations.sweep.store import SweepFolder
@@ -246,6 +256,8 @@ def test_the_page_is_one_file_with_the_curves_in_it(whole: Path) -> None:
     assert "src=" not in page.split("<body>")[1]
     for sentence in document["answer"]:
         assert sentence in page
+    # A long place was cut before the setting that alone told its rows apart.
+    assert page.count('<table class="whole">') == 2
     assert document["rule"][:60] in page
 
 
@@ -263,6 +275,17 @@ def test_the_terminals_table_has_every_point_and_the_answer(whole: Path) -> None
         assert head in [row[:5] for row in rows]
     for sentence in document["answer"]:
         assert sentence in told
+
+
+def test_the_terminals_points_are_told_apart_as_the_pages_are(whole: Path) -> None:
+    document = json.loads((whole / "sweep.json").read_text("utf-8"))
+    points = [
+        {**document["points"][0], "curve": "real", "apart": f"privacy.trust={trust}"}
+        for trust in ("shop", "federation")
+    ]
+    told = shown_text(sweep_table({**document, "title": "prices [draft]", "points": points}))
+    for point in points:
+        assert f"prices [draft], real, {point['apart']}\n" in re.sub(" +\n", "\n", told)
 
 
 def test_a_page_says_how_much_of_a_sweep_is_missing(toml: Path, whole: Path) -> None:
@@ -405,3 +428,15 @@ def test_lines_differ_in_one_thing_alone() -> None:
     assert [[p["customers_a_shop"] for p in line] for line in over_customers.values()] == [
         [50.0, 100.0, 200.0]
     ] * 2
+
+
+def test_many_customers_a_shop_are_said_to_the_last_one() -> None:
+    # "1.234e+04 customers a shop" stood in the answer and under the curves.
+    points = [point(8, 0.1, 0.6, customers) for customers in (5_000.0, 12_345.0)]
+    (sentence,) = _sentences(_knees(points))
+    assert "ε = 8, with 5000, 12345 customers a shop: ndcg@20 pays from 5000" in sentence
+    figure = go.Figure()
+    _measured_ticks(figure, [points], "customers_a_shop")
+    assert figure.layout.xaxis.ticktext == ("5000", "12345")
+    _measured_ticks(figure, [[point(0.5, 0, 0), point(16, 0, 0)]], "epsilon")
+    assert figure.layout.xaxis.ticktext == ("0.5", "16")

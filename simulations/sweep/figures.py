@@ -193,24 +193,29 @@ def _sentences(knees: Sequence[Document]) -> list[str]:
 
 def _sentence(knees: Sequence[Document]) -> str:
     knee = knees[0]
-    measured = ", ".join(f"{value:.4g}" for value in knee["measured"])
-    if knee["axis"] == "epsilon":
+    axis = knee["axis"]
+    measured = ", ".join(on_axis(axis, value) for value in knee["measured"])
+    if axis == "epsilon":
         where = f"ε = {measured}, with {knee['customers_a_shop']:.0f} customers a shop"
-        unit = "ε = {:g}"
+        unit = "ε = {}"
     else:
         where = f"ε = {knee['epsilon']:g}, with {measured} customers a shop"
-        unit = "{:.0f} customers a shop"
+        unit = "{} customers a shop"
+
+    def begin(value: float | None) -> str:
+        return "nowhere" if value is None else f"from {unit.format(on_axis(axis, value))}"
+
     start = f"{knee['curve']}, " if knee["curve"] else ""
     start += f"{knee['apart']}, " if knee["apart"] else ""
     return f"{start}each {knee['unit']} at {where}: " + "; ".join(
-        f"{k['metric']} pays {_from(k['pays_from'], unit)}, "
-        f"goes half the way {_from(k['half_from'], unit)}"
+        f"{k['metric']} pays {begin(k['pays_from'])}, goes half the way {begin(k['half_from'])}"
         for k in knees
     )
 
 
-def _from(value: float | None, unit: str) -> str:
-    return "nowhere" if value is None else f"from {unit.format(value)}"
+def on_axis(axis: str, value: float) -> str:
+    """Return a value of an axis as it is written: ε to four digits, customers to the last one."""
+    return f"{value:.4g}" if axis == "epsilon" else f"{value:.0f}"
 
 
 def _customers_a_shop(data: Mapping[str, Any]) -> float:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 from rich.console import Group
+from rich.markup import escape as escape_markup
+from rich.table import Table
 from rich.text import Text
 
 from common.cli import plain_table
@@ -12,7 +14,7 @@ from simulations.report.answer import interval, number, percent
 from simulations.report.page import facts, render
 from simulations.report.plots import COLOURS, escape, html
 from simulations.report.tables import warning_lines
-from simulations.sweep.figures import METRICS, goes_half, lines, pays
+from simulations.sweep.figures import METRICS, goes_half, lines, on_axis, pays
 
 HEADINGS = ("ndcg@20", "gain", "tail_ndcg@20", "tail gain", "way", "tail way", "level", "ε spent")
 _LINES = ("#d1572b", "#4c6a92", "#1a8f5a", "#8a5ab5", "#c98a00", "#2b9fb3", "#b03a6f", "#666666")
@@ -42,13 +44,14 @@ def render_sweep(document: Document) -> str:
 
 def sweep_table(document: Document) -> Group:
     """Return a sweep's points, and from where on federating pays."""
-    table = plain_table(document["title"])
-    for name in ("customers\na shop", "unit", "ε", "ndcg@20", "gain", "tail\nndcg@20", "gain"):
-        table.add_column(name, justify="right")
-    for name in ("way", "tail\nway", "level"):
-        table.add_column(name, justify="right")
+    tables: dict[str, Table] = {}
     for point in document["points"]:
-        table.add_row(
+        # What tells points of as many customers apart has no room in a row.
+        parts = (document["title"], point["curve"], point["apart"])
+        title = escape_markup(", ".join(part for part in parts if part))
+        if title not in tables:
+            tables[title] = _terminal_table(title)
+        tables[title].add_row(
             f"{point['customers_a_shop']:.0f}",
             point["unit"],
             f"{point['epsilon']:g}",
@@ -56,10 +59,19 @@ def sweep_table(document: Document) -> Group:
             *(cell.replace(" (", "\n").rstrip(")") for cell in _cells(point)[:-1]),
         )
     return Group(
-        table,
+        *tables.values(),
         *warning_lines(document["warnings"]),
         *(Text(sentence) for sentence in document["answer"]),
     )
+
+
+def _terminal_table(title: str) -> Table:
+    table = plain_table(title)
+    for name in ("customers\na shop", "unit", "ε", "ndcg@20", "gain", "tail\nndcg@20", "gain"):
+        table.add_column(name, justify="right")
+    for name in ("way", "tail\nway", "level"):
+        table.add_column(name, justify="right")
+    return table
 
 
 def _row(point: Document) -> tuple[str, str, str, list[str], str]:
@@ -212,7 +224,7 @@ def _shares(group: Sequence[Sequence[Document]], axis: str, key: str) -> str:
 def _measured_ticks(figure: go.Figure, group: Sequence[Sequence[Document]], axis: str) -> None:
     """Name on a logarithmic axis what was measured, and nothing between."""
     values = sorted({float(point[axis]) for line in group for point in line})
-    figure.update_xaxes(type="log", tickvals=values, ticktext=[f"{v:.4g}" for v in values])
+    figure.update_xaxes(type="log", tickvals=values, ticktext=[on_axis(axis, v) for v in values])
 
 
 def _line_name(point: Document, axis: str) -> str:
