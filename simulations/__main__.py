@@ -170,7 +170,7 @@ def compare(
         terminal().print(comparison_table(document))
         for page in (out and out / "compare.html", svg):
             if page:
-                terminal().print(f"The page to look at: {page}", soft_wrap=True)
+                _show_where(page)
 
 
 @app.command()
@@ -264,7 +264,12 @@ def _answer(
     console = terminal()
     for part in words(document):
         console.print(part)
-    console.print(f"The page to look at: {page}")
+    _show_where(page)
+
+
+def _show_where(page: Path) -> None:
+    # To be copied: neither broken over lines nor read as markup.
+    terminal().print(f"The page to look at: {page}", soft_wrap=True, markup=False)
 
 
 def main(command: Callable[[], object] = app) -> None:
