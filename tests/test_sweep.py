@@ -318,6 +318,16 @@ def test_what_a_run_would_warn_of_a_sweep_does_too(toml: Path, whole: Path, tmp_
     ]
 
 
+def test_who_took_no_part_in_a_point_is_named(toml: Path, tmp_path: Path) -> None:
+    # The points alone counted them, in the JSON.
+    text = toml.read_text(encoding="utf-8").replace("values = [8, 16]", "values = [8]")
+    (tmp_path / "capped.toml").write_text(text.replace("[1, 8]", "[8]"), encoding="utf-8")
+    sweep = read_sweep(tmp_path / "capped.toml", ["privacy.caps.shop-002=0.5"])
+    *_, away = run_sweep(sweep, tmp_path / "x", Silent())["warnings"]
+    assert away.startswith("data.marketplace.customers_per_shop = 8, federated-dp with ε = 7.99 ")
+    assert "1 of 3 shops took no part (shop-002: the plan costs more than the shop's cap" in away
+
+
 def test_points_that_differ_in_the_plan_alone_are_told_apart(whole: Path, tmp_path: Path) -> None:
     # Grids without names that changed the plan alone ended the sweep where its page was drawn.
     head = TINY.split("[[grid]]")[0]

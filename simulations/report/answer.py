@@ -35,23 +35,28 @@ def answer(document: Document) -> Document:
         }
     arm = known[0]
     details = [sentence for name in known for sentence in _details(name, arms[name])]
-    away = {
-        key: shop["reason"] or "no reason recorded"
-        for key, shop in arms[arm]["per_shop"].items()
-        if not shop["took_part"]
-    }
-    if away:
-        reasons = "; ".join(f"{key}: {reason}" for key, reason in list(away.items())[:5])
-        more = f"; and {len(away) - 5} more" if len(away) > 5 else ""
-        details.append(
-            f"{len(away)} of {len(arms[arm]['per_shop'])} shops took no part ({reasons}{more})."
-        )
+    if away := away_words(arms[arm]["per_shop"]):
+        details.append(f"{away}.")
     return {
         "verdict": verdicts[arm],
         "arm": arm,
         "headline": _headline(arm, arms[arm], verdicts),
         "details": details,
     }
+
+
+def away_words(per_shop: Document) -> str:
+    """Return how many shops took no part in an arm, and why; "" where all did."""
+    away = {
+        key: shop["reason"] or "no reason recorded"
+        for key, shop in per_shop.items()
+        if not shop["took_part"]
+    }
+    if not away:
+        return ""
+    reasons = "; ".join(f"{key}: {reason}" for key, reason in list(away.items())[:5])
+    more = f"; and {len(away) - 5} more" if len(away) > 5 else ""
+    return f"{len(away)} of {len(per_shop)} shops took no part ({reasons}{more})"
 
 
 def judge(arm: Document) -> str:

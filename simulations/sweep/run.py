@@ -22,6 +22,7 @@ from simulations.federating import Federator, Trained
 from simulations.finished_parts import tables_of
 from simulations.machine import machine_facts
 from simulations.progress import Watcher
+from simulations.report.answer import away_words, privacy_words
 from simulations.report.building import ArmResult, RunResult, build_report
 from simulations.sweep.figures import arm_figures, sweep_document
 from simulations.sweep.page import render_sweep
@@ -187,13 +188,19 @@ class _Runner:
         )
         report = build_report(run)
         setting = self._sweep.settings[number]
+        away = [
+            f"{setting.label + ', ' if setting.label else ''}{name} "
+            f"{privacy_words(arm['privacy'])}: {words}"
+            for name, arm in report["arms"].items()
+            if (words := away_words(arm["per_shop"]))
+        ]
         return {
             "curve": setting.curve,
             "label": setting.label,
             "seed": report["seed"],
             "data": report["data"],
             "machine": report["machine"],
-            "warnings": report["warnings"],
+            "warnings": [*report["warnings"], *away],
             "arms": {name: arm_figures(arm) for name, arm in report["arms"].items()},
         }
 
