@@ -241,6 +241,9 @@ def test_where_sums_alone_are_seen_they_alone_are_audited(
     assert document["experiment"]["privacy"]["trust"] == "federation"
     page = (tmp_path / "x" / "audit.html").read_text(encoding="utf-8")
     assert "table-of-sums-without-noise" in page
+    # Headings over nothing read as if something had failed.
+    assert page.count("Not attacked: no update of a single shop is seen") == 2
+    assert "precision by popularity alone" not in page
     assert verdict(document) == "mixed"
     assert audit_words(document)[0].startswith("None of 1 claims of the deployed step and round")
 
