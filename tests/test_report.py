@@ -20,6 +20,7 @@ from simulations.report.answer import interval
 from simulations.report.building import ArmResult, ShopResult, build_report, write_report
 from simulations.report.compare import compare
 from simulations.report.page import render_report
+from simulations.report.plots import report_figures
 from simulations.report.recommendations import RecommendationWriter
 from simulations.report.tables import comparison_table, result_table
 
@@ -250,6 +251,14 @@ def test_long_names_leave_the_plot_its_room_and_stay_apart() -> None:
     assert len(set(shops)) == 3
     assert all(len(shop) <= 32 for shop in shops)
     assert all(name in page for name in long)  # whole in the table
+
+
+def test_a_run_without_federated_arms_has_no_empty_plot() -> None:
+    shops = {"a": 0.0, "bb": 0.0}
+    report = build_report(run_of(arm("local", shops), arm("centralized", shops)))
+    gains = [html for title, _, html in report_figures(report) if "gain over local" in title]
+    assert len(gains) == 2
+    assert not any("legendonly" in html for html in gains)
 
 
 def test_a_fifth_of_which_nothing_is_found_has_no_dot_on_a_logarithmic_axis() -> None:

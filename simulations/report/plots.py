@@ -136,6 +136,8 @@ def _gains(arms: Mapping[str, Document], metric: str) -> str:
     if not merchants:
         return ""
     labels = [escape(label) for label in _short(merchants)]
+    # At first only what was trained together is seen, where anything was.
+    seen = [name for name in names if name.startswith("federated")] or names
     for name in names:
         gains = [points[name].get(key) for key in merchants]
         figure.add_scatter(
@@ -152,7 +154,7 @@ def _gains(arms: Mapping[str, Document], metric: str) -> str:
             name=escape(name),
             mode="markers",
             marker={"color": COLOURS.get(name), "size": 8},
-            visible=True if name.startswith("federated") else "legendonly",
+            visible=True if name in seen else "legendonly",
         )
     figure.add_vline(x=0, line_width=1, line_color="#444")
     figure.update_yaxes(type="category", automargin=True, showticklabels=len(merchants) <= _NAMED)
