@@ -21,9 +21,9 @@ import numpy as np
 
 # Values of all shops that are held in float64 at a time.
 _BLOCK = 1 << 22
-# Without noise: how many times the energy of the longest shop one direction may hold. Of two shops
-# that sell the same things which others do not, and no others, it holds twice as much.
-_SHOPS = 3.0
+# Without noise: how many times the energy of the longest shop one direction may hold. Two shops
+# that sell what no others do hold twice as much in one, three nearly three times.
+_SHOPS = 2.5
 
 
 def cut_directions(values: np.ndarray, sends: np.ndarray | None, noise: float, bad: int) -> int:
@@ -43,7 +43,7 @@ def cut_directions(values: np.ndarray, sends: np.ndarray | None, noise: float, b
         (K, n) bool: which numbers each shop sends; None: all.
     noise
         Standard deviation of the noise in each number; 0: there is none, and no direction holds
-        more than three times the energy of what the longest shop says beside the profile.
+        more than two and a half times the energy of what the longest shop says beside the profile.
     bad
         How many shops may be bad, fewer than ``K``.
 
