@@ -242,3 +242,17 @@ def test_blocks_of_numbers_come_to_what_one_block_does(monkeypatch: pytest.Monke
             found.append(values)
     assert found[0] == pytest.approx(found[2], abs=1e-9)
     assert found[1] == pytest.approx(found[3], abs=1e-9)
+
+
+def test_a_row_that_cutting_a_direction_makes_longer_is_held_to_its_bound_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agreed = told(np.full((SHOPS, PRODUCTS), 7.0))
+    before = RULE.counts(agreed)
+
+    def lengthened(values: np.ndarray, *_: object) -> int:
+        values *= 3
+        return 1
+
+    monkeypatch.setattr(rules, "cut_directions", lengthened)
+    assert RULE.counts(agreed) == pytest.approx(before, rel=1e-5)
