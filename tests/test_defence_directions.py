@@ -256,3 +256,20 @@ def test_a_row_that_cutting_a_direction_makes_longer_is_held_to_its_bound_again(
 
     monkeypatch.setattr(rules, "cut_directions", lengthened)
     assert RULE.counts(agreed) == pytest.approx(before, rel=1e-5)
+
+
+def test_what_cutting_a_direction_leaves_of_a_row_is_no_more_than_bad_typical_rows() -> None:
+    """The bad shops say one thing but for its sign: what is cut of one lands with the others."""
+    stream = np.random.default_rng(0)
+    tables = stream.normal(size=(20, 400, 4)) * (stream.random((20, 400, 1)) < 0.1)
+    together = 0.3 * stream.normal(size=(400, 4))
+    tables[:BAD] = np.array([1, -1, -1, -1])[:, None, None] * together
+    tables[:, -1] = 0.0
+    tables[0, -1, 0] = 1e6  # No honest shop moves this row, and of the bad ones a single one.
+    shops = [
+        Contribution(f"shop-{k:03}", 1.0, {"table": each.astype(np.float32)})
+        for k, each in enumerate(tables)
+    ]
+    norms = np.linalg.norm(tables, axis=2)
+    typical = np.median([np.median(own[own > 0]) for own in norms])
+    assert np.linalg.norm(RULE.update(shops)["table"][-1]) * 20 <= BAD * typical * (1 + 1e-6)

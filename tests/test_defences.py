@@ -176,7 +176,8 @@ def test_whatever_bad_shops_say_of_a_row_it_comes_to_what_as_many_typical_rows_d
 ) -> None:
     stream = np.random.default_rng(seed)
     norms = stream.lognormal(0, 2, (SHOPS, 30)) * (stream.random((SHOPS, 30)) < 0.2)
-    bounds, each = _shared_bounds(norms, bad), _bounds(norms, bad)
+    each = _bounds(norms, bad)
+    bounds = _shared_bounds(norms, each, bad)
     # At least what every shop may have for itself, and together no more than bad shops had there.
     assert (bounds >= each * (1 - 1e-9)).all()
     together = np.sort(np.minimum(norms, bounds), axis=0)[-bad:].sum(axis=0)
@@ -191,9 +192,8 @@ def test_the_bound_of_a_row_that_one_shop_moves_alone_is_what_bad_ones_may_do_to
     norms[:, 0] = 1.0  # What is typical.
     norms[0, 1:] = 2.5, 3.5, 1e12
     norms[1, 1:] = 0.0, 1.5, 2.0
-    assert np.minimum(norms, _shared_bounds(norms, 3)).sum(axis=0)[1:] == pytest.approx(
-        [2.5, 3.0, 3.0]
-    )
+    bounds = _shared_bounds(norms, _bounds(norms, 3), 3)
+    assert np.minimum(norms, bounds).sum(axis=0)[1:] == pytest.approx([2.5, 3.0, 3.0])
 
 
 def test_a_count_that_few_shops_tell_of_is_held_to_a_typical_one() -> None:

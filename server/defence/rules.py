@@ -151,10 +151,14 @@ def _tail_aware(shops: Sent, bad: int) -> Arrays:
     squares = np.zeros(len(shops))
     cut: dict[str, np.ndarray] = {}
     bounds: dict[str, np.ndarray] = {}
+    shared: dict[str, np.ndarray] = {}
     for name in shops.arrays[0]:
         norms = shops.row_norms(name)
-        shared = shops.noise == 0 and name != POPULARITY
-        caps = bounds[name] = (_shared_bounds if shared else _bounds)(norms, bad)
+        caps = _bounds(norms, bad)
+        if shops.noise == 0 and name != POPULARITY:
+            shared[name] = caps
+            caps = _shared_bounds(norms, caps, bad)
+        bounds[name] = caps
         kept = np.minimum(norms, caps)
         squares += (kept**2).sum(axis=1)
         cut[name] = kept
@@ -167,15 +171,21 @@ def _tail_aware(shops: Sent, bad: int) -> Arrays:
     for own, factor in zip(factors, of_whole, strict=True):
         for row in own.values():
             row *= factor
-    return _without_unknown(shops, _cut_by_direction(shops, factors, bounds, bad))
+    return _without_unknown(shops, _cut_by_direction(shops, factors, bounds, shared, bad))
 
 
 def _cut_by_direction(
-    shops: Sent, factors: list[dict[str, np.ndarray]], bounds: dict[str, np.ndarray], bad: int
+    shops: Sent,
+    factors: list[dict[str, np.ndarray]],
+    bounds: dict[str, np.ndarray],
+    shared: dict[str, np.ndarray],
+    bad: int,
 ) -> Arrays:
     """Return the mean of rows times ``factors`` without what is too much in one direction.
 
-    No row is longer in the end than its bound.
+    No row is longer in the end than its bound. Who says a direction with others takes part in what
+    each of them says of a row, and it is cut of all: a row may come to more than it was. So rows
+    share again what bad shops could do, each at its bound in ``shared`` (name -> (R,)).
     """
     names = list(shops.arrays[0])
     # Of all that the server holds of a round these are most: not in float64.
@@ -197,8 +207,12 @@ def _cut_by_direction(
         part = values[:, place : place + shops.arrays[0][name].size]
         place += part.shape[1]
         into = np.zeros(shape, np.float64)
-        for own in part.reshape(len(shops), *shape):
-            rows = _factors(_row_norms(own), bounds[name])
+        tables = part.reshape(len(shops), *shape)
+        norms = np.stack([_row_norms(own) for own in tables])
+        caps = bounds[name]
+        if name in shared:
+            caps = np.minimum(caps, _shared_bounds(norms, shared[name], bad))
+        for own, rows in zip(tables, _factors(norms, caps), strict=True):
             into += own * (rows / len(shops)).reshape(_along_rows(into))
         mean[name] = into
     return mean
@@ -228,14 +242,14 @@ def _bounds(norms: np.ndarray, bad: int) -> np.ndarray:
     return bounds
 
 
-def _shared_bounds(norms: np.ndarray, bad: int) -> np.ndarray:
-    """Return (R,) the same, but that rows which few shops move share what bad ones could do.
+def _shared_bounds(norms: np.ndarray, bounds: np.ndarray, bad: int) -> np.ndarray:
+    """Return bounds (R,), but that rows which few shops move share what bad ones could do.
 
-    ``bad`` shops at the bound ``b`` of a row move it by ``bad b`` together. Where ``b`` is that of
-    a typical row, it is the largest bound under which the ``bad`` longest of the row come to no
-    more than that: the fewer shops move a product, the more each may say of it.
+    ``bad`` shops at the bound ``b`` of a row move it by ``bad b`` together. Where no more of them
+    are as long as that, it is the largest bound under which the ``bad`` longest of the row come to
+    no more: the fewer shops move a product, the more each may say of it.
     """
-    bounds = _bounds(norms, bad)
+    bounds = bounds.copy()
     few = _largest_honest(norms, bad) < bounds
     longest = np.sort(norms[:, few], axis=0)[len(norms) - bad :]
     # If all but the k shortest of them are cut, to one length, this is the length.
