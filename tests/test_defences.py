@@ -196,6 +196,17 @@ def test_the_bound_of_a_row_that_one_shop_moves_alone_is_what_bad_ones_may_do_to
     assert np.minimum(norms, bounds).sum(axis=0)[1:] == pytest.approx([2.5, 3.0, 3.0])
 
 
+@pytest.mark.parametrize("movers", range(SHOPS - 4))
+def test_what_is_typical_is_an_honest_shops_however_few_of_them_move_anything(movers: int) -> None:
+    stream = np.random.default_rng(movers)
+    norms = np.zeros((SHOPS, 30))
+    norms[:movers] = stream.lognormal(0, 1, (movers, 30)) * (stream.random((movers, 30)) < 0.5)
+    norms[:, 0] = 0.0
+    largest = max((np.median(own[own > 0]) for own in norms[:movers]), default=0.0)
+    norms[-4:, 0] = 1e6
+    assert _bounds(norms, 4)[0] <= largest
+
+
 def test_a_count_that_few_shops_tell_of_is_held_to_a_typical_one() -> None:
     stream = np.random.default_rng(2)
     shops = [

@@ -136,6 +136,8 @@ def _tail_aware(shops: Sent, bad: int) -> Arrays:
     shop sent: no shop moves the row by more. Where fewer shops have anything to say of a product,
     that is nothing; there a shop moves a row by at most what a typical shop's typical row is, the
     median over shops of the median over the rows that each moves at all: mostly one customer's.
+    Where so few shops move anything that most of these may be bad, it is the ``(bad + 1)``-th
+    largest of all shops'.
     Thus bad shops can make a product look like one that a customer or so of each has bought, and
     never like one of the short head. All shops that may be bad may stock one product: a row is cut
     to the ``(bad + 1)``-th largest of its senders, however few they are.
@@ -238,7 +240,7 @@ def _largest_honest(values: np.ndarray, bad: int) -> np.ndarray:
 
 def _bounds(norms: np.ndarray, bad: int) -> np.ndarray:
     """Return (R,) the longest that a shop's row may be, of norms (K, R)."""
-    bounds: np.ndarray = np.maximum(_largest_honest(norms, bad), _typical(norms))
+    bounds: np.ndarray = np.maximum(_largest_honest(norms, bad), _typical(norms, bad))
     return bounds
 
 
@@ -259,10 +261,14 @@ def _shared_bounds(norms: np.ndarray, bounds: np.ndarray, bad: int) -> np.ndarra
     return bounds
 
 
-def _typical(norms: np.ndarray) -> float:
-    """Return the median over shops of the median norm of the rows (K, R) that each moves."""
-    own = [np.median(row[row > 0]) for row in norms if (row > 0).any()]
-    return float(np.median(own)) if own else 0.0
+def _typical(norms: np.ndarray, bad: int = 0) -> float:
+    """Return the median over shops of the median norm of the rows (K, R) that each moves.
+
+    No more than the ``(bad + 1)``-th largest of them: of shops that move anything most may be bad.
+    """
+    own = np.array([np.median(row[row > 0]) if (row > 0).any() else 0.0 for row in norms])
+    typical = np.median(own[own > 0]) if own.any() else 0.0
+    return float(min(typical, _largest_honest(own, bad)))
 
 
 def _factors(norms: np.ndarray, bound: np.ndarray | float) -> np.ndarray:
