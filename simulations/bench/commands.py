@@ -17,7 +17,7 @@ bench_app = typer.Typer(help="Ratios, measured side by side.", no_args_is_help=T
 
 @bench_app.command("round")
 def bench_round_command(
-    rounds: Annotated[int, typer.Option(help="Rounds of both runs.")] = 10,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of both; the first is left out.")] = 10,
     as_json: Json = False,
 ) -> None:
     """Time a round beside Flower's own floor for the same arrays."""
@@ -65,7 +65,7 @@ def bench_shops_command(
 
 @bench_app.command("dp-step")
 def bench_step_command(
-    rounds: Annotated[int, typer.Option(help="Rounds of 20 steps of each cell.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of 20 steps of each cell.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the batches; noise is the system's.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -138,6 +138,8 @@ def bench_serving_command(
 
     if unknown := sorted(set(only or ()) - set(PARTS)):
         raise typer.BadParameter(f"--only {unknown[0]!r} is none of {', '.join(PARTS)}")
+    if "model" in (only or ()) and model is None:
+        raise typer.BadParameter("--only model is of a run's model: say --model and its folder")
     sizes = ServingSizes(
         products=products,
         graph_products=graph_products,

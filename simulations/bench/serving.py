@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from common.artifact import load_model
+from common.errors import RunError
 from common.features import read_catalogue
 from common.queries.asking import Answer, Query
 from server.query.core import ServedModel
@@ -108,13 +109,15 @@ def bench_serving(
     """
     sizes = sizes or ServingSizes()
     cells: list[dict[str, Any]] = []
-    steps: dict[Part, tuple[str, Callable[..., list[dict[str, Any]]], tuple[Any, ...]]] = {
+    steps: dict[Part, tuple[str, Callable[..., list[dict[str, Any]]], tuple[Any, ...]]] = {}
+    if model is not None:
+        # First: a folder that can't be read is told before minutes have gone by.
+        steps["model"] = (f"recall on {model.name}", _model_cells, (model, sizes.seed))
+    steps |= {
         "flat": (f"flat: {sizes.products:,} x {sizes.dimension}", _flat_cells, (sizes,)),
         "core": (f"served core: {sizes.products:,} products", _core_cells, (sizes,)),
         "graph": (f"graphs: {sizes.graph_products:,} x {sizes.dimension}", _graph_cells, (sizes,)),
     }
-    if model is not None:
-        steps["model"] = (f"recall on {model.name}", _model_cells, (model, sizes.seed))
     kernel = _alone(_kernel)
     for part, (words, measure, arguments) in steps.items():
         if part in only:
@@ -296,6 +299,8 @@ def _latency_cells(sizes: ServingSizes, precision: str) -> list[dict[str, Any]]:
 def _latency_cell(
     sizes: ServingSizes, precision: str, arrivals: Arrivals, found: Latencies, used: float
 ) -> dict[str, Any]:
+    if not found.seconds:
+        raise RunError(f"none of {found.failed} requests to the server was answered")
     milliseconds = np.array(found.seconds) * 1e3
     levels = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "largest": 100}
     cell: dict[str, Any] = {
