@@ -1,11 +1,14 @@
 """The benchmark of the step: what it measures is comparable, and what it says is whole."""
 
 import json
+import os
+import signal
 from typing import Any
 
 import pytest
 import torch
 
+from common.errors import RunError
 from simulations.bench import step as bench_step
 from simulations.bench import step_variants as bench_variants
 from simulations.bench.step import peak_megabytes, targets_missed
@@ -78,6 +81,15 @@ def test_memory_above_the_model_is_what_a_variant_takes() -> None:
     plain, exact = (peak_megabytes(name, items, 4, 0) - size for name in ("plain", "exact"))
     assert 0.8 * size < plain < 1.5 * size
     assert exact < 0.4 * size
+
+
+def test_a_process_that_the_system_ends_is_told_of() -> None:
+    with pytest.raises(RunError, match="ended with -9"):
+        bench_step._apart("spawn", _killed)
+
+
+def _killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_missed_targets_are_named() -> None:

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import client.privacy
 from client.privacy.noise import SystemNoise
+from common.errors import RunError
 from simulations.bench import step_variants as bench_variants
 from simulations.bench.step_variants import (
     DIMENSION,
@@ -241,6 +242,12 @@ def _apart(start: str, act: Callable[..., Any], *arguments: object) -> Any:  # n
     sender.close()
     try:
         return receiver.recv()
+    except EOFError as error:
+        child.join()
+        raise RunError(
+            f"a process ended with {child.exitcode} before it said what it measured: "
+            "-9 is what a machine without enough memory does"
+        ) from error
     finally:
         child.join()
 
