@@ -21,9 +21,10 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
+from pydantic import ValidationError
 
 from common.artifact import MODEL, ModelArtifact
-from common.errors import FedtailError
+from common.errors import FedtailError, RunError
 from common.features import Catalogue, write_catalogue
 from server.query.client import Client
 from server.query.core import ServedModel
@@ -241,6 +242,9 @@ def _load(
         ended.set()
         for thread in threads:
             thread.join()
+    if service.process.poll() is not None:
+        text = service.log.read_text(encoding="utf-8", errors="replace")
+        raise RunError(f"the server ended while it was asked: {text[-1000:]}")
     milliseconds = np.array(seen.seconds) * 1e3
     return {
         "asked": dict(sorted(seen.asked.items())),
@@ -284,7 +288,7 @@ def _call(
             started = time.monotonic()
             try:
                 given = ask(kind, question)
-            except (FedtailError, GrpcClient.Error) as error:
+            except (FedtailError, GrpcClient.Error, ValidationError) as error:
                 with seen.lock:
                     seen.failed.append(f"{interface} {kind}: {error}")
                 continue
@@ -327,10 +331,11 @@ def _metric(service: Served, name: str) -> float:
 
 
 def _watch(service: Served, memory: list[tuple[float, float]], ended: threading.Event) -> None:
-    process = psutil.Process(service.process.pid)
     started = time.monotonic()
-    while not ended.wait(_EVERY_MEMORY):
-        memory.append((time.monotonic() - started, process.memory_info().rss / 2**20))
+    with suppress(psutil.NoSuchProcess):  # It has ended: that is told in the end.
+        process = psutil.Process(service.process.pid)
+        while not ended.wait(_EVERY_MEMORY):
+            memory.append((time.monotonic() - started, process.memory_info().rss / 2**20))
 
 
 def _memory(points: list[tuple[float, float]]) -> dict[str, Any]:
