@@ -25,7 +25,7 @@ from client.settings import RUN_VARIABLE, read_settings
 from common.artifact import load_model
 from common.bundle import FEDERATION
 from common.config import ConfigValue
-from common.programs.processes import carriers
+from common.programs.processes import carriers, finished
 from common.protocol import POPULARITY
 from deployment_support import ITEMS, SECONDS, Deployed, sales
 from faults_support import start_by_hand
@@ -206,15 +206,12 @@ class Summing(Deployed):
             The checkout whose command is given: it may be another operator's.
         """
         command = (sys.executable, "-m", "server", "train", *words)
-        done = subprocess.run(
+        done = finished(
             [*command, "--federation", str(self.operator)],
             env=self.programs.environment({}),
             cwd=code,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_RUN_SECONDS,
+            seconds=_RUN_SECONDS,
+            what="training",
         )
         # Run names are times, and sort as such.
         events = self.events()

@@ -9,7 +9,7 @@ from flwr.app import Message
 from common.protocol import POPULARITY, Arrays
 from federation_support import FaultyGrid, make_job, start_state, toy_app
 from server.aggregation import Contribution
-from server.defence import directions, rules
+from server.defence import blocks, rules
 from server.defence.choice import Defence
 from server.defence.directions import cut_directions
 from server.defence.rules import RULES, Sent
@@ -232,7 +232,7 @@ def test_blocks_of_numbers_come_to_what_one_block_does(monkeypatch: pytest.Monke
     sends = stream.random((SHOPS, PRODUCTS)) < 0.8
     found = []
     for block in (1 << 22, 7 * SHOPS):
-        monkeypatch.setattr(directions, "_BLOCK", block)
+        monkeypatch.setattr(blocks, "_NUMBERS", block)
         for mask in (None, sends):
             values = np.random.default_rng(11).normal(size=sends.shape)
             values += 30 / (1 + np.arange(PRODUCTS))

@@ -63,8 +63,8 @@ class Defence:
         """Return how much of the plain mean's noise variance is left in what the rule returns.
 
         For shops of equal noise in rows of so many numbers, where noise outweighs what they say and
-        the rule is told of it;
-        in a row that only ``senders`` of the shops send, how much of that of the mean over these.
+        the rule is told of it; in a row that only ``senders`` of the shops send, how much of that
+        of the mean over these.
         """
         bad = self.bad(shops)
         if senders is not None and self.name == "trimmed-mean":

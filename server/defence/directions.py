@@ -15,12 +15,10 @@ honest shop says. Robust means by way of the covariance's top direction are of D
 is known; here it is the plan's noise, or what one shop says.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
-# Values of all shops that are held in float64 at a time.
-_BLOCK = 1 << 22
+from server.defence.blocks import blocks
+
 # Without noise: how many times the energy of the longest shop one direction may hold. Two shops
 # that sell what no others do hold twice as much in one, three nearly three times.
 _SHOPS = 2.5
@@ -56,7 +54,7 @@ def cut_directions(values: np.ndarray, sends: np.ndarray | None, noise: float, b
     for done in range(bad):
         mean, sizes = _profile(values, sends)
         gram = np.zeros((count, count))
-        for part in _parts(width, count):
+        for part in blocks(width, count):
             beside = _beside(values, sends, mean, sizes, part)
             gram += beside @ beside.T
         if noise > 0:
@@ -75,7 +73,7 @@ def cut_directions(values: np.ndarray, sends: np.ndarray | None, noise: float, b
         above = excess[:, worst]
         if not above.any():
             return done
-        for part in _parts(width, count):
+        for part in blocks(width, count):
             beside = _beside(values, sends, mean, sizes, part)
             direction = beside.T @ shops[:, worst] / lengths[worst]
             for k in np.flatnonzero(above):
@@ -92,7 +90,7 @@ def _profile(values: np.ndarray, sends: np.ndarray | None) -> tuple[np.ndarray, 
     count, width = values.shape
     mean = np.empty(width)
     fits, squares = np.zeros(count), np.zeros(count)
-    for part in _parts(width, count):
+    for part in blocks(width, count):
         block = values[:, part].astype(np.float64)
         every = np.ones((1, 1)) if sends is None else sends[:, part].astype(np.float64)
         shops = count if sends is None else np.maximum(every.sum(axis=0), 1)
@@ -114,10 +112,3 @@ def _beside(
     if sends is not None:
         beside *= sends[:, part]
     return beside
-
-
-def _parts(width: int, count: int) -> Iterator[slice]:
-    """Yield slices of the numbers so that a block of all shops' stays small."""
-    size = max(1, _BLOCK // count)
-    for start in range(0, width, size):
-        yield slice(start, min(start + size, width))

@@ -18,17 +18,15 @@ zero: a rule takes the row's senders for its shops, and the mean that it makes o
 many of all. A row that no shop sends that a rule takes is not known.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from common.protocol import POPULARITY, Arrays
 from server.aggregation import Contribution
+from server.defence.blocks import blocks
 from server.defence.directions import cut_directions
-
-# Values of one block of rows of all shops that are held at a time, in float64.
-_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -257,7 +255,7 @@ def _shared_bounds(norms: np.ndarray, bounds: np.ndarray, bad: int) -> np.ndarra
     # If all but the k shortest of them are cut, to one length, this is the length.
     shortest = np.vstack([np.zeros((1, longest.shape[1])), np.cumsum(longest, axis=0)[:-1]])
     lengths = (bad * bounds[few] - shortest) / np.arange(bad, 0, -1)[:, None]
-    bounds[few] = lengths.max(axis=0, initial=0.0)
+    bounds[few] = lengths.max(axis=0)
     return bounds
 
 
@@ -281,7 +279,7 @@ def _row_norms(array: np.ndarray) -> np.ndarray:
     """Return (R,) float64 norms of an array's rows; a vector's numbers are its rows."""
     rows = array.reshape(len(array), -1)
     norms = np.empty(len(rows))
-    for part in _parts(len(rows), max(rows.shape[1], 1)):
+    for part in blocks(len(rows), max(rows.shape[1], 1)):
         block = rows[part].astype(np.float64)
         norms[part] = np.sqrt(np.einsum("rd,rd->r", block, block))
     return norms
@@ -336,7 +334,7 @@ def _by_coordinate(shops: Sent, bad: int, rule: Callable[[np.ndarray, int], np.n
     for name, first in shops.arrays[0].items():
         into = np.empty(first.shape, np.float64)
         width = max(first[:1].size, 1) * count
-        for part in _parts(len(first), width):
+        for part in blocks(len(first), width):
             block = np.stack([arrays[name][part] for arrays in shops.arrays]).astype(np.float64)
             if name not in shops.sends:
                 into[part] = rule(block, bad)
@@ -364,7 +362,7 @@ def _krum_scores(shops: Sent, bad: int) -> np.ndarray:
     distances = np.zeros((count, count))
     for name, first in shops.arrays[0].items():
         one = max(first[:1].size, 1)
-        for part in _parts(len(first), one * count):
+        for part in blocks(len(first), one * count):
             rows = [arrays[name][part].ravel() for arrays in shops.arrays]
             block = np.stack(rows).astype(np.float64)
             if name in shops.sends:
@@ -396,10 +394,3 @@ def _per_number(shops: Sent, distances: np.ndarray) -> np.ndarray:
     far = np.full_like(distances, np.finfo(np.float64).max / (4 * len(shops)))
     np.divide(distances, shared, out=far, where=shared > 0)
     return far
-
-
-def _parts(rows: int, width: int) -> Iterator[slice]:
-    """Yield slices of rows so that a block of so many values a row stays small."""
-    size = max(1, _BLOCK // width)
-    for start in range(0, rows, size):
-        yield slice(start, min(start + size, rows))
