@@ -191,10 +191,16 @@ def test_folders_in_use_and_other_runs_are_refused(
     write_report(tmp_path / "run", report, "")
     with pytest.raises(ConfigError, match=r"another \[data\]"):
         run_audit(experiment, tmp_path / "run", Silent())
-    report["experiment"] = experiment.facts()
-    del report["arms"]["local"]["quintiles"]  # said before hours of attacks, not after them
+    report |= {"experiment": experiment.facts(), "seed": experiment.run.seed}
+    lost = report["arms"]["local"].pop("quintiles")  # said before hours of attacks, not after them
     write_report(tmp_path / "run", report, "")
     with pytest.raises(DataError, match=r"arms\.local\.quintiles"):
+        run_audit(experiment, tmp_path / "run", Silent())
+    report["arms"]["local"]["quintiles"] = lost
+    # An audit of other customers stood in a run's report: the seed draws a marketplace's.
+    report["seed"] = experiment.run.seed + 1
+    write_report(tmp_path / "run", report, "")
+    with pytest.raises(ConfigError, match=rf"run\.seed = {report['seed']}, not"):
         run_audit(experiment, tmp_path / "run", Silent())
     half = tmp_path / "half"
     with pytest.raises(KeyboardInterrupt):
