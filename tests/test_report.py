@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from common.errors import DataError, InputError
+from common.errors import ConfigError, DataError, InputError
 from common.metrics import MetricSums
 from report_support import N_ITEMS, PRIVACY, arm, run_of, shown_text, sums, whole_run
 from simulations.documents import to_json
@@ -358,6 +358,9 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     assert ends in shown_text(comparison_table(long), 100)
     again = compare([tmp_path / "eight", tmp_path / "both" / ".." / "eight"])
     assert len(again["runs"]) == 2
+    # One of the two was left out, in silence.
+    with pytest.raises(ConfigError, match="eight is given twice"):
+        compare([tmp_path / "eight", tmp_path / "two", tmp_path / "eight"])
 
 
 def test_a_folder_without_a_good_report_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.errors import ConfigError
 from simulations.documents import Document, write_text
 from simulations.report.page import render_comparison
 from simulations.report.reading import read_report
@@ -41,6 +42,8 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> Document:
 
     Raises
     ------
+    ConfigError
+        If a folder is given twice.
     DataError
         If a folder holds no report, or one that cannot be read or lacks something.
     """
@@ -84,6 +87,8 @@ def _names(folders: Sequence[Path]) -> dict[str, Path]:
     """Return the shortest names that tell the folders apart: their own, or their paths."""
     own = [folder.resolve().name for folder in folders]
     names = own if len(set(own)) == len(own) else [str(folder) for folder in folders]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{twice[0]} is given twice: name each run once")
     return dict(zip(names, folders, strict=True))
 
 
