@@ -25,6 +25,7 @@ from simulations.arms import (
 from simulations.experiment import TRAINED_BY, Experiment
 from simulations.federating import UNHEARD, Trained, ledger_name
 from simulations.machine import PeakMemory
+from simulations.report.answer import away_words
 from simulations.report.building import ArmPrivacy, ArmResult, ShopResult
 from simulations.world import World
 
@@ -78,6 +79,17 @@ def evaluate_arm(
     if trained is not None:
         seconds, peak = seconds + trained.seconds, max(peak, trained.peak_mb)
     return ArmResult(arm, shops, _privacy(shown), seconds, peak)
+
+
+def who_was_away(world: World, trained: Trained) -> str:
+    """Return how many shops took no part in a federation, and why; "" where all did."""
+    codes = {s.merchant_id: trained.declined.get(shop_key(s.merchant_id), "") for s in world.shops}
+    return away_words(
+        {
+            name: {"took_part": not code, "reason": REASONS.get(code, code)}
+            for name, code in codes.items()
+        }
+    )
 
 
 def trained_by(experiment: Experiment, arm: str) -> str | None:

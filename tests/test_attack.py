@@ -298,6 +298,20 @@ def test_what_a_run_would_warn_of_an_attack_does_too(
     assert little.startswith("δ = 0.5 promises little")
 
 
+def test_who_took_no_part_is_said_once(tmp_path: Path) -> None:
+    # A shop whose cap is too low for the plan was left out of every training, in silence.
+    base = small(federations=["federated-dp"])
+    name = build_world(base).shops[0].merchant_id
+    privacy = base.privacy.model_copy(update={"caps": {name: 0.01}})
+    experiment = base.model_copy(update={"privacy": privacy})
+    for _ in ("trained", "read again"):
+        attack = _Attack(experiment, build_world(experiment), tmp_path, Silent())
+        for _ in range(2):
+            attack._clean("federated-dp", "none")
+        (said,) = attack._away
+        assert said.startswith(f"federated-dp: 1 of 12 shops took no part ({name}: the plan costs")
+
+
 @pytest.mark.parametrize("value", [0.0, None])
 def test_what_cannot_fall_is_refused_after_the_first_run(
     value: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -211,6 +211,19 @@ def test_what_a_run_would_warn_of_cold_start_does_too(
     assert little.startswith("δ = 0.5 promises little")
 
 
+def test_who_took_no_part_in_a_case_is_said(
+    experiment: Experiment, world: World, tmp_path: Path
+) -> None:
+    # A shop whose cap is too low for the plan was left out of what is measured, in silence.
+    name = world.shops[0].merchant_id
+    privacy = experiment.privacy.model_copy(update={"caps": {name: 0.01}})
+    short = experiment.model_copy(update={"privacy": privacy})
+    for _ in ("trained", "read again"):
+        found = _ColdStart(short, world, tmp_path, Quiet(), ("federated-dp",)).run(["product"])
+        begins = f"product, federated-dp: 1 of 6 shops took no part ({name}: the plan costs"
+        assert found["warnings"][-1].startswith(begins)
+
+
 def test_what_trains_nothing_is_refused(experiment: Experiment, tmp_path: Path) -> None:
     arms = experiment.run.model_copy(update={"arms": ("popularity", "local")})
     with pytest.raises(ConfigError, match="names no model to train"):
@@ -273,7 +286,8 @@ def test_a_new_shop_is_fitted_to_what_it_stocks_whenever_it_is(
     monkeypatch.setattr(HomeModel, "fit", classmethod(spied))
     alone = untrained(world.catalogue)
     plan = TrainingPlan(rounds=0, private=False)
-    cases = list(cold_shops(experiment, world, others, {"federated": Models(alone, alone, plan)}))
+    models = {"federated": Models(alone, alone, plan, away="")}
+    cases = list(cold_shops(experiment, world, others, models))
     assert len(cases) == 4
     assert len(fitted) > 4
     for stock in fitted:

@@ -25,6 +25,7 @@ from simulations.attack.poisoned import Poisoned, Remembered
 from simulations.attack.settings import PUSHES, AttackName
 from simulations.documents import Document, plain, to_json, write_text
 from simulations.engine.in_process import run_in_process
+from simulations.evaluating import who_was_away
 from simulations.experiment import Experiment, section_of
 from simulations.federating import Federator, Trained, plan_notes
 from simulations.finished_parts import finished_parts, tables_of
@@ -98,6 +99,8 @@ class _Attack:
             world, measured=honest, dataset=without_stock_of(world.dataset, worst)
         )
         self._targets: list[int] = []
+        # Who took no part in which federation, in words, each once.
+        self._away: dict[str, None] = {}
 
     def run(self) -> Document:
         """Return the whole document."""
@@ -137,7 +140,7 @@ class _Attack:
                     "customers": sum(map(len, self._world.asked.values())),
                 },
                 "data": self._world.facts(),
-                "warnings": [*self._world.dataset.notes, *notes],
+                "warnings": [*self._world.dataset.notes, *notes, *self._away],
                 "experiment": self._experiment.facts() | {"attack": self._settings.model_dump()},
                 "seed": self._seed,
                 "machine": machine_facts(),
@@ -240,9 +243,12 @@ class _Attack:
                 self._targets,
                 self._eases,
             )
-            write_text(path, to_json({"targets": self._targets, "uses": uses}))
+            away = who_was_away(self._world, trained)
+            write_text(path, to_json({"targets": self._targets, "uses": uses, "away": away}))
             shutil.rmtree(work)
         found: Document = json.loads(path.read_text(encoding="utf-8"))
+        if found["away"]:
+            self._away[f"{federation}: {found['away']}"] = None
         return found
 
     def _train(

@@ -14,6 +14,7 @@ from common.protocol import TrainingPlan
 from common.schema import encode_shops
 from common.scoring import ScoreFunction, top_lists
 from simulations.arms import global_model
+from simulations.evaluating import who_was_away
 from simulations.experiment import Experiment
 from simulations.federating import Federator
 from simulations.progress import Watcher
@@ -165,11 +166,18 @@ def _of_merchants(table: Any, names: set[str]) -> Any:  # noqa: ANN401 - a frame
 
 @dataclass(frozen=True)
 class Models:
-    """A federation's model at the end, and as it was before it saw the validation weeks."""
+    """A federation's model at the end, and as it was before it saw the validation weeks.
+
+    Attributes
+    ----------
+    away
+        Who took no part in it, in words; "" where all did.
+    """
 
     final: GlobalModel
     tuning: GlobalModel
     plan: TrainingPlan
+    away: str
 
 
 def train(
@@ -188,5 +196,5 @@ def train(
             global_model(world, plan.model, trained.checkpoint(number).state)
             for number in (plan.rounds, plan.tuning_round)
         )
-        found[name] = Models(final, tuning, plan)
+        found[name] = Models(final, tuning, plan, who_was_away(world, trained))
     return found

@@ -88,6 +88,8 @@ class _ColdStart:
     ) -> None:
         self._experiment, self._world = experiment, world
         self._folder, self._watcher, self._arms = folder / _TRAINING, watcher, arms
+        # Who took no part in a case's trainings, in words, each once.
+        self._away: set[str] = set()
 
     def run(self, names: Sequence[str]) -> Document:
         """Return the document of some kinds of cases."""
@@ -97,10 +99,12 @@ class _ColdStart:
             "shop": self._shops,
         }
         cases: list[Document] = []
+        away: list[str] = []
         seconds = 0.0
         for name in (name for name in CASES if name in names):
             done = self._part(name, parts[name])
             cases += done["cases"]
+            away += done["away"]
             seconds += done["seconds"]
         notes = plan_notes(self._experiment, self._arms, self._world)
         return {
@@ -109,7 +113,7 @@ class _ColdStart:
             "cases": cases,
             "arms_trained": list(self._arms),
             "data": self._world.facts(),
-            "warnings": [*self._world.dataset.notes, *notes],
+            "warnings": [*self._world.dataset.notes, *notes, *away],
             "machine": machine_facts(),
             "experiment": self._experiment.facts(),
             "seconds": seconds,
@@ -119,13 +123,15 @@ class _ColdStart:
         path = self._folder / f"{name}.json"
         if not path.exists():
             started = time.monotonic()
+            self._away.clear()
             size, seed = self._world.catalogue.size, self._experiment.run.seed
             cases = [case.document(size, seed) for case in make()]
             seconds = time.monotonic() - started
-            write_text(path, to_json({"cases": cases, "seconds": seconds}))
+            found = {"cases": cases, "away": sorted(self._away), "seconds": seconds}
+            write_text(path, to_json(found))
             shutil.rmtree(self._folder / name, ignore_errors=True)
-        found: Document = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        done: Document = json.loads(path.read_text(encoding="utf-8"))
+        return done
 
     def _customers(self) -> Iterator[Case]:
         def folds() -> Iterator[tuple[Mapping[str, np.ndarray], World, Mapping[str, Models]]]:
@@ -155,4 +161,7 @@ class _ColdStart:
         seen = without(self._world, self._experiment, left_out)
         self._watcher.stage(f"training for: {name}")
         folder = self._folder / name
-        return seen, train(self._experiment, seen, folder, self._watcher, self._arms)
+        models = train(self._experiment, seen, folder, self._watcher, self._arms)
+        case = name.split("/")[0]
+        self._away |= {f"{case}, {arm}: {m.away}" for arm, m in models.items() if m.away}
+        return seen, models
