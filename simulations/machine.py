@@ -16,12 +16,17 @@ _PACKAGES = ("flwr", "opacus", "torch", "numpy")
 def machine_facts() -> dict[str, Any]:
     """Return processors, memory in GB, system and the versions that matter."""
     return {
-        "cpus": os.cpu_count(),
+        "cpus": usable_cpus(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{package: version(package) for package in _PACKAGES},
     }
+
+
+def usable_cpus() -> int:
+    """Return how many processors this process may use: a container is often given fewer."""
+    return len(os.sched_getaffinity(0))
 
 
 class PeakMemory:

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from common.errors import FedtailError, RunError
-from simulations.bench import rounds, serving, step
+from simulations.bench import rounds, serving, shops, step
 from simulations.bench.asking import Latencies
 from simulations.bench.commands import bench_app
 from simulations.bench.serving import ServingSizes, bench_serving
@@ -14,7 +14,10 @@ from simulations.bench.serving import ServingSizes, bench_serving
 
 @pytest.mark.parametrize(
     "asked",
-    [["round", "--rounds", "1"], ["dp-step", "--rounds", "0"], ["serving", "--only", "model"]],
+    [
+        *(["round", "--rounds", "1"], ["dp-step", "--rounds", "0"], ["serving", "--only", "model"]),
+        *(["round", "--repeats", "0"], ["shops", "--shops", "0"]),
+    ],
 )
 def test_what_would_measure_nothing_is_refused(
     asked: list[str], monkeypatch: pytest.MonkeyPatch
@@ -23,6 +26,7 @@ def test_what_would_measure_nothing_is_refused(
         (rounds, "bench_round"),
         (step, "bench_step"),
         (serving, "bench_serving"),
+        (shops, "bench_shops"),
     ):
         monkeypatch.setattr(module, name, _never)
     found = CliRunner().invoke(bench_app, asked)

@@ -36,6 +36,11 @@ def test_a_ratio_is_the_median_of_the_turns_without_what_is_learning() -> None:
     assert json.loads(to_json(found))["beyond_the_floor"] == COSTS
 
 
+def test_more_processors_than_shops_train_one_no_faster() -> None:
+    # Less was taken off as learning than a single shop takes.
+    assert summary(TIMES, COSTS, shops=3, cpus=64)["seconds_per_round"]["learning"] == 3.0
+
+
 def test_a_round_that_a_shop_missed_is_no_measurement() -> None:
     told: list[dict[str, Any]] = [
         {"event": "join", "seconds": 9.0},

@@ -131,6 +131,12 @@ def test_what_is_measured_is_kept_and_not_measured_again(
     assert bench_sums([TINY], [3], keep=file)["cells"] == json.loads(json.dumps(first))
     with pytest.raises(AssertionError, match="again"):
         bench_sums([TINY], [3, 4], keep=file)
+    measured = json.loads(file.read_text())
+    elsewhere = measured["machine"] | {"cpus": 10**6}
+    for machine, words in ((elsewhere, "another cpus: go on there"), ([], "holds nothing")):
+        file.write_text(json.dumps(measured | {"machine": machine}))
+        with pytest.raises(ConfigError, match=words):
+            bench_sums([TINY], [3], keep=file)
     file.write_text("[]")
     with pytest.raises(ConfigError, match="holds nothing"):
         bench_sums([TINY], [3], keep=file)

@@ -17,13 +17,15 @@ bench_app = typer.Typer(help="Ratios, measured side by side.", no_args_is_help=T
 
 @bench_app.command("round")
 def bench_round_command(
-    rounds: Annotated[int, typer.Option(min=2, help="Rounds of both; the first is left out.")] = 10,
+    rounds: Annotated[int, typer.Option(min=2, help="Of each run; the first is left out.")] = 10,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each, in turns.")] = 2,
     as_json: Json = False,
 ) -> None:
-    """Time a round beside Flower's own floor for the same arrays."""
+    """Time a round beside Flower's own floor for the same arrays, in turns."""
     from simulations.bench.rounds import bench_round
 
-    result = bench_round(rounds=rounds)
+    with Bars() as bars:
+        result = bench_round(rounds=rounds, repeats=repeats, progress=bars.stage)
     _print(result, (f"{key}: {value}" for key, value in result.items()), as_json=as_json)
 
 
@@ -50,7 +52,9 @@ def bench_deployment_command(
 
 @bench_app.command("shops")
 def bench_shops_command(
-    shops: Annotated[list[int] | None, typer.Option(help="How many; may be repeated.")] = None,
+    shops: Annotated[
+        list[int] | None, typer.Option(min=1, help="How many; may be repeated.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each run.")] = 5,
     as_json: Json = False,
 ) -> None:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 from flwr.app import Array
 
 from client.privacy.ledger import Ledger
@@ -41,11 +40,11 @@ from server.operating.services import control
 from server.subspace import SubspaceOptimizer
 from server.training.records import Runs
 from simulations.bench.floor import FLOOR
-from simulations.bench.rounds import bench_plan, lay_out, train_seconds
+from simulations.bench.rounds import all_shops_seconds, bench_plan, lay_out, train_seconds
 from simulations.loopback.deployment import LocalDeployment
 from simulations.loopback.layout import lay_out_operator, lay_out_shop
 from simulations.loopback.programs import Programs
-from simulations.machine import machine_facts
+from simulations.machine import machine_facts, usable_cpus
 
 #: name -> products, width: 0.3 and 100 MB of arrays.
 SIZES: Mapping[str, tuple[int, int]] = {"small": (5_000, 16), "large": (250_000, 100)}
@@ -130,7 +129,7 @@ def summary(
         without imports; ``seconds_per_round``, medians; ``beyond_the_floor``: seconds of
         :func:`parts`.
     """
-    learning = costs["training"] * shops / cpus + costs["optimizer"]
+    learning = all_shops_seconds(costs["training"], shops, cpus) + costs["optimizer"]
     means = {name: [statistics.fmean(one) for one in found] for name, found in times.items()}
 
     def ratio(other: str, off: float) -> float:
@@ -178,7 +177,7 @@ def _compare(
                 times[app].append(_echo(here, shapes, imports, rounds))
     progress(f"{name}: the parts by themselves")
     return {
-        **summary(times, parts(record, catalogue, shops), shops, psutil.cpu_count() or 1),
+        **summary(times, parts(record, catalogue, shops), shops, usable_cpus()),
         "rounds_seconds": times,
         "megabytes": sum(math.prod(shape) for shape in shapes.values()) * 4 / 1e6,
     }

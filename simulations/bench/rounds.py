@@ -1,10 +1,10 @@
 """What a round of the federation costs beyond training, side by side with Flower's own floor."""
 
 import math
-import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from common.rng import derive
 from common.schema import ShopEvents
 from simulations.bench.floor import run_floor
 from simulations.engine.flower import Outcome, run_federation
-from simulations.machine import machine_facts
+from simulations.machine import machine_facts, usable_cpus
 
 _SHOP = """merchant_id = "shop-{number}"
 data = "data"
@@ -40,12 +40,14 @@ def bench_round(
     *,
     shops: int = 20,
     rounds: int = 10,
+    repeats: int = 2,
     catalogue_size: int = 20_794,
     dimension: int = 16,
     private: bool = True,
     cpus: int | None = None,
+    progress: Callable[[str], object] = lambda _: None,
 ) -> dict[str, object]:
-    """Time rounds of shops without customers, and of clients that only send arrays back.
+    """Time rounds of shops without customers, and of clients that only send arrays back, in turns.
 
     A shop without customers trains on nothing, but still draws its noise: that part is timed by
     itself and taken off. What is left is what ours adds to Flower: checks, ledger, averaging,
@@ -54,7 +56,9 @@ def bench_round(
     Parameters
     ----------
     shops, rounds
-        Of both runs; the first round of each is left out, since it loads libraries.
+        Of every run; the first round of each is left out, since it loads libraries.
+    repeats
+        Runs of each.
     catalogue_size, dimension
         Size of what travels; the defaults are Complete Journey's.
     private
@@ -65,35 +69,52 @@ def bench_round(
     Returns
     -------
     dict
-        ``ratio``: seconds a round beyond training over the floor's; ``seconds_per_round``
-        (medians) of both and of training, ``megabytes`` sent to each shop, the seconds of the
-        stages of both runs, and the machine.
+        ``ratio``: seconds a round beyond training over the floor's, the median of the turns;
+        ``seconds_per_round`` (medians) of both and of training, ``megabytes`` sent to each shop,
+        the seconds of the stages of the runs, and the machine.
     """
     plan = bench_plan(rounds, dimension, private)
     shapes = state_spec(plan.model, catalogue_size)
-    floor = run_floor(shapes, shops=shops, rounds=rounds, cpus=cpus)
+    turns: list[dict[str, float]] = []
+    stages: dict[str, list[dict[str, float]]] = {"federation": [], "floor": []}
     with tempfile.TemporaryDirectory(prefix="ft-bench-") as name:
         folder = Path(name)
         catalogue = lay_out(folder, catalogue_size, shops)
-        ours = run_federation(
-            plan,
-            shops_folder=folder / "shops",
-            shops=shops,
-            server_folder=folder / "server",
-            catalogue_folder=folder / "catalogue",
-            cpus=cpus,
-        )
-        workers = cpus or len(os.sched_getaffinity(0))
-        training = train_seconds(plan, catalogue) * shops / workers
-    seconds = {"federation": _per_round(ours), "training": training, "floor": _per_round(floor)}
+        for number in range(repeats):
+            progress(f"floor, {number + 1} of {repeats}")
+            floor = run_floor(shapes, shops=shops, rounds=rounds, cpus=cpus)
+            progress(f"federation, {number + 1} of {repeats}")
+            ours = run_federation(
+                plan,
+                shops_folder=folder / "shops",
+                shops=shops,
+                server_folder=folder / f"server-{number}",
+                catalogue_folder=folder / "catalogue",
+                cpus=cpus,
+            )
+            one = train_seconds(plan, catalogue)
+            turns.append(
+                {
+                    "federation": _per_round(ours),
+                    "training": all_shops_seconds(one, shops, cpus or usable_cpus()),
+                    "floor": _per_round(floor),
+                }
+            )
+            stages["federation"].append(_stages(ours))
+            stages["floor"].append(_stages(floor))
     elements = sum(math.prod(shape) for shape in shapes.values())
     return {
-        "ratio": (seconds["federation"] - training) / seconds["floor"],
-        "seconds_per_round": seconds,
-        "stages": {"federation": _stages(ours), "floor": _stages(floor)},
+        "ratio": statistics.median(
+            (turn["federation"] - turn["training"]) / turn["floor"] for turn in turns
+        ),
+        "seconds_per_round": {
+            part: statistics.median(turn[part] for turn in turns) for part in turns[0]
+        },
+        "stages": stages,
         "megabytes": elements * 4 / 1e6,
         "shops": shops,
         "rounds": rounds,
+        "repeats": repeats,
         "private": private,
         "machine": machine_facts(),
     }
@@ -148,6 +169,11 @@ def train_seconds(plan: TrainingPlan, catalogue: Catalogue) -> float:
         times.append(time.perf_counter() - started)
     torch.set_num_threads(threads)
     return statistics.median(times)
+
+
+def all_shops_seconds(one: float, shops: int, cpus: int) -> float:
+    """Return the seconds in which all shops do what takes one of them ``one``, ``cpus`` at once."""
+    return one * max(1.0, shops / cpus)
 
 
 def _per_round(outcome: Outcome) -> float:

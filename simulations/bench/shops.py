@@ -177,9 +177,7 @@ class _Watch:
 
     def _look(self) -> None:
         total = 0.0
-        gateway = psutil.Process(int(self._here.services()["programs"]["gateway"]["pid"]))
-        # nginx' workers write over their environment: they are found by their parent.
-        for process in {*self._here.programs.running(), gateway, *gateway.children()}:
+        for process in {*self._here.programs.running(), *self._gateway()}:
             try:
                 kind = program_of(process.cmdline(), RUN_VARIABLE in process.environ())
                 memory = process.memory_full_info()
@@ -191,3 +189,11 @@ class _Watch:
             self.peaks[process.pid] = (kind, max(mb, most), max(rss, most_rss))
         self.most = max(self.most, total)
         self.least_available = min(self.least_available, psutil.virtual_memory().available)
+
+    def _gateway(self) -> list[psutil.Process]:
+        """Return nginx and its workers, which write over their environment; none once it ended."""
+        try:
+            gateway = psutil.Process(int(self._here.services()["programs"]["gateway"]["pid"]))
+            return [gateway, *gateway.children()]
+        except (psutil.Error, OSError, KeyError):
+            return []

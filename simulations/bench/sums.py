@@ -13,7 +13,7 @@ import json
 import math
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,12 @@ def bench_sums(
     Raises
     ------
     ConfigError
-        If a size or a number of shops makes no sum.
+        If a size or a number of shops makes no sum, or ``keep`` is of another machine.
     """
     if min(shops) < 3 or min(megabytes) <= 0:
         raise ConfigError("a sum takes 3 shops at least, and arrays of some size")
-    kept = _kept(keep)
+    machine = machine_facts()
+    kept = _kept(keep, machine)
     for size in sorted(megabytes):
         for count in sorted(shops):
             if (size, count) in kept:
@@ -76,14 +77,14 @@ def bench_sums(
             noisy = size <= NOISE_MEGABYTES and not drawn
             kept[size, count] = _measure(size, count, progress, noisy=noisy)
             if keep is not None:
-                write_text(keep, to_json({"cells": [*kept.values()]}))
+                write_text(keep, to_json({"cells": [*kept.values()], "machine": machine}))
     cells = [kept[size, count] for size in sorted(megabytes) for count in sorted(shops)]
     _tell_noise(cells)
     return {
         "cells": cells,
         "growth": growth(cells),
         "missed": missed(cells),
-        "machine": machine_facts(),
+        "machine": machine,
     }
 
 
@@ -150,14 +151,21 @@ def make_cell(megabytes: float, shops: int) -> Cell:
     return Cell({ITEMS: (rows, _WIDTH)}, shops, shops if few else 1)
 
 
-def _kept(file: Path | None) -> dict[tuple[float, int], dict[str, Any]]:
+def _kept(file: Path | None, machine: Mapping[str, Any]) -> dict[tuple[float, int], dict[str, Any]]:
     if file is None or not file.exists():
         return {}
     try:
-        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
-        return {(cell["megabytes"], cell["shops"]): cell for cell in cells}
+        found = json.loads(file.read_text(encoding="utf-8"))
+        kept = {(cell["megabytes"], cell["shops"]): cell for cell in found["cells"]}
+        other = [name for name, value in machine.items() if found["machine"][name] != value]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} holds nothing that this bench measured") from error
+    if other:  # seconds of two machines side by side would say nothing
+        raise ConfigError(
+            f"{file} was measured with another {', '.join(other)}: go on there, or keep what is "
+            "measured here in another file"
+        )
+    return kept
 
 
 def _tell_noise(cells: Sequence[dict[str, Any]]) -> None:

@@ -5,7 +5,6 @@ a clean copy of the code, so neither the name of the checkout nor what else lies
 """
 
 import logging
-import os
 import re
 import tempfile
 import time
@@ -23,6 +22,7 @@ from server.settings import EVENTS_FILE
 from server.training.records import new_events
 from server.variables import ROSTER_FILE, SERVER_VARIABLE
 from simulations.engine.superlink import Link, superlink
+from simulations.machine import usable_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def run_app(
     """
     started = time.monotonic()
     seen = events_file.stat().st_size if events_file.exists() else 0
-    workers = cpus or len(os.sched_getaffinity(0))
+    workers = cpus or usable_cpus()
     with tempfile.TemporaryDirectory(prefix="ft-", ignore_cleanup_errors=True) as name:
         root = Path(name)
         with superlink(root, environment) as link:
