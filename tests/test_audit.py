@@ -197,7 +197,7 @@ def test_folders_in_use_and_other_runs_are_refused(
     with pytest.raises(DataError, match=r"arms\.local\.quintiles"):
         run_audit(experiment, tmp_path / "run", Silent())
     report["arms"]["local"]["quintiles"] = lost
-    # An audit of other customers stood in a run's report: the seed draws a marketplace's.
+    # An audit of other customers stood in a run's report: the seed draws them from all.
     report["seed"] = experiment.run.seed + 1
     write_report(tmp_path / "run", report, "")
     with pytest.raises(ConfigError, match=rf"run\.seed = {report['seed']}, not"):

@@ -252,7 +252,7 @@ def _check_same(experiment: Experiment, report: Document, out: Path) -> None:
                 f"{out} holds a run of an experiment with another [{section}]: audit it with the "
                 "file and the --set values of the run, or give another folder"
             )
-    # Synthetic data, and a part of the customers, are drawn by the seed.
+    # The seed deals customers to shops, and draws a part of them.
     if experiment.run.seed != report["seed"]:
         raise ConfigError(
             f"{out} holds a run with run.seed = {report['seed']}, not {experiment.run.seed}: audit "
