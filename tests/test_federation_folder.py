@@ -78,11 +78,14 @@ def test_init_says_what_comes_next_and_a_wrong_folder_how_to_name_the_right_one(
 
 
 def test_init_writes_any_name_as_its_settings_read_it(tmp_path: Path) -> None:
-    name = 'Märkte "am Platz" 🛒\x7f'
-    assert call("init", tmp_path / "federation", "--name", name) == 0
-    assert open_federation(tmp_path / "federation").settings.name == name
+    # A certificate's own name has room for 64 bytes, which is less than 64 characters.
+    for number, name in enumerate(('Märkte "am Platz" 🛒\x7f', "店" * 64, "a" + "é" * 63)):
+        folder = tmp_path / f"federation-{number}"
+        assert call("init", folder, "--name", name) == 0
+        assert open_federation(folder).settings.name == name
+        assert call("renew", "--federation", folder) == 0
     # As people read it, but for what can't be seen.
-    text = (tmp_path / "federation" / "federation.toml").read_text(encoding="utf-8")
+    text = (tmp_path / "federation-0" / "federation.toml").read_text(encoding="utf-8")
     assert 'Märkte \\"am Platz\\" 🛒\\U0000007F' in text
 
 

@@ -157,8 +157,10 @@ def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False) -> x
 
 
 def _name(text: str) -> x509.Name:
-    # X.509 allows 64 characters; clients read the alternative names and not this one.
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text[:64])])
+    # X.509 allows 64 characters, which are counted as bytes here; clients read the alternative
+    # names and not this one.
+    short = text.encode()[:64].decode(errors="ignore")
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, short)])
 
 
 def _general_name(host: str) -> x509.GeneralName:
