@@ -116,6 +116,11 @@ def test_a_run_s_config_is_what_the_server_s_app_reads(tmp_path: Path) -> None:
         ("[privacy]\ntrust = 'federation'\nhonest_shops = -1", "privacy.honest_shops"),
         ("[privacy]\nrare_rows = 'some'", "privacy.rare_rows"),
         ("[privacy", "not valid TOML"),
+        ("[server]\nwait_seconds = inf", "server.wait_seconds: give a finite number.*got inf"),
+        ("[server]\nseed = 9223372036854775808", "server.seed: give a finite number of 64 bits"),
+        ("[training]\nmax_grad_norm = inf", "training.max_grad_norm: give a finite number"),
+        ("[training]\nfirst_norms = [0.1, inf]", "training.first_norms: give a finite number"),
+        ("[training.model]\ncontent_scale = inf", "training.model.content_scale: give a finite"),
     ],
 )
 def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, words: str) -> None:

@@ -1,5 +1,6 @@
 """The operator's ``plan.toml``: what the next runs train, at which price, and how they are run."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,7 @@ def read_plan_file(path: Path) -> PlanFile:
     if not path.exists():
         raise ConfigError(f"there is no {path}: `python -m server init` writes one with defaults")
     values = read_toml(path)
+    _check_numbers(values, str(path))
     training = values.get("training")
     if isinstance(training, dict) and isinstance(training.get("model", {}), dict):
         # A key that is left out has plan.toml's default, not the one of a bare model.
@@ -198,6 +200,22 @@ def run_defaults() -> dict[str, ConfigValue]:
     values = read_toml(FEDERATION.folder / "pyproject.toml")
     defaults: dict[str, ConfigValue] = values["tool"]["flwr"]["app"]["config"]
     return defaults
+
+
+def _check_numbers(values: Mapping[str, object], where: str, section: str = "") -> None:
+    """Refuse what is TOML and no number to JSON, Flower or a shop: ``inf``, or over 64 bits.
+
+    A run's record would hold null in its place, and could not be read again.
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            _check_numbers(value, where, f"{section}{key}.")
+        for number in value if isinstance(value, list) else [value]:
+            infinite = isinstance(number, float) and not math.isfinite(number)
+            if infinite or (isinstance(number, int) and not -(2**63) <= number < 2**63):
+                raise ConfigError(
+                    f"{where}: {section}{key}: give a finite number of 64 bits (got {number})"
+                )
 
 
 def _settings(file: PlanFile, where: str) -> tuple[RunSettings, dict[str, ConfigValue]]:
