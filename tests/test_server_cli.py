@@ -80,6 +80,36 @@ def test_people_read_what_was_forced_what_is_served_and_what_is_damaged(
         assert words in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_damaged_last_decision_hides_no_version_and_no_publishing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "registry"
+    for number in (1, 2):
+        assert call("publish", model(tmp_path / str(number), number), "--to", place) == 0
+    for number in (2, 1):
+        assert call("pin", place, number) == 0
+    decision = place / "pins" / "2.json"
+    decision.write_bytes(decision.read_bytes()[:-1])
+    capsys.readouterr()
+    listed = ask(capsys, "list", place)
+    assert (listed["served"], listed["pinned"]) == (None, False)
+    assert [found["version"] for found in listed["versions"]] == [1, 2]
+    assert listed["decisions"][0]["version"] == 2
+    assert listed["decisions"][1].keys() == {"number", "error"}
+    assert call("list", place) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Served: unknown. " in text
+    assert "is not as it was written: pin a version anew" in text
+    assert ask(capsys, "show", place, 1)["served"] is False
+    # It is published all the same: whoever is told of a failure would publish it twice.
+    assert ask(capsys, "publish", model(tmp_path / "3", 3), "--to", place)["served"] is None
+    assert call("publish", model(tmp_path / "4", 4), "--to", place) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Published version 4; the last decision about what is served is damaged" in text
+    assert call("pin", place, 1) == 0
+    assert ask(capsys, "list", place)["served"] == 1
+
+
 def test_bad_input_is_one_line_and_status_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

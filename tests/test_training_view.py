@@ -120,6 +120,8 @@ def test_a_finished_run_says_what_was_published() -> None:
     for words in ("1 late", "late: it did not answer in time", "2 attempt(s)", "By force: its"):
         assert words in table
     assert "Version 4 (now published) in [place]; version 3 is served." in table
+    unknown = text_of(trained_table({**document, "served": None}))
+    assert "in [place]; the last decision about what is served is damaged: pin a" in unknown
     bare = text_of(trained_table({**document, "privacy": None, "published_now": False}))
     assert "without differential privacy" in bare
     assert "already published" in bare

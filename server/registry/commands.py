@@ -32,13 +32,13 @@ def publish(
 ) -> None:
     """Check a model and publish it as the next version, whole or not at all."""
     from server.registry.records import read_evaluation
-    from server.registry.tables import publish_table, summary
+    from server.registry.tables import publish_table, served, summary
     from server.registry.versions import Registry
 
     figures = None if evaluation is None else read_evaluation(evaluation)
     registry = Registry(to)
     record = registry.publish(model, evaluation=figures, force=force)
-    document = {"where": registry.where, "served": registry.served(), **summary(record)}
+    document = {"where": registry.where, "served": served(registry), **summary(record)}
     print_document(document, publish_table, as_json=as_json)
 
 

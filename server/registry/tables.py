@@ -22,20 +22,36 @@ def listed(registry: Registry) -> Document:
     Returns
     -------
     dict
-        ``where``, ``served`` (null in an empty registry), ``pinned``, ``versions`` (each as
-        :func:`summary`) and ``decisions`` (``number, at, act, version, before``), the oldest
-        first. What is damaged has only its number and ``error``.
+        ``where``, ``served`` (null in an empty registry, and where the last decision is damaged),
+        ``pinned``, ``versions`` (each as :func:`summary`) and ``decisions`` (``number, at, act,
+        version, before``), the oldest first. What is damaged has only its number and ``error``.
     """
     pins, numbers = registry.pins(), registry.versions()
+    decisions = [_or_error("number", n, lambda n: _told(registry.decision(n))) for n in pins]
     return {
         "where": registry.where,
-        "served": registry.served() if numbers else None,
-        "pinned": bool(pins) and registry.decision(pins[-1]).version is not None,
+        "served": served(registry) if numbers else None,
+        "pinned": bool(decisions) and decisions[-1].get("version") is not None,
         "versions": [
             _or_error("version", n, lambda n: summary(registry.record(n))) for n in numbers
         ],
-        "decisions": [_or_error("number", n, lambda n: _told(registry.decision(n))) for n in pins],
+        "decisions": decisions,
     }
+
+
+def served(registry: Registry) -> int | None:
+    """Return the version that is served; None where a damaged decision keeps that unknown."""
+    try:
+        return registry.served()
+    except ArtifactError:
+        return None
+
+
+def served_words(version: int | None) -> str:
+    """Return which version is served."""
+    if version is None:
+        return "the last decision about what is served is damaged: pin a version anew"
+    return f"version {version} is served"
 
 
 def shown(registry: Registry, version: int | None) -> Document:
@@ -50,7 +66,7 @@ def shown(registry: Registry, version: int | None) -> Document:
     record, artifact = registry.read(version)
     return {
         "where": registry.where,
-        "served": record.version == registry.served(),
+        "served": record.version == served(registry),
         **summary(record),
         "products": int(artifact.item_ids.size),
         "files": dict(record.files),
@@ -109,11 +125,13 @@ def list_table(document: Document) -> Group:
             "yes" if found["evaluated"] else "no",
         )
         notes += _forced(found)
-    if document["served"] is None:
+    if not document["versions"]:
         return Group(Text(f"{document['where']} holds no models yet."))
     how = "pinned" if document["pinned"] else "the newest"
-    served = Text(f"Served: version {document['served']}, {how}.")
-    return Group(table, served, *(Text(note, style="yellow") for note in notes))
+    told = f"Served: version {document['served']}, {how}."
+    if document["served"] is None:
+        told = f"Served: unknown. {document['decisions'][-1]['error']}"
+    return Group(table, Text(told), *(Text(note, style="yellow") for note in notes))
 
 
 def show_table(document: Document) -> Group:
@@ -138,7 +156,7 @@ def show_table(document: Document) -> Group:
 
 def publish_table(document: Document) -> Group:
     """Return what was published."""
-    line = f"Published version {document['version']}; served: version {document['served']}."
+    line = f"Published version {document['version']}; {served_words(document['served'])}."
     return Group(Text(line), *(Text(note, style="yellow") for note in _forced(document)))
 
 

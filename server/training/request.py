@@ -13,6 +13,7 @@ from server.operating.folder import Federation
 from server.operating.services import control, is_up
 from server.operating.shops import Shops
 from server.operating.sum_roster import members, needed_shops
+from server.registry.tables import served
 from server.registry.versions import Registry
 from server.settings import EVENTS_FILE, read_run_config
 from server.training.plan import prepare, read_plan_file
@@ -326,7 +327,7 @@ def _trained_document(
         "published": record.published,
         "published_now": published_now,
         "forced": list(registry.record(record.published or 0).forced),
-        "served": registry.served(),
+        "served": served(registry),
     }
 
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from common.cli import plain_table
 from common.statement import promise_words, protected_words, render_statement
+from server.registry.tables import served_words
 from server.training.codes import words
 from server.training.view import event_words
 
@@ -71,7 +72,7 @@ def trained_table(document: Document) -> Group:
         table.add_row(event_words(found).partition(" (")[0], f"{found['seconds']:.1f}", declined)
     when = "now" if document["published_now"] else "already"
     codes = sorted({code for found in document["exchanges"] for code in found.get("declined", {})})
-    where = f"{document['registry']}; version {document['served']} is served."
+    where = f"{document['registry']}; {served_words(document['served'])}."
     return Group(
         table,
         *(Text(words(code)) for code in codes),
