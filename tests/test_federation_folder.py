@@ -162,6 +162,14 @@ def test_an_address_is_host_and_port(text: str, parts: tuple[str, int]) -> None:
     assert split_address(text) == parts
 
 
+def test_a_new_gateway_listens_where_its_address_is_reached(tmp_path: Path) -> None:
+    for number, (address, listen) in enumerate(
+        (("[::1]:8443", "[::]:8443"), ("127.0.0.1:8443", "0.0.0.0:8443"), ("h:1", "0.0.0.0:1"))
+    ):
+        made = make_federation(tmp_path / str(number), "f", address, superlink_port=9092)
+        assert made.settings.gateway.listen == listen
+
+
 def test_what_is_missing_open_or_expired_is_named(federation: Federation) -> None:
     def damaged(path: Path, what: Any) -> str:
         kept = path.read_bytes(), path.stat().st_mode

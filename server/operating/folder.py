@@ -228,7 +228,8 @@ def make_federation(
             f"--address and --superlink-port both have the port {port}: the gateway and SuperLink "
             "listen on this machine at once; give SuperLink another"
         )
-    text = _settings_toml(name, address, port, superlink_port)
+    listen = f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}"
+    text = _settings_toml(name, address, listen, superlink_port)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Its folders are for us alone from the first moment on: mkdtemp makes it 0700.
@@ -301,11 +302,11 @@ def _issue(federation: Federation, pair: Pair, hosts: Sequence[str]) -> None:
     write_whole(pair.certificate, certificate, mode=0o644)
 
 
-def _settings_toml(name: str, address: str, port: int, superlink_port: int) -> str:
+def _settings_toml(name: str, address: str, listen: str, superlink_port: int) -> str:
     return _SETTINGS_TOML.format(
         name=toml_value(name),
         address=toml_value(address),
-        port=port,
+        listen=toml_value(listen),
         superlink_port=superlink_port,
     )
 
@@ -327,8 +328,8 @@ superlink_port = {superlink_port}
 registry = "registry"
 
 [gateway]
-# Where it listens: 0.0.0.0 is every IPv4 interface of this machine.
-listen = "0.0.0.0:{port}"
+# Where it listens: 0.0.0.0 is every IPv4 interface of this machine, [::] every IPv6 one.
+listen = {listen}
 # Larger requests are refused. Flower sends arrays in chunks of 5 MiB.
 body_limit_mb = 8
 # For each address that shops come from; several shops behind one router count together.
