@@ -416,7 +416,12 @@ def test_a_url_that_nothing_reads_is_refused_and_a_password_never_shown() -> Non
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1]", "one JSON object"), ("{", "is not JSON"), ('{"a": NaN}', "NaN is no JSON number")],
+    [
+        ("[1]", "one JSON object"),
+        ("{", "is not JSON"),
+        ('{"a": NaN}', "NaN is no JSON number"),
+        ('{"a": [-1e999]}', "-1e999 is no JSON number"),
+    ],
 )
 def test_an_evaluation_is_an_object_of_finite_numbers(
     tmp_path: Path, text: str, message: str

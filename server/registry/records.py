@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -95,11 +96,14 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         If it is anything else.
     """
 
-    def refuse(constant: str) -> float:
-        raise ValueError(f"{constant} is no JSON number")
+    def finite(number: str) -> float:
+        # As JSON, 1e999 is a number; as a float it is none, and null in the record.
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"{number} is no JSON number that is finite")
+        return value
 
     try:
-        document = json.loads(path.read_bytes(), parse_constant=refuse)
+        document = json.loads(path.read_bytes(), parse_constant=finite, parse_float=finite)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
