@@ -22,6 +22,7 @@ from server.training import request
 from server.training.plan import run_defaults
 from server.training.records import RunRecord, Runs, new_events, new_name, now
 from server.training.run import Standing, Training, failure, standing
+from server.training.status import status
 
 BUNDLE = "b" * 64
 
@@ -373,6 +374,17 @@ def test_records_are_whole_or_say_so(world: World) -> None:
     (world.runs.folder("run-1") / "run.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"run\.json cannot be read"):
         world.runs.read("run-1")
+
+
+def test_a_round_whose_event_a_kill_prevented_counts_as_done(world: World, tmp_path: Path) -> None:
+    federation = new_federation(tmp_path / "operator")
+    world.runs = Runs(federation.runs)
+    record = world.runs.save(world.record("run-1", attempts=("1", "2"), ended="stopped"))
+    done = []
+    for event, server_round in (("start", 0), ("round", 1), ("start", 2), ("round", 3), ("end", 3)):
+        world.tell(record, {"event": event, "server_round": server_round})
+        done.append(status(federation)["run"]["rounds_done"])
+    assert done == [0, 1, 2, 3, 3]
 
 
 def test_one_command_trains_at_a_time(world: World) -> None:

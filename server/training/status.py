@@ -94,7 +94,7 @@ def _last_run(federation: Federation, *, running: bool) -> Document | None:
         "trust": record.plan.trust,
         "sums": _sums(federation, record, events),
         "rounds": record.plan.rounds,
-        "rounds_done": sum(e["event"] == "round" for e in done),
+        "rounds_done": _rounds_done(events),
         "exchanges": done,
         "attempts": len(record.attempts),
         "bundle": record.bundle,
@@ -102,6 +102,17 @@ def _last_run(federation: Federation, *, running: bool) -> Document | None:
         "published": record.published,
         "evaluation": _figures(federation, figures) if figures.exists() else None,
     }
+
+
+def _rounds_done(events: list[Document]) -> int:
+    """Return the last round that is known to be done.
+
+    An attempt that is killed between a round's checkpoint and its event tells nothing of the round:
+    the next one does, which starts after it.
+    """
+    told = ("start", "round", "end")
+    done = (int(e.get("server_round", 0)) for e in events if e.get("event") in told)
+    return max(done, default=0)
 
 
 def _sums(federation: Federation, record: RunRecord, events: list[Document]) -> Document | None:
