@@ -259,6 +259,9 @@ def test_what_a_run_of_sums_needs_is_said_before_it_is_asked_for(
     change(place.federation.plan, {"colluding_shops": 2})
     third = document_of(capsys, server_app, *words)
     assert "it cannot be run yet: honest_shops = 2 and colluding" in third["notes"][-1]
+    # What is asked for on the command line is in the plan that is shown, too.
+    assert [found["server"]["evaluate"] for found in (first, second, third)] == [False] * 3
+    assert document_of(capsys, server_app, *words, "--evaluate")["server"]["evaluate"] is True
 
 
 def test_no_roster_without_shops(tmp_path: Path) -> None:

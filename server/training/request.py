@@ -77,6 +77,8 @@ def plan_only(federation: Federation, request: Request, view: View) -> Document:
     if request.resume is not None:
         raise ConfigError("a run that is taken up again has its plan: give --plan-only or --resume")
     planned = _new(federation, request, view)
+    if request.evaluate:
+        planned = replace(planned, record=_with_figures(planned.record, going=False))
     if planned.record.plan.trust == "federation":
         planned = replace(planned, notes=(*planned.notes, *_about_sums(federation, planned)))
     return _planned_document(planned, _standing(federation) if is_up(federation) else None)
