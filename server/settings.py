@@ -3,8 +3,10 @@
 Defaults of a run stand in ``pyproject.toml`` under ``[tool.flwr.app.config]`` and nowhere else.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +29,14 @@ EVALUATION_FILE = "evaluation.json"
 _NOT_OF_THE_FIGURES = {
     *("evaluate", "min_shops", "run_name", "send_home", "timeout_seconds", "wait_seconds")
 }
+
+
+def _share(share: float, count: int) -> int:
+    """Return the fewest of ``count`` that are the share, as it is written: .56 of 25 are 14.
+
+    As a float .56 * 25 is a little above 14, and one too many would be asked for.
+    """
+    return math.ceil(Fraction(str(share)) * count)
 
 
 class RunSettings(Frozen):
@@ -82,6 +92,14 @@ class RunSettings(Frozen):
     def identity(self) -> str:
         """Return, as JSON, what a resumed run must share: all that can change its figures."""
         return self.model_dump_json(exclude=_NOT_OF_THE_FIGURES)
+
+    def asked_of(self, shops: int) -> int:
+        """Return how many of so many shops are asked in a round."""
+        return _share(self.clients_per_round, shops)
+
+    def quorum_of(self, asked: int) -> int:
+        """Return how many of so many asked shops must answer well."""
+        return _share(self.quorum, asked)
 
     def defender(self, plan: TrainingPlan) -> Defence:
         """Return the rule that these settings name.

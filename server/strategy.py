@@ -8,7 +8,6 @@ the loop decides follows from the seed and the shops' public keys, not from who 
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -180,7 +179,7 @@ class Federation:
         time are not waited for again.
         """
         taking_part = len(self._roster.everyone)
-        self._wait(math.ceil(self._job.settings.quorum * taking_part))
+        self._wait(self._job.settings.quorum_of(taking_part))
 
     def _wait(self, needed: int) -> int:
         """Return how many nodes are connected, once they are enough or the time is up."""
@@ -350,7 +349,7 @@ class Federation:
     def _sample(self, server_round: int) -> list[int]:
         if not (nodes := self._roster.everyone):
             raise RunError(f"round {server_round}: no shop takes part any more")
-        count = math.ceil(self._job.settings.clients_per_round * len(nodes))
+        count = self._job.settings.asked_of(len(nodes))
         stream = derive(
             self._job.settings.seed, purpose="client-sampling", server_round=server_round
         )
@@ -359,7 +358,7 @@ class Federation:
 
     def _has_quorum(self, exchange: Exchange) -> bool:
         """Return whether enough answered well: of those asked, and for the defence to hold."""
-        needed = math.ceil(self._job.settings.quorum * exchange.asked)
+        needed = self._job.settings.quorum_of(exchange.asked)
         enough = exchange.accepted >= max(needed, 1)
         return enough and (self._sums is not None or self._defence.holds(exchange.accepted))
 

@@ -18,6 +18,7 @@ from federation_support import (
     FaultyGrid,
     make_job,
     make_reply,
+    make_settings,
     names,
     same,
     start_state,
@@ -158,6 +159,25 @@ def test_without_a_quorum_the_old_model_stays() -> None:
     assert same(saved[1].state, saved[2].state)
     assert same(saved[1].memory, saved[2].memory)
     assert not same(saved[2].state, saved[3].state)
+
+
+def test_a_share_of_the_shops_is_the_one_that_is_written() -> None:
+    def mute(shop: int, exchange: str, _round: int, reply: Message) -> Message | None:
+        return None if exchange == "update" and shop < 11 else reply
+
+    # .56 * 25 is a little more than 14, as floats have it.
+    grid = FaultyGrid(toy_app(), 25, fault=mute)
+    job = make_job(rounds=1, quorum=0.56, timeout_seconds=0.2, max_update_norm=0.0)
+    _, events, _ = run(grid, job)
+    assert [e["kept_old_model"] for e in events if e["event"] == "round"] == [False]
+    grid = FaultyGrid(toy_app(), 25)
+    run(grid, make_job(rounds=1, clients_per_round=0.28, max_update_norm=0.0))
+    assert len(names(grid.sent, "update")) == 7
+    for shops in range(1, 101):
+        for percent in range(1, 101):
+            settings = make_settings(quorum=percent / 100, clients_per_round=percent / 100)
+            assert settings.quorum_of(shops) == settings.asked_of(shops)
+            assert settings.asked_of(shops) == -(-percent * shops // 100)
 
 
 def test_without_a_quorum_of_releases_nothing_is_trained() -> None:

@@ -4,7 +4,6 @@ Shops accept copies of it, so it changes only when the operator writes it anew, 
 that is enrolled.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,7 +151,7 @@ def needed_shops(found: Members, plan: TrainingPlan, settings: RunSettings) -> i
             f"{', '.join(found.gone)} are enrolled no more: hand out a new roster (`python -m "
             "server roster`)"
         )
-    asked = math.ceil(settings.clients_per_round * there)
+    asked = settings.asked_of(there)
     if asked < needed:
         raise ConfigError(
             f"server.clients_per_round = {settings.clients_per_round:g} asks {asked} of {there} "
