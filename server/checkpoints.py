@@ -26,6 +26,10 @@ from common.protocol import Arrays, Noise, TrainingPlan
 _POLL = 0.2
 _FORMAT = 2
 _NOISE: TypeAdapter[Noise] = TypeAdapter(Noise)
+_WAY_OUT = (
+    ". Restore both files, or remove the .json: the run then goes on from the round before, and "
+    "shops pay again for what came after it"
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,9 @@ def read_checkpoint(folder: Path, server_round: int) -> Checkpoint:
         if facts["format"] != _FORMAT:
             raise ArtifactError(f"{path} has format {facts['format']}, this code reads {_FORMAT}")
         if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-            raise ArtifactError(f"{path}: the tensors beside it are damaged (SHA-256 differs)")
+            raise ArtifactError(
+                f"{path}: the tensors beside it are damaged (SHA-256 differs){_WAY_OUT}"
+            )
         tensors = load(data)
         return Checkpoint(
             server_round=int(facts["server_round"]),
@@ -102,7 +108,7 @@ def read_checkpoint(folder: Path, server_round: int) -> Checkpoint:
             memory=_part(tensors, "memory/"),
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"cannot read the checkpoint {path}: {error}") from error
+        raise ArtifactError(f"cannot read the checkpoint {path}: {error}{_WAY_OUT}") from error
 
 
 def trained_on(folder: Path) -> str | None:

@@ -286,22 +286,30 @@ def test_a_half_written_or_damaged_checkpoint_is_noticed(tmp_path: Path) -> None
     assert same(restored.state, saved[2].state)
     assert same(restored.memory, saved[2].memory)
 
+    def last_of(folder: Path) -> int:
+        resume = last_checkpoint(
+            folder,
+            plan=job.plan,
+            settings_json=job.settings.identity(),
+            catalogue_fingerprint=job.catalogue_fingerprint,
+        )
+        assert resume is not None
+        return resume.server_round
+
     (tmp_path / "round-00002.json").unlink()  # the crash came before the last rename
-    resume = last_checkpoint(
-        tmp_path,
-        plan=job.plan,
-        settings_json=job.settings.identity(),
-        catalogue_fingerprint=job.catalogue_fingerprint,
-    )
-    assert resume is not None
-    assert resume.server_round == 1
+    assert last_of(tmp_path) == 1
 
     tensors = tmp_path / "round-00001.safetensors"
     data = bytearray(tensors.read_bytes())
     data[-1] ^= 1
     tensors.write_bytes(data)
-    with pytest.raises(ArtifactError, match="damaged"):
-        read_checkpoint(tmp_path, 1)
+    with pytest.raises(ArtifactError, match=r"damaged.*or remove the \.json: the run then goes on"):
+        last_of(tmp_path)
+    (tmp_path / "round-00001.json").unlink()
+    assert last_of(tmp_path) == 0
+    (tmp_path / "round-00000.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"cannot read the checkpoint.*or remove the \.json"):
+        last_of(tmp_path)
 
 
 def test_one_attempt_at_a_run_works_in_its_folder(tmp_path: Path) -> None:
