@@ -326,6 +326,18 @@ def test_an_attempt_that_nobody_recorded_is_stopped(world: World) -> None:
     assert world.link.stopped == ["77"]
 
 
+def test_a_damaged_record_is_in_no_other_run_s_way_unless_it_may_go_on(world: World) -> None:
+    record = world.training.submit(world.record("run-1"))
+    (world.runs.folder("run-1") / "run.json").write_text("{")
+    later = world.record("run-2")
+    # It may be that very run which goes on: nobody can tell.
+    with pytest.raises(ArtifactError, match=r"run-1/run\.json cannot be read"):
+        world.training.take_up(later)
+    world.link.statuses[record.attempts[-1]] = "finished:failed"
+    assert world.training.take_up(later) == (later, False)
+    assert not world.link.stopped
+
+
 def test_other_code_than_was_said_is_stopped(world: World) -> None:
     world.link.bundle = "c" * 64
     with pytest.raises(RunError, match="bundle that was sent is c"):

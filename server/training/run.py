@@ -144,6 +144,8 @@ class Training:
         unfinished = frozenset(self._link.unfinished())
         going = set(unfinished)
         for name in self._runs.names():
+            if not going:
+                break  # Nor is a run in the way whose record is damaged.
             other = self._runs.read(name)
             if not other.attempts or other.attempts[-1] not in going:
                 continue
