@@ -170,6 +170,8 @@ def test_content_is_as_before_until_it_is_named(put: Put) -> None:
     assert other["changes"]["content"]["removed"] == ["type", "type*brand"]
     with pytest.raises(ConfigError, match=r"'type' as in the version before|'flavour'"):
         put(SECOND, content=["flavour"])
+    with pytest.raises(ConfigError, match="content names 'type' twice"):
+        put(SECOND, content=["type", "brand", "type"])
 
 
 def test_a_renamed_column_is_refused_with_what_it_was(put: Put) -> None:

@@ -1,6 +1,7 @@
 """From a folder with a products table to the next version of the catalogue."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -180,6 +181,9 @@ def _spec(
     """Return how the table's content is read: as before, but for what is asked for anew."""
     spec = ContentSpec() if old is None else old.spec
     if how.content is not None:
+        if twice := [name for name, count in Counter(how.content).items() if count > 1]:
+            # It would count twice in every content score.
+            raise ConfigError(f"content names {twice[0]!r} twice: name it once")
         spec = spec.model_copy(update={"features": tuple(how.content)})
     if how.reread:
         spec = spec.model_copy(update={"columns": None})
