@@ -1,6 +1,7 @@
 """The operator's folder and its shops, without any service running."""
 
 import json
+import re
 import shutil
 import stat
 import subprocess
@@ -552,6 +553,22 @@ def test_up_says_how_to_get_nginx(
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     assert call("up", "--federation", federation.folder) == 1
     assert "apt-get install nginx-light" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "localhost"])
+def test_up_refuses_a_gateway_at_superlink_s_own_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    federation = new_federation(tmp_path / "federation")
+    settings = federation.folder / "federation.toml"
+    port = federation.settings.superlink_port
+    text = re.sub("listen = .*", f'listen = "{host}:{port}"', settings.read_text())
+    settings.write_text(text)
+    monkeypatch.setattr(gateway, "find_nginx", lambda: "true")
+    # What listens there is SuperLink: the gateway would be taken for up.
+    monkeypatch.setattr(services, "_start", lambda *_: pytest.fail("the services were started"))
+    with pytest.raises(RunError, match=rf"cannot listen at {host}:{port}.*change gateway.listen"):
+        services.up(open_federation(federation.folder))
 
 
 def test_openssl_agrees_with_the_certificates(federation: Federation) -> None:

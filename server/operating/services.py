@@ -9,7 +9,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -291,13 +291,16 @@ def _check_ports(federation: Federation) -> None:
         ("superlink_port", "127.0.0.1", federation.settings.superlink_port),
         ("gateway.listen", *split_address(federation.settings.gateway.listen)),
     )
-    for key, host, port in places:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family) as probe:
+    with ExitStack() as probes:
+        for key, host, port in places:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            probe = probes.enter_context(socket.socket(family))
             # As the services do: a connection that lingers after a restart is in nobody's way.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
+                # Until all are looked at: the services may be in each other's way, too.
+                probe.listen()
             except OSError as error:
                 raise RunError(
                     f"cannot listen at {host}:{port} ({error.strerror}): change {key} in "
