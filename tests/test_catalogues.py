@@ -252,6 +252,20 @@ def test_a_damaged_version_is_refused(put: Put, tmp_path: Path) -> None:
         catalogues.read(2)
 
 
+def test_a_damaged_old_record_stands_in_no_newer_version_s_way(put: Put, tmp_path: Path) -> None:
+    put(FIRST)
+    two = put(SECOND)["fingerprint"]
+    catalogues = Catalogues(tmp_path / "catalogue")
+    (tmp_path / "catalogue" / "1" / "version.json").write_text("{")
+    # As a run asks for the catalogue that it trains on.
+    assert catalogues.path(two) == tmp_path / "catalogue" / "2"
+    assert put(FIRST)["version"] == 3
+    assert (catalogues.version(two).n, catalogues.version().n) == (2, 3)
+    for unclear in (two[:12], "0" * 64):
+        with pytest.raises(ArtifactError, match=r"1/version\.json cannot be read"):
+            catalogues.version(unclear)
+
+
 def test_a_folder_that_cannot_be_written_is_named(put: Put, tmp_path: Path) -> None:
     (tmp_path / "catalogue").write_text("a file")
     with pytest.raises(ConfigError, match="cannot write to"):

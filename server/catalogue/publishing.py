@@ -95,7 +95,7 @@ def publish(
     products = check_products(read_small(path), Checker(path.name, may_set_aside=False))
     products = _marked(products, path.name)
     with nullcontext() if how.dry_run else catalogues.publishing():
-        last = catalogues.version() if catalogues.versions() else None
+        last = catalogues.last()
         old = None if last is None else catalogues.read(last.n)
         spec = _spec(products, path.name, old, how)
         products = _typed(products, path.name, spec)

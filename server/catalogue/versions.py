@@ -83,6 +83,10 @@ class Catalogues:
         """
         return [self.version(n) for n in self._numbers()]
 
+    def last(self) -> Version | None:
+        """Return the record of the last version, if one is published; raises as :meth:`version`."""
+        return self.version() if self._numbers() else None
+
     def version(self, which: int | str | None = None) -> Version:
         """Return the record of a version: by number, fingerprint or its beginning; None: the last.
 
@@ -103,9 +107,13 @@ class Catalogues:
         if text.isdecimal() and int(text) in numbers:
             return self._record(int(text))
         if re.fullmatch("[0-9a-f]+", text) and len(text) >= _LEAST_PREFIX:
-            found = [v for v in map(self._record, numbers) if v.fingerprint.startswith(text)]
-            if len({v.fingerprint for v in found}) == 1:
-                return found[-1]
+            newest_first = map(self._record, reversed(numbers))
+            found = (v for v in newest_first if v.fingerprint.startswith(text))
+            first = next(found, None)
+            # Who names all of it needs no older record, whatever became of those.
+            whole = len(text) == FINGERPRINT_CHARS
+            if first and (whole or all(v.fingerprint == first.fingerprint for v in found)):
+                return first
         raise ConfigError(
             f"{self.root} has no version {text!r}: give one of "
             f"{', '.join(map(str, numbers))}, or a fingerprint"

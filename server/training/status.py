@@ -74,8 +74,8 @@ def _shops(federation: Federation, *, running: bool) -> list[Document]:
 
 
 def _catalogue(federation: Federation) -> Document | None:
-    versions = Catalogues(federation.catalogue).versions()
-    return versions[-1].model_dump(mode="json") if versions else None
+    last = Catalogues(federation.catalogue).last()
+    return None if last is None else last.model_dump(mode="json")
 
 
 def _last_run(federation: Federation, *, running: bool) -> Document | None:
