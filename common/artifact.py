@@ -9,6 +9,8 @@
 """
 
 import logging
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -31,6 +33,8 @@ FORMAT_VERSION: Final = 1
 MODEL, ITEMS, MANIFEST = "model.safetensors", "items.parquet", "manifest.json"
 Digest = str
 
+# How safetensors tells what the system refused: in words alone.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _LOG = logging.getLogger(__name__)
 
 
@@ -86,6 +90,8 @@ def save_model(
     ------
     ArtifactError
         If ``folder`` exists, an array holds values that are not finite, or the digest differs.
+    OSError
+        If it cannot be written.
     """
     if folder.exists():
         raise ArtifactError(f"{folder} exists already: a model is never overwritten, name another")
@@ -94,7 +100,7 @@ def save_model(
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         contiguous = {k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()}
-        save_file(contiguous, temporary / MODEL)
+        save_arrays(temporary / MODEL, contiguous)
         (temporary / MODEL).chmod(0o644)  # the library keeps it from all but its owner
         if model_digest is not None and sha256(temporary / MODEL) != model_digest:
             raise ArtifactError(
@@ -123,6 +129,24 @@ def save_model(
         "saved model=%s version=%s round=%d", folder.name, manifest.version, manifest.server_round
     )
     return manifest
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as safetensors.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written, as on a full disk: safetensors has an error of its own for it
+        that nobody expects.
+    """
+    try:
+        save_file(dict(arrays), path)
+    except SafetensorError as error:
+        if (found := _OS_ERROR.search(str(error))) is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def load_model(

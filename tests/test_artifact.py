@@ -1,6 +1,7 @@
 """A model on disk comes back as it was, or is refused with the reason."""
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +119,16 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     with pytest.raises(OSError, match="No space"):
         save_model(saved.parent / "other", ARRAYS, IDS, manifest())
     assert [path.name for path in saved.parent.iterdir()] == ["federated"]
+
+
+def test_a_disk_without_room_is_told_as_such_and_leaves_nothing(tmp_path: Path) -> None:
+    large = {"item_embedding": np.zeros((5000, 2), np.float32)}
+    room = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python turns the signal into an error, as of a disk that is full.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, room[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_model(tmp_path / "m", large, IDS, manifest())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, room)
+    assert list(tmp_path.iterdir()) == []

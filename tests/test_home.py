@@ -1,6 +1,7 @@
 """The global model at a shop: adapted, measured and asked, on the shop's own machine."""
 
 import json
+import resource
 import sqlite3
 import stat
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from cli_support import status_of
 from client.__main__ import app
 from client.home import adapted_state, adapting
 from client.home.adapted_state import FACTS, STATE, read_facts
@@ -133,6 +135,22 @@ def test_an_interrupted_adaptation_leaves_the_one_before(
         adapted = ShopFolder.of(shop.path).adapted
         assert not list(adapted.glob(".draft*"))
         assert ask(shop) == before
+
+
+def test_on_a_full_disk_the_adaptation_before_stays_and_the_reason_is_told(
+    shop: HomeShop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapt(shop.path, shop.settings)
+    before, room = ask(shop), resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python turns the signal into an error, as of a disk that is full.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, room[1]))
+    try:
+        assert status_of(app, "adapt", shop.path) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, room)
+    assert "error: File too large: " in capsys.readouterr().err
+    assert not list(ShopFolder.of(shop.path).adapted.glob(".draft*"))
+    assert ask(shop) == before
 
 
 def test_older_adaptations_go(shop: HomeShop) -> None:

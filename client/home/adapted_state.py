@@ -24,11 +24,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from client.home.adaptation import AdaptedFacts, arrays_of, with_parts
 from client.home.ease import Ease
 from client.home.personalization import HomeModel
+from common.artifact import save_arrays
 from common.code import code_digest
 from common.disk import sha256, sync
 from common.errors import ArtifactError
@@ -47,6 +48,11 @@ def save_adapted(folder: Path, home: HomeModel, facts: AdaptedFacts) -> AdaptedF
     folder
         The shop's ``adapted``; made where it is missing. The one before stays too, for whoever is
         reading it; older ones go.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -61,7 +67,7 @@ def save_adapted(folder: Path, home: HomeModel, facts: AdaptedFacts) -> AdaptedF
 def _write(folder: Path, home: HomeModel, facts: AdaptedFacts) -> AdaptedFacts:
     eases = {name: part for name, part in home.eases.items() if isinstance(part, Ease)}
     draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=folder))
-    save_file(arrays_of(home, eases), draft / STATE)
+    save_arrays(draft / STATE, arrays_of(home, eases))
     facts = with_parts(facts, home, eases)
     facts = facts.model_copy(update={"state_digest": sha256(draft / STATE)})
     (draft / FACTS).write_text(facts.model_dump_json(indent=2), encoding="utf-8")
