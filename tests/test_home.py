@@ -5,11 +5,13 @@ import resource
 import sqlite3
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import sparse
 from typer.testing import CliRunner
 
 from cli_support import status_of
@@ -330,6 +332,20 @@ def test_reasons_of_every_part_add_up(shop: HomeShop) -> None:
             "neighbours",
             "popularity",
         }
+
+
+def test_content_that_tells_no_products_apart_moves_none(shop: HomeShop) -> None:
+    shop.publish(kinds=1)
+    shop.model("of-one-kind")
+    adapt(shop.path, shop.settings)
+    home = get_ready(shop.path, shop.settings).home
+    assert home is not None
+    history = sparse.csr_matrix(np.eye(N, dtype=np.float32)[:5])
+    told = {n: w for n, w in home.mixing_weights.items() if n not in ("content", "kin")}
+    bare = replace(home, mixing_weights=told)
+    np.testing.assert_allclose(home.scores(history), bare.scores(history), atol=1e-4)
+    for entry in ask(shop, why=True)["recommendations"]:
+        assert sum(part["value"] for part in entry["reasons"]) == pytest.approx(entry["score"])
 
 
 def test_a_new_record_counts_at_once(shop: HomeShop) -> None:

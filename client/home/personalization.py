@@ -153,6 +153,9 @@ class HomeModel:
         few = min(_SCALE_CUSTOMERS, max(1, _SCALE_BYTES // (4 * max(1, histories.shape[1]))))
         parts = home.parts(histories[:few], settings.start)
         scales = {name: float(part.std()) or 1.0 for name, part in parts.items() if part.size}
+        for name in ("content", "kin"):
+            if name in scales and _all_alike(getattr(model.catalogue, name)):
+                scales[name] = 1.0  # What is left of it is what floats round off.
         return replace(
             home,
             part_scales=scales,
@@ -227,6 +230,11 @@ def with_own_shares(model: GlobalModel, popularity: np.ndarray, share: float) ->
         return model
     blended = share * popularity + (1.0 - share) * model.popularity_bias
     return model.around(block.with_shares(blended))
+
+
+def _all_alike(codes: sparse.csr_matrix) -> bool:
+    """Return whether all rows of (n, W) codes are the same."""
+    return not (codes.max(axis=0) != codes.min(axis=0)).nnz
 
 
 def mix(
