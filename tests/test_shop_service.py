@@ -36,6 +36,7 @@ from common.queries.asking import Query
 from home_support import START, HomeShop, N, purchases
 from query_support import Running, started
 from server.query.browsing import Search
+from server.query.client import Client
 from server.query.product_map import ProductMap, map_products
 from server.query.security import Keys
 from server.query.viewing import Views, map_body
@@ -234,6 +235,17 @@ def test_only_this_machine_is_listened_to(adapted: HomeShop, service: Running) -
     )
     assert foreign.status_code == 400
     assert "items" not in foreign.text
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="IPv6 is off here")
+def test_a_shop_is_asked_at_its_ipv6_address_too(adapted: HomeShop) -> None:
+    with serving(adapted, "--host", "::1") as service:
+        assert service.rest.startswith("http://[::1]:")
+        for url in (service.rest, f"grpc://{service.grpc}"):
+            with Client(url) as client:
+                assert client.recommend(user_id="u03", k=3).known_customer
+        foreign = httpx.get(f"{service.rest}/v1/models", headers={"Host": "[::2]:80"})
+        assert foreign.status_code == 400
 
 
 def test_keys_are_asked_for_where_there_are_some(adapted: HomeShop, tmp_path: Path) -> None:

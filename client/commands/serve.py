@@ -43,7 +43,7 @@ def serve(
     from common.cli import stages
     from common.errors import ConfigError
     from server.query.browsing import About
-    from server.query.serving import ListenSettings, service_of
+    from server.query.serving import ListenSettings, in_address, service_of
     from server.query.serving import serve as serve_all
 
     path = settings_file(shop)
@@ -70,11 +70,11 @@ def serve(
     with stages() as stage:
         stage("reading the shop's model")
         home.refresh()
-    scheme = "https" if tls_cert else "http"
+    scheme, name = "https" if tls_cert else "http", in_address(host)
 
     def started(rest_port: int, grpc_at: int) -> None:
         sys.stderr.write(
-            f"serving {scheme}://{host}:{rest_port}  gRPC {host}:{grpc_at}  (Ctrl-C ends it)\n"
+            f"serving {scheme}://{name}:{rest_port}  gRPC {name}:{grpc_at}  (Ctrl-C ends it)\n"
         )
 
     about = About(where="shop", merchant_id=merchant_id)

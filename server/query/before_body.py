@@ -1,7 +1,8 @@
-"""What is looked at before a request's body is: the key, where one is needed, and its size."""
+"""What is looked at before a request's body is: whom it asks, with which key, and its size."""
 
 import json
 import math
+from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -35,6 +36,27 @@ class HeadAsGet:
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)
+
+
+class OwnName:
+    """Refuses a request that calls the service by a name that is not its own."""
+
+    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a request to one of the names, whatever the port."""
+        if scope["type"] == "http" and _called(scope) not in self._names:
+            words = {"error": "this service goes by another name: ask it by its address"}
+            await JSONResponse(words, 400)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _called(scope: Scope) -> str:
+    """Return the host that a request names, without its port; an IPv6 address without brackets."""
+    name = Request(scope).headers.get("host", "")
+    return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
 
 
 class KeyFirst:

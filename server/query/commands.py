@@ -54,6 +54,7 @@ def serve(
     from common.cli import stages
     from server.query.browsing import about_from
     from server.query.registry_service import ServeSettings, make_service
+    from server.query.serving import in_address
     from server.query.serving import serve as serve_all
 
     settings = ServeSettings(
@@ -74,11 +75,11 @@ def serve(
     )
     for name in ("server", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.INFO)
-    scheme = "https" if tls_cert else "http"
+    scheme, name = "https" if tls_cert else "http", in_address(host)
 
     def started(rest_port: int, grpc_at: int) -> None:
         sys.stderr.write(
-            f"serving {scheme}://{host}:{rest_port}  gRPC {host}:{grpc_at}  (Ctrl-C ends it)\n"
+            f"serving {scheme}://{name}:{rest_port}  gRPC {name}:{grpc_at}  (Ctrl-C ends it)\n"
         )
 
     about = about_from(report)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import grpc
 import uvicorn
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from common.errors import ConfigError, RunError
 from server.query.answering import Host, Metrics, Service
 from server.query.arriving import protocol
+from server.query.before_body import OwnName
 from server.query.browsing import About
 from server.query.grpc_service import grpc_server
 from server.query.rest import rest_app
@@ -97,12 +97,12 @@ async def _serve(
                 service,
                 pool,
                 credentials=_credentials(settings),
-                address=f"{settings.host}:{settings.grpc_port}",
+                address=f"{in_address(settings.host)}:{settings.grpc_port}",
             )
         except RuntimeError as error:
             raise ConfigError(
-                f"cannot listen on {settings.host}:{settings.grpc_port} for gRPC: is it taken? "
-                "Choose another with --grpc-port"
+                f"cannot listen on {in_address(settings.host)}:{settings.grpc_port} for gRPC: is "
+                "it taken? Choose another with --grpc-port"
             ) from error
         service.host.watch(settings.look_every_seconds)
         await grpc_.start()
@@ -111,6 +111,11 @@ async def _serve(
         finally:
             await grpc_.stop(_GRACE_SECONDS)
             service.host.close()
+
+
+def in_address(host: str) -> str:
+    """Return a host as it stands before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def service_of(host: Host, settings: ListenSettings) -> Service:
@@ -140,7 +145,7 @@ async def _rest(
 ) -> None:
     app = rest_app(service, about)
     if settings.host_names:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.host_names))
+        app.add_middleware(OwnName, names=settings.host_names)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -180,8 +185,8 @@ async def _until_ended(server: uvicorn.Server, settings: ListenSettings) -> None
         await server.serve()
     except SystemExit as error:
         raise ConfigError(
-            f"cannot listen on {settings.host}:{settings.port}: is it taken? Choose another with "
-            "--port"
+            f"cannot listen on {in_address(settings.host)}:{settings.port}: is it taken? Choose "
+            "another with --port"
         ) from error
     if not server.started:
         raise RunError("the web server did not start: see the log above")
