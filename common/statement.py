@@ -74,6 +74,8 @@ _SEEDED = (
     "it can take the noise off."
 )
 _WIDTH = 96
+#: What the words of a statement that lacks something, or holds something else, end with.
+UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
 
 
 def statement(
@@ -240,6 +242,14 @@ def render_statement(found: Mapping[str, Any]) -> str:
             *(f"- {text}" for text in found["not_covered"]),
         ]
     )
+
+
+def any_statement(found: Mapping[str, Any]) -> str:
+    """Return :func:`render_statement` of whatever a model was published with by force."""
+    try:
+        return render_statement(found)
+    except UNREADABLE:
+        return "Privacy: this model's statement is incomplete; as JSON it shows what it has.\n"
 
 
 def _rounds(found: Mapping[str, Any]) -> str:

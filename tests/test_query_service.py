@@ -14,9 +14,14 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cli_support import status_of
+from common.artifact import load_model, save_model
 from common.errors import InputError, UnavailableError
 from query_support import Place, Running, make_place, running
+from registry_support import PRIVACY as WHOLE
+from server.__main__ import app
 from server.query.client import Client
+from server.query.registry_service import ServeSettings, make_service
 from server.query.requests import RecommendRequest
 from server.query.security import Keys
 from server.query.wire import fedtail_pb2 as wire
@@ -106,6 +111,27 @@ def test_models_and_their_promise_can_be_read(rest: httpx.Client, stub: Any) -> 
     assert json.loads(over_grpc.statement_json)["epsilon"] == listed[0]["epsilon"]
     assert MessageToDict(stub.ListModels(wire.ListModelsRequest()))["models"][0]["version"] == 1
     assert rest.get("/v1/models/99/privacy").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "odd", [{"private": True}, WHOLE | {"epsilon": "four"}, WHOLE | {"accountant": "prv"}]
+)
+def test_what_force_published_is_told_of_as_far_as_it_goes(
+    tmp_path: Path, odd: dict[str, Any]
+) -> None:
+    place = make_place(tmp_path)
+    first = load_model(tmp_path / "model-1")
+    manifest = first.manifest.model_copy(update={"privacy": odd})
+    save_model(tmp_path / "odd", first.arrays, first.item_ids, manifest)
+    place.registry.publish(tmp_path / "odd", force=True)
+    assert status_of(app, "registry", "list", tmp_path / "registry") == 0
+    assert status_of(app, "registry", "show", tmp_path / "registry") == 0
+    settings = ServeSettings(registry=str(tmp_path / "registry"), catalogue=tmp_path / "catalogue")
+    service = make_service(settings)
+    assert [found.version for found in service.models().models] == [2, 1]
+    found = service.privacy(0)
+    assert found["statement"] == odd
+    assert "statement is incomplete" in found["words"]
 
 
 LONG = {"history": [{"item_id": "p0001"}] * 10_000, "k": 1000, "reasons": True}

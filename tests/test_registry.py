@@ -207,6 +207,7 @@ def test_a_record_under_another_number_is_refused(folder: Path) -> None:
         (statement(PLAN.model_copy(update={"private": False})), "without differential privacy"),
         (statement(PLAN, noise="seeded"), "its noise was seeded"),
         (PRIVACY | {"epsilon": None}, "gives no bound"),
+        (PRIVACY | {"epsilon": "four"}, "gives no bound"),
         (PRIVACY | {"noise": "dice"}, "where the noise came from"),
         ({k: v for k, v in PRIVACY.items() if k != "unit"}, "lacks unit"),
     ],

@@ -4,6 +4,7 @@ What a request holds is never logged, and no error shows more than our own words
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from common.artifact import Manifest
 from common.errors import ConfigError, FedtailError, InputError, UnavailableError
-from common.statement import render_statement
+from common.statement import any_statement
 from server.query import answers
 from server.query.answers import (
     BatchResponse,
@@ -298,7 +299,7 @@ class Service:
                 return {
                     "version": number,
                     "statement": found,
-                    "words": render_statement(found),
+                    "words": any_statement(found),
                     "forced": list(record.forced),
                 }
         raise RefusedError(Status.UNKNOWN, f"there is no version {number}")
@@ -322,12 +323,21 @@ def _info(record: Facts, served: int, pinned: int | None) -> ModelInfo:
         served=record.version == served,
         published_at=record.published_at,
         private=privacy.get("private") is True,
-        epsilon=privacy.get("epsilon"),
-        delta=privacy.get("delta"),
-        unit=privacy.get("unit"),
-        trust=privacy.get("trust"),
+        epsilon=_number(privacy.get("epsilon")),
+        delta=_number(privacy.get("delta")),
+        unit=_text(privacy.get("unit")),
+        trust=_text(privacy.get("trust")),
         server_round=record.manifest.server_round,
         pinned=record.version == pinned,
         catalogue_fingerprint=record.manifest.catalogue_fingerprint,
         forced=record.forced,
     )
+
+
+def _number(value: object) -> float | None:
+    """Return a number of a statement; None of what is none: force publishes that, too."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

@@ -76,8 +76,9 @@ def objections(privacy: Mapping[str, Any] | None) -> tuple[str, ...]:
     if privacy.get("private") is not True:
         return ("it was trained without differential privacy",)
     found = []
-    if privacy.get("epsilon") is None:
-        found.append("its privacy statement gives no bound (epsilon is null)")
+    bound = privacy.get("epsilon")
+    if not isinstance(bound, int | float) or not 0 <= bound < math.inf:
+        found.append(f"its privacy statement gives no bound (epsilon is {json.dumps(bound)})")
     if privacy.get("noise") == "seeded":
         found.append("its noise was seeded: whoever knows the seed can take the noise off")
     elif privacy.get("noise") != "system":

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from common.cli import plain_table
 from common.errors import ArtifactError
-from common.statement import promise_words, render_statement
+from common.statement import UNREADABLE, any_statement, promise_words
 from server.registry.records import Pin, Record
 from server.registry.versions import Registry
 
@@ -184,7 +184,7 @@ def _privacy_words(privacy: Mapping[str, Any] | None) -> str:
         return "none"
     try:
         words = promise_words(privacy)
-    except (KeyError, TypeError):
+    except UNREADABLE:
         return "incomplete statement"
     return words + (", seeded noise" if privacy.get("noise") == "seeded" else "")
 
@@ -192,10 +192,7 @@ def _privacy_words(privacy: Mapping[str, Any] | None) -> str:
 def _statement_words(privacy: Mapping[str, Any] | None) -> str:
     if not privacy:
         return "Privacy: this model came without a statement."
-    try:
-        return render_statement(privacy)
-    except (KeyError, TypeError):  # Only force publishes such a model.
-        return "Privacy: this model's statement is incomplete; --json shows what it has."
+    return any_statement(privacy)
 
 
 def _forced(found: Document) -> list[str]:
