@@ -540,6 +540,17 @@ def test_other_products_of_a_shop_are_found_and_laid_out_at_once(tmp_path: Path)
         assert trees.of(1, model.model) is trees.of(1, model.model)
 
 
+def test_a_model_that_is_half_written_is_no_version(tmp_path: Path) -> None:
+    shop = HomeShop(tmp_path)
+    folder = shop.model()
+    # As a model is while it comes home, and what is left of one that comes home once more.
+    shutil.copytree(folder, folder.with_name(f".{folder.name}.0a1b2c3d"))
+    host = HomeHost(shop.path)
+    host.refresh()
+    assert host.current().version == 1
+    assert [(found.version, found.folder) for found in host.records()] == [(1, folder)]
+
+
 def test_models_are_told_of_while_the_settings_are_damaged(tmp_path: Path) -> None:
     shop = made(tmp_path, "")
     host = HomeHost(shop.path)

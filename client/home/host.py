@@ -149,7 +149,11 @@ class HomeHost:
 
 def _came_home(settings: ShopSettings, used: Path | None) -> list[HomeRecord]:
     """Return the models that can be read, in the order of arrival; ``used`` is one of them."""
-    folders = {path.parent.resolve() for path in settings.models.glob(f"*/{MANIFEST}")}
+    folders = {
+        path.parent.resolve()
+        for path in settings.models.glob(f"*/{MANIFEST}")
+        if not path.parent.name.startswith(".")  # A draft, or what is left of one.
+    }
     if used is not None:
         folders.add(used)
     arrived = []
