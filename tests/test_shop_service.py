@@ -540,6 +540,24 @@ def test_other_products_of_a_shop_are_found_and_laid_out_at_once(tmp_path: Path)
         assert trees.of(1, model.model) is trees.of(1, model.model)
 
 
+def test_a_product_that_is_mapped_from_now_on_is_the_catalogue_s(tmp_path: Path) -> None:
+    shop = HomeShop(tmp_path)
+    shop.model()
+    shop.sell(purchases())
+    (shop.folder / "data" / "products.csv").write_text("item_id,type\nq1,t1\nq2,t2\n")
+    mapping = shop.folder / "mapping.csv"
+    mapping.write_text("item_id,catalogue_item_id\ni00,i00\n")
+    shop.configure('[catalogue_mapping]\ntable = "mapping.csv"\n')
+    host = HomeHost(shop.path)
+    host.refresh()
+    assert {"q1", "q2"} <= set(host.current().recommend(Query(k=N + 2)).item_ids)
+    mapping.write_text("item_id,catalogue_item_id\ni00,i00\nq1,i05\n")
+    host.refresh()
+    answer = host.current().recommend(Query(k=N + 2))
+    assert "q1" not in answer.item_ids
+    assert answer.own_item_ids[answer.item_ids.index("i05")] == ("q1",)
+
+
 def test_a_model_that_is_half_written_is_no_version(tmp_path: Path) -> None:
     shop = HomeShop(tmp_path)
     folder = shop.model()

@@ -197,12 +197,16 @@ def _stamp(path: Path, settings: ShopSettings, used: Path | None) -> _Stamp:
 
 
 def _own_products(settings: ShopSettings) -> list[Path]:
-    """Return the file of the shop's own products; a database has none."""
-    if settings.data is None or not settings.home.own_products:
+    """Return the files that say what the shop's own products are; a database has none."""
+    if not settings.home.own_products:
         return []
-    with suppress(DataError):
-        return [path for path in [find_table(settings.data, "products")] if path is not None]
-    return []
+    found = []
+    if (mapping := settings.catalogue_mapping) is not None:
+        found.append(mapping.table)  # What it maps is the catalogue's.
+    if settings.data is not None:
+        with suppress(DataError):
+            found.append(find_table(settings.data, "products"))
+    return [path for path in found if path is not None]
 
 
 def _files(folder: Path) -> list[Path]:
