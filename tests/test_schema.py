@@ -232,6 +232,7 @@ def test_encoding_loses_nothing(frame: pd.DataFrame, cut: int) -> None:
     ("weights", "message"),
     [
         ({"purchase": -1.0}, r"a purchase weighs -1.0: give a finite weight from 0"),
+        ({"purchase": 1e20}, r"a purchase weighs 1e\+20: give a finite weight from 0 to 1,000,000"),
         ({"view": float("nan")}, r"a view weighs nan"),
         # Every record would be left out, and a whole run end in dashes.
         ({"view": 0.0, "purchase": 0.0}, r"no behaviour weighs anything"),

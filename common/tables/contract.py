@@ -1,6 +1,5 @@
 """The words of the contract: tables, columns, behaviours; none of them needs pandas."""
 
-import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -26,6 +25,8 @@ BEHAVIOR_WEIGHTS: Mapping[str, float] = {
     "purchase": 1.0,
     "rating": 1.0,
 }
+#: Histories are summed and squared in float32: what weighs 1e20 there would be infinite.
+MOST_WEIGHT = 1_000_000
 
 
 def fault_of_weights(weights: Mapping[str, float]) -> str:
@@ -33,8 +34,8 @@ def fault_of_weights(weights: Mapping[str, float]) -> str:
     if unknown := sorted(set(weights) - set(BEHAVIORS)):
         return f"no behaviour is called {unknown[0]!r}; they are {', '.join(BEHAVIORS)}"
     for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
-            return f"a {name} weighs {weight}: give a finite weight from 0"
+        if not 0 <= weight <= MOST_WEIGHT:
+            return f"a {name} weighs {weight}: give a finite weight from 0 to {MOST_WEIGHT:,}"
     if not any(weights.values()):
         return "no behaviour weighs anything: give one a weight above 0"
     return ""
