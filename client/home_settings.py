@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from common.protocol import Frozen
 
+#: What is computed with in float32 stays finite.
+_MOST = 1e6
 #: The search only multiplies weights: below 0 one would stay there, and work against its part.
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=_MOST)]
 
 #: Parts that a shop learns alone.
 OWN_PARTS = ("own_ease", "own_learned", "own_popularity", "kin")
@@ -82,6 +84,9 @@ class HomeSettings(Frozen):
         What popularity alone reaches: the objective counts both metrics in units of it.
     """
 
+    # JSON, in which an adaptation's facts are kept, has no other numbers.
+    model_config = ConfigDict(allow_inf_nan=False)
+
     ease_lambda: float = Field(300.0, gt=0)
     shared_lambda: float = Field(1000.0, gt=0)
     max_customers: int = Field(3000, ge=1)
@@ -91,7 +96,7 @@ class HomeSettings(Frozen):
     own_shares: float = Field(0.0, ge=0, le=1)
     share_prior: Literal["", "even", "released"] = ""
     share_exponent: float = Field(1.0, gt=0, le=1)
-    prior_strength: float = Field(1.0, ge=0)
+    prior_strength: float = Field(1.0, ge=0, le=_MOST)
     shared_power: float = Field(0.5, gt=0, le=1)
     own_expectation: float = Field(0.5, ge=0, le=1)
     start: dict[str, Weight]
@@ -101,7 +106,7 @@ class HomeSettings(Frozen):
     factors: tuple[Weight, ...] = (0.0, 0.5, 2.0)
     rounds: int = Field(1, ge=0)
     confidence: float = Field(2.5, ge=0)
-    reference: dict[str, float] = Field(
+    reference: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=lambda: {"ndcg@20": 0.067, "tail_ndcg@20": 0.0048}
     )
 

@@ -169,7 +169,7 @@ class ShopSettings(Frozen):
     noise_seed: int = 0
     allow_unprotected: bool = False
     behavior_weights: dict[str, float] = Field(default_factory=dict)
-    rating_scale: float = Field(5.0, gt=0)
+    rating_scale: float = Field(5.0, gt=0, allow_inf_nan=False)
     bad_rows: BadRows = "refuse"
     home: HomeSection = Field(default_factory=HomeSection)
     evaluation: EvaluationSettings | None = None

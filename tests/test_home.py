@@ -1,6 +1,7 @@
 """The global model at a shop: adapted, measured and asked, on the shop's own machine."""
 
 import json
+import re
 import resource
 import sqlite3
 import stat
@@ -63,6 +64,42 @@ def test_a_section_that_names_one_key_keeps_the_others(shop: HomeShop) -> None:
 
 
 # --- adapting --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        # An adaptation with it could be kept, and not be read again.
+        ("confidence = inf", "confidence: Input should be a finite number"),
+        ("shared_lambda = inf", "shared_lambda: Input should be a finite number"),
+        ('reference = { "ndcg@20" = nan }', "reference.ndcg@20: Input should be"),
+        ('reference = { "ndcg@20" = 0.0 }', "reference.ndcg@20: Input should be greater than 0"),
+        ("start = { own_ease = 1e300 }", "start.own_ease: Input should be less than or equal to"),
+        ("prior_strength = 1e300", "prior_strength: Input should be less than or equal to"),
+    ],
+)
+def test_a_mixture_of_numbers_that_are_none_is_refused(
+    shop: HomeShop, setting: str, words: str
+) -> None:
+    shop.configure(f"[home.mixed]\n{setting}\n")
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        adapt(shop.path, shop.settings)
+
+
+def test_a_rating_scale_without_end_is_refused(shop: HomeShop) -> None:
+    shop.configure("rating_scale = inf")
+    with pytest.raises(ConfigError, match="rating_scale: Input should be a finite number"):
+        adapt(shop.path, shop.settings)
+
+
+def test_a_mixture_of_nothing_is_refused(shop: HomeShop) -> None:
+    shop.configure("[home.mixed]\nstart = {}\n")
+    with pytest.raises(ConfigError, match="start gives no part a weight"):
+        adapt(shop.path, shop.settings)
+    # What is compared with has no part that only a federation can give.
+    shop.configure("[home.own]\nstart = { learned = 1.0 }\n")
+    with pytest.raises(ConfigError, match="start gives no part a weight"):
+        evaluate_shop(shop.settings)
 
 
 def test_what_is_adapted_is_kept_for_the_owner_alone_and_answers(shop: HomeShop) -> None:

@@ -33,7 +33,7 @@ from client.home_settings import LEARNED_PARTS, TRAINED_PARTS, HomeSettings
 from client.settings import ShopSettings
 from client.shop_folder import ShopFolder
 from common.code import code_digest
-from common.errors import ArtifactError, DataError
+from common.errors import ArtifactError, ConfigError, DataError
 from common.model import GlobalModel
 from common.rng import derive
 from common.tables.contract import BEHAVIOR_WEIGHTS
@@ -192,7 +192,17 @@ def fit_home(
     -------
     tuple
         The mixture, and how many customers the weights were chosen on.
+
+    Raises
+    ------
+    ConfigError
+        If the settings have no part to mix.
     """
+    if not any(settings.start.values()):
+        raise ConfigError(
+            "home: start gives no part a weight, or such parts alone that a model without a "
+            "trained round can't give: name another, such as own_ease"
+        )
     n = model.catalogue.size
     events = records.events.before(end)
     before = events.before(begin)
