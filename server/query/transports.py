@@ -3,6 +3,7 @@
 import json
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -67,9 +68,14 @@ def transport(url: str, key: str | None, ca: Path | None, timeout: float) -> Tra
     Raises
     ------
     ConfigError
-        If it is another kind of URL, or the certificate authority can't be read.
+        If it is another kind of URL, the key can't be sent, or the certificate authority can't be
+        read.
     """
-    scheme = urlsplit(url).scheme
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise ConfigError("the API key holds what no key does: give it as keys add showed it")
+    scheme = ""
+    with suppress(ValueError):  # Of brackets with no IPv6 address in them.
+        scheme = urlsplit(url).scheme
     if scheme in ("http", "https"):
         return Rest(url, key, ca, timeout)
     if scheme in ("grpc", "grpcs"):
@@ -91,7 +97,12 @@ class Rest:
             except ssl.SSLError as error:
                 raise ConfigError(f"{ca} holds no certificate in PEM form") from error
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout, verify=verify)
+        try:
+            self._client = httpx.Client(
+                base_url=url, headers=headers, timeout=timeout, verify=verify
+            )
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"{url!r} is no address of a service: {error}") from error
 
     def ask(self, method: str, body: BaseModel | None, **place: int) -> dict[str, Any]:
         """Return the answer's document; see :meth:`Transport.ask`."""
@@ -184,11 +195,14 @@ def _failure(error: Any, url: str) -> InputError | RunError | UnavailableError: 
 
 def _read(ca: Path) -> bytes:
     try:
-        return ca.read_bytes()
+        found = ca.read_bytes()
     except OSError as error:
         raise ConfigError(
             f"cannot read the certificate authority {ca}: {error.strerror}"
         ) from error
+    if not found:  # Taken for none, it would let any of the system's authorities speak.
+        raise ConfigError(f"{ca} holds no certificate in PEM form")
+    return found
 
 
 def _reason(answer: httpx.Response) -> str:

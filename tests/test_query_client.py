@@ -1,0 +1,32 @@
+"""The typed client before it asks: what can't be used is told as such, and nothing is sent."""
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError
+from server.query.client import Client
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://[shop]", "grpc://[::1", "http://shop:eighty", "shop:8080", ""]
+)
+def test_an_address_of_no_use_is_told_as_such(url: str) -> None:
+    with pytest.raises(ConfigError, match="is no address of a service"):
+        Client(url)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "grpc://127.0.0.1:9"])
+@pytest.mark.parametrize("key", ["ключ", "ft_1\nft_2"])
+def test_a_key_that_can_t_be_sent_is_told_as_such_and_not_shown(url: str, key: str) -> None:
+    with pytest.raises(ConfigError, match="the API key holds what no key does") as refused:
+        Client(url, key=key)
+    assert key not in str(refused.value)
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+def test_an_empty_authority_is_not_taken_for_the_system_s(tmp_path: Path, scheme: str) -> None:
+    ca = tmp_path / "ca.crt"
+    ca.touch()
+    with pytest.raises(ConfigError, match=r"ca\.crt holds no certificate in PEM form"):
+        Client(f"{scheme}://127.0.0.1:9", ca=ca)
