@@ -346,6 +346,14 @@ def test_the_client_library_and_the_command_line_ask_alike(service: Running, pla
             client.similar("nothing")
         with pytest.raises(InputError, match="k: "):
             client.recommend(k=-1)
+    # A product that is named twice counts with both weights, as in a request.
+    twice = [*command[:4], "p0003=0.5", "p0003", "p0100=0.5", "-k", "5", "--url", service.rest]
+    done = subprocess.run(
+        [*twice, "--json"], capture_output=True, text=True, timeout=60, check=True
+    )
+    with Client(service.rest) as client:
+        answer_of_both = client.recommend({"p0003": 1.5, "p0100": 0.5}, k=5)
+    assert json.loads(done.stdout) == answer_of_both.model_dump(mode="json")
     with Client("http://127.0.0.1:9", timeout=1) as client, pytest.raises(UnavailableError):
         client.models()
     table = subprocess.run(

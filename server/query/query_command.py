@@ -53,7 +53,9 @@ def query(
 
     if similar is not None and (explain is not None or history or user is not None):
         raise ConfigError("--similar ITEM needs no history, and goes with no --user or --explain")
-    weights = {item: as_weight(item, text) for item, text in pairs(history or [], "1")}
+    weights: dict[str, float] = {}
+    for item, text in pairs(history or [], "1"):
+        weights[item] = weights.get(item, 0.0) + as_weight(item, text)  # As the service adds.
     attributes = dict(pairs(attribute or [], ""))
     filters = checked(
         FilterBody,
