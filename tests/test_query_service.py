@@ -16,12 +16,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cli_support import status_of
 from common.artifact import load_model, save_model
-from common.errors import InputError, UnavailableError
+from common.errors import ConfigError, InputError, UnavailableError
 from query_support import Place, Running, make_place, running
 from registry_support import PRIVACY as WHOLE
 from server.__main__ import app
 from server.query.client import Client
-from server.query.registry_service import ServeSettings, make_service
+from server.query.registry_service import ServeSettings, find_catalogue, make_service
 from server.query.requests import RecommendRequest
 from server.query.security import Keys
 from server.query.wire import fedtail_pb2 as wire
@@ -313,6 +313,18 @@ def test_a_new_version_is_taken_and_a_damaged_one_refused(tmp_path: Path) -> Non
         assert version_becomes(2)
         assert client.post("/v1/recommend", json={"k": 5}).json() == before
         assert client.get("/metrics").text.count("fedtail_model_version 2.0") == 1
+
+
+@pytest.mark.parametrize("listed", ['{"corner": "p0003"}', '{"corner": {"p0003": 1}}', "[]", "{"])
+def test_a_stock_of_another_form_is_refused(place: Place, tmp_path: Path, listed: str) -> None:
+    stock = tmp_path / "stock.json"
+    find = find_catalogue(place.root / "catalogue", stock)
+    stock.write_text('{"corner": ["p0003", "p9999"], "harbour": []}')
+    known = find(place.catalogue.fingerprint)[1]
+    assert {shop: rows.tolist() for shop, rows in known.items()} == {"corner": [3], "harbour": []}
+    stock.write_text(listed)
+    with pytest.raises(ConfigError, match="is not JSON of merchant_id -> item_ids"):
+        find(place.catalogue.fingerprint)
 
 
 def test_a_port_that_is_taken_is_an_error_of_one_line(place: Place, service: Running) -> None:

@@ -72,9 +72,9 @@ def find_catalogue(folder: Path, stock: Path | None) -> FindCatalogue:
 def _stock(path: Path, catalogue: Catalogue) -> dict[str, np.ndarray]:
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
-        found = {
-            str(m): catalogue.rows([str(item) for item in items]) for m, items in listed.items()
-        }
+        if not all(isinstance(items, list) for items in listed.values()):
+            raise TypeError("each shop needs a list")  # Of a text, letters would be its products.
+        found = {m: catalogue.rows([str(item) for item in items]) for m, items in listed.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"{path} is not JSON of merchant_id -> item_ids: {error}") from error
     return {merchant: rows[rows >= 0].astype(np.int64) for merchant, rows in found.items()}
