@@ -89,6 +89,17 @@ def test_what_the_operator_hands_out_is_what_every_shop_accepts(
     assert "as it was: no shop need do anything" in capsys.readouterr().out
 
 
+def test_a_roster_of_nobody_is_not_the_accepted_one_where_there_is_none(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, file = place.take_part("corner"), place.folder / "nobody.txt"
+    file.touch()
+    found = document_of(capsys, client_app, "roster", settings, file)
+    assert (found["shops"], found["own"], found["accepted"]) == ([], "missing", False)
+    assert status_of(client_app, "roster", settings, file) == 0
+    assert "has accepted it" not in capsys.readouterr().out
+
+
 def test_a_roster_whose_copy_could_not_be_written_is_not_the_one_that_counts(place: Place) -> None:
     # Said again it would be "as it was: no shop need do anything", and no shop would have it.
     (place.folder / "taken").mkdir()

@@ -157,7 +157,7 @@ def _document(
         "digest": Roster.of(found.items()).digest,
         "own": "missing" if own is None else "there" if own == _digest(mine) else "other-key",
         "gone": sorted(set(old) - set(keys)),
-        "accepted": keys == old,
+        "accepted": sums.roster.exists() and keys == old,  # Of an empty file, none is no other.
         "in_use": settings.secure_sum is not None,
     }
 
