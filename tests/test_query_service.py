@@ -15,6 +15,7 @@ from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cli_support import status_of
+from client.__main__ import app as client_app
 from common.artifact import load_model, save_model
 from common.errors import ConfigError, InputError, UnavailableError
 from query_support import Place, Running, make_place, running
@@ -313,6 +314,18 @@ def test_a_new_version_is_taken_and_a_damaged_one_refused(tmp_path: Path) -> Non
         assert version_becomes(2)
         assert client.post("/v1/recommend", json={"k": 5}).json() == before
         assert client.get("/metrics").text.count("fedtail_model_version 2.0") == 1
+
+
+@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_that_is_none_is_refused(
+    place: Place, option: str, port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # gRPC listened at another one in its place: 65536 less.
+    served = (place.root / "registry", "--catalogue", place.root / "catalogue")
+    for command in ((app, "serve", *served), (client_app, "serve", place.root)):
+        assert status_of(*command, option, port) == 2
+        assert "is not in the range 0<=x<=65535" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("listed", ['{"corner": "p0003"}', '{"corner": {"p0003": 1}}', "[]", "{"])

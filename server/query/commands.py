@@ -21,8 +21,12 @@ def serve(
         Path, typer.Option(help="The published catalogue, or the folder of its versions.")
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="REST and the page; 0: any free one.")] = 8080,
-    grpc_port: Annotated[int, typer.Option(help="gRPC; 0: any free one.")] = 50051,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="REST and the page; 0: any free one.")
+    ] = 8080,
+    grpc_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="gRPC; 0: any free one.")
+    ] = 50051,
     stock: Annotated[
         Path | None, typer.Option(help="JSON: merchant_id -> item_ids that it stocks.")
     ] = None,
