@@ -316,6 +316,16 @@ def test_a_new_version_is_taken_and_a_damaged_one_refused(tmp_path: Path) -> Non
         assert client.get("/metrics").text.count("fedtail_model_version 2.0") == 1
 
 
+@pytest.mark.parametrize("name", ["requirements.json", "requirements.lock"])
+def test_a_key_that_is_made_takes_nothing_else_away(tmp_path: Path, name: str) -> None:
+    beside = tmp_path / ("requirements.lock" if name.endswith("json") else "requirements.txt")
+    beside.write_text("numpy==2")
+    keys = Keys(tmp_path / name)
+    made = {keys.add(holder): holder for holder in ("till", "page")}
+    assert {key: keys.name_of(key) for key in made} == made
+    assert beside.read_text() == "numpy==2"
+
+
 @pytest.mark.parametrize("option", ["--port", "--grpc-port"])
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_a_port_that_is_none_is_refused(
