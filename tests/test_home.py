@@ -371,13 +371,18 @@ def test_reasons_of_every_part_add_up(shop: HomeShop) -> None:
         }
 
 
-def test_content_that_tells_no_products_apart_moves_none(shop: HomeShop) -> None:
-    shop.publish(kinds=1)
-    shop.model("of-one-kind")
+@pytest.mark.parametrize("alike", ["products", "customers"])
+def test_content_that_is_all_expected_moves_no_product(shop: HomeShop, alike: str) -> None:
+    if alike == "products":
+        shop.publish(kinds=1)
+        shop.model("of-one-kind")
+    else:
+        # The only customer's basket is the expected one.
+        shop.sell([("u03", f"i{item:02}", START + item * DAY) for item in range(N - 3)])
     adapt(shop.path, shop.settings)
     home = get_ready(shop.path, shop.settings).home
     assert home is not None
-    history = sparse.csr_matrix(np.eye(N, dtype=np.float32)[:5])
+    history = sparse.csr_matrix(np.arange(N) < N - 3, dtype=np.float32)
     told = {n: w for n, w in home.mixing_weights.items() if n not in ("content", "kin")}
     bare = replace(home, mixing_weights=told)
     np.testing.assert_allclose(home.scores(history), bare.scores(history), atol=1e-4)

@@ -29,6 +29,8 @@ from common.protocol import POPULARITY, Arrays
 _SCALE_CUSTOMERS = 500
 # Of scores held at a time, for the scales of one part.
 _SCALE_BYTES = 2**28
+# Of what is taken off a part of float32: a spread below it says nothing.
+_ROUNDED = 1e-5
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,15 @@ class HomeModel:
         few = min(_SCALE_CUSTOMERS, max(1, _SCALE_BYTES // (4 * max(1, histories.shape[1]))))
         parts = home.parts(histories[:few], settings.start)
         scales = {name: float(part.std()) or 1.0 for name, part in parts.items() if part.size}
-        for name in ("content", "kin"):
-            if name in scales and _all_alike(getattr(model.catalogue, name)):
-                scales[name] = 1.0  # What is left of it is what floats round off.
+        # What is left where an expected basket takes all of a part off is what floats round off.
+        most = float(np.asarray(histories[:few].sum(axis=1)).max(initial=0.0))
+        off = {"content": model.catalogue.content @ home.expected_content}
+        if kin is not None:
+            off["kin"] = kin.codes @ kin.expected
+        for name, less in off.items():
+            least = _ROUNDED * most * float(np.abs(less).max(initial=0.0))
+            if name in scales and scales[name] <= least:
+                scales[name] = 1.0
         return replace(
             home,
             part_scales=scales,
@@ -230,11 +238,6 @@ def with_own_shares(model: GlobalModel, popularity: np.ndarray, share: float) ->
         return model
     blended = share * popularity + (1.0 - share) * model.popularity_bias
     return model.around(block.with_shares(blended))
-
-
-def _all_alike(codes: sparse.csr_matrix) -> bool:
-    """Return whether all rows of (n, W) codes are the same."""
-    return not (codes.max(axis=0) != codes.min(axis=0)).nnz
 
 
 def mix(
