@@ -4,6 +4,7 @@ What it answers is held to ``python -m client recommend``, which :mod:`test_home
 model.
 """
 
+import errno
 import json
 import shutil
 import sqlite3
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ import pytest
 import postgres_support
 from cli_support import status_of
 from client.__main__ import app
+from client.home import host as home_host
 from client.home.adapted_state import FACTS, STATE, read_facts
 from client.home.adapting import adapt
 from client.home.host import HomeHost
 from client.home.recommending import Request, recommend
 from client.shop_folder import ShopFolder
-from common.errors import InputError
+from common.errors import ArtifactError, InputError
 from common.protocol import ModelPlan
 from common.queries.asking import Query
 from home_support import START, HomeShop, N, purchases
@@ -556,6 +558,30 @@ def test_a_product_that_is_mapped_from_now_on_is_the_catalogue_s(tmp_path: Path)
     answer = host.current().recommend(Query(k=N + 2))
     assert "q1" not in answer.item_ids
     assert answer.own_item_ids[answer.item_ids.index("i05")] == ("q1",)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_the_machine_refused_once_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, wrapped: bool
+) -> None:
+    shop = HomeShop(tmp_path)
+    shop.model()
+    host = HomeHost(shop.path)
+
+    def refused(*_: object) -> None:
+        error = OSError(errno.EMFILE, "Too many open files")
+        if not wrapped:
+            raise error
+        raise ArtifactError("it cannot be read") from error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(home_host, "get_ready", refused)
+        with suppress(OSError):
+            host.refresh()
+    assert not host.ready
+    # No file has changed since.
+    host.refresh()
+    assert host.ready
 
 
 def test_a_model_that_is_half_written_is_no_version(tmp_path: Path) -> None:

@@ -112,13 +112,16 @@ class HomeHost:
                 ready.fitted_at or "no",
             )
         except FedtailError as error:
-            if isinstance(error, DataError):
-                # A database may answer again, and no file tells that it does.
+            if isinstance(error, DataError) or isinstance(error.__cause__, OSError):
+                # A database, or a disk, may answer again, and no file tells that it does.
                 self._seen = frozenset()
             if str(error) != self._refused:
                 self._refused = str(error)
                 self.refusals += 1
                 logger.error("model=refused served=%s reason=%s", self._name(), error)
+        except Exception:
+            self._seen = frozenset()  # As above: the next look shall not take it for looked at.
+            raise
 
     def watch(self, every_seconds: float) -> None:
         """Look again and again, in a thread of its own, until :meth:`close`."""
