@@ -21,6 +21,7 @@ from common.errors import ConfigError, InputError, UnavailableError
 from query_support import Place, Running, make_place, running
 from registry_support import PRIVACY as WHOLE
 from server.__main__ import app
+from server.operating.authority import make_authority
 from server.query.client import Client
 from server.query.registry_service import ServeSettings, find_catalogue, make_service
 from server.query.requests import RecommendRequest
@@ -324,6 +325,24 @@ def test_a_key_that_is_made_takes_nothing_else_away(tmp_path: Path, name: str) -
     made = {keys.add(holder): holder for holder in ("till", "page")}
     assert {key: keys.name_of(key) for key in made} == made
     assert beside.read_text() == "numpy==2"
+
+
+@pytest.mark.parametrize("pair", [("one.crt", "other.key"), ("one.key", "one.crt")])
+def test_a_certificate_and_a_key_that_do_not_belong_together_are_named(
+    place: Place, tmp_path: Path, pair: tuple[str, str]
+) -> None:
+    for name in ("one", "other"):
+        key, certificate = make_authority(name)
+        (tmp_path / f"{name}.key").write_bytes(key)
+        (tmp_path / f"{name}.crt").write_bytes(certificate)
+    first, second = (str(tmp_path / name) for name in pair)
+    command = [sys.executable, "-m", "server", "serve", str(place.root / "registry")]
+    command += ["--catalogue", str(place.root / "catalogue"), "--port", "0", "--grpc-port", "0"]
+    command += ["--tls-cert", first, "--tls-key", second]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"{first} and {second} are no certificate with its own private key" in done.stderr
+    assert "is it taken" not in done.stderr
 
 
 @pytest.mark.parametrize("option", ["--port", "--grpc-port"])

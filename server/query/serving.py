@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import signal
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -135,6 +136,14 @@ def _credentials(settings: ListenSettings) -> grpc.ServerCredentials | None:
         return None
     try:
         pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+        # gRPC would only say that it can't listen.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"{settings.tls_cert} and {settings.tls_key} are no certificate with its own "
+            "private key, in PEM and without a password: give --tls-cert and --tls-key such files"
+        ) from error
     except OSError as error:
         raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from error
     return grpc.ssl_server_credentials((pair,))
