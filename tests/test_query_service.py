@@ -377,6 +377,10 @@ def test_a_port_that_is_taken_is_an_error_of_one_line(place: Place, service: Run
     assert done.returncode == 2
     assert "cannot listen on" in done.stderr
     assert "Traceback" not in done.stderr
+    command = [*command[:-1], "0", "--host", "192.0.2.7"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "or no address of this machine" in done.stderr
 
 
 def test_the_client_library_and_the_command_line_ask_alike(service: Running, place: Place) -> None:

@@ -77,7 +77,7 @@ def serve(
     Raises
     ------
     ConfigError
-        If settings do not fit together, or a port is taken.
+        If settings do not fit together, or an address can't be listened at.
     """
     sys.setswitchinterval(_TURN_SECONDS)
     # A search for garbage among modules and the model takes 100 ms, and nothing goes on meanwhile.
@@ -103,7 +103,7 @@ async def _serve(
         except RuntimeError as error:
             raise ConfigError(
                 f"cannot listen on {in_address(settings.host)}:{settings.grpc_port} for gRPC: is "
-                "it taken? Choose another with --grpc-port"
+                "it taken, or no address of this machine? Choose another with --grpc-port or --host"
             ) from error
         service.host.watch(settings.look_every_seconds)
         await grpc_.start()
@@ -194,8 +194,8 @@ async def _until_ended(server: uvicorn.Server, settings: ListenSettings) -> None
         await server.serve()
     except SystemExit as error:
         raise ConfigError(
-            f"cannot listen on {in_address(settings.host)}:{settings.port}: is it taken? Choose "
-            "another with --port"
+            f"cannot listen on {in_address(settings.host)}:{settings.port}: is it taken, or no "
+            "address of this machine? Choose another with --port or --host"
         ) from error
     if not server.started:
         raise RunError("the web server did not start: see the log above")
