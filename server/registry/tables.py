@@ -60,8 +60,8 @@ def shown(registry: Registry, version: int | None) -> Document:
     Returns
     -------
     dict
-        ``where``, ``served`` (whether it is), :func:`summary`, and the whole ``manifest``,
-        ``evaluation`` and ``files`` (name -> SHA-256).
+        ``where``, ``served`` (whether it is known to be), :func:`summary`, and the whole
+        ``manifest``, ``evaluation`` and ``files`` (name -> SHA-256).
     """
     record, artifact = registry.read(version)
     return {
