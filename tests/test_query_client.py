@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from common.errors import ConfigError
+from server.__main__ import app
 from server.query.client import Client
 
 
@@ -30,3 +32,19 @@ def test_an_empty_authority_is_not_taken_for_the_system_s(tmp_path: Path, scheme
     ca.touch()
     with pytest.raises(ConfigError, match=r"ca\.crt holds no certificate in PEM form"):
         Client(f"{scheme}://127.0.0.1:9", ca=ca)
+
+
+@pytest.mark.parametrize(
+    ("asked", "left"),
+    [
+        (["--similar", "p1", "--tail-dial", "0.5", "--why"], "--similar ITEM goes without --tail-"),
+        (["p2", "--similar", "p1"], "goes without a history"),
+        (["--similar", "p1", "--attribute", "age=30"], "goes without --attribute"),
+        (["p2", "--explain", "p1", "--shop", "corner"], "--explain ITEM goes without --shop"),
+    ],
+)
+def test_what_a_question_does_not_take_is_refused(asked: list[str], left: str) -> None:
+    # It was left out in silence, and the answer taken for one that heeds it.
+    found = CliRunner().invoke(app, ["query", *asked, "--url", "http://127.0.0.1:9"])
+    assert isinstance(found.exception, ConfigError)
+    assert left in str(found.exception)

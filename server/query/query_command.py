@@ -1,5 +1,6 @@
 """``python -m server query``: asks a running service, a federation's or a shop's own."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -46,13 +47,26 @@ def query(
 ) -> None:
     """Ask a running service for recommendations, similar products, or reasons."""
     from common.cli import print_document
-    from common.errors import ConfigError
     from server.query.client import Client, as_weight, checked, key_from, pairs
     from server.query.query_table import reasons_table, recommendations_table
     from server.query.requests import FilterBody
 
-    if similar is not None and (explain is not None or history or user is not None):
-        raise ConfigError("--similar ITEM needs no history, and goes with no --user or --explain")
+    # What a question does not take is refused: an answer without it would be taken for one with it.
+    ordered = {"--tail-dial": tail_dial, "--why": why}
+    who = {"a history": history, "--user": user, "--attribute": attribute}
+    narrowed = {
+        "--category": category,
+        "--brand": brand,
+        "--price-from": price_from,
+        "--price-to": price_to,
+        "--exclude": exclude,
+        "--shop": shop,
+        "--minimum-score": minimum_score,
+    }
+    if similar is not None:
+        _refuse("--similar", {**who, "--explain": explain, **ordered})
+    if explain is not None:
+        _refuse("--explain", {**ordered, **narrowed})
     weights: dict[str, float] = {}
     for item, text in pairs(history or [], "1"):
         weights[item] = weights.get(item, 0.0) + as_weight(item, text)  # As the service adds.
@@ -85,3 +99,11 @@ def query(
                 reasons=why,
             )
     print_document(answer.model_dump(mode="json"), recommendations_table, as_json=as_json)
+
+
+def _refuse(option: str, others: Mapping[str, object]) -> None:
+    """Refuse what an option's question does not take, where it is given."""
+    from common.errors import ConfigError
+
+    if given := [name for name, value in others.items() if value not in (None, [], 0, False)]:
+        raise ConfigError(f"{option} ITEM goes without {', '.join(given)}")
