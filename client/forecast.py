@@ -245,7 +245,7 @@ def _whole_runs(past: list[Spend], one: list[Spend], delta: float, cap: float) -
     """Return how many whole runs of a plan fit under the cap on top of what is spent."""
 
     def under(runs: int) -> bool:
-        more = [Spend(s.noise_multiplier, s.sample_rate, s.steps * runs) for s in one]
+        more = [replace(spend, steps=spend.steps * runs) for spend in one]
         return fits([*past, *more], delta, cap)
 
     if not under(1):

@@ -93,6 +93,30 @@ def test_what_is_said_to_fit_is_what_the_ledger_admits(
     assert "cap_epsilon" in found["reason"]
 
 
+def test_runs_of_secure_sums_are_counted_by_the_bound_that_their_ledger_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sums = TrainingPlan(
+        rounds=4,
+        noise_multiplier=6.0,
+        popularity_noise_multiplier=5.0,
+        trust="federation",
+        honest_shops=3,
+    )
+    (tmp_path / "sums.json").write_text(sums.model_dump_json(), encoding="utf-8")
+    # PRV, which is not known to hold for whole numbers, would let a second run in.
+    cap = epsilon(plan_spends(sums) * 2, DELTA).value * 0.999
+    settings = shop(tmp_path / "a", cap=cap)
+    (found,) = ask(capsys, "plan", settings, "--plan", tmp_path / "sums.json")["shops"]
+    assert (found["whole_runs"], found["rounds"]) == (1, 7)
+    with Ledger.open(tmp_path / "a" / "ledger.sqlite") as ledger:
+        first, second = (planned_events(sums, run) for run in ("first", "second"))
+        for event in [*first, *second[:-1]]:
+            ledger.charge(event, cap_epsilon=cap, delta=DELTA)
+        with pytest.raises(BudgetError):
+            ledger.charge(second[-1], cap_epsilon=cap, delta=DELTA)
+
+
 def test_rounds_of_a_run_that_does_not_fit_whole_are_counted(
     tmp_path: Path, plan_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
