@@ -110,6 +110,9 @@ def test_the_code_has_a_digest() -> None:
         ({"negatives": 10**9}, "negatives"),
         ({"reference_time": 2**70}, "reference_time"),
         ({"validation_from": -(2**70)}, "validation_from"),
+        # Whole numbers that no float holds.
+        ({"reference_time": 10**400}, "reference_time is inf"),
+        ({"rounds": 10**400}, "rounds is inf"),
     ],
 )
 def test_constants_at_the_ends_of_arithmetic_are_refused(

@@ -1,5 +1,6 @@
 """From a plan's public constants to the ledger's events, and what a private plan must hold."""
 
+import math
 from collections.abc import Collection, Iterable
 
 import numpy as np
@@ -173,8 +174,10 @@ def _check_ranges(plan: TrainingPlan) -> None:
         bounded |= {f"clipping norm {norm:g}": (norm, _LEAST, _MOST) for norm in norms}
     for name, (value, least, most) in bounded.items():
         if not least <= value <= most:
+            # A whole number from the wire may be larger than any float.
+            shown = math.inf if value > 2**1000 else value
             raise PrivacyError(
-                f"{name} is {value:g}; a private plan takes {least:g} to {most:g}: beyond it "
+                f"{name} is {shown:g}; a private plan takes {least:g} to {most:g}: beyond it "
                 "arithmetic, not noise, would decide what leaves the shop"
             )
     popularity_step(plan)
