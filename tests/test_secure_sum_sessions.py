@@ -231,6 +231,20 @@ def test_secrets_of_an_ended_session_are_not_in_the_file(room: Room) -> None:
     assert not any(secret.hex().encode() in path.read_bytes() for secret in secrets)
 
 
+def test_secrets_of_a_session_that_a_later_one_ended_are_in_no_file(room: Room) -> None:
+    room.keys()
+    room.shares()
+    shop = NAMES[0]
+    party = room.of(shop).peek(room.collector.session.id)
+    later = KeysRequest(session=make_session(room.roster, 5, 3))
+    room.of(shop).begin(later.model_dump_json(), take_part)
+    secrets = [party.seed, party.mask_secret, party.sealing_secret, party.kept_shares]
+    files = list(room.folder.glob(f"s{NUMBERS[shop]}.sqlite*"))
+    assert len(files) > 1
+    for path in files:
+        assert not any(secret.hex().encode() in path.read_bytes() for secret in secrets)
+
+
 def test_a_file_that_cannot_be_written_stops_the_shop(room: Room, tmp_path: Path) -> None:
     identity = make_identity(0, room.roster)
     with pytest.raises(LedgerError, match="cannot be written"):
