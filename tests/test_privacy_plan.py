@@ -102,6 +102,17 @@ def test_the_code_has_a_digest() -> None:
         ({"train_from": 2**54}, "train_from"),
         # A grid that float32 cannot hold.
         ({"max_grad_norm": 1e-11, "learning_rate": 1e-9, "noise_multiplier": 1e-18}, "too small"),
+        ({"popularity_noise_multiplier": 2.0**-120}, "too small"),
+        # Not the first round's grid, but a later one's.
+        (
+            {
+                "first_norms": (1.0, 2.0**-40),
+                "learning_rate": 100 * 2.0**-40,
+                "noise_multiplier": 2.0**-40,
+            },
+            "too small",
+        ),
+        ({"half_life_days": math.inf}, "half_life_days"),
         ({"noise_multiplier": math.inf}, "noise_multiplier"),
         ({"popularity_noise_multiplier": math.inf}, "popularity_noise_multiplier"),
         # Memory or time without end, or integers beyond 64 bits, after the charge.
