@@ -13,6 +13,7 @@ from client.data import records as shop_records
 from client.privacy.ledger import Event, Ledger
 from client.rounds import participation
 from client.settings import ShopSettings
+from common.accounting import epsilon, plan_spends
 from common.errors import DataError
 from common.features import Catalogue
 from common.model import initial_state, state_spec, trained_names
@@ -67,6 +68,13 @@ def test_a_cap_below_the_whole_plan_keeps_the_shop_out_before_any_spending(world
     assert world.ask(JOIN)[0].status == "over-budget"
     assert world.ask(RELEASE)[0].status == "over-budget"
     assert world.ask(TRAIN, 1)[0].status == "over-budget"
+    assert world.spent() == 0
+
+
+def test_a_release_is_not_paid_where_the_rounds_after_it_do_not_fit(world: World) -> None:
+    release, *_ = plan_spends(PLAN)
+    world.shop(0, cap_epsilon=epsilon([release], 1e-5).value * 1.001)
+    assert world.ask(RELEASE)[0].status == "over-budget"
     assert world.spent() == 0
 
 
