@@ -1,6 +1,5 @@
 """The Flower ServerApp: wiring only."""
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -16,12 +15,12 @@ from common.secure_sum.members import read_roster
 from server.checkpoints import alone, last_checkpoint, trained_on, write_checkpoint
 from server.figures import ShopFigures, write_figures
 from server.finishing import finished_model
-from server.job import Event, Job
+from server.job import Job
 from server.rounds.heads import LedgerHeads
 from server.settings import RunPlace, RunSettings, ServerHome, read_home, read_run_config
 from server.starting import from_model, from_seed
 from server.strategy import Federation
-from server.training.records import Runs
+from server.training.records import Runs, reporting
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +85,7 @@ def _run(
     def measured(figures: Sequence[ShopFigures]) -> None:
         write_figures(place.evaluation, job.run_name, figures)
 
-    with place.events.open("a", encoding="utf-8") as events:
-
-        def report(event: Event) -> None:
-            events.write(json.dumps(event) + "\n")
-            events.flush()
-
+    with reporting(place.events) as report:
         report({"event": "start", "server_round": 0 if resume is None else resume.server_round})
         federation = Federation(
             grid,

@@ -20,7 +20,7 @@ from server.registry.stores import FolderStore
 from server.registry.versions import Registry
 from server.training import request
 from server.training.plan import run_defaults
-from server.training.records import RunRecord, Runs, new_events, new_name, now
+from server.training.records import RunRecord, Runs, new_events, new_name, now, reporting
 from server.training.run import Standing, Training, failure, standing
 from server.training.status import status
 
@@ -415,3 +415,18 @@ def test_events_are_read_whole_lines_at_a_time(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('": 4}\n')
     assert new_events(path, offset) == ([{"half": 4}], path.stat().st_size)
+
+
+def test_an_event_is_no_part_of_half_a_line_before_it(tmp_path: Path) -> None:
+    # The start of the next attempt was lost with it.
+    path = tmp_path / "rounds.jsonl"
+    for number in (1, 2):
+        with reporting(path) as report:
+            report({"event": "start", "server_round": number})
+        with path.open("a") as file:
+            file.write('{"event": "round", "server_r')
+    assert [event["server_round"] for event in new_events(path, 0)[0]] == [1, 2]
+    with reporting(path) as report:
+        report({"event": "end"})
+    text = path.read_text()
+    assert (text.count("\n"), text.endswith("\n")) == (5, True)

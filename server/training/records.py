@@ -11,8 +11,9 @@
 
 import fcntl
 import json
+import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from common.config import ConfigValue, nearest
 from common.disk import write_whole
 from common.errors import ArtifactError, ConfigError, ProtocolError
 from common.protocol import FIRST_OF_THESE_PLANS, Frozen, TrainingPlan, check_run_name, parse_plan
+from server.job import Event
 from server.settings import EVENTS_FILE
 
 _RECORD = "run.json"
@@ -175,6 +177,21 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+@contextmanager
+def reporting(path: Path) -> Iterator[Callable[[Event], None]]:
+    """Give what adds an event to the end of a file, each a whole line at once."""
+    with path.open("a+b") as file:
+        if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
+            # A server's app that was killed, or met a full disk, left half a line: ours is another.
+            file.write(b"\n")
+
+        def report(event: Event) -> None:
+            file.write(json.dumps(event).encode() + b"\n")
+            file.flush()
+
+        yield report
+
+
 def new_events(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     """Return the events of the whole lines after ``offset``, and the offset after them."""
     try:
@@ -186,7 +203,7 @@ def new_events(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     whole = data[: data.rfind(b"\n") + 1]
     events = []
     for line in whole.splitlines():
-        # A server's app that was killed leaves half a line, which the next one's first line ends.
+        # Half a line that a server's app left, which the next one ended.
         with suppress(ValueError):
             if isinstance(event := json.loads(line), dict):
                 events.append(event)
