@@ -343,6 +343,15 @@ def test_who_can_be_no_customer_is_nobody(tmp_path: Path, server: Postgres, user
     assert len(open_source(settings, user_id="7").tables().interactions)
 
 
+def test_a_query_that_fails_for_a_customer_does_not_make_them_nobody(
+    tmp_path: Path, server: Postgres
+) -> None:
+    settings = shop(tmp_path, server, time="seen + 1 / (customer - 8) * interval '0'")
+    assert len(open_source(settings, user_id="7").tables().interactions)
+    with pytest.raises(DataError, match="division by zero"):
+        open_source(settings, user_id="8").tables()
+
+
 # --- the shop's own numbers ------------------------------------------------------------------
 
 PRODUCTS = pd.DataFrame(

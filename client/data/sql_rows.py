@@ -58,6 +58,11 @@ class Part:
         return {*self.places, *self.constants}
 
 
+# PostgreSQL's codes for a text that a type can't be: none (the driver's own), out of a number's
+# range, no date or none that can be, no such text or bytes, a character that the encoding lacks.
+_NOT_OF_A_TYPE = (None, "22003", "22007", "22008", "22P02", "22P03", "22021")
+
+
 @contextmanager
 def reading(database: Database) -> Iterator[sa.Connection]:
     """Yield a connection that only reads; what the database says of errors comes as DataError."""
@@ -221,7 +226,9 @@ def _unlike_any(connection: sa.Connection, user_id: str | None) -> Iterator[None
     kept = connection.begin_nested() if connection.dialect.name == "postgresql" else None
     try:
         yield
-    except WrongValue:
+    except WrongValue as error:
+        if getattr(error.orig, "sqlstate", None) not in _NOT_OF_A_TYPE:
+            raise  # What went wrong is the shop's own query.
         # The transaction goes on from before the question.
         if kept is not None:
             kept.rollback()
