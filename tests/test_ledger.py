@@ -41,9 +41,11 @@ def test_however_it_is_opened_an_entry_is_synced_before_it_counts(
     """A power cut after an update has left must not take back the entry that pays for it."""
     folders: list[Path] = []
     monkeypatch.setattr("client.privacy.ledger.sync", folders.append)
-    path = tmp_path / "shop" / "l"
+    path = tmp_path / "shop" / "privacy" / "l"
     head = charge(path, ROUND, 20.0)
-    assert folders == [path.parent]
+    # The ledger's name, and those of the folders that were made for it.
+    synced = [path.parent, path.parent.parent, tmp_path]
+    assert folders == synced
     for opened in (
         Ledger.open(path),
         Ledger.open(path, known_head=head),
@@ -53,7 +55,7 @@ def test_however_it_is_opened_an_entry_is_synced_before_it_counts(
             # 3 is EXTRA: file, journal and, once the journal is gone, their folder.
             assert ledger._connection.execute("PRAGMA synchronous").fetchone() == (3,)
             assert ledger._connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
-    assert folders == [path.parent]
+    assert folders == synced
 
 
 def test_the_table_has_the_columns_of_the_contract(tmp_path: Path) -> None:

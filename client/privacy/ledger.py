@@ -94,6 +94,7 @@ class Ledger:
         if known_head != NO_FINGERPRINT:
             return cls.open_existing(path, known_head=known_head)
         try:
+            made = [folder for folder in path.absolute().parents if not folder.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
             new = not path.exists()
             connection = sqlite3.connect(path, timeout=_WAIT_SECONDS, isolation_level=None)
@@ -106,7 +107,9 @@ class Ledger:
             connection.execute("PRAGMA synchronous = EXTRA")
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             if new:
-                sync(path.parent)
+                # Each folder that is new as well is a name in the one above it.
+                for folder in (path.parent, *(folder.parent for folder in made)):
+                    sync(folder)
         except (OSError, sqlite3.Error) as error:
             connection.close()
             raise LedgerError(f"{path} is no ledger or cannot be written: {error}") from error
