@@ -438,6 +438,8 @@ def test_only_a_public_p384_key_can_be_enrolled(federation: Federation, tmp_path
     refused(openssh(ec.generate_private_key(ec.SECP256R1()).public_key()), "secp256r1")
     refused(openssh(ed25519.Ed25519PrivateKey.generate().public_key()), "Ed25519")
     refused(b"", "no public key")
+    one = openssh(ec.generate_private_key(ec.SECP384R1()).public_key())
+    refused(one + b"\n" + one + b"\n", "more than one line of a key")
     refused(private.with_suffix(".pub").read_bytes()[:-40], "no public key")
     with pytest.raises(ConfigError, match="cannot read"):
         shops.enrol("shop", tmp_path / "none.pub")

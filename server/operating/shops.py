@@ -85,6 +85,9 @@ def read_key(path: Path) -> ec.EllipticCurvePublicKey:
             f"{path} holds a private key: it must never leave its shop. Let the shop make a new "
             "pair, and enrol the .pub"
         )
+    if b"\n" in data.strip():
+        # The first would be enrolled alone, and whoever gave the file may mean another.
+        raise ConfigError(f"{path} holds more than one line of a key: let the shop send its own")
     try:
         key = serialization.load_ssh_public_key(data)
     except (ValueError, UnsupportedAlgorithm, NotImplementedError) as error:
