@@ -386,6 +386,30 @@ def test_one_unit_moves_a_sum_by_its_own_gradient_however_many_others_there_are(
     assert moved == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("table", [True, False])
+def test_sums_are_those_of_float64_in_whatever_order_they_are_made(table: bool) -> None:
+    # Units that drive float32 sums apart do so in one order; this shows them in any.
+    units = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0)).mul_(0.25)
+    bound = float(units.abs().max()) * 1.01
+    step = ExactDPStep(
+        {"one": torch.zeros(1, 1)},
+        {"one"} if table else set(),
+        max_grad_norm=bound,
+        noise_multiplier=0.0,
+        batch_normalizer=1.0,
+        learning_rate=1.0,
+    )
+    ids = {"one": torch.zeros(len(units), 1, dtype=torch.int64)} if table else {}
+    step.accumulate(
+        lambda rows, dense, of: (
+            (rows["one"] if table else dense["one"]).squeeze(2) * of.data["by"]
+        ).sum(1),
+        UnitBatch(len(units), ids, {"by": units}),
+    )
+    exact = math.fsum(units.squeeze(1).tolist())
+    assert float(step.optimizer.summed("one").sum()) == pytest.approx(exact, abs=1e-9)
+
+
 @pytest.mark.parametrize("apart", [True, False])
 def test_start_values_round_nothing_of_what_units_add_where_they_stand_apart(apart: bool) -> None:
     """The server chooses start values, here such that float32 numbers lie 2^-5 apart there.
