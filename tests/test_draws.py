@@ -221,8 +221,9 @@ def test_page_table_and_comparison_show_the_same(tmp_path: Path) -> None:
     table = shown_text(result_table(report))
     assert narrow in table
     assert "private arms over 3 draws of the noise" in " ".join(table.split())
-    write_report(tmp_path / "one", report, page)
-    both = compare([tmp_path / "one", tmp_path / "." / "one"], tmp_path / "both")
+    for name in ("one", "two"):
+        write_report(tmp_path / name, report, page)
+    both = compare([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
     assert narrow in shown_text(comparison_table(both))
     side_by_side = (tmp_path / "both" / "compare.html").read_text(encoding="utf-8")
     assert f"{gain['low']:+.4f} to {gain['high']:+.4f}" in side_by_side
