@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from common.options import GrpcPort, RestPort
+
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -21,12 +23,8 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but this machine's own needs --keys.")
     ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="REST and the page; 0: any free one.")
-    ] = 8080,
-    grpc_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="gRPC; 0: any free one.")
-    ] = 50051,
+    port: RestPort = 8080,
+    grpc_port: GrpcPort = 50051,
     keys: Annotated[
         Path | None,
         typer.Option(help="Answer holders of these API keys only: python -m server keys add."),

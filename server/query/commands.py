@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from common.cli import print_json
-from common.options import Json
+from common.options import GrpcPort, Json, RestPort
 
 keys_app = typer.Typer(help="API keys of the query service.", no_args_is_help=True)
 
@@ -21,12 +21,8 @@ def serve(
         Path, typer.Option(help="The published catalogue, or the folder of its versions.")
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="REST and the page; 0: any free one.")
-    ] = 8080,
-    grpc_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="gRPC; 0: any free one.")
-    ] = 50051,
+    port: RestPort = 8080,
+    grpc_port: GrpcPort = 50051,
     stock: Annotated[
         Path | None, typer.Option(help="JSON: merchant_id -> item_ids that it stocks.")
     ] = None,
