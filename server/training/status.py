@@ -108,11 +108,10 @@ def _rounds_done(events: list[Document]) -> int:
     """Return the last round that is known to be done.
 
     An attempt that is killed between a round's checkpoint and its event tells nothing of the round:
-    the next one does, which starts after it.
+    the next one does, which starts after it, or before it where the checkpoint was lost.
     """
-    told = ("start", "round", "end")
-    done = (int(e.get("server_round", 0)) for e in events if e.get("event") in told)
-    return max(done, default=0)
+    told = [e for e in events if e.get("event") in ("start", "round", "end")]
+    return int(told[-1].get("server_round", 0)) if told else 0
 
 
 def _sums(federation: Federation, record: RunRecord, events: list[Document]) -> Document | None:
