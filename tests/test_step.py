@@ -341,6 +341,28 @@ def test_a_gradient_too_large_for_float32_to_scale_adds_no_more_than_the_bound(
     assert float(total.double().norm()) <= clip
 
 
+def summed(units: torch.Tensor, bound: float, table: bool, physical: int) -> float:
+    """Return the sum of (U, 1) gradients of one number, in batches of ``physical``."""
+    step = ExactDPStep(
+        {"one": torch.zeros(1, 1)},
+        {"one"} if table else set(),
+        max_grad_norm=bound,
+        noise_multiplier=0.0,
+        batch_normalizer=1.0,
+        learning_rate=1.0,
+    )
+    for start in range(0, len(units), physical):
+        batch = units[start : start + physical]
+        ids = {"one": torch.zeros(len(batch), 1, dtype=torch.int64)} if table else {}
+        step.accumulate(
+            lambda rows, dense, of: (
+                (rows["one"] if table else dense["one"]).squeeze(2) * of.data["by"]
+            ).sum(1),
+            UnitBatch(len(batch), ids, {"by": batch}),
+        )
+    return float(step.optimizer.summed("one").sum())
+
+
 @pytest.mark.parametrize("physical", [1 << 10, 1 << 20])
 @pytest.mark.parametrize("table", [True, False])
 def test_one_unit_moves_a_sum_by_its_own_gradient_however_many_others_there_are(
@@ -361,27 +383,8 @@ def test_one_unit_moves_a_sum_by_its_own_gradient_however_many_others_there_are(
         total, gap = 2.0**power + some * grid, gap * 2
     units = torch.from_numpy(np.concatenate(gradients).astype(np.float32)).unsqueeze(1)
 
-    def summed(units: torch.Tensor) -> float:
-        step = ExactDPStep(
-            {"one": torch.zeros(1, 1)},
-            {"one"} if table else set(),
-            max_grad_norm=1.01,
-            noise_multiplier=0.0,
-            batch_normalizer=1.0,
-            learning_rate=1.0,
-        )
-        for start in range(0, len(units), physical):
-            batch = units[start : start + physical]
-            ids = {"one": torch.zeros(len(batch), 1, dtype=torch.int64)} if table else {}
-            step.accumulate(
-                lambda rows, dense, of: (
-                    (rows["one"] if table else dense["one"]).squeeze(2) * of.data["by"]
-                ).sum(1),
-                UnitBatch(len(batch), ids, {"by": batch}),
-            )
-        return float(step.optimizer.summed("one").sum())
-
-    moved = summed(units) - summed(units[1:])
+    whole, fewer = (summed(some, 1.01, table, physical) for some in (units, units[1:]))
+    moved = whole - fewer
     assert len(units) > 50_000
     assert moved == pytest.approx(1.0, abs=1e-6)
 
@@ -390,24 +393,9 @@ def test_one_unit_moves_a_sum_by_its_own_gradient_however_many_others_there_are(
 def test_sums_are_those_of_float64_in_whatever_order_they_are_made(table: bool) -> None:
     # Units that drive float32 sums apart do so in one order; this shows them in any.
     units = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0)).mul_(0.25)
-    bound = float(units.abs().max()) * 1.01
-    step = ExactDPStep(
-        {"one": torch.zeros(1, 1)},
-        {"one"} if table else set(),
-        max_grad_norm=bound,
-        noise_multiplier=0.0,
-        batch_normalizer=1.0,
-        learning_rate=1.0,
-    )
-    ids = {"one": torch.zeros(len(units), 1, dtype=torch.int64)} if table else {}
-    step.accumulate(
-        lambda rows, dense, of: (
-            (rows["one"] if table else dense["one"]).squeeze(2) * of.data["by"]
-        ).sum(1),
-        UnitBatch(len(units), ids, {"by": units}),
-    )
     exact = math.fsum(units.squeeze(1).tolist())
-    assert float(step.optimizer.summed("one").sum()) == pytest.approx(exact, abs=1e-9)
+    found = summed(units, float(units.abs().max()) * 1.01, table, len(units))
+    assert found == pytest.approx(exact, abs=1e-9)
 
 
 @pytest.mark.parametrize("apart", [True, False])
