@@ -65,10 +65,8 @@ def check_start(plan: TrainingPlan, catalogue_size: int) -> None:
         return  # no noise, noise in whole numbers, or none that is added to weights
     state = initial_state(plan.model, catalogue_size)
     largest = max(float(np.abs(state[name]).max(initial=0.0)) for name in trained_names(plan))
-    # As many rounds as have norms of their own, and one with that of all others.
-    first = range(1, min(plan.rounds, len(plan.first_norms) + 1) + 1)
     try:
-        lost = any(is_swallowed(plan, number, largest) for number in first)
+        lost = any(is_swallowed(plan, number, largest) for number in plan.unlike_rounds)
     except PrivacyError:  # too little for float32 beside nothing at all
         lost = True
     if lost:

@@ -242,6 +242,11 @@ class TrainingPlan(Frozen):
         """Return how many times the plan's noise variance is in the sum of so many shops."""
         return shops if self.trust == "shop" else shops / self.honest_shops
 
+    @property
+    def unlike_rounds(self) -> range:
+        """Rounds that are clipped unlike each other: with norms of their own, and one more."""
+        return range(1, min(self.rounds, len(self.first_norms) + 1) + 1)
+
     def clipping_norm(self, server_round: int) -> float:
         """Return the clipping norm of a round, from 1: ``first_norms``, then ``max_grad_norm``.
 

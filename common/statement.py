@@ -319,7 +319,7 @@ def mechanism(
 
 def _mechanisms(plan: TrainingPlan) -> list[dict[str, Any]]:
     histogram, *steps = plan_spends(plan)
-    norms = [plan.clipping_norm(server_round) for server_round in range(1, plan.rounds + 1)]
+    norms = [plan.clipping_norm(server_round) for server_round in plan.unlike_rounds]
     names = ("gaussian-histogram", "dp-sgd")
     if plan.trust == "federation":
         names = ("shared-gaussian-histogram", "shared-gaussian-step")

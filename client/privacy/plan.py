@@ -181,7 +181,7 @@ def _check_ranges(plan: TrainingPlan) -> None:
                 "arithmetic, not noise, would decide what leaves the shop"
             )
     popularity_step(plan)
-    for server_round in range(1, min(plan.rounds, len(plan.first_norms) + 1) + 1):
+    for server_round in plan.unlike_rounds:
         delta_step(plan, server_round)
 
 
