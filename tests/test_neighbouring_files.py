@@ -6,8 +6,9 @@ so does what a reader makes of it, if it is not careful.
 
 import csv
 import sqlite3
+from collections.abc import Callable
 from decimal import Decimal
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -164,19 +165,31 @@ def whole(plan: TrainingPlan, events: ShopEvents) -> Arrays:
     return {**sums, POPULARITY: whole_popularity(plan, events, N)}
 
 
+@pytest.fixture(scope="module")
+def of_others(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Arrays]:
+    """(kind, name) -> the sums of others alone, read once."""
+
+    @cache
+    def sums(kind: str, name: str) -> Arrays:
+        folder = tmp_path_factory.mktemp("others") / "shop"
+        settings = write(folder, kind, (OTHERS | IN_WORDS)[name])
+        return whole(TRAINING, read_shop(settings, CATALOGUE))
+
+    return sums
+
+
 @pytest.mark.parametrize("kept", KEPT)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_customer_adds_the_same_bits_whoever_else_is_in_the_files(
-    tmp_path: Path, kind: str, kept: str
+    tmp_path: Path, kind: str, kept: str, of_others: Callable[[str, str], Arrays]
 ) -> None:
     shops = OTHERS if kind == "parquet" else OTHERS | IN_WORDS
     added: dict[str, Arrays] = {}
     for place, (name, (records, people)) in enumerate(shops.items()):
         own_records, own_people = KEPT[kept]
-        without = write(tmp_path / f"{place}-without", kind, (records, people))
         beside = (records + own_records, people + own_people)
-        events = read_shop(write(tmp_path / f"{place}-with", kind, beside), CATALOGUE)
-        after, before = whole(TRAINING, events), whole(TRAINING, read_shop(without, CATALOGUE))
+        events = read_shop(write(tmp_path / str(place), kind, beside), CATALOGUE)
+        after, before = whole(TRAINING, events), of_others(kind, name)
         added[name] = {array: after[array] - before[array] for array in after}
     first = added["none"]
     assert kept != "plain" or all(first[array].any() for array in first)
