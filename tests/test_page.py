@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from browser_support import VIEWS, Visit, chromium, visit
 from query_support import Place, Running, make_place, products, running, write_model
@@ -131,6 +131,17 @@ def test_reasons_add_up_to_the_score_that_is_shown(visitor: Visit, api: httpx.Cl
     expect(row.locator("tfoot td.number")).not_to_have_text(f"{total}")
     row.get_by_role("button", name="Why").click()
     expect(row.locator("table")).to_have_count(0)
+    # So do those that are still asked for when it changes.
+    total = number(row.locator(".score span").last.inner_text())
+    late: list[Route] = []
+    visitor.page.route("**/v1/explain", lambda route: late.append(route), times=1)
+    row.get_by_role("button", name="Why").click()
+    visitor.page.locator("ul.basket select").first.select_option("purchase")
+    expect(row.locator(".score span").last).not_to_have_text(f"{total}")
+    late[0].continue_()
+    row.locator("tfoot").wait_for()
+    total = number(row.locator("tfoot td.number").inner_text())
+    assert number(row.locator(".score span").last.inner_text()) == pytest.approx(total, abs=1e-2)
 
 
 def test_each_filter_does_what_it_says(visitor: Visit, api: httpx.Client) -> None:

@@ -166,8 +166,11 @@ export function recommend() {
       await this.explain(item);
     },
     async explain(item) {
-      const found = await told(() => ask("v1/explain", { item_id: asked(item), ...this.whom() }));
-      if (found) this.reasons[item.item_id] = found;
+      const whom = this.whom();
+      const found = await told(() => ask("v1/explain", { item_id: asked(item), ...whom }));
+      // The basket may have changed meanwhile: these are the reasons of another list.
+      if (found && JSON.stringify(whom) !== JSON.stringify(this.whom())) await this.explain(item);
+      else if (found) this.reasons[item.item_id] = found;
     },
     /** What a part of a score stands for; products of the basket by their names. */
     partWords(part) {
