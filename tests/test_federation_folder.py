@@ -441,6 +441,7 @@ def test_only_a_public_p384_key_can_be_enrolled(federation: Federation, tmp_path
     one = openssh(ec.generate_private_key(ec.SECP384R1()).public_key())
     refused(one + b"\n" + one + b"\n", "more than one line of a key")
     refused(private.with_suffix(".pub").read_bytes()[:-40], "no public key")
+    refused(b'merchant_id = "corner"\ndata = "data"\n', "no public key")
     with pytest.raises(ConfigError, match="cannot read"):
         shops.enrol("shop", tmp_path / "none.pub")
     assert shops.all() == []

@@ -85,9 +85,6 @@ def read_key(path: Path) -> ec.EllipticCurvePublicKey:
             f"{path} holds a private key: it must never leave its shop. Let the shop make a new "
             "pair, and enrol the .pub"
         )
-    if b"\n" in data.strip():
-        # The first would be enrolled alone, and whoever gave the file may mean another.
-        raise ConfigError(f"{path} holds more than one line of a key: let the shop send its own")
     try:
         key = serialization.load_ssh_public_key(data)
     except (ValueError, UnsupportedAlgorithm, NotImplementedError) as error:
@@ -95,6 +92,9 @@ def read_key(path: Path) -> ec.EllipticCurvePublicKey:
             f"{path} is no public key in OpenSSH's form: `python -m client init` makes "
             f"keys/node.pub at the shop ({error})"
         ) from error
+    if b"\n" in data.strip():
+        # The first would be enrolled alone, and whoever gave the file may mean another.
+        raise ConfigError(f"{path} holds more than one line of a key: let the shop send its own")
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
         kind = key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
         raise ConfigError(
