@@ -25,7 +25,9 @@ def query(
     explain: Annotated[
         str | None, typer.Option(help="Say what this product's score is the sum of instead.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", "--k", help="Length of the list.")] = 20,
+    k: Annotated[
+        int | None, typer.Option("-k", "--k", help="Length of the list; default: 20.")
+    ] = None,
     tail_dial: Annotated[float, typer.Option(help="0: by score alone; 1: the rare first.")] = 0.0,
     category: Annotated[str | None, typer.Option(help="Only products of it.")] = None,
     brand: Annotated[str | None, typer.Option(help="Only products of it.")] = None,
@@ -66,7 +68,8 @@ def query(
     if similar is not None:
         _refuse("--similar", {**who, "--explain": explain, **ordered})
     if explain is not None:
-        _refuse("--explain", {**ordered, **narrowed})
+        _refuse("--explain", {"-k": k is not None, **ordered, **narrowed})
+    length = 20 if k is None else k
     weights: dict[str, float] = {}
     for item, text in pairs(history or [], "1"):
         weights[item] = weights.get(item, 0.0) + as_weight(item, text)  # As the service adds.
@@ -87,13 +90,13 @@ def query(
             print_document(why_.model_dump(mode="json"), reasons_table, as_json=as_json)
             return
         if similar is not None:
-            answer = client.similar(similar, k=k, filters=filters)
+            answer = client.similar(similar, k=length, filters=filters)
         else:
             answer = client.recommend(
                 weights,
                 user_id=user,
                 attributes=attributes,
-                k=k,
+                k=length,
                 tail_dial=tail_dial,
                 filters=filters,
                 reasons=why,
