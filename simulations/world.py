@@ -193,12 +193,13 @@ def build_world(
         if allowed is not None:
             stock[shop.merchant_id] = allowed
     measured = _measured(shops, split, experiment.run)
-    if experiment.run.measured_shops or experiment.run.measured_customers:
-        note = f"arms are tuned and measured at {sum(map(len, measured.values()))} customers of "
-        note += f"{len(measured)} shops, the same for every arm; all shops and customers train"
-        dataset = replace(dataset, notes=[*dataset.notes, note])
     half_life = experiment.federated.half_life_days
-    return World(dataset, catalogue, split, shops, stock, measured, half_life)
+    world = World(dataset, catalogue, split, shops, stock, measured, half_life)
+    if experiment.run.measured_shops or experiment.run.measured_customers:
+        note = f"arms are tuned and measured at {sum(map(len, world.asked.values()))} customers of "
+        note += f"{len(measured)} shops, the same for every arm; all shops and customers train"
+        dataset.notes.append(note)
+    return world
 
 
 def _check_caps(experiment: Experiment, shops: Sequence[ShopEvents]) -> None:

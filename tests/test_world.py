@@ -374,3 +374,10 @@ def test_a_sample_is_measured_and_everyone_trains(experiment: Experiment, world:
     assert any("tuned and measured at" in note for note in sampled.dataset.notes)
     again = build_world(experiment.model_copy(update={"run": run}))
     assert all(np.array_equal(again.measured[k], rows) for k, rows in sampled.measured.items())
+    # Of whole shops, too, only customers with a history are measured.
+    run = experiment.run.model_copy(update={"measured_shops": len(world.shops)})
+    split = experiment.split.model_copy(update={"train_until": "2024-05-10"})
+    whole = build_world(experiment.model_copy(update={"run": run, "split": split}))
+    known = whole.facts()["customers"]
+    assert known < sum(map(len, whole.measured.values()))
+    assert any(f"measured at {known} customers of" in note for note in whole.dataset.notes)
