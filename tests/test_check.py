@@ -518,5 +518,10 @@ def test_what_is_published_of_the_shops_shelves_is_held_against_its_records(fold
         assert len(told) == (1 if unlisted else 0)
         assert f"the shop stocks {'2 products' if products else 'every product'}" in words(document)
         assert fingerprint in words(document)
+    shutil.rmtree(folder / "catalogue")
+    table = pd.DataFrame({"merchant_id": ["corner"], "item_id": ["rice"]})
+    write_catalogue(catalogue, folder / "catalogue", table)
+    (problem,) = check(folder)["problems"]
+    assert "train on nothing but noise" in problem  # Nothing that it sold is on its shelves.
     (folder / "catalogue" / "stock.parquet").write_text("rubbish")
     assert any("no stock table" in line for line in check(folder)["problems"])

@@ -46,12 +46,19 @@ def published_stock(
     if stock is None:
         return None
     rows = stock.rows.get(shop_key(settings.merchant_id))
-    unlisted = 0
+    listed, unlisted = 0, 0
     if rows is not None:
         names = own["item_id"].unique().astype(str)
         known = catalogue_rows(np.asarray(names, dtype=object), catalogue, mapping)
-        unlisted = int(np.count_nonzero(~np.isin(np.unique(known[known >= 0]), rows)))
-    if unlisted:
+        of_records = np.unique(known[known >= 0])
+        listed = int(np.count_nonzero(np.isin(of_records, rows)))
+        unlisted = len(of_records) - listed
+    if unlisted and not listed:
+        problems.append(
+            "the published stock table names no product of the shop's records as stocked: it would "
+            "train on nothing but noise. Tell the operator"
+        )
+    elif unlisted:
         advice.append(
             f"the published stock table does not say that the shop stocks {unlisted:,} products of "
             "its records: next to nothing of them is learned from it. Tell the operator"
