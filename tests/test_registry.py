@@ -208,6 +208,7 @@ def test_a_record_under_another_number_is_refused(folder: Path) -> None:
         (statement(PLAN, noise="seeded"), "its noise was seeded"),
         (PRIVACY | {"epsilon": None}, "gives no bound"),
         (PRIVACY | {"epsilon": "four"}, "gives no bound"),
+        (PRIVACY | {"epsilon": True}, "gives no bound"),
         (PRIVACY | {"noise": "dice"}, "where the noise came from"),
         ({k: v for k, v in PRIVACY.items() if k != "unit"}, "lacks unit"),
     ],

@@ -77,7 +77,7 @@ def objections(privacy: Mapping[str, Any] | None) -> tuple[str, ...]:
         return ("it was trained without differential privacy",)
     found = []
     bound = privacy.get("epsilon")
-    if not isinstance(bound, int | float) or not 0 <= bound < math.inf:
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 <= bound < math.inf:
         found.append(f"its privacy statement gives no bound (epsilon is {json.dumps(bound)})")
     if privacy.get("noise") == "seeded":
         found.append("its noise was seeded: whoever knows the seed can take the noise off")
