@@ -323,6 +323,7 @@ def test_a_mistyped_name_is_corrected_while_nobody_knows_it(
     refused("`python -m server rename` corrects it", "enrol", "corner", key)
     refused("did you mean 'cornr'", "rename", "corn", "corner")
     refused("enrolled as 'harbour' already", "rename", "cornr", "harbour")
+    refused("'cornr' already: nothing was changed", "rename", "cornr", "cornr")
     refused("cannot be a shop's name", "rename", "cornr", " corner")
     capsys.readouterr()
     assert command("rename", "cornr", "corner") == 0

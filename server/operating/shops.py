@@ -183,6 +183,8 @@ class Shops:
         place = self._path(to)
         with self.alone():
             shop = self._named(name)
+            if to == name:
+                raise ConfigError(f"that shop's name is {name!r} already: nothing was changed")
             if place.exists():
                 raise ConfigError(f"a shop is enrolled as {to!r} already: remove that one first")
             if not self._untold(shop).exists():
