@@ -171,6 +171,14 @@ def test_what_is_wrong_is_named(rest: httpx.Client, path: str, body: Any, words:
     assert words in answer.json()["error"]
 
 
+def test_a_body_that_is_no_json_is_told_so_and_where(rest: httpx.Client) -> None:
+    # "7: JSON decode error" looked like a field called 7.
+    headers = {"content-type": "application/json"}
+    answer = rest.post("/v1/recommend", content=b'{"k": 1', headers=headers)
+    assert answer.status_code == 422
+    assert answer.json()["error"] == "request: is no JSON from character 8 on"
+
+
 def test_a_body_that_does_not_say_that_it_is_json_is_told_so(rest: httpx.Client) -> None:
     # What curl -d sends by itself: the text spoke of "a valid dictionary".
     kind = {"Content-Type": "application/x-www-form-urlencoded"}

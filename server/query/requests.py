@@ -207,6 +207,8 @@ def invalid_words(errors: Any) -> str:  # noqa: ANN401 - pydantic's list of deta
             words = _PLAIN[error["type"]].format(**error.get("ctx", {}))
         if not place and error["type"] in _OBJECT:
             words = "send one JSON object, with the header Content-Type: application/json"
+        if error["type"] == "json_invalid" and error["loc"]:  # FastAPI's; pydantic's says where.
+            place, words = "", f"is no JSON from character {error['loc'][-1] + 1} on"
         # An unknown field's name is the caller's own text, too.
         found.append(f"{place[:80] or 'request'}: {words[:200]}")
     return "; ".join(found)
