@@ -81,6 +81,11 @@ def check_shop(
         problems.append(f"{words}. Until then it would train on nothing but noise")
     elif own.empty:
         problems.append("the shop has no interactions yet: it would train on nothing but noise")
+    if settings.unit == "basket" and "session_id" not in own:
+        problems.append(
+            'unit = "basket" needs interactions with a session_id column: without it no run can '
+            "train here"
+        )
     if words := doubt_of_times(own["timestamp"].to_numpy()):
         advice.append(words)
     stage("comparing with the catalogue")

@@ -314,6 +314,16 @@ def test_an_example_is_priced_for_every_unit(folder: Path) -> None:
     assert 3 < document["price"]["cost"]["epsilon"] <= 4
 
 
+def test_baskets_without_a_session_id_are_not_ready(folder: Path) -> None:
+    setting(folder, 'unit = "customer"', 'unit = "basket"')
+    plan = PLAN.model_copy(update={"unit": "basket"})
+    assert check(folder, plan)["problems"] == []
+    table = folder / "data" / "interactions.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace("session_id", "till", 1))
+    (problem,) = check(folder, plan)["problems"]
+    assert "session_id" in problem
+
+
 def test_a_budget_that_is_nearly_used_up_stops_no_plan_that_still_fits(folder: Path) -> None:
     # The example is ours: with .4 of 8 left a shop was told that it could not train, while the
     # operator's next plan took less.
