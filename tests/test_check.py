@@ -314,6 +314,13 @@ def test_an_example_is_priced_for_every_unit(folder: Path) -> None:
     assert 3 < document["price"]["cost"]["epsilon"] <= 4
 
 
+def test_the_columns_that_are_named_are_those_of_the_file(folder: Path) -> None:
+    (folder / "data" / "interactions.csv").write_text("customer,item_id,timestamp,behavior\n")
+    with pytest.raises(DataError, match="'user_id' is missing") as refused:
+        check(folder)
+    assert str(refused.value).endswith("'customer', 'item_id', 'timestamp', 'behavior'")
+
+
 def test_baskets_without_a_session_id_are_not_ready(folder: Path) -> None:
     setting(folder, 'unit = "customer"', 'unit = "basket"')
     plan = PLAN.model_copy(update={"unit": "basket"})

@@ -19,7 +19,7 @@ from common.errors import DataError
 from common.schema import Tables
 from common.tables.checks import Checker
 from common.tables.columns import as_text, small_frame
-from common.tables.contract import BadRows
+from common.tables.contract import REQUIRED, BadRows
 from common.tables.csv_files import check_names, csv_blocks, csv_header, not_utf8
 from common.tables.interactions import IDS, InteractionsBuilder
 from common.tables.validation import check_customers, check_products, check_stock
@@ -98,7 +98,7 @@ def find_table(folder: Path, name: str) -> Path | None:
         If the folder is missing, or the table is there twice.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder: give one that holds interactions and products")
+        raise DataError(f"{folder} is no folder: give the one that holds the tables")
     found = [path for kind in ("csv", "parquet") if (path := folder / f"{name}.{kind}").is_file()]
     if len(found) > 1:
         raise DataError(f"{folder} holds {found[0].name} and {found[1].name}: keep one of them")
@@ -212,6 +212,9 @@ def read_interactions(
         columns = csv_header(path) if is_csv else pq.read_schema(path).names
         filled = merchant_id is not None and lacks_merchant(columns)
         have = [*columns, MERCHANT] if filled else columns
+        if filled:  # What is said to be found is what the file holds.
+            others = [name for name in REQUIRED["interactions"] if name != MERCHANT]
+            checker.require(columns, others)
         builder = InteractionsBuilder(checker, item_ids, have, now, drop)
         wanted = [name for name in builder.columns if not (filled and name == MERCHANT)]
         read = csv_blocks if is_csv else _parquet_blocks
