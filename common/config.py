@@ -119,7 +119,9 @@ def _words(model: type[BaseModel], error: Any, where: str) -> str:  # noqa: ANN4
     names = [str(part) for part in error["loc"]]
     path = ".".join(names) or "the whole"
     if error["type"] != "extra_forbidden":
-        given = "" if error["type"] == "missing" else f" (got {error['input']!r})"
+        # Of what is wrong with a section as a whole, its keys tell nothing that the words do not.
+        a_section = error["type"] == "value_error" and isinstance(error["input"], Mapping)
+        given = "" if error["type"] == "missing" or a_section else f" (got {error['input']!r})"
         words = _PLAIN.get(error["type"], error["msg"].removeprefix("Value error, "))
         return f"{where}: {path}: {words}{given}"
     return f"{where}: unknown key {path!r}; {nearest(names[-1], _fields(model, names[:-1]))}"

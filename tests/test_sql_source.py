@@ -236,7 +236,7 @@ def test_wrong_settings_are_refused(shop: Shop, tables: str, message: str) -> No
 
 
 def test_data_are_in_one_place(shop: Shop) -> None:
-    with pytest.raises(ConfigError, match="either data"):
+    with pytest.raises(ConfigError, match=r'either data = "FOLDER" or a \[database\] section$'):
         shop(top='data = "data"')
 
 
