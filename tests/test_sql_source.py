@@ -293,6 +293,12 @@ def test_a_password_comes_from_the_environment_or_a_file(
         database.password({})
 
 
+def test_a_file_of_sqlite_s_takes_no_password(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_PASSWORD", "s3cret")
+    with pytest.raises(DataError, match="takes no password: take out password_env"):
+        open_source(shop('password_env = "SHOP_PASSWORD"' + MAPPED)).tables()
+
+
 def test_a_database_that_does_not_answer_keeps_the_password_to_itself(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -61,6 +61,8 @@ class Part:
 # PostgreSQL's codes for a text that a type can't be: none (the driver's own), out of a number's
 # range, no date or none that can be, no such text or bytes, a character that the encoding lacks.
 _NOT_OF_A_TYPE = (None, "22003", "22007", "22008", "22P02", "22P03", "22021")
+# SQLAlchemy would say that such a URL is invalid.
+_WITHOUT_PASSWORD = ("sqlite", "sqlite+pysqlite")
 
 
 @contextmanager
@@ -70,6 +72,11 @@ def reading(database: Database) -> Iterator[sa.Connection]:
     try:
         url = sa.make_url(database.url)
         if password is not None:
+            if url.drivername in _WITHOUT_PASSWORD:
+                raise DataError(
+                    "database.url names a SQLite file, which takes no password: take out "
+                    "password_env and password_file"
+                )
             url = url.set(password=password)
         engine = sa.create_engine(
             url, hide_parameters=True, poolclass=sa.pool.NullPool, connect_args=_encoding(url)
