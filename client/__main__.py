@@ -315,8 +315,9 @@ def new_key(settings: Shop) -> None:
     sys.stdout.write(f"made {federation.key}\nmade {public}\n")
     sys.stdout.write(
         f"Give the operator {public}, which is no secret, to be enrolled in place of the old one; "
-        f"then start `python -m client run {settings}` again: until then it uses the old key. For "
-        "secure sums, accept the roster with the new key that the operator hands out then.\n"
+        f"then start `python -m client run {shlex.quote(str(settings))}` again: until then it uses "
+        "the old key. For secure sums, accept the roster with the new key that the operator hands "
+        "out then.\n"
     )
 
 

@@ -45,12 +45,13 @@ def test_a_shop_that_lost_its_key_gets_one(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_to_do_with_it(tmp_path: Path) -> None:
-    start_shop(tmp_path / "corner")
-    settings = tmp_path / "corner" / "shop.toml"
-    before = (tmp_path / "corner" / "keys" / "node.pub").read_text()
+    start_shop(tmp_path / "a corner", "corner")
+    settings = tmp_path / "a corner" / "shop.toml"
+    before = (tmp_path / "a corner" / "keys" / "node.pub").read_text()
     result = CliRunner().invoke(app, ["key", "new", str(settings)])
     assert result.exit_code == 0, result.output
-    public = tmp_path / "corner" / "keys" / "node.pub"
+    public = tmp_path / "a corner" / "keys" / "node.pub"
+    assert f"client run '{settings}'" in result.stdout  # A command that can be typed.
     assert f"Give the operator {public.resolve()}" in result.stdout
     assert "kept the old key as" in result.stdout
     assert public.read_text() != before

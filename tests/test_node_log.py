@@ -30,7 +30,9 @@ def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watch:
     monkeypatch.setattr(watching, "obstacle", lambda *_: "")
     supervisor = Supervisor("FEDTAIL_TEST", str(tmp_path))
     state = State("corner", federation.address)
-    return Watch(tmp_path / "shop.toml", folder, federation, supervisor, state, tmp_path / "models")
+    return Watch(
+        tmp_path / "a shop.toml", folder, federation, supervisor, state, tmp_path / "models"
+    )
 
 
 def signs(tmp_path: Path, text: str) -> list[Sign]:
@@ -65,7 +67,7 @@ def test_a_removed_shop_hears_so_as_long_as_it_is(
     # Once in words, not at each attempt.
     (said,) = [record.getMessage() for record in caplog.records]
     assert "does not know this shop's key" in said
-    assert f"client key new {tmp_path / 'shop.toml'}" in said
+    assert f"client key new '{tmp_path / 'a shop.toml'}'" in said
     assert str(tmp_path / "node.pub") in said
     assert watch.state.problem in said
     watch.look([Sign("connected")])

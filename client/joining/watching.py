@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import shutil
 import time
 from contextlib import suppress
@@ -75,6 +76,7 @@ class Watch:
         models: Path,
     ) -> None:
         self._settings, self._folder, self._federation = settings, folder, federation
+        self._typed = shlex.quote(str(settings))  # As it stands in a command.
         self._supervisor, self.state = supervisor, state
         self._current = models / CURRENT
         self._home = self._newest()
@@ -97,7 +99,7 @@ class Watch:
             logger.warning(
                 "no code is approved, so every run is refused: python -m client approve %s "
                 "--own-code",
-                self._settings,
+                self._typed,
             )
         logger.info("%s connects to %s", self.state.shop, self.state.address)
         self._supervisor.start(node)
@@ -124,7 +126,7 @@ class Watch:
                 logger.warning(
                     "Refused the code of a run, which is not approved here. To see what is known "
                     "of it: python -m client approve %s --list  (digest %s)",
-                    self._settings,
+                    self._typed,
                     sign.about,
                 )
             elif sign.kind == "asked":
@@ -152,7 +154,7 @@ class Watch:
             logger.info(
                 "the model %s came home; to use it here: python -m client adapt %s",
                 newest,
-                self._settings,
+                self._typed,
             )
 
     def _newest(self) -> str:
@@ -193,7 +195,7 @@ class Watch:
         return (
             "the federation does not know this shop's key: its operator removed it, or has not "
             f"enrolled it. Give them {public}; a key that was removed is never admitted again, and "
-            f"`python -m client key new {self._settings}` makes another"
+            f"`python -m client key new {self._typed}` makes another"
         )
 
     def _lost_node(self) -> None:
