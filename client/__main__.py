@@ -36,14 +36,15 @@ def init(
     """Make a shop's folder: commented settings, keys, and places for its data and its ledger."""
     from client.joining.keys import public_path
     from client.joining.starting import NODE_KEY, start_shop
+    from client.settings import read_settings
 
     for made in start_shop(folder, merchant, address):
         sys.stdout.write(f"made {made}\n")
     settings = folder / "shop.toml"
     sys.stdout.write(
         f"Give the operator of the federation {public_path(folder / NODE_KEY)}, which is no "
-        f"secret, and ask for its address and its certificate authority (save that as "
-        f"{folder / 'ca.crt'}).\n"
+        f"secret, as the key of {read_settings(settings).merchant_id!r}, and ask for its address "
+        f"and its certificate authority (save that as {folder / 'ca.crt'}).\n"
     )
     sys.stdout.write(
         f"Now: look through {settings}; put the shop's tables into {folder / 'data'}, or name a "

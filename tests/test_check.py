@@ -476,9 +476,12 @@ def test_the_command_line_prints_json_and_writes_nothing(folder: Path) -> None:
 
 
 def test_the_command_line_starts_a_shop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["init", tmp_path / "corner"]
+    command = ["init", tmp_path / "the corner"]
     assert status_of(app, *command) == 0
-    assert "client check" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "client check" in said
+    # The operator enrols it by the name that its settings have, which may not be the folder's.
+    assert "as the key of 'the-corner'" in said
     assert status_of(app, *command) == 2
     assert "is there already" in capsys.readouterr().err
 
