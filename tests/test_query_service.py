@@ -335,6 +335,24 @@ def test_a_key_that_is_made_takes_nothing_else_away(tmp_path: Path, name: str) -
     assert beside.read_text() == "numpy==2"
 
 
+def test_a_service_without_any_key_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A misspelt file counts as one that is still to be made.
+    make_place(tmp_path)
+    settings = ServeSettings(
+        registry=str(tmp_path / "registry"),
+        catalogue=tmp_path / "catalogue",
+        keys=tmp_path / "key.json",
+    )
+    make_service(settings)
+    (said,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert "key.json holds no key yet" in said
+    (tmp_path / "key.json").write_text("no keys")
+    with pytest.raises(ConfigError, match="is not a file of keys"):
+        make_service(settings)
+
+
 @pytest.mark.parametrize("pair", [("one.crt", "other.key"), ("one.key", "one.crt")])
 def test_a_certificate_and_a_key_that_do_not_belong_together_are_named(
     place: Place, tmp_path: Path, pair: tuple[str, str]

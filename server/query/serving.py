@@ -121,11 +121,18 @@ def in_address(host: str) -> str:
 
 def service_of(host: Host, settings: ListenSettings) -> Service:
     """Return the service over whatever holds the model."""
+    keys = None if settings.keys is None else Keys(settings.keys)
+    if keys is not None and not keys.list():
+        logger.warning(
+            "keys=%s holds no key yet: until `python -m server keys add` puts one there, nobody is "
+            "answered",
+            keys.path,
+        )
     return Service(
         host=host,
         metrics=Metrics(host),
         rate=RateLimit(settings.rate, settings.burst),
-        keys=None if settings.keys is None else Keys(settings.keys),
+        keys=keys,
     )
 
 
