@@ -256,6 +256,9 @@ def test_verify_names_the_first_wrong_entry_and_fails(
     printed = capsys.readouterr()
     assert json.loads(printed.out)["ok"] is False
     assert "older copy" in printed.err
+    # A part of the head, or none, is no sign of a ledger that was put back.
+    assert call("ledger", "verify", settings, "--known-head", head[:16]) == 2
+    assert "is no head: give all 64 digits" in capsys.readouterr().err
     connection = sqlite3.connect(path)
     connection.executescript(
         "DROP TRIGGER events_no_update; UPDATE events SET steps = 0 WHERE seq = 3"

@@ -1,5 +1,6 @@
 """``python -m client ledger``: parses and calls."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,11 @@ def verify(
     from client.inspection import Place
     from client.inspection import verify as verify_ledger
 
+    if known_head and not re.fullmatch("[0-9a-f]{64}", known_head):
+        raise ConfigError(
+            f"--known-head {known_head!r} is no head: give all 64 digits that `ledger verify` "
+            "printed"
+        )
     place = Place.of(where)
     try:
         document = verify_ledger(place, known_head)
