@@ -292,6 +292,36 @@ def test_what_is_gone_from_the_file_is_gone_from_its_journal_too(
         assert not any(secret in file.read_bytes() for secret in secrets), file
 
 
+def test_what_a_process_killed_in_a_commit_left_is_overwritten_once_it_is_rolled_back(
+    room: Room,
+) -> None:
+    """SQLite unlinks such a journal, with the secrets in it, before it can be told to keep it."""
+    room.keys()
+    me = room.of(NAMES[0])
+    path = room.folder / f"s{NUMBERS[NAMES[0]]}.sqlite"
+    party = me.peek(room.collector.session.id)
+    secrets = [s.hex().encode() for s in (party.seed, party.mask_secret, party.sealing_secret)]
+    # What does not fit the cache is written to the file, as in a commit: the journal counts now.
+    program = (
+        "import os, sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "connection.execute('PRAGMA cache_size = 1')\n"
+        "connection.execute('BEGIN IMMEDIATE')\n"
+        "connection.execute('UPDATE sessions SET party = NULL')\n"
+        "rows = [(bytes([k]), 'x' * 4000) for k in range(64)]\n"
+        "connection.executemany('INSERT INTO sessions VALUES (?, ?)', rows)\n"
+        "os._exit(9)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+    with path.with_name(f"{path.name}-journal").open("rb") as journal:
+        left = journal.read()
+        assert left.strip(b"\0")[0] == left[0]
+        assert all(secret in left for secret in secrets)
+        assert me.peek(room.collector.session.id) == party
+        journal.seek(0)
+        assert not journal.read().strip(b"\0")
+
+
 def test_a_roster_that_changes_within_a_session_ends_it_for_the_shop(room: Room) -> None:
     """By the new roster's places a shop would seal shares for others than the old one counted."""
     room.keys()

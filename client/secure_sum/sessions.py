@@ -10,9 +10,9 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from client.secure_sum.party import Identity, Masks, Party, begin, look, mask, see, share, unmask
 from common.errors import LedgerError, SecureSumError
@@ -178,19 +178,30 @@ class Sessions:
     def _alone(self) -> Iterator[None]:
         """Hold the sessions against other processes of the shop, and overwrite the journal last.
 
-        A journal that is done with begins with zeros: nobody rolls it back.
+        A journal that is done with begins with zeros: nobody rolls it back. One that a kill left is
+        rolled back at the opening, before its mode can be set, and so unlinked: held open from
+        before, it is overwritten all the same.
         """
         journal = self._path.with_name(f"{self._path.name}-journal")
-        with self._path.with_name(f"{self._path.name}.lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with ExitStack() as opened:
+            lock = self._path.with_name(f"{self._path.name}.lock").open("ab")
+            fcntl.flock(opened.enter_context(lock), fcntl.LOCK_EX)
+            left = opened.enter_context(journal.open("r+b")) if journal.exists() else None
             try:
                 yield
             finally:
+                if left is not None and not os.fstat(left.fileno()).st_nlink:
+                    _overwrite(left)
                 if journal.exists():
                     with journal.open("r+b") as file:
                         # Unless it is to be rolled back: what could not be, at the next opening.
                         if not file.read(1).strip(b"\0"):
-                            file.seek(0)
-                            file.write(bytes(journal.stat().st_size))
-                            file.flush()
-                            os.fsync(file.fileno())
+                            _overwrite(file)
+
+
+def _overwrite(file: BinaryIO) -> None:
+    """Write zeros over all of a file, synced."""
+    file.seek(0)
+    file.write(bytes(os.fstat(file.fileno()).st_size))
+    file.flush()
+    os.fsync(file.fileno())
