@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from client.privacy import budget
-from client.privacy.events import EVALUATED
+from client.privacy.events import EVALUATED, SESSION, SHARED_STEP
 from client.privacy.ledger import CAP, DP_SGD, Ledger
 from common import accounting
 from common.accountants import composition
 from common.accounting import Spend
-from common.errors import BudgetError, LedgerError
+from common.errors import BudgetError, LedgerError, SecureSumError
 from common.protocol import NO_FINGERPRINT
 from ledger_support import DELTA, HIST, ROUND, charge, cost, rounds
 
@@ -112,6 +112,18 @@ def test_a_redone_round_is_charged_again_and_may_be_one_too_many(tmp_path: Path)
         charge(path, plan[0], cap)
     with Ledger.open(path) as ledger:
         assert len(ledger.verify()) == 3
+
+
+def test_a_session_is_not_charged_twice_whatever_was_charged_since(tmp_path: Path) -> None:
+    """Sessions that are put back may be older than the last one: each would get a second vector."""
+    path = tmp_path / "l"
+    sums = [replace(ROUND, mechanism=SHARED_STEP, parameters={SESSION: name}) for name in "ab"]
+    for event in (*sums, ROUND):
+        charge(path, event, 20.0)
+    for event in sums:
+        with pytest.raises(SecureSumError, match="already"):
+            charge(path, event, 20.0)
+    assert len(Ledger.read(path)) == 3
 
 
 def test_an_admitted_event_keeps_its_cap_and_a_raised_cap_is_logged(tmp_path: Path) -> None:
