@@ -319,6 +319,19 @@ def test_a_run_cannot_write_escapes_into_the_ledger(world: World) -> None:
     assert world.spent() == 0
 
 
+@pytest.mark.parametrize(
+    "words", [{"plan_json": '{"\\u001b[2J": 1}'}, {"ledger_head": "\x1b[2J".ljust(64, "0")}]
+)
+def test_a_server_cannot_write_escapes_into_the_shops_log(
+    world: World, words: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    # `run` says in a terminal why the shop refused: there they could hide what it said before.
+    world.shop(0)
+    assert world.ask(RELEASE, **words)[0].status in ("wrong-protocol", "ledger-error")
+    assert "[2J" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
 def test_a_state_that_swallows_the_noise_is_refused_before_the_charge(world: World) -> None:
     world.shop(0)
     state = initial_state(MODEL, world.catalogue.size)

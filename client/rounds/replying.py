@@ -129,8 +129,10 @@ def reply_to(
     except Exception as error:  # No text of any error may leave the shop.
         status = next(code for kind_of, code in _CODES if isinstance(error, kind_of))
         # One line tells it, for `run` to read. What we refuse says all there is to say; anything
-        # else is for who has to look into the code.
+        # else is for who has to look into the code. Of the server's words no escapes are kept: in
+        # a terminal they could hide other lines.
         why = " ".join(str(error).split()) or type(error).__name__
+        why = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in why)
         words = (kind, server_round, status, why)
         told = isinstance(error, FedtailError)
         logger.error("exchange=%s round=%d status=%s reason=%s", *words, exc_info=not told)
