@@ -490,6 +490,24 @@ def test_early_rounds_have_clipping_norms_and_noise_of_their_own(catalogue: Cata
         assert np.linalg.norm(clipped[ITEMS]) == pytest.approx(bound, rel=1e-3)
 
 
+def test_early_rounds_of_sums_are_in_steps_of_their_own_clipping_norms(
+    catalogue: Catalogue,
+) -> None:
+    """The server reads a sum by its round's norm: in steps of another it would be another sum."""
+    plain, norms = plan_of("linear"), {1: 10.0, 2: 40.0}
+    plan = plan_of(
+        "linear", private=True, first_norms=(10.0,), max_grad_norm=40.0, noise_steps=2**20
+    )
+    for server_round, norm in norms.items():
+        stream = np.random.default_rng(6)
+        state, events = state_of(plan), shop()
+        whole = whole_gradients(plan, server_round, state, events, catalogue, stream)[ITEMS]
+        gradient = -whole * norm / plan.noise_steps
+        delta = trained(plain, events, catalogue, server_round)[ITEMS]
+        moved = plan.learning_rate / plan.batch_normalizer * gradient
+        assert np.abs(moved - delta).max() < 0.02 * np.abs(delta).max()
+
+
 def test_every_row_gets_noise_bought_or_not(catalogue: Catalogue) -> None:
     plan = plan_of("features", private=True)
     for array in trained(plan, shop(2), catalogue).values():
