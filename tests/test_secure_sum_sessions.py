@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import resource
@@ -184,6 +185,18 @@ def test_a_state_is_synced_before_its_answer_leaves(room: Room) -> None:
     with room.of(NAMES[0])._writing() as connection:
         # 3 is EXTRA: file, journal and their folder.
         assert connection.execute("PRAGMA synchronous").fetchone() == (3,)
+
+
+def test_one_process_at_a_time_has_the_sessions_and_their_journal(room: Room) -> None:
+    """SQLite's own lock ends with its commit: the journal that a second process has begun by then,
+    its head still zeros, would be overwritten as one that is done with."""
+    me = room.of(NAMES[0])
+    with me._writing():
+        lock = room.folder / f"s{NUMBERS[NAMES[0]]}.sqlite.lock"
+        with lock.open("ab") as second, pytest.raises(BlockingIOError):
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with lock.open("ab") as second:
+        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_kill_between_answer_and_disk_leaves_the_stage_before(room: Room) -> None:
