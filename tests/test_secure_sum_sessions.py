@@ -305,16 +305,9 @@ def test_what_is_gone_from_the_file_is_gone_from_its_journal_too(
         assert not any(secret in file.read_bytes() for secret in secrets), file
 
 
-def test_what_a_process_killed_in_a_commit_left_is_overwritten_once_it_is_rolled_back(
-    room: Room,
-) -> None:
-    """SQLite unlinks such a journal, with the secrets in it, before it can be told to keep it."""
-    room.keys()
-    me = room.of(NAMES[0])
-    path = room.folder / f"s{NUMBERS[NAMES[0]]}.sqlite"
-    party = me.peek(room.collector.session.id)
-    secrets = [s.hex().encode() for s in (party.seed, party.mask_secret, party.sealing_secret)]
-    # What does not fit the cache is written to the file, as in a commit: the journal counts now.
+def kill_in_commit(path: Path) -> bytes:
+    """Kill a process that has begun to write to the file; return its journal, which counts now."""
+    # What does not fit the cache is written at once, as in a commit.
     program = (
         "import os, sqlite3, sys\n"
         "connection = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
@@ -326,13 +319,46 @@ def test_what_a_process_killed_in_a_commit_left_is_overwritten_once_it_is_rolled
         "os._exit(9)\n"
     )
     subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+    journal = path.with_name(f"{path.name}-journal").read_bytes()
+    assert journal[0]
+    return journal
+
+
+def test_what_a_process_killed_in_a_commit_left_is_overwritten_once_it_is_rolled_back(
+    room: Room,
+) -> None:
+    """SQLite unlinks such a journal, with the secrets in it, before it can be told to keep it."""
+    room.keys()
+    me = room.of(NAMES[0])
+    path = room.folder / f"s{NUMBERS[NAMES[0]]}.sqlite"
+    party = me.peek(room.collector.session.id)
+    left = kill_in_commit(path)
+    secrets = [s.hex().encode() for s in (party.seed, party.mask_secret, party.sealing_secret)]
+    assert all(secret in left for secret in secrets)
     with path.with_name(f"{path.name}-journal").open("rb") as journal:
-        left = journal.read()
-        assert left.strip(b"\0")[0] == left[0]
-        assert all(secret in left for secret in secrets)
         assert me.peek(room.collector.session.id) == party
-        journal.seek(0)
         assert not journal.read().strip(b"\0")
+
+
+def test_a_journal_that_is_still_to_be_rolled_back_is_not_overwritten(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the half of a change that reached the file would stay there."""
+    room.keys()
+    me = room.of(NAMES[0])
+    path = room.folder / f"s{NUMBERS[NAMES[0]]}.sqlite"
+    party = me.peek(room.collector.session.id)
+    left = kill_in_commit(path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", refuse)
+        with pytest.raises(LedgerError, match="cannot be written"):
+            me.peek(room.collector.session.id)
+    assert path.with_name(f"{path.name}-journal").read_bytes() == left
+    assert me.peek(room.collector.session.id) == party
 
 
 def test_a_roster_that_changes_within_a_session_ends_it_for_the_shop(room: Room) -> None:
