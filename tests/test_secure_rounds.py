@@ -501,6 +501,19 @@ def test_a_state_that_others_were_not_shown_is_not_trained_on(town: Town) -> Non
     assert walk.masked(0)[0] == "ok"
 
 
+@pytest.mark.parametrize(
+    "changes", [{"honest_shops": 5}, {"noise_multiplier": 3.9}, {"max_grad_norm": 2.0}]
+)
+def test_a_vector_of_another_plan_than_the_sessions_is_not_made(
+    town: Town, changes: Mapping[str, object]
+) -> None:
+    """Of the plan that came with the keys the others make their noise: less would be in the sum."""
+    walk = Walk(town, initial_state(PLAN.model, ITEM_COUNT))
+    assert walk.masked(0, plan=PLAN.model_copy(update=dict(changes))) == ("sum-refused", {})
+    assert town.spent(0) == []
+    assert walk.masked(0)[0] == "ok"
+
+
 def test_a_vector_that_the_budget_does_not_cover_is_not_made(town: Town) -> None:
     town.write(0, settings="cap_epsilon = 0.01")
     walk = Walk(town, {}, server_round=0)
