@@ -5,7 +5,9 @@ import json
 import shutil
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from flwr.app import Message, RecordDict
 from client.app import app
 from client.data.records import held_records
 from client.joining.keys import private_key, renew_keys
+from client.privacy.ledger import Event as LedgerEvent
 from client.privacy.ledger import Ledger
 from client.privacy.noise import SeededNoise
 from client.rounds.participation import answer
@@ -455,29 +458,34 @@ def test_a_session_of_anything_but_the_plan_is_refused(
 class Walk:
     """A session up to the masked vectors, by hand."""
 
-    def __init__(self, town: Town, state: Arrays, server_round: int = 1) -> None:
+    def __init__(
+        self, town: Town, state: Arrays, server_round: int = 1, plan: TrainingPlan = PLAN
+    ) -> None:
         from common.secure_sum.messages import Advertisement, SharesAnswer, parse
         from server.secure_sum.collecting import Collector
 
-        self.town, self.round = town, server_round
-        session = town.session(server_round, state if server_round else {})
+        self.town, self.round, self.plan = town, server_round, plan
+        shown = state if server_round else {}
+        session = town.session(server_round, shown, plan_digest=plan_digest(plan))
         self.collector = Collector(session, town.roster)
         first = KeysRequest(session=session).model_dump_json()
         self.names: dict[int, str] = {}
         for shop in range(SHOPS):
-            status, text, _ = ask(town, shop, SUM_KEYS, first, server_round=server_round)
+            status, text, _ = ask(town, shop, SUM_KEYS, first, server_round=server_round, plan=plan)
             assert status == "ok"
             keys = parse(Advertisement, text)
             self.names[shop] = keys.shop
             self.collector.take_keys(keys.shop, keys)
         request = self.collector.shares_request().model_dump_json()
         for shop, name in self.names.items():
-            _, text, _ = ask(town, shop, "sum_shares", request, server_round=server_round)
+            of_all = {"server_round": server_round, "plan": plan}
+            _, text, _ = ask(town, shop, "sum_shares", request, **of_all)
             self.collector.take_shares(name, parse(SharesAnswer, text))
 
     def masked(self, shop: int, **more: object) -> tuple[str, Arrays]:
         said = self.collector.masked_request(self.names[shop]).model_dump_json()
-        status, _, arrays = ask(self.town, shop, SUM_MASKED, said, server_round=self.round, **more)
+        more = {"server_round": self.round, "plan": self.plan, **more}
+        status, _, arrays = ask(self.town, shop, SUM_MASKED, said, **more)
         return status, arrays
 
 
@@ -522,6 +530,20 @@ def test_a_vector_that_the_budget_does_not_cover_is_not_made(town: Town) -> None
     # The session is used up all the same: another vector of it will never be.
     town.write(0)
     assert walk.masked(0) == ("sum-refused", {})
+
+
+@pytest.mark.parametrize("changes", [{"noise_multiplier": 80.0}, {"steps": 0}, {"server_round": 2}])
+def test_no_vector_leaves_if_the_ledger_was_charged_less(
+    town: Town, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, Any]
+) -> None:
+    charge = Ledger.charge
+
+    def careless(ledger: Ledger, event: LedgerEvent, **how: Any) -> str:
+        return charge(ledger, replace(event, **changes), **how)
+
+    walk = Walk(town, initial_state(PLAN.model, ITEM_COUNT))
+    monkeypatch.setattr(Ledger, "charge", careless)
+    assert walk.masked(0) == ("refused-config", {})
 
 
 def test_what_leaves_a_shop_is_not_what_it_holds(town: Town) -> None:
