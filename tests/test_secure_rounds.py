@@ -546,6 +546,18 @@ def test_no_vector_leaves_if_the_ledger_was_charged_less(
     assert walk.masked(0) == ("refused-config", {})
 
 
+@pytest.mark.parametrize("customers", [0, 12])
+def test_sums_of_baskets_need_a_column_of_sessions_with_records_or_without(
+    town: Town, customers: int
+) -> None:
+    """Were an empty shop to send a vector without the column, that would tell that it is empty."""
+    for shop in range(SHOPS):
+        town.write(shop, settings='unit = "basket"', customers=customers)
+    walk = Walk(town, {}, 0, PLAN.model_copy(update={"unit": "basket"}))
+    assert walk.masked(0) == ("refused-config", {})
+    assert town.spent(0) == []
+
+
 def test_what_leaves_a_shop_is_not_what_it_holds(town: Town) -> None:
     """The same shop in two sessions: no number of its vector is the same, and none is small."""
     vectors = [Walk(town, {}, server_round=0).masked(0)[1][MASKED_VECTOR] for _ in range(2)]
