@@ -46,6 +46,7 @@ from common.protocol import (
     plan_digest,
     shop_key,
 )
+from common.secure_sum.encoding import noise_bound, to_words
 from common.secure_sum.messages import (
     Advertisement,
     KeysRequest,
@@ -53,6 +54,7 @@ from common.secure_sum.messages import (
     SharesAnswer,
     parse,
 )
+from common.secure_sum.noise import share_std
 from common.secure_sum.primitives import fresh
 from federation_support import Fault, FaultyGrid, same
 from secure_rounds_support import (
@@ -564,6 +566,28 @@ def test_what_leaves_a_shop_is_not_what_it_holds(town: Town) -> None:
     assert not np.any(vectors[0] == vectors[1])
     for vector in vectors:
         assert np.median(np.abs(vector.view(np.int32).astype(float))) > 2**28
+
+
+@pytest.mark.parametrize("server_round", [0, 1])
+def test_what_a_shop_may_add_leaves_room_for_all_the_others_and_the_noise(
+    town: Town, monkeypatch: pytest.MonkeyPatch, server_round: int
+) -> None:
+    """Held to more, the sums of shops that each are within it would wrap around."""
+    import client.rounds.secure_participation as secure
+
+    bounds: list[int] = []
+
+    def words(clipped: np.ndarray, noise: np.ndarray, bound: np.ndarray) -> np.ndarray:
+        bounds.extend(bound.tolist())
+        return to_words(clipped, noise, bound)
+
+    monkeypatch.setattr(secure, "to_words", words)
+    walk = Walk(town, initial_state(PLAN.model, ITEM_COUNT), server_round)
+    assert walk.masked(0)[0] == "ok"
+    multiplier = PLAN.noise_multiplier if server_round else PLAN.popularity_noise_multiplier
+    noise = noise_bound(SHOPS, len(bounds), share_std(PLAN, multiplier))
+    assert PLAN.noise_steps <= min(bounds)
+    assert SHOPS * max(bounds) + noise < 2**31
 
 
 def test_a_failing_shop_says_a_code_and_no_more(
