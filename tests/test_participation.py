@@ -177,6 +177,17 @@ def test_a_plan_without_privacy_runs_where_the_shop_allows_it_and_charges_nothin
     assert world.spent() == 0
 
 
+@pytest.mark.parametrize(("kind", "server_round"), [(RELEASE, 0), (TRAIN, 1)])
+def test_a_shops_own_state_stays_where_no_ledger_is_asked_either(
+    world: World, kind: str, server_round: int
+) -> None:
+    world.shop(0, allow_unprotected=True)
+    world.extra = {"own_ease": np.ones(3, np.float32)}
+    open_plan = PLAN.model_copy(update={"private": False})
+    header, arrays = world.ask(kind, server_round, plan=open_plan)
+    assert (header.status, arrays) == ("failed", {})
+
+
 def test_data_are_read_once_until_they_change(world: World) -> None:
     folder = world.shop(0)
     world.ask(RELEASE)
