@@ -3,12 +3,13 @@
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.code import code_digest
-from common.errors import ConfigError
+from common.errors import ConfigError, InputError
 from simulations.documents import write_text
 
 LOCK = ".lock"
@@ -39,6 +40,11 @@ def _digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
+def _has_parts(folder: Path) -> bool:
+    """Whether any part is finished: a document beside the one that says what parts belong to."""
+    return any(path.name != _IDENTITY for path in folder.glob("*.json"))
+
+
 @contextmanager
 def finished_parts(
     folder: Path,
@@ -47,6 +53,7 @@ def finished_parts(
     *,
     identity: str = _IDENTITY,
     out: Path | None = None,
+    begun: Callable[[Path], bool] = _has_parts,
 ) -> Iterator[Path]:
     """Give the folder of the finished parts, ours alone while it is open.
 
@@ -62,6 +69,9 @@ def finished_parts(
         Name of the file that says what the parts belong to.
     out
         What the command was told to write into; the folder's parent, where it is not named.
+    begun
+        Whether the folder holds what could be gone on with: without it, what was refused or
+        interrupted leaves nothing that would stand in the way of the command once it is mended.
 
     Raises
     ------
@@ -88,4 +98,9 @@ def finished_parts(
                 "give another"
             )
         write_text(known, wanted)
-        yield folder
+        try:
+            yield folder
+        except (InputError, KeyboardInterrupt):
+            if not begun(folder):
+                shutil.rmtree(folder)
+            raise

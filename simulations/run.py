@@ -19,7 +19,7 @@ import numpy as np
 from common.accounting import epsilon, plan_spends
 from common.artifact import Manifest, save_model
 from common.code import code_digest
-from common.errors import ConfigError, InputError
+from common.errors import ConfigError
 from common.features import write_catalogue
 from common.metrics import MetricSums
 from common.protocol import TrainingPlan
@@ -78,13 +78,12 @@ def draft_folder(
         raise ConfigError(f"{out} is in use: give a folder that is new or empty, or move it away")
     draft = out.with_name(f".{out.name}.partial")
     facts = experiment.facts() | tables_of([experiment.data.path])
-    with finished_parts(draft, "run", facts, identity=_IDENTITY, out=out):
-        try:
-            yield draft
-        except (InputError, KeyboardInterrupt):
-            if not any(any(draft.glob(pattern)) for pattern in begun):
-                shutil.rmtree(draft)
-            raise
+
+    def is_begun(folder: Path) -> bool:
+        return any(any(folder.glob(pattern)) for pattern in begun)
+
+    with finished_parts(draft, "run", facts, identity=_IDENTITY, out=out, begun=is_begun):
+        yield draft
         (draft / LOCK).unlink()
         if out.exists():
             out.rmdir()

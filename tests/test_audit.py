@@ -204,7 +204,7 @@ def test_folders_in_use_and_other_runs_are_refused(
         run_audit(experiment, tmp_path / "run", Silent())
     half = tmp_path / "half"
     with pytest.raises(KeyboardInterrupt):
-        run_audit(experiment, half, _Interrupted("reading"))
+        run_audit(experiment, half, _Interrupted("canaries: clipping"))  # one part is finished
     other = experiment.model_copy(update={"run": experiment.run.model_copy(update={"seed": 1})})
     with pytest.raises(ConfigError, match="another experiment or code"):
         run_audit(other, half, Silent())

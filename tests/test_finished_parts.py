@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.code import code_digest
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from simulations.finished_parts import LOCK, finished_parts, tables_of
 from simulations.sweep.store import sweep_folder
 
@@ -46,6 +46,32 @@ def an_attack(folder: Path) -> AbstractContextManager[object]:
 
 def a_sweep(folder: Path) -> AbstractContextManager[object]:
     return sweep_folder({}, folder)
+
+
+@pytest.mark.parametrize("stopped", [DataError("no such folder"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("opened", "part"), [(an_attack, "one.json"), (a_sweep, "settings/00-local.npz")]
+)
+def test_what_was_refused_before_anything_was_finished_leaves_nothing(
+    opened: Callable[[Path], AbstractContextManager[object]],
+    part: str,
+    stopped: BaseException,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "out"
+
+    def work(name: str) -> None:
+        with opened(folder):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+            raise stopped
+
+    with pytest.raises(type(stopped)):
+        work("work/point/server.toml")
+    assert not folder.exists()
+    with pytest.raises(type(stopped)):
+        work(part)
+    assert (folder / part).exists()
 
 
 @pytest.mark.parametrize("opened", [an_attack, a_sweep])

@@ -108,6 +108,10 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and all(path.name == LOCK for path in folder.iterdir())
 
 
+def _is_begun(folder: Path) -> bool:
+    return any(path.name not in (LOCK, _IDENTITY, _WORK) for path in folder.iterdir())
+
+
 @contextmanager
 def sweep_folder(facts: Mapping[str, Any], out: Path) -> Iterator[SweepFolder]:
     """Give the folder of a sweep, ours alone while it is open.
@@ -119,5 +123,5 @@ def sweep_folder(facts: Mapping[str, Any], out: Path) -> Iterator[SweepFolder]:
     """
     if out.exists() and not (out / _IDENTITY).exists() and not _is_empty(out):
         raise ConfigError(f"{out} is in use: give a folder that is new or empty, or move it away")
-    with finished_parts(out, "sweep", facts, identity=_IDENTITY, out=out):
+    with finished_parts(out, "sweep", facts, identity=_IDENTITY, out=out, begun=_is_begun):
         yield SweepFolder(out)
