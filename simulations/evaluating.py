@@ -1,12 +1,15 @@
 """One arm of an experiment measured: what its shops get, what it cost, what they paid."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from client.home.shop import untrained
 from client.home_settings import LEARNED_PARTS, TRAINED_PARTS
+from client.privacy.budget import epsilon_of
+from client.privacy.events import Event
 from client.privacy.ledger import Ledger
 from common.model import GlobalModel
 from common.protocol import shop_key
@@ -26,7 +29,7 @@ from simulations.experiment import TRAINED_BY, Experiment
 from simulations.federating import UNHEARD, Trained, ledger_name
 from simulations.machine import PeakMemory
 from simulations.report.answer import away_words
-from simulations.report.building import ArmPrivacy, ArmResult, ShopResult
+from simulations.report.building import ArmPrivacy, ArmResult, ShopPart, ShopResult
 from simulations.world import World
 
 #: Arms that train a model.
@@ -74,11 +77,19 @@ def evaluate_arm(
             arm_outcomes(experiment, world, arm, trained, eases), world.measured_shops, strict=True
         ):
             seen(shop, outcome)
-            shops[shop.merchant_id] = _shop_result(experiment, world, outcome, shop, shown, ledgers)
+            part = _part(world, shop, shown, ledgers)
+            shops[shop.merchant_id] = ShopResult(
+                outcome.sums, **asdict(part), home_weights=outcome.weights
+            )
     seconds, peak = memory.seconds, memory.peak_mb
     if trained is not None:
         seconds, peak = seconds + trained.seconds, max(peak, trained.peak_mb)
-    return ArmResult(arm, shops, _privacy(shown), seconds, peak)
+    others = {
+        shop.merchant_id: _part(world, shop, shown, ledgers)
+        for shop in world.shops
+        if shop.merchant_id not in shops
+    }
+    return ArmResult(arm, shops, _privacy(shown), seconds, peak, others=others)
 
 
 def who_was_away(world: World, trained: Trained) -> str:
@@ -144,38 +155,25 @@ def _model(world: World, trained: Trained | None, tuning: bool) -> GlobalModel:
     return global_model(world, plan.model, state)
 
 
-def _shop_result(
-    experiment: Experiment,
-    world: World,
-    outcome: ShopOutcome,
-    shop: ShopEvents,
-    trained: Trained | None,
-    ledgers: Path,
-) -> ShopResult:
+def _part(world: World, shop: ShopEvents, trained: Trained | None, ledgers: Path) -> ShopPart:
+    """Return what a shop spent on a federation, and whether it took part."""
+    if trained is None:
+        return ShopPart()
+    code = trained.declined.get(shop_key(shop.merchant_id), "")
     customers = int(np.count_nonzero(np.diff(world.test.history[shop.merchant_id].indptr)))
     reason = "" if customers > 1 else f"{customers or 'no'} customer: it sent little but noise"
-    if trained is None:
-        return ShopResult(outcome.sums, home_weights=outcome.weights)
-    code = trained.declined.get(shop_key(shop.merchant_id), "")
     spent = None
     if trained.plan.private:
-        delta = experiment.privacy.target_delta
-        spent = _spent(ledgers / ledger_name(shop.merchant_id), delta)
-    return ShopResult(
-        outcome.sums,
-        epsilon=spent,
-        took_part=not code,
-        reason=REASONS.get(code, code) if code else reason,
-        home_weights=outcome.weights,
-    )
+        spent = _epsilon(_charged(ledgers, shop.merchant_id), trained.plan.target_delta)
+    return ShopPart(spent, not code, REASONS.get(code, code) if code else reason)
 
 
-def _spent(path: Path, delta: float) -> float:
-    if not path.exists():
-        return 0.0
-    with Ledger.open(path) as ledger:
-        found = ledger.epsilon(delta)
-    return max((e.value for e in found.values()), default=0.0)
+def _charged(ledgers: Path, merchant_id: str) -> list[Event]:
+    return [entry.event for entry in Ledger.read(ledgers / ledger_name(merchant_id))]
+
+
+def _epsilon(events: Sequence[Event], delta: float) -> float:
+    return max((e.value for e in epsilon_of(events, delta).values()), default=0.0)
 
 
 def _privacy(trained: Trained | None) -> ArmPrivacy | None:

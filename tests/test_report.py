@@ -17,12 +17,19 @@ from report_support import N_ITEMS, PRIVACY, arm, run_of, shown_text, sums, whol
 from simulations.documents import to_json
 from simulations.machine import machine_facts
 from simulations.report.answer import interval
-from simulations.report.building import ArmResult, ShopResult, build_report, write_report
+from simulations.report.building import (
+    ArmResult,
+    ShopPart,
+    ShopResult,
+    build_report,
+    write_report,
+)
 from simulations.report.compare import compare
 from simulations.report.page import render_report
 from simulations.report.plots import report_figures
 from simulations.report.recommendations import RecommendationWriter
 from simulations.report.tables import comparison_table, result_table
+from simulations.sweep.figures import arm_figures
 
 
 class _Fetches(HTMLParser):
@@ -198,6 +205,21 @@ def test_a_shop_that_took_no_part_is_named_with_its_reason() -> None:
         "1 of 2 shops took no part (a: over-budget)" in s for s in report["answer"]["details"]
     )
     assert "no: over-budget" in render_report(report)
+
+
+def test_shops_that_are_not_measured_spend_and_stay_away_too() -> None:
+    # Where the measured shops' caps were too low, an answer named an ε of 0.
+    run = whole_run()
+    others = {"far": ShopPart(9.5), "off": ShopPart(0.0, took_part=False, reason="its cap")}
+    private = dataclasses.replace(run.arms[-1], others=others)
+    report = build_report(run_of(*run.arms[:-1], private))
+    arm = report["arms"]["federated-dp"]
+    assert arm["privacy"]["epsilon"] == 9.5
+    assert list(arm["per_shop"]) == ["a", "bb"]
+    assert arm["other_shops"]["off"] == {"epsilon": 0.0, "took_part": False, "reason": "its cap"}
+    assert "1 of 4 shops took no part (off: its cap)." in report["answer"]["details"]
+    kept = arm_figures(arm)
+    assert (kept["took_part"], kept["shops"], kept["spent"]) == (3, 4, 9.5)
 
 
 def test_ids_are_text_and_never_markup() -> None:

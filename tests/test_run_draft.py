@@ -10,7 +10,7 @@ from common.errors import ConfigError, DataError
 from common.features import read_catalogue
 from common.model import initial_state
 from common.protocol import TrainingPlan, shop_key
-from experiment_support import BIG, LONELY, SMALL, write_folder
+from experiment_support import BIG, EMPTY, LONELY, ODD, SMALL, write_folder
 from server.checkpoints import Checkpoint, write_checkpoint
 from simulations import federating
 from simulations.experiment import Experiment, read_experiment
@@ -73,6 +73,21 @@ def test_a_finished_federation_is_neither_trained_again_nor_forgotten(
     assert not shops[LONELY]["took_part"]
     assert shops[BIG]["took_part"]
     assert any("another draw may answer otherwise" in text for text in report["warnings"])
+
+
+def test_a_shop_at_which_nothing_is_measured_is_told_of_too(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(federating, "run_federation", Federations())
+    fewer = experiment.model_copy(
+        update={"run": experiment.run.model_copy(update={"measured_shops": 1})}
+    )
+    report = run_experiment(fewer, tmp_path / "out", Silent())
+    arm = report["arms"]["federated-dp"]
+    assert list(arm["per_shop"]) == [ODD]
+    assert set(arm["other_shops"]) == {BIG, EMPTY, LONELY}
+    assert not arm["other_shops"][LONELY]["took_part"]
+    assert any(f"{LONELY}: the shop's data were refused" in t for t in report["answer"]["details"])
 
 
 def test_what_was_trained_on_other_tables_is_not_gone_on_with(

@@ -18,6 +18,7 @@ import pytest
 from common.errors import ConfigError
 from common.metrics import MetricSums
 from report_support import shown_text
+from simulations.report.building import ShopPart
 from simulations.sweep.figures import (
     _knees,
     _sentences,
@@ -379,9 +380,11 @@ def test_who_took_no_part_is_kept_with_an_arm(whole: Path) -> None:
     key = next(iter(kept.shops))
     away = replace(kept.shops[key], took_part=False, reason="the shop's data were refused")
     folder = SweepFolder(whole.parent)
-    folder.write_arm("away", replace(kept, shops={**kept.shops, key: away}))
+    others = {"far": ShopPart(None, took_part=False, reason="it could not start")}
+    folder.write_arm("away", replace(kept, shops={**kept.shops, key: away}, others=others))
     again = folder.read_arm("away", "federated")
     assert again is not None
+    assert again.others == others
     for name, shop in again.shops.items():
         expected = (False, away.reason) if name == key else (True, "")
         assert (shop.took_part, shop.reason) == expected

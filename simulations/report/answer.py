@@ -35,7 +35,7 @@ def answer(document: Document) -> Document:
         }
     arm = known[0]
     details = [sentence for name in known for sentence in _details(name, arms[name])]
-    if away := away_words(arms[arm]["per_shop"]):
+    if away := away_words(all_shops(arms[arm])):
         details.append(f"{away}.")
     return {
         "verdict": verdicts[arm],
@@ -45,18 +45,23 @@ def answer(document: Document) -> Document:
     }
 
 
-def away_words(per_shop: Document) -> str:
-    """Return how many shops took no part in an arm, and why; "" where all did."""
+def all_shops(arm: Document) -> Document:
+    """Return merchant id -> facts of every shop that an arm is trained by, measured or not."""
+    return {**arm["per_shop"], **arm["other_shops"]}
+
+
+def away_words(shops: Document) -> str:
+    """Return how many of :func:`all_shops` took no part, and why; "" where all did."""
     away = {
         key: shop["reason"] or "no reason recorded"
-        for key, shop in per_shop.items()
+        for key, shop in shops.items()
         if not shop["took_part"]
     }
     if not away:
         return ""
     reasons = "; ".join(f"{key}: {reason}" for key, reason in list(away.items())[:5])
     more = f"; and {len(away) - 5} more" if len(away) > 5 else ""
-    return f"{len(away)} of {len(per_shop)} shops took no part ({reasons}{more})"
+    return f"{len(away)} of {len(shops)} shops took no part ({reasons}{more})"
 
 
 def judge(arm: Document) -> str:

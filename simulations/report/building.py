@@ -6,7 +6,7 @@ table and ``compare`` all read that document and nothing else.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,15 @@ class ShopResult:
 
 
 @dataclass(frozen=True)
+class ShopPart:
+    """A shop's part in a training, whether it is measured or not; as in :class:`ShopResult`."""
+
+    epsilon: float | None = None
+    took_part: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class ArmPrivacy:
     """The setting of a private arm; ``statement`` is its privacy statement."""
 
@@ -82,6 +91,8 @@ class ArmResult:
     further_draws
         Of the noise, after the first one, which ``shops`` and all else are of: merchant id ->
         metrics of the same customers.
+    others
+        Merchant id -> the shops at which nothing is measured: they spend and stay away as well.
     """
 
     name: str
@@ -91,6 +102,7 @@ class ArmResult:
     peak_mb: float = 0.0
     rounds: Sequence[Mapping[str, float]] = ()
     further_draws: Sequence[Mapping[str, MetricSums]] = ()
+    others: Mapping[str, ShopPart] = field(default_factory=dict)
 
     def each_draw(self) -> list["ArmResult"]:
         """Return the arm under every draw of the noise, the first one first."""
@@ -184,13 +196,15 @@ def _arm(
             "vs_better": {m: {"against": n, **gains[n][m]} for m, n in better.items()} or None,
         }
 
-    spent = [shop.epsilon for shop in arm.shops.values() if shop.epsilon is not None]
+    every = [shop.epsilon for shops in (arm.shops, arm.others) for shop in shops.values()]
+    spent = [epsilon for epsilon in every if epsilon is not None]
     return {
         "metrics": mine,
         "customers": int(sums.targets.size),
         "customers_with_targets": int(np.count_nonzero(sums.targets)),
         "quintiles": sums.by_quintile(),
         "per_shop": {key: _shop(key, arm, local) for key, _ in _shops(arm)},
+        "other_shops": {key: asdict(shop) for key, shop in sorted(arm.others.items())},
         **versus(lambda other, metric: _versus(arm, other, metric, run)),
         "level_share": _level_share(arm, local) if local else None,
         "way": {m: _way(mine, pooled, m) for m in COMPARED},

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from simulations.documents import Document
+from simulations.report.answer import all_shops
 from simulations.sweep.plan import Sweep
 
 METRICS = ("ndcg@20", "tail_ndcg@20")
@@ -36,8 +37,8 @@ def arm_figures(arm: Document) -> Document:
         "metrics": {metric: arm["metrics"][metric] for metric in METRICS},
         **{key: arm[key] for key in _KEPT},
         "spent": privacy["epsilon"] if privacy else None,
-        "took_part": sum(shop["took_part"] for shop in arm["per_shop"].values()),
-        "shops": len(arm["per_shop"]),
+        "took_part": sum(shop["took_part"] for shop in all_shops(arm).values()),
+        "shops": len(all_shops(arm)),
         "customers_with_targets": arm["customers_with_targets"],
     }
 

@@ -22,7 +22,7 @@ from simulations.federating import Federator, Trained
 from simulations.finished_parts import tables_of
 from simulations.machine import machine_facts
 from simulations.progress import Watcher
-from simulations.report.answer import away_words, privacy_words
+from simulations.report.answer import all_shops, away_words, privacy_words
 from simulations.report.building import ArmResult, RunResult, build_report
 from simulations.sweep.figures import arm_figures, sweep_document
 from simulations.sweep.page import render_sweep
@@ -192,7 +192,7 @@ class _Runner:
             f"{setting.label + ', ' if setting.label else ''}{name} "
             f"{privacy_words(arm['privacy'])}: {words}"
             for name, arm in report["arms"].items()
-            if (words := away_words(arm["per_shop"]))
+            if (words := away_words(all_shops(arm)))
         ]
         return {
             "curve": setting.curve,

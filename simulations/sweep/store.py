@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from common.errors import ConfigError
 from common.metrics import MetricSums
 from simulations.documents import to_json, write_text
 from simulations.finished_parts import LOCK, finished_parts
-from simulations.report.building import ArmResult, ShopResult
+from simulations.report.building import ArmResult, ShopPart, ShopResult
 
 _IDENTITY = "sweep-identity.json"
 _WORK = "work"
@@ -71,7 +71,8 @@ class SweepFolder:
                 )
                 for number, (merchant_id, shop) in enumerate(facts["shops"].items())
             }
-        return ArmResult(arm, shops, None, facts["seconds"], facts["peak_mb"])
+        others = {key: ShopPart(**shop) for key, shop in facts["others"].items()}
+        return ArmResult(arm, shops, None, facts["seconds"], facts["peak_mb"], others=others)
 
     def write_arm(self, name: str, result: ArmResult) -> None:
         """Keep an arm without privacy: later points are compared with it, customer by customer."""
@@ -90,6 +91,7 @@ class SweepFolder:
                 }
                 for key, shop in result.shops.items()
             },
+            "others": {key: asdict(shop) for key, shop in result.others.items()},
         }
         path = self.folder / f"{name}-{result.name}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
