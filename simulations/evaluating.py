@@ -12,7 +12,7 @@ from client.privacy.budget import epsilon_of
 from client.privacy.events import Event
 from client.privacy.ledger import Ledger
 from common.model import GlobalModel
-from common.protocol import shop_key
+from common.protocol import TrainingPlan, shop_key
 from common.schema import ShopEvents
 from common.statement import statement
 from simulations.arms import (
@@ -153,6 +153,18 @@ def _model(world: World, trained: Trained | None, tuning: bool) -> GlobalModel:
     plan = trained.plan
     state = trained.checkpoint(plan.tuning_round if tuning else plan.rounds).state
     return global_model(world, plan.model, state)
+
+
+def spent_by_round(world: World, plan: TrainingPlan, ledgers: Path) -> list[float]:
+    """Return ε after the release and after each round: the largest over all shops' ledgers."""
+    charged = [_charged(ledgers, shop.merchant_id) for shop in world.shops]
+    return [
+        max(
+            _epsilon([e for e in events if e.server_round <= server_round], plan.target_delta)
+            for events in charged
+        )
+        for server_round in range(plan.rounds + 1)
+    ]
 
 
 def _part(world: World, shop: ShopEvents, trained: Trained | None, ledgers: Path) -> ShopPart:

@@ -16,17 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from common.accounting import epsilon, plan_spends
 from common.artifact import Manifest, save_model
 from common.code import code_digest
 from common.errors import ConfigError
 from common.features import write_catalogue
 from common.metrics import MetricSums
-from common.protocol import TrainingPlan
 from common.schema import ShopEvents
 from common.statement import statement
 from simulations.arms import OwnEases, ShopOutcome, by_global_model, global_model
-from simulations.evaluating import FEDERATED, arm_outcomes, evaluate_arm, trained_by
+from simulations.evaluating import (
+    FEDERATED,
+    arm_outcomes,
+    evaluate_arm,
+    spent_by_round,
+    trained_by,
+)
 from simulations.experiment import Experiment
 from simulations.federating import WORK, Federator, Trained
 from simulations.finished_parts import LOCK, finished_parts, tables_of
@@ -211,10 +215,14 @@ class _Runner:
         found = []
         chosen = sorted({round(r) for r in np.linspace(0, trained.plan.rounds, 7)})
         self._watcher.stage("quality by round", len(chosen))
+        private = trained.plan.private
+        spent = (
+            spent_by_round(self._world, trained.plan, self._federator.ledgers) if private else []
+        )
         for server_round in range(trained.plan.rounds + 1):
             facts = {"round": float(server_round)}
-            if trained.plan.private:
-                facts["epsilon"] = _plan_epsilon(trained.plan, server_round)
+            if private:
+                facts["epsilon"] = spent[server_round]
             if server_round in chosen:
                 state = trained.checkpoint(server_round).state
                 model = global_model(self._world, trained.plan.model, state)
@@ -263,9 +271,3 @@ class _Runner:
                 "near 0, another draw may answer otherwise (run.noise_draws = 5 asks several)"
             )
         return found
-
-
-def _plan_epsilon(plan: TrainingPlan, server_round: int) -> float:
-    """Return ε of the release and the rounds up to one."""
-    spends = plan_spends(plan.model_copy(update={"rounds": server_round}))
-    return epsilon(spends, plan.target_delta).value

@@ -1,19 +1,26 @@
 """What an interrupted or refused run leaves, and what the same command makes of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from client.privacy.budget import epsilon_of
+from client.privacy.ledger import Ledger
 from common.errors import ConfigError, DataError
 from common.features import read_catalogue
 from common.model import initial_state
 from common.protocol import TrainingPlan, shop_key
 from experiment_support import BIG, EMPTY, LONELY, ODD, SMALL, write_folder
+from ledger_support import HIST, ROUND
 from server.checkpoints import Checkpoint, write_checkpoint
 from simulations import federating
+from simulations.evaluating import spent_by_round
 from simulations.experiment import Experiment, read_experiment
+from simulations.federating import ledger_name
 from simulations.run import run_experiment
 
 
@@ -88,6 +95,20 @@ def test_a_shop_at_which_nothing_is_measured_is_told_of_too(
     assert set(arm["other_shops"]) == {BIG, EMPTY, LONELY}
     assert not arm["other_shops"][LONELY]["took_part"]
     assert any(f"{LONELY}: the shop's data were refused" in t for t in report["answer"]["details"])
+
+
+def test_a_round_that_was_paid_twice_counts_twice_in_the_plot_of_rounds(tmp_path: Path) -> None:
+    # The table showed what the ledgers hold, and the plot beside it what the plan had asked for.
+    spent = {}
+    for name, rounds in (("once", [0, 1]), ("twice", [0, 1, 1]), ("away", [])):
+        with Ledger.open(tmp_path / ledger_name(name)) as ledger:
+            for number in rounds:
+                ledger.append(replace(ROUND if number else HIST, server_round=number))
+            spent[name] = [e.value for e in ledger.epsilon(1e-5).values()]
+    world: Any = SimpleNamespace(shops=[SimpleNamespace(merchant_id=name) for name in spent])
+    found = spent_by_round(world, TrainingPlan(rounds=1, target_delta=1e-5), tmp_path)
+    assert found[1:] == spent["twice"] > spent["once"]
+    assert found[0] == epsilon_of([HIST], 1e-5)["customer"].value
 
 
 def test_what_was_trained_on_other_tables_is_not_gone_on_with(
