@@ -171,13 +171,21 @@ def _part(world: World, shop: ShopEvents, trained: Trained | None, ledgers: Path
     """Return what a shop spent on a federation, and whether it took part."""
     if trained is None:
         return ShopPart()
-    code = trained.declined.get(shop_key(shop.merchant_id), "")
+    code, private = trained.declined.get(shop_key(shop.merchant_id), ""), trained.plan.private
     customers = int(np.count_nonzero(np.diff(world.test.history[shop.merchant_id].indptr)))
-    reason = "" if customers > 1 else f"{customers or 'no'} customer: it sent little but noise"
+    reason = REASONS.get(code, code) if code else _few(customers, private=private)
     spent = None
-    if trained.plan.private:
+    if private:
         spent = _epsilon(_charged(ledgers, shop.merchant_id), trained.plan.target_delta)
-    return ShopPart(spent, not code, REASONS.get(code, code) if code else reason)
+    return ShopPart(spent, not code, reason)
+
+
+def _few(customers: int, *, private: bool) -> str:
+    """Return what a shop of hardly any customers sent; "" for one of more."""
+    if customers > 1:
+        return ""
+    said = "what it sent is theirs alone, in clear" if customers else "it sent nothing but zeros"
+    return f"{customers or 'no'} customer: {'it sent little but noise' if private else said}"
 
 
 def _charged(ledgers: Path, merchant_id: str) -> list[Event]:

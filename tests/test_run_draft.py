@@ -18,7 +18,7 @@ from experiment_support import BIG, EMPTY, LONELY, ODD, SMALL, write_folder
 from ledger_support import HIST, ROUND
 from server.checkpoints import Checkpoint, write_checkpoint
 from simulations import federating
-from simulations.evaluating import spent_by_round
+from simulations.evaluating import _few, spent_by_round
 from simulations.experiment import Experiment, read_experiment
 from simulations.federating import ledger_name
 from simulations.run import run_experiment
@@ -95,6 +95,20 @@ def test_a_shop_at_which_nothing_is_measured_is_told_of_too(
     assert set(arm["other_shops"]) == {BIG, EMPTY, LONELY}
     assert not arm["other_shops"][LONELY]["took_part"]
     assert any(f"{LONELY}: the shop's data were refused" in t for t in report["answer"]["details"])
+
+
+@pytest.mark.parametrize(
+    ("customers", "private", "words"),
+    [
+        (0, True, "no customer: it sent little but noise"),
+        (1, True, "1 customer: it sent little but noise"),
+        (0, False, "no customer: it sent nothing but zeros"),
+        (1, False, "1 customer: what it sent is theirs alone, in clear"),
+        (2, False, ""),
+    ],
+)
+def test_noise_is_said_to_be_sent_where_any_was(customers: int, private: bool, words: str) -> None:
+    assert _few(customers, private=private) == words
 
 
 def test_a_round_that_was_paid_twice_counts_twice_in_the_plot_of_rounds(tmp_path: Path) -> None:
