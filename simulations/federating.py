@@ -16,14 +16,15 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from client.joining.keys import make_keys
 from client.privacy.ledger import Ledger
 from common.accounting import epsilon, fits, plan_spends
-from common.config import toml_value
+from common.config import parse, toml_value
 from common.errors import ConfigError, RunError
 from common.features import write_catalogue
 from common.planning import check_start, has_groups, with_fitting_groups
 from common.protocol import TrainingPlan, shop_key
 from common.secure_sum.members import roster_text, threshold
 from server.checkpoints import Checkpoint, read_checkpoint, rounds
-from server.settings import EVENTS_FILE
+from server.settings import EVENTS_FILE, RunSettings
+from server.training.plan import run_defaults
 from server.training.records import new_events
 from server.variables import ROSTER_FILE
 from simulations.engine.flower import CHECKPOINTS, Outcome, end_leftovers, run_federation
@@ -128,8 +129,19 @@ class Federator:
         self.notes += plan_notes(self._experiment, [name], self._world)
         plan = fitting_plan(plan, self._world)
         check_start(plan, self._world.catalogue.size)
+        self._check_server(name, plan)
         self._plans[name] = plan
         return plan
+
+    def _check_server(self, name: str, plan: TrainingPlan) -> None:
+        """Refuse what the server would, before other arms are trained for nothing."""
+        defaults = {key: value for key, value in run_defaults().items() if key != "plan"}
+        defaults["min-shops"] = len(self._world.shops)
+        config = {**defaults, **server_config(self._experiment, name)}
+        given = {key.replace("-", "_"): value for key, value in config.items()}
+        settings = parse(RunSettings, given, f"{name}.server")
+        settings.defender(plan)
+        settings.optimizer(plan)
 
     def _check_ledgers(self) -> None:
         """Refuse a shop whose ledger's name no file can have, before anything is trained."""

@@ -170,6 +170,9 @@ def test_stopped_before_anything_was_trained_it_leaves_no_draft(
     [
         ("privacy.unit=basket", "session_id"),
         ("privacy.trust=federation privacy.honest_shops=9", "roster"),
+        ("federated-dp.server.server-optimiser=adam", "did you mean 'server_optimizer'"),
+        ("federated-dp.server.plan=mine", "unknown key 'plan'"),
+        ("federated-dp.server.defence=krum", "means nothing among 4 shops"),
     ],
 )
 def test_a_plan_that_cannot_be_kept_is_refused_before_anything_is_trained(
