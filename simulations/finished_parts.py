@@ -102,5 +102,6 @@ def finished_parts(
             yield folder
         except (InputError, KeyboardInterrupt):
             if not begun(folder):
-                shutil.rmtree(folder)
+                # The folder itself may be where one stands, or a mount: what is in it goes.
+                shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -74,6 +74,15 @@ def test_what_was_refused_before_anything_was_finished_leaves_nothing(
     assert (folder / part).exists()
 
 
+def test_what_was_refused_where_one_stands_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no such folder"), a_sweep(Path()):
+        raise DataError("no such folder")
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("opened", [an_attack, a_sweep])
 def test_parts_of_other_code_are_refused_whichever_package_changed(
     opened: Callable[[Path], AbstractContextManager[object]],
