@@ -80,6 +80,14 @@ def draft_folder(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is in use: give a folder that is new or empty, or move it away")
+    if out.is_symlink() or out.exists():
+        try:  # as at the end, when all has been done
+            out.rmdir()
+        except OSError as error:
+            raise ConfigError(
+                f"{out} can't be replaced by what is finished ({error.strerror}): give a folder "
+                "that is new"
+            ) from error
     draft = out.with_name(f".{out.name}.partial")
     facts = experiment.facts() | tables_of([experiment.data.path])
 

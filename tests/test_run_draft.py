@@ -153,6 +153,21 @@ def test_bad_input_leaves_no_draft(experiment: Experiment, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.toml", "tables"]
 
 
+@pytest.mark.parametrize("name", [".", "link", "dangling"])
+def test_a_goal_that_cannot_be_replaced_is_refused_before_anything_is_read(
+    name: str, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A link was found out when all was trained, and where one stands ended in a traceback.
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to("here")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    monkeypatch.chdir(tmp_path / ("here" if name == "." else "."))
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="can't be replaced"):
+        run_experiment(experiment, Path(name), Silent())
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
 def test_stopped_before_anything_was_trained_it_leaves_no_draft(
     experiment: Experiment, tmp_path: Path
 ) -> None:
