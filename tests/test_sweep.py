@@ -142,6 +142,10 @@ def test_the_shipped_sweeps_can_be_read() -> None:
         ('set = ["privacy.unit=basket"]', "privacy.unit is the sweep's own"),
         ('vary = "run.seed"', "vary and values go together"),
         ('set = ["data.sauce=x"]', "sauce"),
+        ("epsilons = [8, -1]", r"grid\.1\.epsilons\.1: Input should be greater than 0"),
+        ("epsilons = [nan]", r"grid\.1\.epsilons\.0"),
+        ("epsilons = []", r"grid\.1\.epsilons: .*at least 1"),
+        ("units = []", r"grid\.1\.units: .*at least 1"),
     ],
 )
 def test_a_wrong_sweep_is_refused_with_the_key(tmp_path: Path, line: str, word: str) -> None:
@@ -149,6 +153,12 @@ def test_a_wrong_sweep_is_refused_with_the_key(tmp_path: Path, line: str, word: 
     path.write_text(f"{TINY}[[grid]]\n{line}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=word):
         read_sweep(path)
+
+
+def test_points_that_are_nearly_alike_have_files_of_their_own() -> None:
+    # One point's figures stood under both.
+    near = [Point(0, "customer", epsilon).name for epsilon in (8.0, 8.000001, 0.5)]
+    assert near == ["00-customer-8", "00-customer-8.000001", "00-customer-0.5"]
 
 
 # --- a run -----------------------------------------------------------------------------------

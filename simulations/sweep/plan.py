@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -41,8 +41,10 @@ class Grid(Section):
     set: tuple[str, ...] = ()
     vary: str = ""
     values: tuple[float | int | str, ...] = ()
-    units: tuple[Unit, ...] = ("customer",)
-    epsilons: tuple[float, ...] = EPSILONS
+    units: tuple[Unit, ...] = Field(("customer",), min_length=1)
+    epsilons: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        EPSILONS, min_length=1
+    )
 
 
 class SweepFile(Section):
@@ -85,7 +87,8 @@ class Point:
     @property
     def name(self) -> str:
         """Of the point's file."""
-        return f"{self.setting:02d}-{self.unit}-{self.epsilon:g}"
+        # Every digit: two points that read alike must not be one file.
+        return f"{self.setting:02d}-{self.unit}-{repr(self.epsilon).removesuffix('.0')}"
 
 
 @dataclass(frozen=True)
