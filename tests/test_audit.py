@@ -260,3 +260,15 @@ def test_the_command_speaks_of_bad_settings(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments, "--set", "audit.cannaries=3"])
     assert isinstance(result.exception, ConfigError)
     assert "canaries" in str(result.exception)
+
+
+@pytest.mark.parametrize("setting", ["claims=[-1]", "claims=[0]", "recovery_customers=[1, 0]"])
+def test_settings_that_attack_nothing_are_refused_as_they_are_read(
+    setting: str, tmp_path: Path
+) -> None:
+    # A shop of no customers ended an audit on its page, when all had been attacked.
+    (tmp_path / "small.toml").write_text(SMALL, encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=rf"audit\.{setting.partition('=')[0]}\..: .*greater than"
+    ):
+        read_experiment(tmp_path / "small.toml", [f"audit.{setting}"])

@@ -1,5 +1,7 @@
 """What an audit does: the ``[audit]`` section of an experiment."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from common.protocol import Frozen
@@ -31,12 +33,12 @@ class AuditSection(Frozen):
 
     canaries: int = Field(20_000, ge=10)
     guesses: int = Field(400, ge=2)
-    claims: tuple[float, ...] = (0.5, 1.0, 2.0)
+    claims: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (0.5, 1.0, 2.0)
     claimed_delta: float = Field(1e-5, gt=0, lt=1)
     confidence: float = Field(0.95, gt=0.5, lt=1)
     models: int = Field(8, ge=3)
     shops: int = Field(3, ge=1)
-    also_epsilon: float = Field(1.0, ge=0)
+    also_epsilon: float = Field(1.0, ge=0, allow_inf_nan=False)
     control_rounds: int = Field(2, ge=1)
-    recovery_customers: tuple[int, ...] = (1, 3, 10)
+    recovery_customers: tuple[Annotated[int, Field(ge=1)], ...] = (1, 3, 10)
     recovery_shops: int = Field(20, ge=2)
