@@ -8,6 +8,8 @@ from scipy import stats
 
 from common.accounting import Spend, epsilon
 from common.errors import ConfigError
+from common.protocol import TrainingPlan
+from simulations.audit.membership import promised
 from simulations.audit.statistics import (
     Roc,
     area_under_curve,
@@ -165,3 +167,19 @@ def test_the_curve_of_a_gaussian_is_its_own() -> None:
     # Two units' change: at least the Gaussian's of twice the distance.
     double = stats.norm.cdf(stats.norm.ppf(grid) + 2 / sigma)
     assert (twice(promise_curve(spends, claimed, delta))(grid) >= double - 1e-9).all()
+
+
+def test_a_promise_that_allows_all_ends_no_audit() -> None:
+    # e to the power of twice an ε of 400 is no float.
+    grid = np.linspace(0.0, 1.0, 11)
+    allowed = promise_curve([], 800.0, 1e-5)(grid)
+    assert allowed == pytest.approx([1e-5, *[1.0] * 10])
+    plan = TrainingPlan(
+        target_epsilon=1000.0, popularity_noise_multiplier=0.1, noise_multiplier=0.1
+    )
+    point = dict.fromkeys(("fpr", "tpr", "fpr_low", "tpr_low"), 0.5) | {
+        "fpr_high": 1.0,
+        "tpr_high": 1.0,
+    }
+    found = promised([point], plan, "interaction")
+    assert (found["bound_violations"], found["curve_violations"], found["epsilon"]) == (0, 0, 2000)

@@ -5,7 +5,6 @@ Level ``customer``: all records of a customer. Level ``interaction``: those of o
 customer bought, drawn once; the attacker knows all the rest of the history.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +23,7 @@ from simulations.audit.statistics import (
     area_under_curve,
     clustered_proportion,
     mean_interval,
+    odds,
     promise_curve,
     twice,
 )
@@ -151,7 +151,7 @@ def promised(points: Sequence[Document], plan: TrainingPlan, level: Level) -> Do
     curve = promise_curve(plan_spends(plan), epsilon, delta)
     if level == "interaction":
         curve = twice(curve)
-        epsilon, delta = 2 * epsilon, (1 + math.exp(epsilon)) * delta
+        epsilon, delta = 2 * epsilon, (1 + odds(epsilon)) * delta
     pair = promise_curve([], epsilon, delta)
     grid = np.linspace(0.0, 1.0, 101) ** 2
     return {
@@ -174,7 +174,7 @@ def _under(point: Document, epsilon: float, delta: float) -> bool:
 
     The end of one interval is held against the same end of the other.
     """
-    factor = math.exp(epsilon)
+    factor = odds(epsilon)
     return bool(
         point["tpr_high"] <= factor * point["fpr_high"] + delta
         and 1 - point["fpr_low"] <= factor * (1 - point["tpr_low"]) + delta

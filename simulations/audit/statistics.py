@@ -13,6 +13,9 @@ from common.errors import ConfigError
 #: Values of δ at which a promise is looked at, apart from its own.
 _DELTAS = (1e-9, 1e-7, *(float(d) for d in np.geomspace(1e-6, 0.5, 24)))
 
+# e to the power of 710 is no float.
+_LARGEST = 700.0
+
 Curve = Callable[[np.ndarray], np.ndarray]
 
 
@@ -181,6 +184,11 @@ class Roc:
         )
 
 
+def odds(epsilon_claimed: float) -> float:
+    """Return ``e^ε``; of an ε whose own is no float, one that allows as much as any."""
+    return math.exp(min(epsilon_claimed, _LARGEST))
+
+
 def promise_curve(spends: Iterable[Spend], claimed_epsilon: float, delta: float) -> Curve:
     """Return FPR ``(K,)`` -> the largest TPR that the promise allows.
 
@@ -195,7 +203,7 @@ def promise_curve(spends: Iterable[Spend], claimed_epsilon: float, delta: float)
     def largest(fpr: np.ndarray) -> np.ndarray:
         bound = np.ones_like(fpr, dtype=np.float64)
         for value, d in pairs:
-            factor = math.exp(value)
+            factor = odds(value)
             bound = np.minimum(bound, factor * fpr + d)
             bound = np.minimum(bound, 1.0 - (1.0 - fpr - d) / factor)
         capped: np.ndarray = np.maximum(bound, fpr)
