@@ -283,6 +283,10 @@ def test_what_cannot_be_attacked_is_refused(tmp_path: Path) -> None:
     for wrong in ('chosen="strong"', 'defences=["tail-aware"]', "shares=[5]", "band=[0.6, 0.4]"):
         found = CliRunner().invoke(app, [*command, "--set", f"attack.{wrong}"])
         assert isinstance(found.exception, ConfigError)
+    # A page of nothing, after all trainings; and rows that stood there, and were counted, twice.
+    for wrong in ("uses=[]", 'attacks=["push", "push"]', "shares=[0.05, 0.2, 0.05]"):
+        found = CliRunner().invoke(app, [*command, "--set", f"attack.{wrong}"])
+        assert "name at least one, and each just once" in str(found.exception)
     assert not (tmp_path / "out").exists()
 
 

@@ -76,6 +76,10 @@ class AttackSection(Frozen):
             )
         if not self.full_shares:
             raise ValueError("full_shares is empty: name one of shares, of which the page speaks")
+        for name in ("attacks", "shares", "full_shares", "defences", "federations", "uses"):
+            named = getattr(self, name)
+            if not named or len(set(named)) < len(named):
+                raise ValueError(f"{name} is {list(named)}: name at least one, and each just once")
         if not 0 <= self.band[0] < self.band[1] <= 1:
             raise ValueError("band is two shares of the catalogue, the smaller one first")
         return self
