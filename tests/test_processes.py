@@ -38,3 +38,15 @@ def test_a_shops_training_gives_way_and_a_simulation_does_not(tmp_path: Path) ->
 def test_it_gives_way_to_other_sessions_too(tmp_path: Path) -> None:
     code = f"import client.app; print(open('{_GROUP}').read())"
     assert _app(code, str(tmp_path)).endswith(f"nice {min(os.nice(0) + 10, 19)}")
+
+
+@pytest.mark.skipif(not _GROUP.exists(), reason="this kernel has no niceness of sessions")
+def test_who_starts_it_does_not_give_way(tmp_path: Path) -> None:
+    """The program that starts a process a message would start the next ones ever later."""
+    code = (
+        "import subprocess, sys; from pathlib import Path; "
+        f"group = Path('{_GROUP}'); before = group.read_text(); "
+        "subprocess.run([sys.executable, '-c', 'import client.app'], check=True); "
+        "print(group.read_text() == before)"
+    )
+    assert _app(code, str(tmp_path)) == "True"

@@ -116,6 +116,9 @@ def finished(
 def give_way() -> None:
     """Let all others of this machine have the processor before this process, from now on."""
     niceness = os.nice(_NICER)
+    # In a session of its own: else who starts the next one would give way from then on, too.
+    with suppress(OSError):  # It leads one already.
+        os.setsid()
     # Not every kernel has sessions of this kind, and none lets us ask twice within a moment.
     with suppress(OSError):
         _SESSION_NICENESS.write_text(str(niceness), encoding="ascii")
