@@ -31,7 +31,9 @@ def run(command: Callable[[], object]) -> None:
     except OSError as error:
         # A full disk, a folder that is a file, a port that is taken: the machine's, not a bug's.
         logger.debug("what failed", exc_info=True)
-        place = f": {error.filename}" if error.filename else ""
+        # Of two, as of a link, the second is what could not be written.
+        named = error.filename2 or error.filename
+        place = f": {named}" if named else ""
         room = ". Make room, then say the same command again"
         full = room if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         sys.stderr.write(f"error: {error.strerror or error}{place}{full}\n")

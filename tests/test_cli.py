@@ -20,6 +20,7 @@ def fail(error: OSError) -> None:
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "Make room, then say the same command"),
         (FileExistsError(errno.EEXIST, "File exists", "out"), "error: File exists: out\n"),
         (OSError("no route"), "error: no route\n"),
+        (OSError(errno.EROFS, "Read-only", "model-1", None, "models/.new"), ": models/.new\n"),
     ],
 )
 def test_the_machines_faults_are_one_line(
