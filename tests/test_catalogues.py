@@ -170,6 +170,9 @@ def test_content_is_as_before_until_it_is_named(put: Put) -> None:
     assert other["changes"]["content"]["removed"] == ["type", "type*brand"]
     with pytest.raises(ConfigError, match=r"'type' as in the version before|'flavour'"):
         put(SECOND, content=["flavour"])
+    # Whoever named it need not be told to rename a column back.
+    with pytest.raises(ConfigError, match=r"needs a column 'brnd': did you mean 'brand'\?$"):
+        put(SECOND, content=["brnd"])
     with pytest.raises(ConfigError, match="content names 'type' twice"):
         put(SECOND, content=["type", "brand", "type"])
 

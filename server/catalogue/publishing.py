@@ -191,11 +191,13 @@ def _spec(
     for name in spec.features:
         for column in name.split(CROSS):
             if column not in known:
-                was = "" if how.content is not None or old is None else " as in the version before"
                 hint = nearest(column, known) if known else "it has no content columns"
+                needs = f"needs a column {column!r}: {hint}"
+                if how.content is not None:
+                    raise ConfigError(f"{table}: content {name!r} {needs}")
                 raise ConfigError(
-                    f"{table}: content {name!r}{was} needs a column {column!r}: {hint}. Rename it "
-                    "back, or say with --content what describes a product from now on"
+                    f"{table}: content {name!r} as in the version before {needs}. Rename it back, "
+                    "or say with --content what describes a product from now on"
                 )
     return spec
 
