@@ -97,8 +97,14 @@ def read_plan(path: Path) -> TrainingPlan:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read a plan from {path}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read a plan from {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(
+            f"cannot read a plan from {path}: it is no JSON ({error}). Give a model's "
+            "manifest.json, or what the operator's `python -m server train --plan-only --json` "
+            "wrote"
+        ) from error
     for key in ("config", "plan"):
         if isinstance(found, dict) and key in found:
             found = found[key]
