@@ -58,6 +58,11 @@ class PlanFlags:
                 "give either --target-epsilon, or --popularity-noise-multiplier and, with rounds, "
                 "--noise-multiplier"
             )
+        if self.trust == "shop" and (self.honest_shops or self.colluding_shops):
+            raise ConfigError(
+                "--honest-shops, or --colluding-shops, goes with --trust federation: under trust "
+                "shop each shop adds all of the noise"
+            )
         values: dict[str, Any] = {
             "unit": self.unit,
             "target_delta": self.delta,
