@@ -192,23 +192,23 @@ def plan(
     from client.commands.tables import forecast_table
     from client.forecast import PlanFlags, find_shops, forecast, read_plan
 
-    if plan_file is not None:
-        chosen = read_plan(plan_file)
-    else:
-        chosen = PlanFlags(
-            rounds=rounds,
-            local_steps=local_steps,
-            sample_rate=sample_rate,
-            unit=unit,
-            delta=delta,
-            noise_multiplier=noise_multiplier,
-            popularity_noise_multiplier=popularity_noise_multiplier,
-            target_epsilon=target_epsilon,
-            popularity_share=popularity_share,
-            trust=trust,
-            honest_shops=honest_shops,
-            colluding_shops=colluding_shops,
-        ).plan()
+    flags = PlanFlags(
+        rounds=rounds,
+        local_steps=local_steps,
+        sample_rate=sample_rate,
+        unit=unit,
+        delta=delta,
+        noise_multiplier=noise_multiplier,
+        popularity_noise_multiplier=popularity_noise_multiplier,
+        target_epsilon=target_epsilon,
+        popularity_share=popularity_share,
+        trust=trust,
+        honest_shops=honest_shops,
+        colluding_shops=colluding_shops,
+    )
+    if plan_file is not None and flags != PlanFlags():
+        raise ConfigError("--plan FILE holds a whole plan: leave out the options that make another")
+    chosen = flags.plan() if plan_file is None else read_plan(plan_file)
     document = forecast(chosen, find_shops(shops or []))
     print_document(document, forecast_table, as_json=as_json)
 
