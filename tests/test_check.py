@@ -319,6 +319,11 @@ def test_the_columns_that_are_named_are_those_of_the_file(folder: Path) -> None:
     with pytest.raises(DataError, match="'user_id' is missing") as refused:
         check(folder)
     assert str(refused.value).endswith("'customer', 'item_id', 'timestamp', 'behavior'")
+    write(folder, ROWS)
+    (folder / "data" / "stock.csv").write_text("article\n")
+    with pytest.raises(DataError, match=r"stock\.csv: column 'item_id' is missing") as refused:
+        check(folder)
+    assert str(refused.value).endswith("Columns found: 'article'")
 
 
 def test_baskets_without_a_session_id_are_not_ready(folder: Path) -> None:

@@ -116,6 +116,7 @@ class FolderSource:
         if (shelves := find_table(self._folder, "stock")) is not None:
             frame = read_small(shelves, checker(shelves))
             if self._merchant_id is not None and lacks_merchant(frame.columns):
+                checker(shelves).require(map(str, frame.columns), ["item_id"])
                 frame = frame.assign(**{MERCHANT: self._merchant_id})
             stock = check_stock(frame, None, checker(shelves))
         products = pd.DataFrame({"item_id": interactions["item_id"].cat.categories})
