@@ -575,6 +575,19 @@ def test_up_refuses_a_gateway_at_superlink_s_own_port(
         services.up(open_federation(federation.folder))
 
 
+def test_up_says_of_an_address_that_is_none_of_this_machine_s_that_nothing_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = new_federation(tmp_path / "federation")
+    settings = federation.folder / "federation.toml"
+    # One for documentation: no machine has it.
+    settings.write_text(re.sub("listen = .*", 'listen = "192.0.2.1:8443"', settings.read_text()))
+    monkeypatch.setattr(gateway, "find_nginx", lambda: "true")
+    monkeypatch.setattr(services, "_start", lambda *_: pytest.fail("the services were started"))
+    with pytest.raises(RunError, match=r"change gateway.listen in .*federation.toml$"):
+        services.up(open_federation(federation.folder))
+
+
 def test_openssl_agrees_with_the_certificates(federation: Federation) -> None:
     for pair in (federation.gateway, federation.superlink):
         command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-CAfile"]

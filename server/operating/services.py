@@ -1,5 +1,6 @@
 """``up``: the services of a federation in the foreground, kept running, and ended together."""
 
+import errno
 import fcntl
 import json
 import logging
@@ -302,9 +303,10 @@ def _check_ports(federation: Federation) -> None:
                 # Until all are looked at: the services may be in each other's way, too.
                 probe.listen()
             except OSError as error:
+                other = ", or end what uses it" if error.errno == errno.EADDRINUSE else ""
                 raise RunError(
                     f"cannot listen at {host}:{port} ({error.strerror}): change {key} in "
-                    f"{federation.folder / 'federation.toml'}, or end what uses it"
+                    f"{federation.folder / 'federation.toml'}{other}"
                 ) from error
 
 
