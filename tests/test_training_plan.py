@@ -126,7 +126,7 @@ def test_a_run_s_config_is_what_the_server_s_app_reads(tmp_path: Path) -> None:
 def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=f"plan.toml.*{words}"):
         plan_file(tmp_path, text)
-    with pytest.raises(ConfigError, match="server init"):
+    with pytest.raises(ConfigError, match="copy the one that `python -m server init` writes"):
         read_plan_file(tmp_path / "none.toml")
 
 

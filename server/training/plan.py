@@ -117,7 +117,10 @@ def read_plan_file(path: Path) -> PlanFile:
         Naming the key and what to write instead.
     """
     if not path.exists():
-        raise ConfigError(f"there is no {path}: `python -m server init` writes one with defaults")
+        raise ConfigError(
+            f"there is no {path}: put it back, or copy the one that `python -m server init` writes "
+            "into a new folder"
+        )
     values = read_toml(path)
     _check_numbers(values, str(path))
     training = values.get("training")
