@@ -192,6 +192,16 @@ def test_on_a_full_disk_the_adaptation_before_stays_and_the_reason_is_told(
     assert ask(shop) == before
 
 
+def test_a_service_that_is_older_than_the_code_is_told_to_start_again(
+    shop: HomeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapt(shop.path, shop.settings)
+    monkeypatch.setattr(adapted_state, "code_digest", lambda: "what it started with")
+    # To adapt anew, which was all that was advised, helps it with nothing.
+    with pytest.raises(ArtifactError, match="where that was done, start this service again"):
+        ask(shop)
+
+
 def test_older_adaptations_go(shop: HomeShop) -> None:
     for _ in range(4):
         adapt(shop.path, shop.settings)

@@ -120,7 +120,10 @@ def read_state(folder: Path, facts: AdaptedFacts) -> Arrays:
         If they are damaged, or were fitted by other code.
     """
     if facts.code_digest != code_digest():
-        raise _unusable(folder, "it was fitted by another version of this code")
+        raise ArtifactError(
+            f"{folder}: it was fitted by another version of this code; make it anew with python -m "
+            "client adapt, or, where that was done, start this service again"
+        )
     try:
         if sha256(folder / STATE) != facts.state_digest:
             raise _unusable(folder / STATE, "it is damaged: its SHA-256 is not what was written")
