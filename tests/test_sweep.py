@@ -412,6 +412,7 @@ def point(epsilon: float, low: float, way: float | None, customers: float = 100.
         "unit": "customer",
         "epsilon": epsilon,
         "customers_a_shop": customers,
+        "customers_with_targets": 40,
         "vs_better": {"ndcg@20": {"low": low}},
         "way": {"ndcg@20": way},
     }
@@ -434,6 +435,13 @@ def test_it_pays_from_the_smallest_value_at_and_above_which_all_pay(
     points = [point(e, low, None) for e, low in zip((1, 2, 4), lows, strict=True)]
     for order in (points, points[::-1]):
         assert first_of(order, "epsilon", lambda p: pays(p, "ndcg@20")) == expected
+
+
+def test_a_handful_of_lucky_customers_pays_for_nothing() -> None:
+    # A run on them says that it cannot answer; a sweep said from where on it pays.
+    gain = point(1, 0.1, None)
+    assert pays({**gain, "customers_with_targets": 10}, "ndcg@20")
+    assert not pays({**gain, "customers_with_targets": 9}, "ndcg@20")
 
 
 def test_half_the_way_is_half_or_more_and_never_where_there_is_no_way() -> None:

@@ -3,7 +3,8 @@
 The rule, for points that differ in one thing alone (ε, or customers a shop), in ascending order:
 
 - federating *pays* at a point if the 95% interval of its gain over the better of ``local`` and
-  ``home-only``, which is what a shop can have without sending anything, lies above 0;
+  ``home-only``, which is what a shop can have without sending anything, lies above 0, and ten
+  customers or more were tested: of fewer an interval means nothing;
 - it pays *from* the smallest measured value at which it pays, there and at all larger ones;
 - it goes *half the way* from the smallest value at which ``way`` is at least one half, there and
   at all larger ones.
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from simulations.documents import Document
-from simulations.report.answer import all_shops
+from simulations.report.answer import ENOUGH_CUSTOMERS, all_shops
 from simulations.sweep.plan import Sweep
 
 METRICS = ("ndcg@20", "tail_ndcg@20")
@@ -22,7 +23,8 @@ PRIVATE = "federated-dp"
 HALF = 0.5
 RULE = (
     "Federating pays at a point if the 95% interval of its gain over the better of local and "
-    "home-only (what a shop can have without sending anything) lies above 0. It pays from the "
+    "home-only (what a shop can have without sending anything) lies above 0, and "
+    f"{ENOUGH_CUSTOMERS} customers or more were tested. It pays from the "
     "smallest measured value at which it does so there and at all larger ones. The same holds for "
     "half the way from local to centralized. Only measured points count: nothing is interpolated. "
     "Each point is one draw of the noise, and intervals cover the draw of customers alone."
@@ -124,7 +126,8 @@ def _apart(sweep: Sweep, known: Mapping[int, Document]) -> dict[int, str]:
 def pays(point: Document, metric: str) -> bool:
     """Whether federating gains for sure over what a shop can have alone."""
     low = (point["vs_better"] or {}).get(metric, {}).get("low")
-    return low is not None and bool(low > 0)
+    enough = point["customers_with_targets"] >= ENOUGH_CUSTOMERS
+    return enough and low is not None and bool(low > 0)
 
 
 def goes_half(point: Document, metric: str) -> bool:
