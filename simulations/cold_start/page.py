@@ -8,7 +8,7 @@ from rich.table import Table
 
 from common.metrics import CUTOFF
 from simulations.documents import Document
-from simulations.report.answer import interval, number
+from simulations.report.answer import ENOUGH_CUSTOMERS, interval, number
 from simulations.report.page import facts, render
 from simulations.report.tables import warning_lines
 
@@ -31,6 +31,12 @@ def sentences(document: Document) -> list[str]:
     for case in document["cases"]:
         if not case["customers"]:
             found.append(f"{case['case']}: nobody to ask, so nothing can be said.")
+            continue
+        if case["customers"] < ENOUGH_CUSTOMERS:
+            found.append(
+                f"{case['case']}: {case['customers']} customers to ask are too few to say anything "
+                f"of: it takes {ENOUGH_CUSTOMERS}."
+            )
             continue
         for against in case["references"]:
             by_verdict: dict[str, list[str]] = {}
