@@ -97,6 +97,7 @@ def pooled_ease(
     """
     rows = [period.history[shop.merchant_id] for shop in world.shops]
     histories = sparse.csr_matrix(sparse.vstack(rows))
+    histories = histories[np.flatnonzero(np.diff(histories.indptr))]
     if histories.shape[0] <= largest:
         if power == 0.5:
             return Ease.fit(histories, ridge, largest)

@@ -116,6 +116,16 @@ def test_a_mixed_score_is_the_weighted_sum_of_scaled_parts(model: GlobalModel) -
         assert parts[name].std() / home.part_scales[name] == pytest.approx(1.0, rel=1e-3)
 
 
+def test_customers_who_have_not_come_yet_change_no_scale(model: GlobalModel) -> None:
+    # Those who first came in a simulation's test weeks moved every list of those who were there.
+    histories = bought(25)
+    more = sparse.csr_matrix(
+        sparse.vstack([sparse.csr_matrix((9, N), dtype=np.float32), histories])
+    )
+    there, later = (HomeModel.fit(model, rows, settings_of()) for rows in (histories, more))
+    assert there.part_scales == pytest.approx(later.part_scales, rel=1e-6)
+
+
 def test_a_mixed_score_is_linear_in_the_history(model: GlobalModel) -> None:
     histories = bought(25)
     start = {**START, "shared_ease": 1.0}

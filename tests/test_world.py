@@ -10,6 +10,8 @@ from common.datasets import load_folder
 from common.errors import ConfigError
 from common.metrics import tail_mask
 from experiment_support import BIG, CUT, DAY, EMPTY, LONELY, ODD, SMALL, START, write_folder
+from simulations.arms import OwnEases
+from simulations.evaluating import arm_outcomes
 from simulations.experiment import Experiment, read_experiment
 from simulations.federating import write_tables
 from simulations.run import run_experiment
@@ -332,6 +334,26 @@ def test_who_has_no_history_is_not_counted_among_the_customers(tables: Path) -> 
     assert data["customers"] == arm["customers"] == len(recommended) < 41
     assert sum(shop["customers"] for shop in arm["per_shop"].values()) == data["customers"]
     assert data["test_customers"] == arm["customers_with_targets"] > 0
+
+
+@pytest.mark.parametrize("arm", ["local", "home-only", "centralized"])
+def test_who_comes_in_the_test_weeks_alone_moves_no_list(
+    arm: str, experiment: Experiment, world: World, records: pd.DataFrame, tmp_path: Path
+) -> None:
+    # Rows without a history made every part but popularity weigh more beside it.
+    frame = records.copy()
+    frame.loc[frame["timestamp"] >= world.split.train_until, "user_id"] += "-new"
+    write_folder(tmp_path / "tables")
+    frame.to_csv(tmp_path / "tables" / "interactions.csv", index=False)
+    data = experiment.data.model_copy(update={"path": str(tmp_path / "tables")})
+    other = build_world(experiment.model_copy(update={"data": data}))
+    assert len(other.shops[-1].user_ids) > len(world.shops[-1].user_ids)
+    lists = [
+        [found.all_products.rows for found in arm_outcomes(experiment, seen, arm, None, OwnEases())]
+        for seen in (world, other)
+    ]
+    for mine, theirs in zip(*lists, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_a_smaller_share_of_customers_is_part_of_a_larger_one(experiment: Experiment) -> None:

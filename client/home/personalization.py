@@ -52,7 +52,7 @@ class HomeModel:
     expected_content
         (W,) the expected basket here: the shop's own popularity and the released one, blended.
     part_scales
-        Part -> its spread over the shop's customers and all products.
+        Part -> its spread over the shop's customers with a history, and all products.
     mixing_weights
         Part -> weight; parts without a weight are never computed.
     segments
@@ -153,10 +153,13 @@ class HomeModel:
             shares=shares,
         )
         few = min(_SCALE_CUSTOMERS, max(1, _SCALE_BYTES // (4 * max(1, histories.shape[1]))))
-        parts = home.parts(histories[:few], settings.start)
+        # Whoever has no history yet is no customer: parts say next to nothing to them, and how many
+        # will come must not tell.
+        known = histories[np.flatnonzero(np.diff(histories.indptr))[:few]]
+        parts = home.parts(known, settings.start)
         scales = {name: float(part.std()) or 1.0 for name, part in parts.items() if part.size}
         # What is left where an expected basket takes all of a part off is what floats round off.
-        most = float(np.asarray(histories[:few].sum(axis=1)).max(initial=0.0))
+        most = float(np.asarray(known.sum(axis=1)).max(initial=0.0))
         off = {"content": model.catalogue.content @ home.expected_content}
         if kin is not None:
             off["kin"] = kin.codes @ kin.expected
