@@ -14,6 +14,7 @@ from simulations.__main__ import app
 from simulations.audit.run import _Audit, add_to_report, run_audit
 from simulations.audit.section import SOUND, audit_section, audit_words, verdict
 from simulations.audit.sums import SHARES
+from simulations.documents import plain
 from simulations.experiment import Experiment, read_experiment
 from simulations.federating import Federator
 from simulations.report.building import build_report, write_report
@@ -202,6 +203,16 @@ def test_folders_in_use_and_other_runs_are_refused(
     write_report(tmp_path / "run", report, "")
     with pytest.raises(ConfigError, match=rf"run\.seed = {report['seed']}, not"):
         run_audit(experiment, tmp_path / "run", Silent())
+    # Nor is one of tables that have changed since: their folder's name was all that was asked.
+    report |= {"seed": experiment.run.seed, "data": plain(build_world(experiment).facts())}
+    report["data"]["interactions"] += 1
+    write_report(tmp_path / "run", report, "")
+    with pytest.raises(ConfigError, match=r"other data than there are now \(interactions differ"):
+        run_audit(experiment, tmp_path / "run", Silent())
+    report["data"]["interactions"] -= 1
+    write_report(tmp_path / "run", report, "")
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(experiment, tmp_path / "run", _Interrupted("canaries"))
     half = tmp_path / "half"
     with pytest.raises(KeyboardInterrupt):
         run_audit(experiment, half, _Interrupted("canaries: clipping"))  # one part is finished

@@ -66,6 +66,8 @@ def run_audit(experiment: Experiment, out: Path, watcher: Watcher) -> Document:
     with _folder(experiment, out) as folder:
         watcher.stage("reading data")
         world = build_world(experiment, watcher.step)
+        if (out / REPORT).exists():
+            _check_same_data(world, read_report(out), out)
         document = _Audit(experiment, world, folder, watcher).run()
         write_text(out / "audit.html", render_audit(document))
         add_to_report(out, document)
@@ -257,4 +259,16 @@ def _check_same(experiment: Experiment, report: Document, out: Path) -> None:
         raise ConfigError(
             f"{out} holds a run with run.seed = {report['seed']}, not {experiment.run.seed}: audit "
             "it with the file and the --set values of the run, or give another folder"
+        )
+
+
+def _check_same_data(world: World, report: Document, out: Path) -> None:
+    """Refuse tables that are others than when the run read them: a folder's name says nothing."""
+    mine, theirs = plain(world.facts()), report["data"]
+    # Whom the arms were measured at is none of an audit's settings.
+    other = [key for key in mine if key != "measured" and mine[key] != theirs.get(key)]
+    if other:
+        raise ConfigError(
+            f"{out} holds a run on other data than there are now ({', '.join(other)} differ): "
+            "audit it with the tables of the run, or give another folder"
         )
