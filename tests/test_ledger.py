@@ -1,3 +1,4 @@
+import shutil
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -208,6 +209,39 @@ def test_tampering_is_found_and_stops_training(tmp_path: Path, tampering: str) -
             ledger.epsilon(DELTA)
     with pytest.raises(LedgerError, match="not as it was written"):
         charge(path, ROUND, 50.0)
+
+
+def test_no_column_of_an_entry_is_changed_unseen(tmp_path: Path) -> None:
+    """With another unit or no steps an entry would cost nothing."""
+    changed = {
+        "seq": 9,
+        "at": "2001-01-01T00:00:00+00:00",
+        "mechanism": CAP,
+        "noise_multiplier": 9.0,
+        "sample_rate": 0.5,
+        "steps": 0,
+        "unit": "basket",
+        "relation": "replace",
+        "run_id": "b",
+        "server_round": 7,
+        "code_digest": "d" * 64,
+        "parameters": "{}",
+        "prev_hash": "e" * 64,
+        "hash": "f" * 64,
+    }
+    whole, path = tmp_path / "whole", tmp_path / "l"
+    charge(whole, ROUND, 50.0)
+    for column, value in changed.items():
+        shutil.copy(whole, path)
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute("PRAGMA synchronous = OFF")
+        columns = [name for _, name, *_ in connection.execute("PRAGMA table_info(events)")]
+        assert columns == list(changed)
+        connection.execute("DROP TRIGGER events_no_update")
+        connection.execute(f"UPDATE events SET {column} = ?", (value,))
+        connection.close()
+        with pytest.raises(LedgerError, match="not as it was written"):
+            Ledger.read(path)
 
 
 def test_a_restored_old_copy_does_not_know_the_newest_head(tmp_path: Path) -> None:
