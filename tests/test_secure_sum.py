@@ -22,6 +22,7 @@ from common.secure_sum.messages import (
     UNMASK,
     VIEW,
     KeysRequest,
+    Session,
     SharesAnswer,
     SharesRequest,
     UnmaskAnswer,
@@ -246,6 +247,24 @@ def test_keys_of_another_session_are_not_shared_with() -> None:
             request.model_copy(update={"advertisements": shown}),
             now.identities[me],
         )
+
+
+def test_every_fact_of_a_session_is_in_what_its_shops_sign() -> None:
+    """Else shops that were told different ones, such as of the state, would sign the same."""
+    session = make_session(make_roster(3), 5, 3)
+    other: dict[str, object] = {
+        "run_id": "s",
+        "server_round": 2,
+        "kind": "release",
+        "threshold": 2,
+        "length": 6,
+        "nonce": fresh(),
+    }
+    digests = {name for name in Session.model_fields if name.endswith(("_digest", "_fingerprint"))}
+    other |= dict.fromkeys(digests, "e" * 64)
+    assert other.keys() == Session.model_fields.keys()
+    changed = [session.model_copy(update={name: value}).id for name, value in other.items()]
+    assert len({session.id, *changed}) == 1 + len(other)
 
 
 def test_a_member_that_shows_another_members_key_is_refused() -> None:
