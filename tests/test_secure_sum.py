@@ -31,6 +31,7 @@ from common.secure_sum.messages import (
     check_vector,
     parse,
     state_digest,
+    view,
 )
 from common.secure_sum.primitives import fresh, sign
 from common.secure_sum.sharing import split
@@ -265,6 +266,23 @@ def test_every_fact_of_a_session_is_in_what_its_shops_sign() -> None:
     assert other.keys() == Session.model_fields.keys()
     changed = [session.model_copy(update={name: value}).id for name, value in other.items()]
     assert len({session.id, *changed}) == 1 + len(other)
+
+
+def test_all_that_a_shop_was_shown_is_in_the_view_that_it_signs() -> None:
+    """Shops that were shown other keys, sharers or contributors give no shares for one sum."""
+    session = fresh()
+    shown = {a.shop: a for a in at(KEYS).collector.shares_request().advertisements}
+    names = sorted(shown)
+    other = shown[names[0]].model_copy(update={"mask_key": fresh()})
+    views = [
+        view(session, shown, names, names),
+        view(fresh(), shown, names, names),
+        view(session, {**shown, names[0]: other}, names, names),
+        view(session, {name: shown[name] for name in names[1:]}, names, names),
+        view(session, shown, names[1:], names),
+        view(session, shown, names, names[1:]),
+    ]
+    assert len(set(views)) == len(views)
 
 
 def test_a_member_that_shows_another_members_key_is_refused() -> None:
