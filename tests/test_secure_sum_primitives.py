@@ -101,6 +101,8 @@ def test_sealed_texts_open_only_for_their_key_and_what_they_are_bound_to() -> No
     ):
         with pytest.raises(SecureSumError, match="sealed"):
             unseal(*wrong)
+    # A shop set back within a session would seal another text with the same key.
+    assert seal(key, b"shares", b"session")[:12] != sealed[:12]
 
 
 def test_signatures_hold_for_one_key_one_purpose_and_one_text() -> None:
