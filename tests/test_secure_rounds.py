@@ -457,6 +457,17 @@ def test_a_session_of_anything_but_the_plan_is_refused(
     assert ask(town, 0, SUM_KEYS, said)[0] == "sum-refused"
 
 
+def test_a_message_that_is_longer_than_any_is_not_even_read(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import client.rounds.secure_participation as secure
+
+    said = KeysRequest(session=town.session(1, {})).model_dump_json()
+    monkeypatch.setattr(secure, "MAX_SAID_CHARS", len(said))
+    assert ask(town, 0, SUM_KEYS, f"{said} ")[0] == "sum-refused"
+    assert ask(town, 0, SUM_KEYS, said)[0] == "ok"
+
+
 class Walk:
     """A session up to the masked vectors, by hand."""
 
