@@ -382,6 +382,27 @@ def test_a_unit_that_overflows_adds_nothing_and_an_empty_shop_is_all_zeros() -> 
         assert not units.whole(100, []).whole(name).any()
 
 
+def read_once_a_gradient(gradients: list[float], norm: float, steps: int) -> WholeStep:
+    """A unit that reads one row as often as there are gradients of it."""
+    step = WholeStep(
+        {"table": torch.zeros((2, 1))},
+        tables={"table"},
+        max_grad_norm=norm,
+        noise_multiplier=0.0,
+        batch_normalizer=1.0,
+        learning_rate=1.0,
+    )
+    assert isinstance(step.optimizer, WholeOptimizer)
+    step.optimizer.steps = steps
+    ids = {"table": torch.ones((1, len(gradients)), dtype=torch.int64)}
+    data = {"gradient": torch.tensor(gradients, dtype=torch.float32).reshape(1, -1, 1)}
+    step.accumulate(
+        lambda rows, _, batch: (rows["table"] * batch.data["gradient"]).sum(dim=(1, 2)),
+        UnitBatch(1, ids, data),
+    )
+    return step
+
+
 @pytest.mark.parametrize("rest", [1e5, 2.0**34, 1e22])
 def test_what_float32_cancels_within_a_unit_passes_no_bound_by_wrapping_around(rest: float) -> None:
     """A unit reads a row three times; its norm is taken of the float32 sum, which is 0.
@@ -389,20 +410,14 @@ def test_what_float32_cancels_within_a_unit_passes_no_bound_by_wrapping_around(r
     Of what is left in float64 the squares are 0 modulo 2^64, or it is beyond what int64 holds.
     """
     large = rest * 2.0**26
-    gradients = torch.tensor([[[large], [rest], [-large]]], dtype=torch.float32)
-    step = WholeStep(
-        {"table": torch.zeros((2, 1))},
-        tables={"table"},
-        max_grad_norm=1.0,
-        noise_multiplier=0.0,
-        batch_normalizer=1.0,
-        learning_rate=1.0,
-    )
-    assert isinstance(step.optimizer, WholeOptimizer)
-    step.optimizer.steps = 4096
-    step.accumulate(
-        lambda rows, _, batch: (rows["table"] * batch.data["gradient"]).sum(dim=(1, 2)),
-        UnitBatch(1, {"table": torch.ones((1, 3), dtype=torch.int64)}, {"gradient": gradients}),
-    )
+    step = read_once_a_gradient([large, rest, -large], 1.0, 4096)
     assert step.unit_norms.tolist() == [0.0]
     assert not step.whole("table").any()
+
+
+def test_a_row_that_a_unit_reads_often_is_cut_to_whole_steps_once() -> None:
+    """Cut read by read, four steps would be left of a sum of 0, where two are the bound."""
+    step = read_once_a_gradient([1.0] * 4 + [-0.5] * 8, 2.0, 2)
+    assert step.unit_norms.tolist() == [0.0]
+    assert not step.whole("table").any()
+    assert read_once_a_gradient([0.75] * 2, 2.0, 2).whole("table").sum() == 1
