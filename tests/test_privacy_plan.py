@@ -1,10 +1,12 @@
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from client.privacy.plan import (
+    check_paid,
     check_plan,
     check_state,
     planned_events,
@@ -44,6 +46,27 @@ def test_round_zero_is_the_histogram_and_rounds_follow() -> None:
     assert {e.run_id for e in events} == {"run"}
     assert {e.parameters["noise"] for e in events} == {"seeded"}
     assert planned_events(PLAN, "run", first_round=2) == planned_events(PLAN, "run")[2:]
+
+
+def test_an_entry_pays_for_what_it_says_alone() -> None:
+    """The last gate before arrays leave: whatever was charged instead costs less, or is not it."""
+    (due, *_), names = planned_events(PLAN, "run", first_round=1), trained_names(PLAN)
+    check_paid(PLAN, "run", 1, due, names)
+    others: dict[str, Any] = {
+        "mechanism": "gaussian-histogram",
+        "noise_multiplier": 8.0,
+        "sample_rate": 0.25,
+        "steps": 1,
+        "unit": "basket",
+        "relation": "replace",
+        "run_id": "another",
+        "server_round": 2,
+    }
+    for name, value in others.items():
+        with pytest.raises(PrivacyError, match="not charged"):
+            check_paid(PLAN, "run", 1, replace(due, **{name: value}), names)
+    with pytest.raises(PrivacyError, match="not charged"):
+        check_paid(PLAN, "run", 1, None, names)
 
 
 def test_nothing_remains_after_the_last_round() -> None:
