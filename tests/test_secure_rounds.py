@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from flwr.app import Message, RecordDict
 
@@ -472,14 +473,20 @@ class Walk:
     """A session up to the masked vectors, by hand."""
 
     def __init__(
-        self, town: Town, state: Arrays, server_round: int = 1, plan: TrainingPlan = PLAN
+        self,
+        town: Town,
+        state: Arrays,
+        server_round: int = 1,
+        plan: TrainingPlan = PLAN,
+        **changes: object,
     ) -> None:
         from common.secure_sum.messages import Advertisement, SharesAnswer, parse
         from server.secure_sum.collecting import Collector
 
         self.town, self.round, self.plan = town, server_round, plan
         shown = state if server_round else {}
-        session = town.session(server_round, shown, plan_digest=plan_digest(plan))
+        changes |= {"plan_digest": plan_digest(plan)}
+        session = town.session(server_round, shown, **changes)
         self.collector = Collector(session, town.roster)
         first = KeysRequest(session=session).model_dump_json()
         self.names: dict[int, str] = {}
@@ -599,6 +606,35 @@ def test_what_a_shop_may_add_leaves_room_for_all_the_others_and_the_noise(
     noise = noise_bound(SHOPS, len(bounds), share_std(PLAN, multiplier))
     assert PLAN.noise_steps <= min(bounds)
     assert SHOPS * max(bounds) + noise < 2**31
+
+
+def test_records_of_what_a_shop_does_not_stock_count_in_no_row_of_groups_either(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of groups travel whole: they would tell of products that the table says nothing of."""
+    import client.rounds.secure_participation as secure
+
+    sums: list[np.ndarray] = []
+
+    def words(clipped: np.ndarray, noise: np.ndarray, bound: np.ndarray) -> np.ndarray:
+        sums.append(clipped)
+        return to_words(clipped, noise, bound)
+
+    monkeypatch.setattr(secure, "to_words", words)
+    groups = {"groups": "category", "learned_items": 5, "group_weights": "even"}
+    plan = PLAN.model_copy(update={"model": ModelPlan(dimension=4, **groups)})
+    state = initial_state(plan.model, ITEM_COUNT)
+    stock = town.publish_stock({0: range(15)})
+    path = town.folder / "shops" / "0" / "data" / "interactions.csv"
+    records = pd.read_csv(path)
+    stocked = records["item_id"].isin([f"i{k:02}" for k in range(15)])
+    for rows in (records, records.assign(item_id=records["item_id"].where(stocked, "i29"))):
+        rows.to_csv(path, index=False)
+        walk = Walk(town, state, 1, plan, stock_fingerprint=stock.fingerprint, length=20)
+        assert walk.masked(0, state=state)[0] == "ok"
+    assert stocked.any()
+    assert sums[0].any()
+    assert np.array_equal(sums[0], sums[1])
 
 
 def test_a_failing_shop_says_a_code_and_no_more(
