@@ -70,6 +70,17 @@ def records(user: str, seed: int, count: int = 25) -> list[tuple[str, int, int]]
     return [(user, int(item), int(time)) for item, time in zip(items, times, strict=True)]
 
 
+@pytest.mark.parametrize("figures", [(5.0, 5.0), (-3.0, 1.0)])
+def test_a_figure_that_is_none_moves_the_sums_by_no_more(
+    model: GlobalModel, monkeypatch: pytest.MonkeyPatch, figures: tuple[float, float]
+) -> None:
+    """The bound does not hang on metrics that are right."""
+    monkeypatch.setattr("client.privacy.evaluation._figures", lambda *_: figures)
+    moved = contributions(model, events_of(records("me", 1)), model.catalogue)
+    assert 0 < np.linalg.norm(moved) <= 1
+    assert moved.min() >= 0
+
+
 def test_a_customers_vector_is_the_same_to_the_bit_whoever_else_is_there(
     model: GlobalModel,
 ) -> None:
