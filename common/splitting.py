@@ -59,7 +59,8 @@ def split_in_time(
     Raises
     ------
     ConfigError
-        If a period would be empty.
+        If nothing would be left to train on, or to test on. Of the two parts of the training
+        span either may be empty: records may all be of its beginning or its end.
     """
     if not 0 < validation_share < 1:
         raise ConfigError(f"split.validation_share is {validation_share}; it lies between 0 and 1")
