@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, ValidationError
+from pydantic import Field
 from scipy import sparse
 
 from common.catalogue.content_columns import (
@@ -288,11 +288,11 @@ def read_catalogue(folder: Path) -> Catalogue:
     """
     try:
         facts = json.loads((folder / _FILES[1]).read_text(encoding="utf-8"))
-        spec = ContentSpec.model_validate(facts["spec"])
+        spec, fingerprint = ContentSpec.model_validate(facts["spec"]), facts["fingerprint"]
         catalogue = Catalogue.of(pd.read_parquet(folder / _FILES[0]), spec)
-    except (OSError, ValueError, KeyError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise ArtifactError(f"{folder} holds no readable catalogue: {error}") from error
-    if catalogue.fingerprint != facts["fingerprint"]:
+    if catalogue.fingerprint != fingerprint:
         raise ArtifactError(
             f"the catalogue in {folder} is not the one that was published; publish it again"
         )

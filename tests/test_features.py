@@ -226,6 +226,23 @@ def test_a_damaged_catalogue_is_refused(tmp_path: Path, name: str, content: byte
         read_catalogue(folder)
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"spec": SPEC.model_dump(mode="json")},
+        {"spec": {"features": ["flavour"]}, "fingerprint": "0" * 64},
+        ["spec", "fingerprint"],
+    ],
+    ids=["no fingerprint", "a column that is not there", "a list"],
+)
+def test_facts_that_are_no_catalogue_s_are_refused(tmp_path: Path, facts: object) -> None:
+    folder = tmp_path / "catalogue"
+    write_catalogue(Catalogue.of(make(), SPEC), folder)
+    (folder / "catalogue.json").write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(ArtifactError, match="no readable catalogue"):
+        read_catalogue(folder)
+
+
 def test_a_spec_that_was_changed_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "catalogue"
     write_catalogue(Catalogue.of(make(), SPEC), folder)
