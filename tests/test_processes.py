@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 
 from client.settings import RUN_VARIABLE
+from common.programs.processes import finished
 
 _NICENESS = "import os; import client.app; print(os.nice(0))"
 _GROUP = Path("/proc/self/autogroup")
+
+
+def test_words_that_are_no_text_are_no_failure() -> None:
+    code = r"import os; os.write(1, b'caf\xe9'); os.write(2, b'\xff')"
+    done = finished([sys.executable, "-I", "-S", "-c", code], seconds=60.0, what="a program")
+    assert (done.stdout, done.stderr, done.returncode) == ("caf\ufffd", "\ufffd", 0)
 
 
 def _app(code: str, run: str | None) -> str:

@@ -89,7 +89,8 @@ def finished(
 ) -> subprocess.CompletedProcess[str]:
     """Run a program, with nothing to read, and return how it ended and what it said.
 
-    Environment and folder are ours where none are given.
+    Environment and folder are ours where none are given. Bytes of its words that are no text, as a
+    file's name may have, are replaced.
 
     Raises
     ------
@@ -104,6 +105,7 @@ def finished(
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
             timeout=seconds,
         )
