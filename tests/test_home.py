@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from cli_support import status_of
 from client.__main__ import app
 from client.home import adapted_state, adapting
-from client.home.adapted_state import FACTS, STATE, read_facts
+from client.home.adapted_state import CURRENT, FACTS, STATE, read_facts
 from client.home.adapting import adapt
 from client.home.evaluation import evaluate_shop
 from client.home.recommending import Request, get_ready, recommend
@@ -174,6 +174,24 @@ def test_an_interrupted_adaptation_leaves_the_one_before(
         adapted = ShopFolder.of(shop.path).adapted
         assert not list(adapted.glob(".draft*"))
         assert ask(shop) == before
+
+
+def test_an_adaptation_is_on_the_disk_before_it_is_the_current_one(
+    shop: HomeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = ShopFolder.of(shop.path).adapted
+    safe: set[int] = set()
+
+    def sync(path: Path) -> None:
+        if path == adapted / f".draft-{CURRENT}":
+            (folder,) = (one for one in adapted.iterdir() if one.is_dir())
+            # A file of which the folder's own list of names is lost is lost with it.
+            assert {p.stat().st_ino for p in (folder, *folder.iterdir())} <= safe
+        safe.add(path.stat().st_ino)
+
+    monkeypatch.setattr(adapted_state, "sync", sync)
+    adapt(shop.path, shop.settings)
+    assert adapted.stat().st_ino in safe
 
 
 def test_on_a_full_disk_the_adaptation_before_stays_and_the_reason_is_told(

@@ -74,6 +74,7 @@ def _write(folder: Path, home: HomeModel, facts: AdaptedFacts) -> AdaptedFacts:
     for path in (draft / STATE, draft / FACTS):
         path.chmod(0o600)
         sync(path)
+    sync(draft)
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
     draft.rename(folder / name)
     pointer = folder / f"{_DRAFT}{CURRENT}"
