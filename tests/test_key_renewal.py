@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from client.__main__ import app
+from client.joining import keys
 from client.joining.keys import check_private_key, make_keys, renew_keys
 from client.joining.starting import start_shop
 from common.errors import ConfigError
@@ -25,6 +26,21 @@ def test_the_old_pair_is_kept_under_the_time(tmp_path: Path) -> None:
     assert (key.stat().st_mode & 0o777, old.stat().st_mode & 0o777) == (0o600, 0o600)
     check_private_key(key)
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_the_new_pair_is_on_the_disk_when_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "node.key"
+    make_keys(key)
+
+    def files(folder: Path) -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    synced: list[dict[Path, bytes]] = []
+    monkeypatch.setattr(keys, "sync", lambda folder: synced.append(files(folder)))
+    renew_keys(key, NOW)
+    assert synced[-1] == files(tmp_path)
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def _write_public(private: Path, key: "EllipticCurvePrivateKey") -> Path:
 
 
 def renew_keys(private: Path, now: datetime | None = None) -> tuple[Path, Path | None]:
-    """Write a new key pair in place of the one that is there; return its public key's path.
+    """Write a new key pair in place of the one that is there, on the disk when this returns.
 
     The old pair stays beside it under a name with the time: whoever wants it back can have it.
 
@@ -95,6 +95,7 @@ def renew_keys(private: Path, now: datetime | None = None) -> tuple[Path, Path |
             kept = aside if private.exists() else None
             public_path(fresh).replace(public)
             fresh.replace(private)
+            sync(private.parent)
     except FileExistsError as error:
         raise ConfigError(
             f"{error.filename2 or error.filename} is there already and stays as it is: try again"
