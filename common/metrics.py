@@ -228,7 +228,7 @@ def tail_mask(counts: np.ndarray, share: float = 0.2) -> np.ndarray:
     Parameters
     ----------
     counts
-        ``(n,)`` customers of each product in training.
+        ``(n,)`` customers of each product in training, or its popularity by another measure.
     """
     tail = np.ones(counts.size, bool)
     tail[np.argsort(-counts, kind="stable")[: round(share * counts.size)]] = False

@@ -16,8 +16,8 @@ from client.home.reasons import explain_home
 from client.home.shop import CameHome
 from common.explanation import Explanation, Part, explain
 from common.features import Catalogue
+from common.metrics import tail_mask
 from common.model import attribute_matrix
-from common.queries.asking import tail_of
 from common.queries.reasons import sides_of
 from common.scoring import top_k
 
@@ -92,7 +92,7 @@ class Ready:
         popularity = self.came.model.popularity_bias
         if self.home is not None and (shared := shared_size(self.catalogue)) < len(popularity):
             popularity = np.concatenate([popularity[:shared], self.home.own_popularity[0, shared:]])
-        return tail_of(popularity)
+        return tail_mask(popularity)
 
     def candidates(
         self, customer: Customer, scores: np.ndarray, count: int, tail_dial: float

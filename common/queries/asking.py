@@ -11,8 +11,6 @@ from common.explanation import Explanation
 from common.queries.filters import Filters
 from common.scoring import re_rank
 
-#: Share of the products, most popular first, that is not tail.
-_HEAD = 0.2
 # Beyond it floats hold no longer every whole number.
 _EXACT = 2.0**53
 
@@ -174,14 +172,6 @@ class Ranking:
             unknown=unknown,
             **more,
         )
-
-
-def tail_of(popularity: np.ndarray) -> np.ndarray:
-    """Return (n,) bool: all but the fifth of the products with the largest popularity."""
-    order = np.argsort(-popularity, kind="stable")
-    tail: np.ndarray = np.ones(len(order), bool)
-    tail[order[: round(_HEAD * len(order))]] = False
-    return tail
 
 
 def public_columns(products: pd.DataFrame) -> dict[str, list[Any]]:

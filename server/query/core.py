@@ -22,9 +22,10 @@ from common.artifact import ModelArtifact
 from common.errors import ArtifactError, InputError
 from common.explanation import Explanation, explain
 from common.features import Catalogue
+from common.metrics import tail_mask
 from common.model import GlobalModel, attribute_matrix
 from common.protocol import TrainingPlan
-from common.queries.asking import Answer, Query, Ranking, TakenApart, public_columns, tail_of
+from common.queries.asking import Answer, Query, Ranking, TakenApart, public_columns
 from common.queries.filters import Filters, Table, in_float32
 from common.queries.reasons import sides_of
 from server.query.choosing import search
@@ -121,7 +122,7 @@ class ServedModel:
     @cached_property
     def tail(self) -> np.ndarray:
         """(n,) bool: all but the fifth of the products with the largest released popularity."""
-        return tail_of(self.model.popularity_bias)
+        return tail_mask(self.model.popularity_bias)
 
     @cached_property
     def table(self) -> Table:
