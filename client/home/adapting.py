@@ -36,6 +36,7 @@ from common.code import code_digest
 from common.errors import ArtifactError, ConfigError, DataError
 from common.model import GlobalModel
 from common.rng import derive
+from common.splitting import iso
 from common.tables.contract import BEHAVIOR_WEIGHTS
 
 _DAY = 86_400
@@ -145,8 +146,8 @@ def _adapt(
     return {
         "shop": settings.merchant_id,
         "model": home.manifest.version,
-        "span": {"first": when(first), "last": when(last)},
-        "validation_from": when(begin),
+        "span": {"first": iso(first), "last": iso(last)},
+        "validation_from": iso(begin),
         "customers": facts.customers,
         "records": facts.records,
         "validated": validated,
@@ -243,23 +244,18 @@ def has_seen(home: CameHome, moment: int) -> bool:
     return not 0 < home.plan.reference_time <= moment - _DAY
 
 
-def when(moment: int) -> str:
-    """Return epoch seconds as ISO 8601, UTC."""
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _notes(home: CameHome, settings: HomeSettings, validated: int, begin: int) -> list[str]:
     notes = []
     if not home.learned:
         notes.append("the global model has no trained round: it brings popularity and content only")
     if not validated:
         notes.append(
-            f"no customer bought anything new since {when(begin)}: the weights are those that the "
+            f"no customer bought anything new since {iso(begin)}: the weights are those that the "
             "search would have started from"
         )
     elif set(TRAINED_PARTS) & set(settings.start) and has_seen(home, begin):
         notes.append(
-            f"the global model may have been trained on records since {when(begin)}, on which the "
+            f"the global model may have been trained on records since {iso(begin)}, on which the "
             "weights were chosen: they may lean to it a little more than they should"
         )
     return notes

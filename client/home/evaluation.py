@@ -15,7 +15,7 @@ from scipy import sparse
 
 from client.data.assortment import home_catalogue
 from client.data.periods import ShopPeriod
-from client.home.adapting import drawn, fit_home, fitting, has_seen, last_part, when
+from client.home.adapting import drawn, fit_home, fitting, has_seen, last_part
 from client.home.models import current_model
 from client.home.shop import (
     CameHome,
@@ -31,6 +31,7 @@ from client.settings import ShopSettings
 from common.errors import DataError
 from common.metrics import CUTOFF, MetricSums, evaluate, paired_bootstrap
 from common.scoring import TopLists, top_lists
+from common.splitting import iso
 
 #: Compared with what the shop can do alone, customer by customer.
 COMPARED = ("ndcg@20", "recall@20", "tail_ndcg@20")
@@ -100,9 +101,9 @@ def evaluate_shop(
     return {
         "shop": settings.merchant_id,
         "model": home.manifest.version,
-        "validation_from": when(held.begin),
-        "train_until": when(held.end),
-        "until": when(records.span[1]),
+        "validation_from": iso(held.begin),
+        "train_until": iso(held.end),
+        "until": iso(records.span[1]),
         "customers": held.history.shape[0],
         "asked": held.asked,
         "figures": {name: sums.summary() for name, sums in found.items()},
@@ -153,7 +154,7 @@ class _HeldBack:
         period = ShopPeriod.of(before, records.events.since(end), n, half_life, end)
         if not period.targets.nnz:
             raise DataError(
-                f"no customer with records before {when(end)} bought anything new since: there is "
+                f"no customer with records before {iso(end)} bought anything new since: there is "
                 "nothing to ask for. Measure when there are more records, or set home.test_share"
             )
         known = np.flatnonzero(np.diff(period.history.indptr))
@@ -232,7 +233,7 @@ def _notes(home: CameHome, end: int, asked: int, *, seen: bool) -> list[str]:
     if seen:
         how = "with differential privacy" if home.plan.private else "without privacy"
         notes.append(
-            f"the global model may have been trained, {how}, on records since {when(end)}, which "
+            f"the global model may have been trained, {how}, on records since {iso(end)}, which "
             "are asked for here: global and mixed may look better than they are. Measure again "
             "when later records have come, or an older model with --model"
         )
