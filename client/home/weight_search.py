@@ -14,12 +14,11 @@ from client.data.periods import ShopPeriod
 from client.home.ease import Ease, Scores
 from client.home.personalization import HomeModel, mix
 from client.home_settings import HomeSettings
-from common.metrics import evaluate
+from common.metrics import CUTOFF, evaluate
 from common.model import GlobalModel
 from common.protocol import Arrays
 from common.scoring import top_k
 
-_K = 20
 # Of scores held at a time, while candidates are looked for.
 _POOL_BYTES = 2**28
 
@@ -80,7 +79,7 @@ class Candidates:
         return self._best(scores, self.listed), self._best(scores, self.listed & self.tail)
 
     def _best(self, scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-        places, _ = top_k(np.where(allowed, scores, -np.inf), _K)
+        places, _ = top_k(np.where(allowed, scores, -np.inf), CUTOFF)
         rows = np.take_along_axis(self.rows, np.maximum(places, 0), axis=1)
         best: np.ndarray = np.where(places >= 0, rows, -1)
         return best
