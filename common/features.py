@@ -39,6 +39,8 @@ CROSS = "*"
 PRODUCTS = "products.parquet"
 #: What each shop stocks, where that is published: see :mod:`common.catalogue.stock`.
 STOCK = "stock.parquet"
+#: What the column ``retired`` says of a product that is.
+YES = ("true", "1", "yes")
 _FILES = (PRODUCTS, "catalogue.json")
 
 
@@ -256,7 +258,7 @@ def content_columns(products: pd.DataFrame) -> list[str]:
 def retired_words(column: pd.Series) -> np.ndarray:
     """Return (n,) bool: where the column ``retired`` says yes."""
     said = pd.Series(as_text(column)).str.lower()
-    return np.asarray(said.isin(("true", "1", "yes")), dtype=bool)
+    return np.asarray(said.isin(YES), dtype=bool)
 
 
 def write_catalogue(catalogue: Catalogue, folder: Path, stock: pd.DataFrame | None = None) -> None:

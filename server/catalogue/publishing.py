@@ -15,7 +15,7 @@ from common.catalogue.content_columns import ITEM_ID, RETIRED, as_text, is_numbe
 from common.catalogue.stock import Stock
 from common.config import nearest
 from common.errors import ConfigError, DataError
-from common.features import CROSS, Catalogue, ContentSpec, content_columns
+from common.features import CROSS, YES, Catalogue, ContentSpec, content_columns
 from common.tables.checks import Checker
 from common.tables.folders import find_table, read_small, require_table
 from common.tables.validation import check_products, check_stock
@@ -24,7 +24,7 @@ from server.catalogue.versions import Catalogues, Version
 
 logger = logging.getLogger(__name__)
 
-_YES, _NO = ("true", "1", "yes"), ("", "false", "0", "no")
+_NO = ("", "false", "0", "no")
 _SHOWN = 5
 _LEAST_KEPT = 0.5
 
@@ -163,14 +163,14 @@ def _marked(products: pd.DataFrame, table: str) -> pd.DataFrame:
     if RETIRED not in products:
         return products
     said = pd.Series(as_text(products[RETIRED])).str.lower().to_numpy(dtype=object)
-    wrong = np.flatnonzero(~np.isin(said, (*_YES, *_NO)))
+    wrong = np.flatnonzero(~np.isin(said, (*YES, *_NO)))
     if len(wrong):
         cells = ", ".join(f"row {k + 1}: {said[k]!r}" for k in wrong[:_SHOWN])
         raise DataError(
             f"{table}: column {RETIRED!r} says neither true nor false in {cells}. What to do: mark "
             "products that are no longer sold with true, or rename the column"
         )
-    retired = np.isin(said, _YES)
+    retired = np.isin(said, YES)
     rest = products.drop(columns=RETIRED)
     return rest.assign(**{RETIRED: retired}) if retired.any() else rest
 
