@@ -12,10 +12,11 @@ the released popularity rates ``p``::
 Where nothing was released of a product (``p_i = 0``: it was added since, or nobody has bought it),
 ``b_i`` is what products of the same content have in the mean.
 
-``g_i = (p_i n + ε)^β`` is a product's gain: a popular product says less of a taste and is wanted
-more. ``S`` is the spectrum (one energy a dimension, relative to the largest), ``f`` the tower.
-With the linear tower every part is linear in ``x``, so a score comes apart exactly. The learned
-block sees the ``learned_items`` most popular products (0: all); sums and ``p`` are then over those.
+``g_i ∝ (p_i n + ε)^β``, of geometric mean 1, is a product's gain: a popular product says less of a
+taste and is wanted more. ``S`` is the spectrum (one energy a dimension, relative to the largest),
+``f`` the tower. With the linear tower every part is linear in ``x``, so a score comes apart
+exactly. The learned block sees the ``learned_items`` most popular products (0: all); sums and ``p``
+are then over those.
 """
 
 from collections.abc import Mapping

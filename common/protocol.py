@@ -118,7 +118,7 @@ class ModelPlan(Frozen):
     feature_rows, customer_rows
         Rows of the hashed tables of product features and customer attributes; 0: no such table.
     popularity_exponent
-        β of a product's gain ``(1 + ρ n p_i)^β``: how much less a popular product says of taste.
+        β of a product's gain (:mod:`common.model`): how much less a popular product says of taste.
     groups
         A content feature, such as ``type*brand``: the learned rows are then the ``learned_items``
         most popular of its values, each product weighing as popular as it is within its value.

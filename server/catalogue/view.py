@@ -30,9 +30,9 @@ def show(federation: Federation, which: str | None) -> Document:
         ``name, read_as`` (values, words or numbers), ``filled`` (share of the products), ``used``;
         ``features``; ``changes`` since the version before as counts; ``models``: registry versions
         of this catalogue (``version, model, served``); ``runs``: their names; ``versions``: all of
-        them, the oldest first, each with ``version, published_at, products, fingerprint`` and how
-        many ``models`` and ``runs`` are of it; ``unreadable``: what of the registry or the runs
-        could not be read.
+        them, the oldest first, each with ``version, published_at, products, offered, fingerprint``
+        and how many ``models`` and ``runs`` are of it; ``unreadable``: what of the registry or the
+        runs could not be read.
     """
     catalogues = Catalogues(federation.catalogue)
     version = catalogues.version(which)
