@@ -59,9 +59,6 @@ class FakeLink:
     def log(self, run_id: str) -> str:
         return self.text
 
-    def nodes(self) -> list[Node]:
-        return []
-
 
 class Notes:
     """Remembers what was shown."""

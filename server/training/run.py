@@ -52,9 +52,6 @@ class Link(Protocol):
     def log(self, run_id: str) -> str:
         """Return what the server's app logged."""
 
-    def nodes(self) -> list[Node]:
-        """Return all nodes that are registered."""
-
 
 class View(Protocol):
     """Shown what happens."""
