@@ -21,6 +21,8 @@ from common.errors import ConfigError
 #: Shops hold the authority's certificate by hand, so it lasts; a server's is renewed by a command.
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 825
+#: How long before the end of a certificate we begin to speak of it.
+SOON_DAYS = 30
 #: A shop's clock may be behind.
 _BEFORE = timedelta(hours=1)
 

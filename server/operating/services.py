@@ -32,8 +32,6 @@ _READY_SECONDS = 90.0
 _LOCK_TRIES = 10
 #: Between two tries to tell SuperLink who is enrolled.
 _TELL_EVERY = 2.0
-#: How long before the end of a certificate we begin to speak of it.
-_SOON = timedelta(days=30)
 
 
 def control(federation: Federation) -> Control:
@@ -109,7 +107,8 @@ def check_files(federation: Federation) -> None:
     """Raise :class:`ConfigError` if a file is missing, damaged, expired, or open to others."""
     for pair in (federation.gateway, federation.superlink):
         authority.check(pair, federation.authority.certificate)
-        if (ends := authority.expiry(pair.certificate)) < authority.now() + _SOON:
+        ends, soon = authority.expiry(pair.certificate), timedelta(days=authority.SOON_DAYS)
+        if ends < authority.now() + soon:
             logger.warning(
                 "certificate=%s event=expires_soon at=%s do='python -m server renew'",
                 pair.certificate,

@@ -7,10 +7,10 @@ from rich.markup import escape
 from rich.text import Text
 
 from common.cli import plain_table
+from server.operating.authority import SOON_DAYS
 from server.training.view import event_words
 
 Document = dict[str, Any]
-_SOON_DAYS = 30
 _WARNING = "yellow"
 
 
@@ -145,9 +145,9 @@ def _certificates(found: list[Document]) -> list[Any]:
     for name in ("file", "until", "days left"):
         table.add_column(name, justify="right" if name == "days left" else "left")
     for one in found:
-        style = _WARNING if one["days_left"] < _SOON_DAYS else ""
+        style = _WARNING if one["days_left"] < SOON_DAYS else ""
         table.add_row(escape(one["file"]), one["until"][:10], str(one["days_left"]), style=style)
     parts: list[Any] = [table]
-    if any(one["days_left"] < _SOON_DAYS for one in found):
+    if any(one["days_left"] < SOON_DAYS for one in found):
         parts.append(Text("`python -m server renew` issues new ones.", style=_WARNING))
     return parts
