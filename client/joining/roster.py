@@ -8,15 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from client.joining.keys import private_key
 from client.settings import SecureSumSettings, ShopSettings, secure_sum_settings
 from common.disk import write_whole
 from common.errors import ConfigError
-from common.secure_sum.members import Roster, parse_members, read_members
+from common.secure_sum.members import Roster, fingerprint, parse_members, read_members
 
 Document = dict[str, Any]
 
@@ -138,8 +136,8 @@ def _document(
     mine: ec.EllipticCurvePublicKey,
 ) -> Document:
     known = read_members(sums.roster) if sums.roster.exists() else {}
-    keys = {name: _digest(key) for name, key in found.items()}
-    old = {name: _digest(key) for name, key in known.items()}
+    keys = {name: fingerprint(key) for name, key in found.items()}
+    old = {name: fingerprint(key) for name, key in known.items()}
     own = keys.get(settings.merchant_id)
     return {
         "shop": settings.merchant_id,
@@ -155,7 +153,7 @@ def _document(
             for name, key in sorted(keys.items())
         ],
         "digest": Roster.of(found.items()).digest,
-        "own": "missing" if own is None else "there" if own == _digest(mine) else "other-key",
+        "own": "missing" if own is None else "there" if own == fingerprint(mine) else "other-key",
         "gone": sorted(set(old) - set(keys)),
         "accepted": sums.roster.exists() and keys == old,  # Of an empty file, none is no other.
         "in_use": settings.secure_sum is not None,
@@ -175,16 +173,9 @@ def _check_own(
             f"{where} does not name this shop, {merchant_id!r}: it could take part in no sum. Ask "
             "the operator whether it is enrolled under that name, and for a new roster"
         )
-    if _digest(own) != _digest(mine):
+    if fingerprint(own) != fingerprint(mine):
         raise ConfigError(
-            f"{where} has another key for this shop, {_digest(own)[:16]}... in place of "
-            f"{_digest(mine)[:16]}...: whoever has that one could speak for it. Ask the operator "
-            "what was enrolled, and for a new roster"
+            f"{where} has another key for this shop, {fingerprint(own)[:16]}... in place of "
+            f"{fingerprint(mine)[:16]}...: whoever has that one could speak for it. Ask the "
+            "operator what was enrolled, and for a new roster"
         )
-
-
-def _digest(key: ec.EllipticCurvePublicKey) -> str:
-    """Return the SHA-256 of a key's DER form, as the operator's list of shops shows it."""
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
-    return digest.finalize().hex()

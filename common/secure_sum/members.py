@@ -5,6 +5,7 @@ here: every message that matters is signed, and shops check signatures against t
 copies are the same file: people compare its digest over a channel that is not the server's.
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,6 +147,11 @@ def parse_members(content: bytes, path: Path) -> dict[str, ec.EllipticCurvePubli
             )
         shops[name] = key
     return shops
+
+
+def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+    """Return the SHA-256 of a key's DER form, 64 hex digits: what people read to each other."""
+    return hashlib.sha256(_bytes(key)).hexdigest()
 
 
 def roster_text(shops: Iterable[tuple[str, ec.EllipticCurvePublicKey]]) -> str:

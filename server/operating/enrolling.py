@@ -6,10 +6,10 @@ from typing import Any
 
 from common.errors import ConfigError, RunError
 from common.protocol import NO_FINGERPRINT, shop_key
-from common.secure_sum.members import read_members
+from common.secure_sum.members import fingerprint, read_members
 from server.operating.folder import Federation
 from server.operating.services import control, is_up
-from server.operating.shops import Shop, Shops, fingerprint, reconcile
+from server.operating.shops import Shop, Shops, reconcile
 from server.rounds.heads import LedgerHeads
 from server.settings import read_home
 from server.variables import SERVER_VARIABLE

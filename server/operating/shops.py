@@ -16,12 +16,13 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.config import nearest
 from common.disk import sync, write_whole
 from common.errors import ConfigError, RunError
+from common.secure_sum.members import fingerprint
 from server.operating.control import Control
 
 logger = logging.getLogger(__name__)
@@ -55,17 +56,6 @@ class Shop:
     def fingerprint(self) -> str:
         """SHA-256 of the key, in hexadecimal: both sides can read it out to each other."""
         return fingerprint(self.key)
-
-
-def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
-    """Return the SHA-256 of a key's DER form, in hexadecimal."""
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(
-        key.public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    )
-    return digest.finalize().hex()
 
 
 def read_key(path: Path) -> ec.EllipticCurvePublicKey:

@@ -14,9 +14,15 @@ from rich.text import Text
 from common.disk import write_whole
 from common.errors import ConfigError, RunError
 from common.protocol import TrainingPlan
-from common.secure_sum.members import Roster, read_members, roster_text, threshold
+from common.secure_sum.members import (
+    Roster,
+    fingerprint,
+    read_members,
+    roster_text,
+    threshold,
+)
 from server.operating.folder import Federation
-from server.operating.shops import Shops, fingerprint
+from server.operating.shops import Shops
 from server.settings import RunSettings
 
 Document = dict[str, Any]
