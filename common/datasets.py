@@ -3,7 +3,6 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,25 +64,17 @@ def load_marketplace(config: MarketplaceConfig) -> Dataset:
     return Dataset("marketplace", tables, config.train_until, ["the data are synthetic"])
 
 
-def load_folder(
-    path: Path,
-    *,
-    now: int | None = None,
-    bad_rows: BadRows = "refuse",
-    progress: Progress | None = None,
-    drop: Collection[str] = ("quantity", "price"),
-) -> Dataset:
+def load_folder(path: Path, *, bad_rows: BadRows = "refuse") -> Dataset:
     """Return the tables in a folder; :func:`common.tables.folders.read_folder` explains.
 
-    Quantities and prices are checked, but by default not kept: no model reads them.
+    Quantities and prices are checked, but not kept: no model reads them.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or breaks the contract, or its times are hardly seconds since 1970.
     """
-    tables = read_folder(
-        path,
-        now=int(time.time()) if now is None else now,
-        bad_rows=bad_rows,
-        progress=progress,
-        drop=drop,
-    )
+    tables = read_folder(path, now=int(time.time()), bad_rows=bad_rows, drop=("quantity", "price"))
     if words := doubt_of_times(tables.interactions["timestamp"].to_numpy()):
         raise DataError(f"interactions: {words}")
     notes = [f"set aside: {count} rows of {what}" for what, count in tables.set_aside.items()]

@@ -219,10 +219,10 @@ def evaluate(
     )
 
 
-def tail_mask(counts: np.ndarray, share: float = 0.2) -> np.ndarray:
+def tail_mask(counts: np.ndarray) -> np.ndarray:
     """Return ``(n,)`` bool: True outside the short head.
 
-    The short head is the ``share`` of products with the most customers in training; of equals,
+    The short head is the fifth of the products with the most customers in training; of equals,
     the earlier row is in it first.
 
     Parameters
@@ -231,14 +231,14 @@ def tail_mask(counts: np.ndarray, share: float = 0.2) -> np.ndarray:
         ``(n,)`` customers of each product in training, or its popularity by another measure.
     """
     tail = np.ones(counts.size, bool)
-    tail[np.argsort(-counts, kind="stable")[: round(share * counts.size)]] = False
+    tail[np.argsort(-counts, kind="stable")[: round(counts.size / QUINTILES)]] = False
     return tail
 
 
 def popularity_quintiles(counts: np.ndarray) -> np.ndarray:
     """Return ``(n,)`` int8, 0 (fewest customers) to 4: fifths of equally many products.
 
-    Fifth 4 is the short head of :func:`tail_mask` at its default share.
+    Fifth 4 is the short head of :func:`tail_mask`.
     """
     n = counts.size
     order = np.argsort(-counts, kind="stable")
