@@ -44,11 +44,6 @@ class ShopFolder:
         return self.logs / "refused.jsonl"
 
     @property
-    def models(self) -> Path:
-        """The models that came home."""
-        return self.root / "models"
-
-    @property
     def adapted(self) -> Path:
         """What the shop fitted around a model for itself: :mod:`client.home.adapted_state`."""
         return self.root / "adapted"

@@ -194,7 +194,6 @@ class MappedSource:
 def open_source(
     settings: ShopSettings,
     bad_rows: BadRows | None = None,
-    progress: Progress | None = None,
     user_id: str | None = None,
 ) -> Source:
     """Return where the shop's tables are, with the catalogue's product numbers; nothing is read.
@@ -203,12 +202,10 @@ def open_source(
     ----------
     bad_rows
         Takes the place of the settings' own.
-    progress
-        Told how far the interactions are read; of a database (rows, 0).
     user_id
         Read this customer's interactions alone, and no customers table.
     """
-    source = open_own_source(settings, bad_rows, progress, user_id)
+    source = open_own_source(settings, bad_rows, user_id=user_id)
     if settings.catalogue_mapping is None:
         return source
     return MappedSource(source, settings.catalogue_mapping, settings.catalogue)
@@ -220,7 +217,13 @@ def open_own_source(
     progress: Progress | None = None,
     user_id: str | None = None,
 ) -> OwnSource:
-    """Return the same with the shop's own product numbers."""
+    """Return the same as :func:`open_source` with the shop's own product numbers.
+
+    Parameters
+    ----------
+    progress
+        Told how far the interactions are read; of a database (rows, 0).
+    """
     rows = bad_rows or settings.bad_rows
     if settings.database is not None:
         from client.data.sql_source import SqlSource  # Slow to import, and most shops do without.

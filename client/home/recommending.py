@@ -16,7 +16,7 @@ from client.home.adapted_state import folder_digest, read_facts, read_state
 from client.home.customers import Customer, read_customer
 from client.home.models import current_model
 from client.home.ready import SHOWN, Ready, cell
-from client.home.shop import Progress, load_home_model, manifest_digest
+from client.home.shop import load_home_model, manifest_digest
 from client.settings import ShopSettings
 from client.shop_folder import ShopFolder
 from common.errors import ArtifactError, ConfigError, InputError
@@ -87,9 +87,7 @@ def attributes_of(texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def recommend(
-    path: Path, settings: ShopSettings, request: Request, progress: Progress = lambda _: None
-) -> dict[str, Any]:
+def recommend(path: Path, settings: ShopSettings, request: Request) -> dict[str, Any]:
     """Answer one customer.
 
     Parameters
@@ -110,16 +108,13 @@ def recommend(
     InputError
         If there is no model, or what the shop fitted around it is not to be used any more.
     """
-    progress("reading the model")
     ready = get_ready(path, settings, plain=request.plain)
     notes = list(ready.notes)
-    progress("reading the customer's records")
     named = dict.fromkeys(request.history, 1.0)
     customer = read_customer(settings, ready.catalogue, request.user_id, named)
     notes += customer.notes + _unknown(ready.catalogue, customer)
     history, person = ready.history(customer), {**customer.attributes, **request.attributes}
     notes += ready.about(history, person)
-    progress("ranking")
     scores = ready.scores(history, person)
     rows, found = ready.candidates(customer, scores, request.count, request.tail_dial)
     if request.tail_dial:

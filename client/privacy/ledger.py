@@ -172,8 +172,8 @@ class Ledger:
         with self._writing():
             return self._insert(event)
 
-    def epsilon(self, delta: float, *, extra: Sequence[Event] = ()) -> dict[str, Epsilon]:
-        """Return unit -> ε of everything in the ledger, and of ``extra`` on top.
+    def epsilon(self, delta: float) -> dict[str, Epsilon]:
+        """Return unit -> ε of everything in the ledger.
 
         ε of different units do not add up: each is reported for itself.
 
@@ -182,7 +182,7 @@ class Ledger:
         LedgerError
             If the ledger was tampered with: what it says then may be less than what was spent.
         """
-        return epsilon_of([entry.event for entry in self.verify()] + list(extra), delta)
+        return epsilon_of([entry.event for entry in self.verify()], delta)
 
     def check(self, remaining: Sequence[Event], *, cap_epsilon: float, delta: float) -> None:
         """Raise :class:`BudgetError` unless all of ``remaining`` fits under the cap.
