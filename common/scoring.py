@@ -159,7 +159,7 @@ def re_rank(
     low = np.where(real, scores, np.inf).min(axis=1, keepdims=True, initial=np.inf)
     high = np.where(real, scores, -np.inf).max(axis=1, keepdims=True, initial=-np.inf)
     span = np.where(high > low, high - low, 1)
-    relevance = (np.where(real, scores, low) - np.where(np.isfinite(low), low, 0)) / span
+    relevance = np.where(real, scores - low, 0) / span
     most = max(float(np.log1p(exposure.max(initial=0))), 1e-12)
     novelty = 1 - np.log1p(exposure[rows]) / most
     merit = np.where(real, (1 - dial) * relevance + dial * novelty, -np.inf)

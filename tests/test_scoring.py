@@ -92,5 +92,6 @@ def test_the_dial_never_lists_a_missing_place_first() -> None:
     rows, best = top_k(np.array([[3.0, 1.0, -np.inf]]), 3)
     chosen, _ = re_rank(rows, best, 3, 1.0, np.array([5, 1, 0]))
     assert chosen.tolist() == [[1, 0, -1]]
-    empty = re_rank(np.full((1, 3), -1), np.full((1, 3), -np.inf), 3, 0.5, np.zeros(3, int))
-    assert empty[0].tolist() == [[-1, -1, -1]]
+    for dial in (0.0, 0.5, 1.0):
+        empty = re_rank(np.full((1, 3), -1), np.full((1, 3), -np.inf), 3, dial, np.zeros(3, int))
+        assert empty[0].tolist() == [[-1, -1, -1]]
