@@ -117,6 +117,11 @@ def ports_table(document: dict[str, Any]) -> Table:
     """Return the list of ports."""
     table = Table("port", "address", "program", "reachable", "serves")
     for one in document["listeners"]:
-        reach = "from outside" if one["outside"] else "this machine alone"
-        table.add_row(str(one["port"]), one["address"], one["program"], reach, one["serves"])
+        row = (one["address"], one["program"], reachable(one), one["serves"])
+        table.add_row(str(one["port"]), *row)
     return table
+
+
+def reachable(listener: dict[str, Any]) -> str:
+    """Return in words who can reach a port."""
+    return "from outside" if listener["outside"] else "this machine alone"

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from common.cli import plain_table
 from server.operating.authority import SOON_DAYS
+from server.operating.tables import reachable
 from server.training.view import event_words
 
 Document = dict[str, Any]
@@ -44,8 +45,7 @@ def _listeners(found: list[Document]) -> list[Any]:
     for name in ("port", "address", "program", "process", "reachable", "serves"):
         table.add_column(name, justify="right" if name in ("port", "process") else "left")
     for one in found:
-        reach = "from outside" if one["outside"] else "this machine alone"
-        row = (one["address"], one["program"], str(one["pid"]), reach, one["serves"])
+        row = (one["address"], one["program"], str(one["pid"]), reachable(one), one["serves"])
         table.add_row(str(one["port"]), *map(escape, row))
     return [table]
 

@@ -47,8 +47,8 @@ def _facts(document: Document) -> list[str]:
     lines.append(f"Shops must have approved bundle {document['bundle']}.")
     shops = document["shops"]
     if shops is not None:
-        connected = ", ".join(shops["connected"]) or "none"
-        lines.append(f"Connected: {connected}. Not connected: {_names(shops['missing'])}.")
+        connected, missing = _names(shops["connected"]), _names(shops["missing"])
+        lines.append(f"Connected: {connected}. Not connected: {missing}.")
     return lines
 
 
