@@ -8,6 +8,7 @@ from rich.console import Console
 from common.protocol import shop_key
 from common.statement import statement
 from registry_support import PLAN
+from server.operating.tables import ports_table
 from server.training.codes import shop_names
 from server.training.status_table import status_table
 from server.training.tables import plan_lines, plan_table, trained_table
@@ -173,3 +174,10 @@ def test_a_federation_at_a_glance() -> None:
     table = text_of(status_table({**document, **empty}))
     for words in ("not up", "server enrol", "No run yet", "holds no models yet"):
         assert words in table, words
+
+
+def test_a_program_that_nobody_knows_is_shown_as_it_was_started() -> None:
+    listener = {"port": 9, "address": "::", "program": "work [/a] [b]", "outside": True}
+    table = text_of(ports_table({"listeners": [{**listener, "pid": 1, "serves": "unknown"}]}))
+    assert "work [/a] [b]" in table
+    assert "from outside" in table

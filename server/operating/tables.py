@@ -118,7 +118,7 @@ def ports_table(document: dict[str, Any]) -> Table:
     table = Table("port", "address", "program", "reachable", "serves")
     for one in document["listeners"]:
         row = (one["address"], one["program"], reachable(one), one["serves"])
-        table.add_row(str(one["port"]), *row)
+        table.add_row(str(one["port"]), *map(escape, row))
     return table
 
 
