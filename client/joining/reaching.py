@@ -59,7 +59,7 @@ def obstacle(address: str, authority: Path) -> str:
             context.wrap_socket(connection, server_hostname=host),
         ):
             return ""
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # Of no such host, or of a name that none can have.
         return f"there is no host named {host!r}: check the address, and this machine's network"
     except ssl.SSLCertVerificationError as error:
         return _about_certificate(address, authority, error)
