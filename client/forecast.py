@@ -281,4 +281,4 @@ def _price(cost: Epsilon) -> dict[str, Any]:
 
 def _by_number(path: Path) -> tuple[int, str]:
     name = path.parent.name
-    return (int(name) if name.isdigit() else -1, str(path))
+    return (int(name) if name.isdecimal() else -1, str(path))

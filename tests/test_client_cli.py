@@ -12,6 +12,7 @@ import pytest
 
 from cli_support import document_of, status_of
 from client.__main__ import app
+from client.forecast import find_shops
 from client.inspection import Place, export, write_export
 from client.privacy.ledger import DP_SGD, HISTOGRAM, Event, Ledger
 from client.privacy.plan import planned_events
@@ -124,6 +125,12 @@ def test_rounds_of_a_run_that_does_not_fit_whole_are_counted(
     settings = shop(tmp_path / "a", cap=epsilon(partly, DELTA).value)
     (found,) = ask(capsys, "plan", settings, "--plan", plan_file)["shops"]
     assert (found["whole_runs"], found["rounds"], found["joins"]) == (0, 2, False)
+
+
+def test_shops_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("10", "9", "²"):  # A digit to Python, and no number.
+        shop(tmp_path / name)
+    assert [path.parent.name for path, _ in find_shops([tmp_path])] == ["²", "9", "10"]
 
 
 def test_a_forecast_creates_no_ledger_and_changes_none(
