@@ -31,7 +31,9 @@ help:
 	@echo 'make format       let ruff format and mend'
 	@echo 'make bench        what a round and a private step cost beside their floors: a JSON a line'
 	@echo '                    BENCH=deployment  only one of round, dp-step; or deployment, shops: real processes;'
+	@echo '                    BENCH=secure-sum, BENCH=homomorphic: sums that hide updates beside others;'
 	@echo '                    BENCH=serving: answers beside numpy, faiss, usearch; BENCH=soak: 10 minutes of load'
+	@echo 'make proto        make the gRPC contract of server/query/wire into Python anew'
 	@echo 'make setup        only install requirements.lock into $(VENV)'
 	@echo 'make clean        remove caches and $(VENV); runs/ stays'
 	@echo
