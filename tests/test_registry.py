@@ -15,6 +15,7 @@ from common.artifact import ITEMS, MANIFEST, MODEL
 from common.errors import ArtifactError, ConfigError, PrivacyError, RunError
 from common.statement import statement
 from registry_support import PLAN, PRIVACY, model, publisher
+from server.registry import stores
 from server.registry import versions as registry_module
 from server.registry.records import objections, read_evaluation
 from server.registry.stores import FolderStore, UrlStore, open_store, without_secrets
@@ -255,6 +256,17 @@ def test_a_model_that_changes_meanwhile_is_not_published(
         Registry(tmp_path / "registry").publish(source)
     assert Registry(tmp_path / "registry").versions() == []
     assert list((tmp_path / "registry" / "models").iterdir()) == []
+
+
+def test_a_new_registry_is_on_the_disk_with_its_first_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(stores, "sync", synced.append)
+    place = tmp_path / "new" / "registry"
+    FolderStore(place).create("versions/1.json", b"{}")
+    # Each is a name in the one above it.
+    assert {tmp_path, tmp_path / "new", place, place / "versions"} <= set(synced)
 
 
 def test_a_full_disk_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

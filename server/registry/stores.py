@@ -85,7 +85,7 @@ class FolderStore:
     def put(self, source: Path, name: str) -> None:
         """Copy a file and sync it, with the folders that lead to it."""
         target = self._root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self._make(target.parent)
         with source.open("rb") as reader, target.open("wb") as writer:
             shutil.copyfileobj(reader, writer, _CHUNK)
             writer.flush()
@@ -95,7 +95,7 @@ class FolderStore:
     def create(self, name: str, data: bytes) -> None:
         """Write beside, then link: a rename would replace what another process wrote first."""
         target = self._root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self._make(target.parent)
         beside = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
         try:
             with beside.open("xb") as file:
@@ -125,6 +125,13 @@ class FolderStore:
     def remove(self, folder: str) -> None:
         """Remove a folder with all it holds."""
         shutil.rmtree(self._root / folder)
+
+    def _make(self, folder: Path) -> None:
+        # A registry that is new is itself a name in the folder that holds it.
+        above = [path.parent for path in (self._root, *self._root.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in above:
+            sync(path)
 
     def _sync(self, folder: Path) -> None:
         # A new folder is lost in a power cut until the one that holds it is synced too.
