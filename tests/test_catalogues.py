@@ -397,6 +397,11 @@ def test_show_names_the_models_and_runs_of_a_version(federation: Path, tmp_path:
     assert shown["models"] == [{"version": 1, "model": "m", "served": True}]
     assert shown["runs"] == ["a-run"]
     assert len(shown["unreadable"]) == 1
+    Registry(federation / "registry").pin(1)
+    (federation / "registry" / "pins" / "1.json").write_text("{}")
+    shown = command(federation, "show")
+    assert shown["models"] == [{"version": 1, "model": "m", "served": False}]
+    assert len(shown["unreadable"]) == 2
 
 
 def test_the_command_line_says_what_is_wrong(

@@ -122,12 +122,14 @@ def _models(federation: Federation, unreadable: list[str]) -> dict[str, list[Doc
     """Return fingerprint -> the registry's versions of that catalogue."""
     found: dict[str, list[Document]] = {}
     registry = Registry(federation.registry)
+    numbers: list[int] = []
+    served: int | None = None
     try:
         numbers = registry.versions()
         served = registry.served() if numbers else None
     except ArtifactError as error:
+        # A decision that is damaged says nothing of the versions.
         unreadable.append(str(error))
-        return found
     for number in numbers:
         try:
             manifest = registry.record(number).manifest
