@@ -239,7 +239,7 @@ def data(
             partitioner=uniform(shops, seed=seed, skew=0.5),
             marketplace=parse(MarketplaceConfig, sizes, "marketplace"),
         )
-    terminal().print(f"{name} is in {out}")
+    terminal().print(f"{name} is in {out}", soft_wrap=True, markup=False)
 
 
 def _answer(

@@ -61,3 +61,12 @@ def test_movielens_without_its_path_names_the_option(
     assert status_of(simulations, "data", "movielens", "--out", out) == 2
     assert "movielens needs --path" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_where_tables_were_written_is_said_as_it_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "[bold]"
+    size = ("--shops", 1, "--customers", 1, "--products", 5)
+    assert status_of(simulations, "data", "marketplace", *size, "--out", out) == 0
+    assert capsys.readouterr().out == f"marketplace is in {out}\n"
