@@ -83,6 +83,7 @@ def draft_folder(
     if out.is_symlink() or out.exists():
         try:  # as at the end, when all has been done
             out.rmdir()
+            out.mkdir()  # what comes now may still be refused
         except OSError as error:
             raise ConfigError(
                 f"{out} can't be replaced by what is finished ({error.strerror}): give a folder "

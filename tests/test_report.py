@@ -388,7 +388,14 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
 def test_a_folder_without_a_good_report_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="finished runs"):
         compare([tmp_path])
-    for text, words in (("{", "not JSON"), ("[]", "not a report"), ('{"arms": {}}', "missing")):
+    for text, words in (
+        ("{", "not JSON"),
+        ("[]", "not a report"),
+        ('{"arms": {}}', "missing"),
+        # Ended in tracebacks.
+        ('{"arms": []}', "arms"),
+        ('{"arms": {"local": 1}}', "arms.local"),
+    ):
         (tmp_path / "report.json").write_text(text)
         with pytest.raises(DataError, match=words):
             compare([tmp_path])

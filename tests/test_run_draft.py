@@ -151,6 +151,11 @@ def test_bad_input_leaves_no_draft(experiment: Experiment, tmp_path: Path) -> No
     with pytest.raises(DataError, match="merchant_id"):
         run_experiment(experiment, tmp_path / "out", Silent())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.toml", "tables"]
+    # An empty folder that was there before was gone.
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DataError, match="merchant_id"):
+        run_experiment(experiment, tmp_path / "mine", Silent())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "small.toml", "tables"]
 
 
 @pytest.mark.parametrize("name", [".", "link", "dangling"])

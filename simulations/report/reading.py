@@ -53,7 +53,11 @@ def read_report(folder: Path) -> Document:
         raise DataError(f"{path} is not JSON ({error}): run the experiment again") from error
     report: Document = document if isinstance(document, dict) else {}
     missing = [key for key in _NEEDED if key not in report]
-    for name, arm in report.get("arms", {}).items():
+    arms = report.get("arms", {})
+    for name, arm in arms.items() if isinstance(arms, dict) else [("", None)]:
+        if not isinstance(arm, dict):
+            missing.append(f"arms.{name}".rstrip("."))
+            continue
         missing += [f"arms.{name}.{key}" for key in _NEEDED_OF_ARMS if key not in arm]
     if missing or report["format_version"] != FORMAT_VERSION:
         raise DataError(
