@@ -16,7 +16,7 @@ from common.metrics import MetricSums
 from report_support import N_ITEMS, PRIVACY, arm, run_of, shown_text, sums, whole_run
 from simulations.documents import to_json
 from simulations.machine import machine_facts
-from simulations.report.answer import interval
+from simulations.report.answer import interval, pays
 from simulations.report.building import (
     ArmResult,
     ShopPart,
@@ -148,6 +148,29 @@ def test_a_handful_of_lucky_customers_is_no_answer(customers: int, verdict: str)
     report = build_report(run_of(*arms))
     assert report["answer"]["verdict"] == verdict
     assert ("10 at least" in report["answer"]["details"][0]) == (verdict == "unknown")
+
+
+@pytest.mark.parametrize(
+    ("shift", "tail_shift", "verdict"), [(0.0, 0.1, "no"), (0.05, -0.1, "yes")]
+)
+def test_a_handful_of_customers_of_the_tail_decides_nothing(
+    shift: float, tail_shift: float, verdict: str
+) -> None:
+    # One customer's interval has no width: he alone gained, or lost, for sure.
+    tail = np.full(40, np.nan)
+    tail[7] = 0.2
+
+    def of(shift: float, tail_shift: float) -> dict[str, ShopResult]:
+        found = sums(0.1 + np.zeros(40), shift)
+        return {"a": ShopResult(dataclasses.replace(found, tail_ndcg=tail + tail_shift))}
+
+    arms = ArmResult("local", of(0, 0)), ArmResult("federated-dp", of(shift, tail_shift))
+    report = build_report(run_of(*arms))
+    assert report["answer"]["verdict"] == verdict
+    assert any("Of 1 customers with a tail product" in s for s in report["answer"]["details"])
+    point = arm_figures(report["arms"]["federated-dp"])
+    assert not pays(point, "tail_ndcg@20")
+    assert pays(point, "ndcg@20") == (shift > 0)
 
 
 def test_json_holds_null_and_never_nan() -> None:

@@ -18,6 +18,7 @@ import pytest
 from common.errors import ConfigError
 from common.metrics import MetricSums
 from report_support import shown_text
+from simulations.report.answer import pays
 from simulations.report.building import ShopPart
 from simulations.sweep.figures import (
     _knees,
@@ -25,7 +26,6 @@ from simulations.sweep.figures import (
     first_of,
     goes_half,
     lines,
-    pays,
     sweep_document,
 )
 from simulations.sweep.page import _measured_ticks, render_sweep, sweep_table
@@ -413,6 +413,7 @@ def point(epsilon: float, low: float, way: float | None, customers: float = 100.
         "epsilon": epsilon,
         "customers_a_shop": customers,
         "customers_with_targets": 40,
+        "customers_with_tail_targets": 40,
         "vs_better": {"ndcg@20": {"low": low}},
         "way": {"ndcg@20": way},
     }

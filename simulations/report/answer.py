@@ -73,13 +73,29 @@ def judge(arm: Document) -> str:
     versus = arm["vs_better"]
     if not versus or any(versus[metric]["low"] is None for metric in MAIN):
         return "unknown"
-    if arm["customers_with_targets"] < ENOUGH_CUSTOMERS:
+    if not asked_enough(arm, "ndcg@20"):
         return "unknown"
-    if not any(versus[metric]["low"] > 0 for metric in MAIN):
+    if not any(pays(arm, metric) for metric in MAIN):
         return "no"
-    loses = any(versus[metric]["high"] < 0 for metric in MAIN)
+    loses = any(_loses(arm, metric) for metric in MAIN)
     level = arm["level_share"]
     return "mixed" if loses or level is None or level < ENOUGH_SHOPS else "yes"
+
+
+def asked_enough(arm: Document, metric: str) -> bool:
+    """Whether so many customers have targets of a metric that its interval means something."""
+    tail = "tail_" if metric.startswith("tail_") else ""
+    return bool(arm[f"customers_with_{tail}targets"] >= ENOUGH_CUSTOMERS)
+
+
+def pays(arm: Document, metric: str) -> bool:
+    """Whether an arm gains for sure over the better of what a shop can have alone."""
+    low = (arm["vs_better"] or {}).get(metric, {}).get("low")
+    return asked_enough(arm, metric) and low is not None and bool(low > 0)
+
+
+def _loses(arm: Document, metric: str) -> bool:
+    return asked_enough(arm, metric) and bool(arm["vs_better"][metric]["high"] < 0)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -120,7 +136,7 @@ def _headline(arm: str, document: Document, verdicts: dict[str, str]) -> str:
         return f"Yes: federating {how} beats what these shops can do alone."
     if verdicts[arm] == "mixed":
         return f"It depends: federating {how} helps in part, and costs elsewhere."
-    lost = [metric for metric in MAIN if document["vs_better"][metric]["high"] < 0]
+    lost = [metric for metric in MAIN if _loses(document, metric)]
     loss = f", and a loss of {' and '.join(lost)} is certain" if lost else ""
     if arm == "federated-dp" and verdicts.get("federated") == "yes":
         return (
@@ -132,11 +148,16 @@ def _headline(arm: str, document: Document, verdicts: dict[str, str]) -> str:
 
 
 def _details(name: str, arm: Document) -> list[str]:
-    gains = [
+    found = [
         f"{metric} {number(arm['metrics'][metric])}, {_against(arm['vs_better'][metric])}"
         for metric in MAIN
     ]
-    sentences = [f"{name} ({privacy_words(arm['privacy'])}): {'; '.join(gains)}."]
+    sentences = [f"{name} ({privacy_words(arm['privacy'])}): {'; '.join(found)}."]
+    if not asked_enough(arm, "tail_ndcg@20"):
+        sentences.append(
+            f"Of {arm['customers_with_tail_targets']} customers with a tail product to find, "
+            f"tail_ndcg@20 says nothing for sure: it takes {ENOUGH_CUSTOMERS}."
+        )
     if arm.get("draws"):
         sentences += _draws_words(arm["draws"])
     if arm["level_share"] is not None:

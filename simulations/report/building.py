@@ -202,6 +202,7 @@ def _arm(
         "metrics": mine,
         "customers": int(sums.targets.size),
         "customers_with_targets": int(np.count_nonzero(sums.targets)),
+        "customers_with_tail_targets": int(np.isfinite(sums.tail_ndcg).sum()),
         "quintiles": sums.by_quintile(),
         "per_shop": {key: _shop(key, arm, local) for key, _ in _shops(arm)},
         "other_shops": {key: asdict(shop) for key, shop in sorted(arm.others.items())},

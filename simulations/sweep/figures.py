@@ -4,7 +4,7 @@ The rule, for points that differ in one thing alone (ε, or customers a shop), i
 
 - federating *pays* at a point if the 95% interval of its gain over the better of ``local`` and
   ``home-only``, which is what a shop can have without sending anything, lies above 0, and ten
-  customers or more were tested: of fewer an interval means nothing;
+  customers or more have a target (for the tail one of the tail): of fewer it means nothing;
 - it pays *from* the smallest measured value at which it pays, there and at all larger ones;
 - it goes *half the way* from the smallest value at which ``way`` is at least one half, there and
   at all larger ones.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from simulations.documents import Document
-from simulations.report.answer import ENOUGH_CUSTOMERS, all_shops
+from simulations.report.answer import ENOUGH_CUSTOMERS, all_shops, pays
 from simulations.sweep.plan import Sweep
 
 METRICS = ("ndcg@20", "tail_ndcg@20")
@@ -24,9 +24,10 @@ HALF = 0.5
 RULE = (
     "Federating pays at a point if the 95% interval of its gain over the better of local and "
     "home-only (what a shop can have without sending anything) lies above 0, and "
-    f"{ENOUGH_CUSTOMERS} customers or more were tested. It pays from the "
-    "smallest measured value at which it does so there and at all larger ones. The same holds for "
-    "half the way from local to centralized. Only measured points count: nothing is interpolated. "
+    f"{ENOUGH_CUSTOMERS} customers or more have a target (for the tail one of the tail). It pays "
+    "from the smallest measured value at which it does so there and at all larger ones. The same "
+    "holds for half the way from local to centralized. Only measured points count: nothing is "
+    "interpolated. "
     "Each point is one draw of the noise, and intervals cover the draw of customers alone."
 )
 _KEPT = ("vs_local", "vs_better", "level_share", "way", "home_weights", "seconds", "peak_mb")
@@ -42,6 +43,7 @@ def arm_figures(arm: Document) -> Document:
         "took_part": sum(shop["took_part"] for shop in all_shops(arm).values()),
         "shops": len(all_shops(arm)),
         "customers_with_targets": arm["customers_with_targets"],
+        "customers_with_tail_targets": arm["customers_with_tail_targets"],
     }
 
 
@@ -121,13 +123,6 @@ def _apart(sweep: Sweep, known: Mapping[int, Document]) -> dict[int, str]:
         for number, own in changes.items():
             found[number] = ", ".join(change for change in own if change not in shared)
     return found
-
-
-def pays(point: Document, metric: str) -> bool:
-    """Whether federating gains for sure over what a shop can have alone."""
-    low = (point["vs_better"] or {}).get(metric, {}).get("low")
-    enough = point["customers_with_targets"] >= ENOUGH_CUSTOMERS
-    return enough and low is not None and bool(low > 0)
 
 
 def goes_half(point: Document, metric: str) -> bool:

@@ -10,11 +10,11 @@ from rich.text import Text
 
 from common.cli import plain_table
 from simulations.documents import Document
-from simulations.report.answer import interval, number, percent
+from simulations.report.answer import interval, number, pays, percent
 from simulations.report.page import facts, render
 from simulations.report.plots import COLOURS, escape, html
 from simulations.report.tables import warning_lines
-from simulations.sweep.figures import METRICS, goes_half, lines, on_axis, pays
+from simulations.sweep.figures import METRICS, goes_half, lines, on_axis
 
 HEADINGS = ("ndcg@20", "gain", "tail_ndcg@20", "tail gain", "way", "tail way", "level", "ε spent")
 _LINES = ("#d1572b", "#4c6a92", "#1a8f5a", "#8a5ab5", "#c98a00", "#2b9fb3", "#b03a6f", "#666666")
