@@ -3,6 +3,7 @@
 import logging
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -329,3 +330,36 @@ def test_the_future_is_refused(shop: Shop) -> None:
     assert settings.database is not None
     with pytest.raises(DataError, match="in the future"):
         SqlSource(settings.database, "corner", now=1577836801).tables()
+
+
+def test_what_is_sold_before_the_tables_are_read_is_not_in_the_future(
+    tmp_path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mapping is read first, from the same database, and takes its time."""
+    clock = [1577836802]
+    monkeypatch.setattr("time.time", lambda: clock[0])
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    sources = [open_source(shop(MAPPED)), FolderSource(folder, merchant_id="corner")]
+    clock[0] += 60
+    change(tmp_path, "INSERT INTO orders VALUES (9, 'milk', '2020-01-01 00:01:00', 3, 1.0)")
+    line = "9,milk,2020-01-01 00:01:00,purchase\n"
+    (folder / "interactions.csv").write_text(f"user_id,item_id,timestamp,behavior\n{line}")
+    assert [len(source.tables().interactions) for source in sources] == [4, 1]
+
+
+def test_all_tables_of_a_file_are_of_one_moment(tmp_path: Path, shop: Shop) -> None:
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+    settings = shop(MAPPED + VIEWED)
+    seen: list[int] = []
+    assert settings.database is not None
+
+    def meanwhile(done: int, _: int) -> None:
+        if not seen:  # The orders are read, and the views are not.
+            change(tmp_path, "INSERT INTO page_views VALUES (9, 'milk', 1577836803)")
+        seen.append(done)
+
+    source = SqlSource(settings.database, "corner", progress=meanwhile)
+    assert len(source.tables().interactions) == len(ORDERS) + len(VIEWS)
+    assert len(source.tables().interactions) == len(ORDERS) + len(VIEWS) + 1

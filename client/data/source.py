@@ -83,7 +83,7 @@ class FolderSource:
         self._folder, self._user_id, self._merchant_id = folder, user_id, merchant_id
         self._progress = progress
         self._bad_rows: BadRows = bad_rows
-        self._now = int(time.time()) if now is None else now
+        self._now = now
 
     def tables(self) -> Tables:
         """Return the folder's tables.
@@ -103,7 +103,8 @@ class FolderSource:
             path,
             checker(path),
             None,
-            now=self._now,
+            # When they are read: the shop goes on selling while a mapping is.
+            now=int(time.time()) if self._now is None else self._now,
             progress=self._progress,
             drop=("quantity", "price"),
             may_be_empty=True,

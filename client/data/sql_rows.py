@@ -97,6 +97,9 @@ def reading(database: Database) -> Iterator[sa.Connection]:
         with engine.connect().execution_options(**options) as connection:
             if kind == "sqlite":
                 connection.exec_driver_sql("PRAGMA query_only = ON")
+                # Else each statement reads tables of another moment; theirs is that of the SELECT.
+                connection.exec_driver_sql("BEGIN")
+                connection.exec_driver_sql("SELECT 1 FROM sqlite_master").close()
             elif engine.dialect.driver == "psycopg":
                 read_times(connection)
             yield connection

@@ -2,7 +2,7 @@
 
 Only the columns that the contract needs are asked for. The connection reads and never writes,
 and all tables are of one moment where the database can do that (PostgreSQL: one read-only
-transaction at REPEATABLE READ).
+transaction at REPEATABLE READ; SQLite: one transaction).
 """
 
 import time
@@ -45,7 +45,7 @@ class SqlSource:
         self._database = database
         self._progress = progress
         self._merchant_id = merchant_id
-        self._now = int(time.time()) if now is None else now
+        self._now = now
         self._bad_rows: BadRows = bad_rows
         self._user_id = user_id
 
@@ -83,7 +83,10 @@ class SqlSource:
             if not all("session_id" in part.have for part in parts):
                 have.discard("session_id")
             checkers = [checker(part.source, "interactions") for part in parts]
-            builder, done = InteractionsBuilder(checkers[0], None, sorted(have), self._now), 0
+            # The tables are of a moment that is past by now: what was sold since, such as while a
+            # mapping was read, is not in them, and what is in them is not in the future.
+            now = int(time.time()) if self._now is None else self._now
+            builder, done = InteractionsBuilder(checkers[0], None, sorted(have), now), 0
             for part, own in zip(parts, checkers, strict=True):
                 builder.begin(own)
                 for rows in chunks(connection, part, builder.columns, self._user_id):
