@@ -1,7 +1,7 @@
 """What a shop's engineer wants to know of the shop's data before any training; all of it local."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from client.settings import ShopSettings
 from common.errors import ArtifactError, ConfigError, DataError, InputError
 from common.features import Catalogue, read_catalogue
 from common.protocol import TrainingPlan
-from common.schema import Tables
+from common.schema import Tables, record_weights
 from common.splitting import doubt_of_times
 from common.tables.contract import BEHAVIOR_WEIGHTS, BEHAVIORS
 from common.tables.folders import Progress
@@ -95,11 +95,12 @@ def check_shop(
     if catalogue is not None:
         described = _described(settings, catalogue, mapping, advice)
         found = coverage(own, catalogue, mapping, described, problems, advice)
-    history = None if catalogue is None else _history(own, catalogue, mapping, weights)
+    weighed = record_weights(own, weights, settings.rating_scale) > 0
+    history = None if catalogue is None else _history(own, catalogue, mapping, weighed)
     if found and history and found["share_of_interactions"] and not history["customers"]:
         problems.append(
-            "no record of a product of the catalogue weighs anything by behavior_weights: it would "
-            "train on nothing but noise"
+            "no record of a product of the catalogue weighs anything by behavior_weights and its "
+            "rating: it would train on nothing but noise"
         )
     if unnamed := [name for name in _behaviors(own) if name not in weights]:
         advice.append(
@@ -234,13 +235,18 @@ def _history(
     own: pd.DataFrame,
     catalogue: Catalogue,
     mapping: ItemMapping | None,
-    weights: Mapping[str, float],
+    weighed: np.ndarray,
 ) -> dict[str, Any]:
-    """Return how many records the customers have that training would use."""
+    """Return how many records the customers have that training would use.
+
+    Parameters
+    ----------
+    weighed
+        (N,) bool: whether a record has a weight.
+    """
     names = own["item_id"].cat.categories.to_numpy(dtype=object)
     rows = catalogue_rows(names, catalogue, mapping)
     codes = own["item_id"].cat.codes.to_numpy()
-    weighed = own["behavior"].map(lambda name: weights.get(name, 0.0) > 0).to_numpy(dtype=bool)
     used = own[(rows[codes] >= 0) & weighed] if len(own) else own
     users = used["user_id"].cat.codes.to_numpy()
     counts = np.bincount(users)[np.unique(users)] if len(users) else np.zeros(0, dtype=np.int64)

@@ -211,7 +211,7 @@ def _encode(
 ) -> ShopEvents:
     """Encode the interactions of one merchant."""
     items = rows_of_items[rows["item_id"].cat.codes.to_numpy()]
-    weights = _weights(rows, behavior_weights, rating_scale)
+    weights = record_weights(rows, behavior_weights, rating_scale)
     keep = (items >= 0) & (weights > 0)
     rows, items, weights = rows[keep], items[keep], weights[keep]
     present, users = np.unique(names.rank[rows["user_id"].cat.codes], return_inverse=True)
@@ -236,10 +236,10 @@ def _encode(
     )
 
 
-def _weights(
+def record_weights(
     rows: pd.DataFrame, behavior_weights: Mapping[str, float], rating_scale: float
 ) -> np.ndarray:
-    """Return (N,) float32 weights of records."""
+    """Return (N,) float32 weights of validated interactions; see :func:`encode_shops`."""
     behavior = rows["behavior"].cat
     table = np.array([behavior_weights.get(b, 0.0) for b in behavior.categories], dtype=np.float32)
     weights = table[behavior.codes.to_numpy()]

@@ -20,6 +20,7 @@ from cli_support import status_of
 from client.__main__ import app
 from client.check import check_shop
 from client.commands.check_table import check_table
+from client.data.source import read_shop
 from client.joining.keys import check_private_key, public_path
 from client.joining.roster import accept
 from client.joining.starting import start_shop
@@ -243,6 +244,19 @@ def test_behaviours_that_the_weights_leave_out_are_told(folder: Path) -> None:
     assert document["history"]["customers"] == 1
     write(folder, [row for row in ROWS if ",purchase," in row])
     assert any("weighs anything by behavior_weights" in text for text in check(folder)["problems"])
+
+
+def test_a_rating_of_nothing_would_train_nobody(folder: Path) -> None:
+    """Some data write 0 for a rating that was not given."""
+    rows = [f"{k},tea,2024-01-01T10:00:00Z,rating,corner,a,{k % 2}" for k in range(4)]
+    table = folder / "data" / "interactions.csv"
+    table.write_text("\n".join([HEADER.strip() + ",rating", *rows]))
+    history = check(folder)["history"]
+    trained = read_shop(read_settings(folder / "shop.toml"), read_catalogue(folder / "catalogue"))
+    assert history["customers"] == len(trained.user_ids) == 2
+    assert history["without"] == 2
+    table.write_text("\n".join([HEADER.strip() + ",rating", *rows[::2]]))
+    assert any("weighs anything" in text for text in check(folder)["problems"])
 
 
 def test_bad_rows_are_counted_and_shown(folder: Path) -> None:
