@@ -11,6 +11,7 @@ import pandas as pd
 
 from client.data.assortment import own_products
 from client.data.coverage import catalogue_rows, coverage
+from client.data.doubts import doubt_of_ids
 from client.data.mapping import ItemMapping
 from client.data.source import open_own_source, shop_mapping, unknown_merchant
 from client.data.stocking import published_stock
@@ -86,8 +87,8 @@ def check_shop(
             'unit = "basket" needs interactions with a session_id column: without it no run can '
             "train here"
         )
-    if words := doubt_of_times(own["timestamp"].to_numpy()):
-        advice.append(words)
+    users = np.asarray(own["user_id"].unique(), dtype=object)
+    advice += filter(None, (doubt_of_times(own["timestamp"].to_numpy()), doubt_of_ids(users)))
     stage("comparing with the catalogue")
     catalogue, mapping = _catalogue(settings, problems)
     weights = settings.behavior_weights or BEHAVIOR_WEIGHTS

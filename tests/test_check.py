@@ -246,6 +246,28 @@ def test_behaviours_that_the_weights_leave_out_are_told(folder: Path) -> None:
     assert any("weighs anything by behavior_weights" in text for text in check(folder)["problems"])
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "shown"),
+    [
+        ("ann@x.de", "Ann@X.de", "'Ann@X.de' and 'ann@x.de'"),
+        ("ann ", "ann", "'ann' and 'ann '"),
+        ("7", "007", "'007' and '7'"),
+        ("Zo\u00eb", "Zoe\u0308", r"'Zoe\u0308' and 'Zo\xeb'"),
+        ("ann", "anna", ""),
+    ],
+)
+def test_ids_that_may_be_one_customer_s_are_told(
+    folder: Path, first: str, second: str, shown: str
+) -> None:
+    before = check(folder)["advice"]
+    write(
+        folder, [*ROWS, *(f"{u},tea,2024-01-02T10:00:00Z,view,corner,d" for u in (first, second))]
+    )
+    more = [text for text in check(folder)["advice"] if text not in before]
+    assert len(more) == bool(shown)
+    assert all(text.startswith("2 customers have ids that are") and shown in text for text in more)
+
+
 def test_a_rating_of_nothing_would_train_nobody(folder: Path) -> None:
     """Some data write 0 for a rating that was not given."""
     rows = [f"{k},tea,2024-01-01T10:00:00Z,rating,corner,a,{k % 2}" for k in range(4)]
