@@ -11,7 +11,7 @@ import pandas as pd
 
 from client.data.assortment import own_products
 from client.data.coverage import catalogue_rows, coverage
-from client.data.doubts import doubt_of_ids
+from client.data.doubts import doubt_of_ids, doubt_of_people, doubt_of_stock
 from client.data.mapping import ItemMapping
 from client.data.source import open_own_source, shop_mapping, unknown_merchant
 from client.data.stocking import published_stock
@@ -88,7 +88,14 @@ def check_shop(
             "train here"
         )
     users = np.asarray(own["user_id"].unique(), dtype=object)
-    advice += filter(None, (doubt_of_times(own["timestamp"].to_numpy()), doubt_of_ids(users)))
+    advice += filter(
+        None,
+        (
+            doubt_of_times(own["timestamp"].to_numpy()),
+            doubt_of_ids(users),
+            doubt_of_people(tables, settings.merchant_id, users),
+        ),
+    )
     stage("comparing with the catalogue")
     catalogue, mapping = _catalogue(settings, problems)
     weights = settings.behavior_weights or BEHAVIOR_WEIGHTS
@@ -96,6 +103,9 @@ def check_shop(
     if catalogue is not None:
         described = _described(settings, catalogue, mapping, advice)
         found = coverage(own, catalogue, mapping, described, problems, advice)
+        shelves = tables.stock_of(settings.merchant_id)
+        if words := doubt_of_stock(shelves, catalogue, mapping, described):
+            advice.append(words)
     weighed = record_weights(own, weights, settings.rating_scale) > 0
     history = None if catalogue is None else _history(own, catalogue, mapping, weighed)
     if found and history and found["share_of_interactions"] and not history["customers"]:

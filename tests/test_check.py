@@ -268,6 +268,24 @@ def test_ids_that_may_be_one_customer_s_are_told(
     assert all(text.startswith("2 customers have ids that are") and shown in text for text in more)
 
 
+def test_tables_that_do_not_meet_the_records_are_told(folder: Path) -> None:
+    """An export wrote the one table's numbers in another way, and nothing else would say so."""
+    before = check(folder)["advice"]
+    people, shelves = folder / "data" / "customers.csv", folder / "data" / "stock.csv"
+    people.write_text("user_id,age,merchant_id\n1.0,30,corner\n2.0,40,corner\n3,5,other\n")
+    shelves.write_text("merchant_id,item_id\ncorner,123\nother,tea\n")
+    of_people, of_shelves = (text for text in check(folder)["advice"] if text not in before)
+    assert "its user_id has '1.0', '2.0', that of the records '1', '2', '3'" in of_people
+    assert "names no product of the catalogue" in of_shelves
+    assert "'123'" in of_shelves
+    people.write_text("user_id,age\n1,30\n2.0,40\n")
+    shelves.write_text("merchant_id,item_id\ncorner,123\ncorner,tea\n")
+    assert check(folder)["advice"] == before
+    shelves.write_text("merchant_id,item_id\ncorner,house-brand\n")
+    (folder / "data" / "products.csv").write_text("item_id,category\nhouse-brand,food\n")
+    assert not any("stock table" in text for text in check(folder)["advice"])
+
+
 def test_a_rating_of_nothing_would_train_nobody(folder: Path) -> None:
     """Some data write 0 for a rating that was not given."""
     rows = [f"{k},tea,2024-01-01T10:00:00Z,rating,corner,a,{k % 2}" for k in range(4)]
