@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from client.commands.arguments import Shop
+from client.commands.arguments import Shop, as_text
 from client.commands.ledger import ledger_app
 from client.commands.serve import serve
 from common.cli import print_document, print_json, run, stages
@@ -88,7 +88,9 @@ def approve(
     ] = False,
     revoke: Annotated[bool, typer.Option("--revoke", help="Take an approval back.")] = False,
     show_all: Annotated[bool, typer.Option("--list", help="Only show what is approved.")] = False,
-    note: Annotated[str, typer.Option(help="Why, for whoever reads the list later.")] = "",
+    note: Annotated[
+        str, typer.Option(help="Why, for whoever reads the list later.", callback=as_text)
+    ] = "",
     diff: Annotated[
         bool, typer.Option("--diff", help="Only show how a bundle differs from the code here.")
     ] = False,
@@ -270,11 +272,17 @@ def evaluate(
 @app.command()
 def recommend(
     settings: Shop,
-    user: Annotated[str, typer.Option(help="A customer's user_id.")] = "",
-    history: Annotated[str, typer.Option(help="For a guest: item ids, separated by commas.")] = "",
+    user: Annotated[str, typer.Option(help="A customer's user_id.", callback=as_text)] = "",
+    history: Annotated[
+        str,
+        typer.Option(help="For a guest: item ids, separated by commas.", callback=as_text),
+    ] = "",
     attribute: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=VALUE, such as age=35-44, for who has no history; repeatable."),
+        typer.Option(
+            help="NAME=VALUE, such as age=35-44, for who has no history; repeatable.",
+            callback=as_text,
+        ),
     ] = None,
     count: Annotated[int, typer.Option("-k", "--count", help="How many products.")] = 20,
     tail_dial: Annotated[

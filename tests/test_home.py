@@ -516,6 +516,23 @@ def test_a_request_that_makes_no_sense_is_refused(changes: dict[str, Any], words
         Request(**{"user_id": "u", **changes})
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("recommend", "--user", "\udce9va"),
+        ("recommend", "--history", "i01,\udce9va"),
+        ("recommend", "--attribute", "age=\udce9va"),
+        ("approve", "--own-code", "--note", "\udce9va"),
+    ],
+)
+def test_what_is_typed_in_another_encoding_is_told(
+    shop: HomeShop, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python gives bytes that are no UTF-8 as surrogates, which nothing can encode."""
+    assert status_of(app, words[0], shop.path, *words[1:]) == 2
+    assert "is not UTF-8: set the terminal to it" in capsys.readouterr().err
+
+
 # --- from a database -------------------------------------------------------------------------
 
 

@@ -1,15 +1,27 @@
-"""What several commands of a shop are given; nothing but typer is imported."""
+"""What several commands of a shop are given; nothing slow but typer is imported."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from common.errors import ConfigError
+
 
 def _settings_file(path: Path) -> Path:
     from client.shop_folder import settings_file
 
     return settings_file(path)
+
+
+def as_text(value: str | list[str] | None) -> str | list[str] | None:
+    """Refuse what was typed in another encoding: no table, and no file, could hold it."""
+    for text in [value] if isinstance(value, str) else value or ():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"{text!a} is not UTF-8: set the terminal to it") from error
+    return value
 
 
 Where = Annotated[
