@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
+import psycopg
 import pytest
 
 from client.data import records as shop_records
@@ -311,6 +312,25 @@ def test_a_database_that_does_not_answer_keeps_the_password_to_itself(
         open_source(settings).tables()
     logging.getLogger("test").error("as the client logs it", exc_info=error.value)
     assert "s3cret" not in caplog.text + str(error.value)
+
+
+def test_a_server_that_is_gone_without_a_word_is_not_waited_for(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default the system gives a connection up after hours, and the shop hangs in its run."""
+    told: list[dict[str, object]] = []
+
+    def connect(*_: object, **words: object) -> None:
+        told.append(words)
+        raise psycopg.OperationalError("gone")
+
+    monkeypatch.setattr(psycopg, "connect", connect)
+    for more in ("", "?connect_timeout=5"):
+        settings = shop(MAPPED, url=f"postgresql://reader@127.0.0.1/shop{more}")
+        with pytest.raises(DataError, match="gone"):
+            open_source(settings).tables()
+    assert [words["connect_timeout"] for words in told] == [30, "5"]
+    assert [words["keepalives_idle"] for words in told] == [60, 60]
 
 
 def test_a_deleted_customer_trains_no_longer(

@@ -61,6 +61,14 @@ class Part:
 # PostgreSQL's codes for a text that a type can't be: none (the driver's own), out of a number's
 # range, no date or none that can be, no such text or bytes, a character that the encoding lacks.
 _NOT_OF_A_TYPE = (None, "22003", "22007", "22008", "22P02", "22P03", "22021")
+# Of libpq, in seconds. A query may take its time: only a machine that is gone is given up.
+_MANNERS: Mapping[str, str | int] = {
+    "client_encoding": "utf8",
+    "connect_timeout": 30,
+    "keepalives_idle": 60,
+    "keepalives_interval": 15,
+    "keepalives_count": 4,
+}
 # SQLAlchemy would say that such a URL is invalid.
 _WITHOUT_PASSWORD = ("sqlite", "sqlite+pysqlite")
 
@@ -79,7 +87,7 @@ def reading(database: Database) -> Iterator[sa.Connection]:
                 )
             url = url.set(password=password)
         engine = sa.create_engine(
-            url, hide_parameters=True, poolclass=sa.pool.NullPool, connect_args=_encoding(url)
+            url, hide_parameters=True, poolclass=sa.pool.NullPool, connect_args=_manners(url)
         )
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
         raise DataError(
@@ -113,15 +121,19 @@ def reading(database: Database) -> Iterator[sa.Connection]:
         engine.dispose()
 
 
-def _encoding(url: sa.URL) -> dict[str, str]:
-    """Return what has psycopg give text as text.
+def _manners(url: sa.URL) -> dict[str, str | int]:
+    """Return what psycopg is told besides the URL, whose own words on the same count.
 
-    From a database of encoding SQL_ASCII, which promises none, it would be bytes: not even what
-    SQLAlchemy asks of a new connection could be read. PostgreSQL refuses those that are no UTF-8.
+    To give text as text: from a database of encoding SQL_ASCII, which promises none, it would be
+    bytes, and not even what SQLAlchemy asks of a new connection could be read. PostgreSQL refuses
+    those that are no UTF-8.
+
+    And to notice that nobody is there: from a machine that is gone without a word no answer comes,
+    and a shop would wait for it as long as the system does, which is hours.
     """
-    psycopg = url.get_backend_name() == "postgresql" and url.get_dialect().driver == "psycopg"
-    name = "client_encoding"
-    return {name: "utf8"} if psycopg and name not in url.query else {}
+    if url.get_backend_name() != "postgresql" or url.get_dialect().driver != "psycopg":
+        return {}
+    return {name: value for name, value in _MANNERS.items() if name not in url.query}
 
 
 def _words(error: Exception, password: str | None) -> str:
