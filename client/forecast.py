@@ -146,7 +146,8 @@ def forecast(plan: TrainingPlan, shops: Sequence[tuple[Path, ShopSettings]]) -> 
     dict
         ``plan`` (its public constants; under trust ``federation`` ``honest_shops`` and
         ``colluding_shops`` too), ``cost`` (``epsilon, delta, unit, method, upper_bound`` and
-        ``mechanisms``) and ``shops``.
+        ``mechanisms``) and ``shops``. Of a shop that releases figures of the finished model,
+        ``with_figures`` is what ``after`` and ``whole_runs`` are where each run asks for them.
 
     Raises
     ------
@@ -231,7 +232,23 @@ def _shop(plan: TrainingPlan, path: Path, settings: ShopSettings) -> dict[str, A
         "reason": reason,
         "whole_runs": whole,
         "rounds": fitting,
+        "with_figures": _with_figures(plan, settings, past),
     }
+
+
+def _with_figures(
+    plan: TrainingPlan, settings: ShopSettings, past: Sequence[Event]
+) -> dict[str, Any] | None:
+    """Return what a run costs a shop whose figures it asks for; None: the shop releases none."""
+    if settings.evaluation is None or not plan.unit == settings.unit == "customer":
+        return None
+    from client.privacy.evaluation import evaluation_event  # Few shops need it.
+
+    event = evaluation_event(settings.evaluation, settings.unit, "planned")
+    spent, delta, cap = spends_of(past, plan.unit), settings.cap_delta, settings.cap_epsilon
+    one = [*plan_spends(plan), *spends_of([event], plan.unit)]
+    after = _price(epsilon([*spent, *one], delta))
+    return {**after, "whole_runs": _whole_runs(spent, one, delta, cap)}
 
 
 def _reason(plan: TrainingPlan, settings: ShopSettings, after: Epsilon) -> str:

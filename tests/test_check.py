@@ -452,6 +452,10 @@ def test_the_price_is_said_as_what_it_takes_of_the_cap(folder: Path) -> None:
     # Half of the bar is of this plan, and nothing is spent.
     assert f"[{'+' * 15}{'.' * 15}] spent ε 0, with this plan ε" in text
     assert "cap 8 (50%)" in text
+    assert "figures" not in text
+    setting(folder, "# [evaluation]\n# epsilon = 0.5\n", "[evaluation]\nepsilon = 4.0\n")
+    text = words(check(folder, None))
+    assert "as [evaluation] allows: ε 5.987 with it, and it fits once" in text
 
 
 def test_a_mapping_is_told_with_what_it_leaves_out(folder: Path) -> None:

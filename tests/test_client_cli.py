@@ -12,8 +12,11 @@ import pytest
 
 from cli_support import document_of, status_of
 from client.__main__ import app
+from client.commands.tables import epsilon_words
 from client.forecast import find_shops
+from client.home_settings import EvaluationSettings
 from client.inspection import Place, export, write_export
+from client.privacy.evaluation import evaluation_event
 from client.privacy.ledger import DP_SGD, HISTOGRAM, Event, Ledger
 from client.privacy.plan import planned_events
 from common.accounting import Spend, epsilon, plan_spends
@@ -92,6 +95,32 @@ def test_what_is_said_to_fit_is_what_the_ledger_admits(
     (found,) = ask(capsys, "plan", settings, "--plan", plan_file)["shops"]
     assert (found["whole_runs"], found["rounds"], found["joins"]) == (0, 0, False)
     assert "cap_epsilon" in found["reason"]
+
+
+def test_what_a_shop_releases_besides_is_counted_where_a_run_asks_for_it(
+    tmp_path: Path, plan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = shop(tmp_path / "a", cap=epsilon(plan_spends(PLAN) * 3, DELTA).value + 1e-3)
+    (found,) = ask(capsys, "plan", settings, "--plan", plan_file)["shops"]
+    assert (found["whole_runs"], found["with_figures"]) == (3, None)
+    with settings.open("a") as file:
+        file.write("\n[evaluation]\nepsilon = 0.5\n")
+    (found,) = ask(capsys, "plan", settings, "--plan", plan_file)["shops"]
+    assert found["whole_runs"] == 3
+    cost = epsilon_words(found["with_figures"])
+    assert call("plan", settings, "--plan", plan_file) == 0
+    assert f"ε {cost} after such a run, 2 whole" in capsys.readouterr().out
+    released = evaluation_event(EvaluationSettings(epsilon=0.5), "customer", "run")
+    with Ledger.open(tmp_path / "a" / "ledger.sqlite") as ledger:
+        for run in ("first", "second"):
+            for event in (*planned_events(PLAN, run), released):
+                ledger.charge(event, cap_epsilon=found["cap_epsilon"], delta=DELTA)
+            if run == "first":
+                assert ledger.epsilon(DELTA)["customer"].value == pytest.approx(
+                    found["with_figures"]["epsilon"]
+                )
+        with pytest.raises(BudgetError):
+            ledger.check(planned_events(PLAN, "3"), cap_epsilon=found["cap_epsilon"], delta=DELTA)
 
 
 def test_runs_of_secure_sums_are_counted_by_the_bound_that_their_ledger_holds(

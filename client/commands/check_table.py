@@ -127,7 +127,6 @@ def _price(price: Document) -> list[str]:
     cap, spent, after = shop["cap_epsilon"], shop["spent"], shop["after"]
     which = "The plan" if price["given"] else "For example: a plan at half of the shop's cap,"
     share = after["epsilon"] / cap
-    runs = "once" if shop["whole_runs"] == 1 else f"{shop['whole_runs']:,} times"
     costs = (
         f"{which} of {_count(plan['rounds'], 'round')} costs each {cost['unit']} "
         f"ε {epsilon_words(cost)} (δ {cost['delta']:g})"
@@ -136,8 +135,23 @@ def _price(price: Document) -> list[str]:
         f"  [{_bar(spent['epsilon'] / cap, share)}] spent ε {epsilon_words(spent)}, with this plan "
         f"ε {epsilon_words(after)}, cap {cap:g} ({share:.0%})"
     )
-    left = f"  what is spent never comes back; such a plan still fits {runs} under the cap"
-    return [costs, *_trust(price), budget, left]
+    left = (
+        "  what is spent never comes back; such a plan still fits "
+        f"{_times(shop['whole_runs'])} under the cap"
+    )
+    return [costs, *_trust(price), budget, left, *_figures(shop["with_figures"])]
+
+
+def _figures(found: Document | None) -> list[str]:
+    """Return what the shop's own figures cost besides, where it releases some."""
+    if found is None:
+        return []
+    line = f"ε {epsilon_words(found)} with it, and it fits {_times(found['whole_runs'])}"
+    return [f"  where a run also asks for this shop's figures, as [evaluation] allows: {line}"]
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number:,} times"
 
 
 def _trust(price: Document) -> list[str]:

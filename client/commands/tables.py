@@ -38,6 +38,7 @@ def forecast_table(document: Document) -> Group:
     if document["shops"]:
         parts += [Text(""), _shops(document)]
     parts += [Text(_why(shop), style="yellow") for shop in document["shops"] if shop["reason"]]
+    parts += [Text(_figures(shop)) for shop in document["shops"] if shop["with_figures"]]
     if _has_bound(document):
         parts.append(Text(_BOUND))
     return Group(*parts)
@@ -119,6 +120,15 @@ def _why(shop: Document) -> str:
     return f"{shop['shop']} would not join: {shop['reason']}"
 
 
+def _figures(shop: Document) -> str:
+    found = shop["with_figures"]
+    return (
+        f"{shop['shop']} releases figures by its [evaluation], where a run asks for them: ε "
+        f"{epsilon_words(found)} after such a run, {found['whole_runs']:,} whole runs"
+    )
+
+
 def _has_bound(document: Document) -> bool:
-    shops = [cost for shop in document["shops"] for cost in (shop["spent"], shop["after"])]
+    names = ("spent", "after", "with_figures")
+    shops = [shop[name] for shop in document["shops"] for name in names if shop[name]]
     return any(cost["upper_bound"] for cost in [document["cost"], *shops])
