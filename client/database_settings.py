@@ -121,7 +121,7 @@ class Database(Frozen):
         if self.password_file is None:
             return None
         try:
-            return self.password_file.read_text(encoding="utf-8").rstrip("\r\n")
+            return self.password_file.read_text(encoding="utf-8-sig").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"cannot read the database's password from {self.password_file}: "

@@ -32,7 +32,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         If it cannot be read or is not TOML.
     """
     try:
-        values: dict[str, Any] = _plain(tomllib.loads(path.read_text(encoding="utf-8")))
+        # Some editors write a byte order mark first, which nobody sees.
+        values: dict[str, Any] = _plain(tomllib.loads(path.read_text(encoding="utf-8-sig")))
         return values
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.database_settings import Database, TableSource
 from client.settings import read_settings, refuse_run_config, shop_settings
 from common.array_checks import check_arrays
 from common.errors import ConfigError, ProtocolError
@@ -42,6 +43,17 @@ def test_the_nodes_own_config_wins_over_the_environment(tmp_path: Path) -> None:
     assert settings.cap_epsilon == 1
     with pytest.raises(ConfigError, match="FEDTAIL_SHOP"):
         shop_settings({}, {})
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    """As some editors write it: the file looks right, and its first line was no statement."""
+    here = write(tmp_path, "\ufeff" + SHOP + "cap_epsilon = 1\n")
+    assert read_settings(here).cap_epsilon == 1
+    secret = tmp_path / "password"
+    secret.write_text("\ufeffs3cret\r\n", encoding="utf-8")
+    orders = TableSource(table="orders")
+    database = Database(url="sqlite://", password_file=secret, interactions=(orders,))
+    assert database.password({}) == "s3cret"
 
 
 @pytest.mark.parametrize(
