@@ -12,6 +12,7 @@ from client.rounds.replying import Answer, Node, reply_to
 from client.settings import FederationSettings
 from client.shop_folder import ShopFolder
 from common.programs.supervisor import Supervisor
+from common.protocol import NO_FINGERPRINT
 
 URL = "https://federation.example:8443/v1/fleet/"
 REFUSED = (
@@ -134,3 +135,22 @@ def test_a_run_is_seen_at_the_shop(
     (said,) = caplog.messages
     assert "20261129-114036-9734 came home" in said
     assert "client adapt" in said
+
+
+@pytest.mark.parametrize("server_round", [3, -1])
+def test_a_refusal_is_told_whatever_round_the_server_named(
+    tmp_path: Path, server_round: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = tmp_path / "superexec.log"
+    reader = NodeLog(log, APP_SIGNS)
+    header = {
+        "run_id": "run",
+        "server_round": server_round,
+        "plan_json": "",
+        "catalogue_fingerprint": NO_FINGERPRINT,
+    }
+    reply, _ = reply_to("update", header, Node({}, {}, {}), lambda *_: Answer())
+    assert (reply.status, reply.server_round) == ("refused-config", server_round)
+    log.write_text(caplog.messages[0] + "\n")
+    (sign,) = reader.news()
+    assert sign.about.startswith("refused-config reason=this node has no shop")

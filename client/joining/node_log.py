@@ -30,7 +30,8 @@ _NODE_SIGNS: Signs = (
 )
 #: Of what the client apps write into their executor's log; apart, for a reason may hold any words.
 APP_SIGNS: Signs = (
-    ("failed", re.compile(r"^exchange=\w+ round=\d+ status=(?P<about>[\w-]+( reason=.*)?)$")),
+    # A server may call any number a round, below 0 too: the refusal is told all the same.
+    ("failed", re.compile(r"^exchange=\w+ round=-?\d+ status=(?P<about>[\w-]+( reason=.*)?)$")),
 )
 # The second line of Flower's word about a connection that it gave up. The last of them is said of a
 # key that it does not know, too.
