@@ -181,6 +181,20 @@ def test_what_is_missing_is_named(shop: Shop, old: str, new: str, message: str) 
         open_source(shop(MAPPED.replace(old, new))).tables()
 
 
+@pytest.mark.parametrize("name", ["Merchant_ID", "merchant", "merchantid"])
+def test_a_misspelt_merchants_column_makes_no_rows_the_shops_own(
+    tmp_path: Path, shop: Shop, name: str
+) -> None:
+    """As of files; of a database all merchants' customers were this shop's, without a word."""
+    change(tmp_path, f"ALTER TABLE orders ADD COLUMN {name} TEXT DEFAULT 'other'")
+    with pytest.raises(DataError, match=f"no column 'merchant_id', but '{name}': map it with"):
+        open_source(shop(MAPPED)).tables()
+    mapped = MAPPED.replace("columns = {", f'columns = {{ merchant_id = "{name}",')
+    assert open_source(shop(mapped)).tables().merchant_ids == ["other"]
+    own = MAPPED.replace("constants = {", 'constants = { merchant_id = "corner",')
+    assert open_source(shop(own)).tables().merchant_ids == ["corner"]
+
+
 def test_a_wrong_query_is_refused(shop: Shop) -> None:
     with pytest.raises(DataError, match="no such column: seem"):
         open_source(shop(MAPPED + VIEWED.replace(", seen", ", seem"))).tables()

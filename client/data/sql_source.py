@@ -21,7 +21,7 @@ from common.errors import ConfigError, DataError
 from common.schema import Tables
 from common.tables.checks import Checker
 from common.tables.contract import REQUIRED, BadRows
-from common.tables.folders import Progress
+from common.tables.folders import MERCHANT, Progress, like_merchant
 from common.tables.interactions import InteractionsBuilder
 from common.tables.validation import check_customers, check_stock
 
@@ -176,8 +176,15 @@ class SqlSource:
                     f"{source.label(name)} has no column {theirs!r} for {column!r}: "
                     f"{nearest(theirs, found)}"
                 )
-        if "merchant_id" not in places:
-            constants.setdefault("merchant_id", self._merchant_id)
+        if MERCHANT not in {*places, *constants}:
+            if MERCHANT in REQUIRED[name] and (near := like_merchant(found)):
+                # Only misspelt, it must not make other merchants' rows the shop's own.
+                raise DataError(
+                    f"{source.label(name)} has no column {MERCHANT!r}, but {near!r}: map it with "
+                    f'columns = {{ {MERCHANT} = "{near}" }} or, if all rows are the shop\'s own, '
+                    f'say so with constants = {{ {MERCHANT} = "{self._merchant_id}" }}'
+                )
+            constants[MERCHANT] = self._merchant_id
         missing = [c for c in REQUIRED[name] if c not in places and c not in constants]
         if missing:
             also = " (or name one for all rows in constants)" if missing[0] == "behavior" else ""
@@ -200,8 +207,8 @@ class SqlSource:
         A database's customers have names and addresses, which nobody here needs to see.
         """
         part = self._part(connection, source, name, ())
-        if name == "customers" and "merchant_id" not in source.constants:
-            part.constants.pop("merchant_id", None)
+        if name == "customers" and MERCHANT not in source.constants:
+            part.constants.pop(MERCHANT, None)
         blocks = list(chunks(connection, part, [*part.places, *part.constants], user_id))
         frame: pd.DataFrame = arrow.concat_tables(blocks).to_pandas()
         return frame

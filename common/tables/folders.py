@@ -236,8 +236,14 @@ def lacks_merchant(columns: Collection[str]) -> bool:
 
     One that is only misspelt must not make other merchants' rows a shop's own.
     """
-    names = [str(name).lower() for name in columns]
-    return not difflib.get_close_matches(MERCHANT, names, n=1, cutoff=_SIMILAR)
+    return not like_merchant(columns)
+
+
+def like_merchant(columns: Collection[str]) -> str:
+    """Return the name of the column that says whose a row is, or may do so; "" where none does."""
+    names = {str(name).lower(): str(name) for name in columns}
+    found = difflib.get_close_matches(MERCHANT, names, n=1, cutoff=_SIMILAR)
+    return names[found[0]] if found else ""
 
 
 def _of_customer(block: arrow.Table, user_id: str, checker: Checker) -> arrow.Table:
