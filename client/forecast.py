@@ -244,7 +244,10 @@ def _with_figures(
         return None
     from client.privacy.evaluation import evaluation_event  # Few shops need it.
 
-    event = evaluation_event(settings.evaluation, settings.unit, "planned")
+    try:
+        event = evaluation_event(settings.evaluation, settings.unit, "planned")
+    except ConfigError as error:
+        raise ConfigError(f"[evaluation] of {settings.merchant_id}: {error}") from error
     spent, delta, cap = spends_of(past, plan.unit), settings.cap_delta, settings.cap_epsilon
     one = [*plan_spends(plan), *spends_of([event], plan.unit)]
     after = _price(epsilon([*spent, *one], delta))

@@ -208,5 +208,5 @@ class EvaluationSettings(Frozen):
         What one release may cost each customer; it is charged to the ledger, under the cap.
     """
 
-    epsilon: float = Field(gt=0)
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
     delta: float = Field(1e-5, gt=0, lt=1)

@@ -123,6 +123,16 @@ def test_what_a_shop_releases_besides_is_counted_where_a_run_asks_for_it(
             ledger.check(planned_events(PLAN, "3"), cap_epsilon=found["cap_epsilon"], delta=DELTA)
 
 
+def test_a_price_of_figures_that_no_noise_has_is_named(
+    tmp_path: Path, plan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = shop(tmp_path / "a")
+    with settings.open("a") as file:
+        file.write("\n[evaluation]\nepsilon = 1e300\n")
+    assert call("plan", settings, "--plan", plan_file) == 2
+    assert "[evaluation] of a: no noise costs just epsilon 1e+300" in capsys.readouterr().err
+
+
 def test_runs_of_secure_sums_are_counted_by_the_bound_that_their_ledger_holds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,10 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
         (SHOP + 'cap_epsilon = 8\nunit = "person"\n', "unit"),
         (SHOP + 'cap_epsilon = 8\nnoise = "seeded"\n', "insecure_seeded_noise"),
         ("merchant_id = \n", "TOML"),
+        (
+            SHOP + "cap_epsilon = 8\n[evaluation]\nepsilon = inf\n",
+            "epsilon: Input should be a finite",
+        ),
         # Each would else end every round of the shop's, and only there.
         (SHOP + "cap_epsilon = 8\n[behavior_weights]\nbuy = 1\n", "no behaviour .* 'buy'; they"),
         (SHOP + "cap_epsilon = 8\n[behavior_weights]\nview = -1\n", "weights: a view weighs -1"),
