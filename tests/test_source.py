@@ -76,6 +76,19 @@ def test_an_empty_shop_is_a_shop(tmp_path: Path, catalogue: Catalogue) -> None:
     assert len(read_shop(settings(tmp_path, merchant_id="new"), catalogue)) == 0
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_names_of_columns_alone_are_an_empty_table(tmp_path: Path, end: str, mark: str) -> None:
+    """However their line ends: a shop without customers must not be told by its status."""
+    header = f"{mark}user_id,item_id,timestamp,behavior{end}"
+    for name in ("interactions", "customers"):
+        (tmp_path / f"{name}.csv").write_bytes(header.encode())
+    tables = FolderSource(tmp_path, merchant_id="corner").tables()
+    assert tables.interactions.empty
+    assert tables.customers is not None
+    assert tables.customers.columns.tolist() == ["user_id", "item_id", "timestamp", "behavior"]
+
+
 def test_tables_without_the_merchants_column_are_the_shops_own(
     tmp_path: Path, catalogue: Catalogue
 ) -> None:

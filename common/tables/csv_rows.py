@@ -76,6 +76,10 @@ class BoundedRows:
             if (end := _end_of_rows(block, start, stop - cut)) > start:
                 start = end
             elif last and len(block) - start <= self._max:
+                if not self.taken and start == first:
+                    # Arrow takes the names of columns without a line end for an empty file.
+                    self.taken = len(block)
+                    return block + b"\n"
                 start = len(block)
             elif last or len(block) - start > self._max + 1:
                 if not self.taken and start == first:
