@@ -114,3 +114,16 @@ def test_a_header_that_is_too_long_is_refused(tmp_path: Path) -> None:
     path.write_text("a" * (BOUND + 1) + ",b\n1,2\n")
     with pytest.raises(DataError, match=r"table.csv: its first line.* shorten it"):
         passed(path, 40)
+
+
+@pytest.mark.parametrize("left", [b"", HEADER])
+def test_a_file_that_is_written_anew_is_no_shorter_table(tmp_path: Path, left: bytes) -> None:
+    """An export that writes in place: what was not read yet would count as not there."""
+    path = tmp_path / "rows.csv"
+    path.write_bytes(HEADER + b"1,2\n" * 200_000)
+    with closing(BoundedRows(path, 2, BOUND)) as file:
+        assert bytes(file.read(32)) == HEADER + b"1,2\n" * 7
+        path.write_bytes(left)
+        # Some of the next are in memory already.
+        with pytest.raises(DataError, match=r"rows.csv was written anew while it was read"):
+            list(iter(lambda: bytes(file.read(1000)), b""))

@@ -353,3 +353,14 @@ def test_memory_follows_the_codes_and_not_the_text(tmp_path: Path) -> None:
     )
     # 19 bytes of codes a row where the text has 62; reading it whole would take more than it.
     assert int(result.stdout) < 0.75 * size
+
+
+def test_a_file_that_is_emptied_while_it_is_read_is_told(tmp_path: Path) -> None:
+    """An export that writes in place; the shop's own service reads at any time."""
+    path = folder(tmp_path, GOOD) / "interactions.csv"
+
+    def emptied(*_: int) -> None:
+        path.write_bytes(b"")
+
+    with pytest.raises(DataError, match=r"interactions.csv was written anew while it was read"):
+        read_folder(tmp_path, now=NOW, progress=emptied)

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import mmap
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -15,7 +16,7 @@ import pyarrow.csv as arrow_csv
 
 from common.errors import DataError
 from common.tables.checks import Checker
-from common.tables.csv_rows import MAX_ROW_BYTES, BoundedRows
+from common.tables.csv_rows import MAX_ROW_BYTES, BoundedRows, written_anew
 
 #: Arrow reads up to 32 blocks ahead, so these are small, and several are checked together.
 BLOCK_BYTES = 1 << 20
@@ -66,7 +67,8 @@ def csv_blocks(
     Raises
     ------
     DataError
-        If a row is malformed and bad rows are refused, or a quotation mark is not closed.
+        If a row is malformed and bad rows are refused, a quotation mark is not closed, or the file
+        was written anew meanwhile.
     pyarrow.ArrowInvalid
         If the file can't be read, for instance for bytes that are no UTF-8.
     """
@@ -149,9 +151,11 @@ def check_quotes(path: Path, rows: int | None = None) -> None:
     Raises
     ------
     DataError
-        Naming the line.
+        Naming the line, or if nothing is left of a file that was read.
     """
     with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise written_anew(path)
         lines = 0 if rows is None else _lines(iter(partial(file.read, BLOCK_BYTES), b""))
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             start = _last_line(text) if lines and lines == rows else 0

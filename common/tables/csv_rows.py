@@ -5,6 +5,7 @@ a block, others' rows, which decide where it begins, would decide whether the fi
 """
 
 import mmap
+import os
 import re
 from pathlib import Path
 
@@ -62,11 +63,13 @@ class BoundedRows:
         Raises
         ------
         DataError
-            If the header is too long.
+            If the header is too long, or the file has become shorter than what was read of it.
         """
         assert size > self._max + len("\r\n"), "no room for a row"
         self._file.seek(self.taken)
         block = self._file.read(size)
+        if not block and os.fstat(self._file.fileno()).st_size < self.taken:
+            raise written_anew(self._path)
         last = len(block) < size
         start = first = len(_BOM) if not self.taken and block.startswith(_BOM) else 0
         while start < len(block):
@@ -103,6 +106,14 @@ class BoundedRows:
                 self.first = end - start, text[start : start + 80].decode("utf-8", "replace")
         self.count += 1
         return self.stand_in.encode() + b"\n"
+
+
+def written_anew(path: Path) -> DataError:
+    """Return the error of a file that was emptied under the reader: the rest would be missing."""
+    return DataError(
+        f"{path.name} was written anew while it was read. What to do: read it again once it is "
+        "whole; better, let exports write another file and rename it to this one"
+    )
 
 
 def _end_of_rows(block: bytes, start: int, stop: int) -> int:
