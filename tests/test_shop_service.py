@@ -26,13 +26,15 @@ import pytest
 import postgres_support
 from cli_support import status_of
 from client.__main__ import app
+from client.data import source as home_source
 from client.home import host as home_host
 from client.home.adapted_state import FACTS, STATE, read_facts
 from client.home.adapting import adapt
+from client.home.answers import HomeAnswers
 from client.home.host import HomeHost
 from client.home.recommending import Request, recommend
 from client.shop_folder import ShopFolder
-from common.errors import ArtifactError, InputError
+from common.errors import ArtifactError, InputError, UnavailableError
 from common.protocol import ModelPlan
 from common.queries.asking import Query
 from home_support import START, HomeShop, N, purchases
@@ -392,6 +394,28 @@ def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 @pytest.mark.slow
+def test_a_table_that_the_machine_does_not_give_is_no_fault_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that is replaced by another between the look for it and its opening."""
+    shop = made(tmp_path, "")
+    host = HomeHost(shop.path)
+    host.refresh()
+    (shop.folder / "data" / "mapping.csv").write_text("item_id,catalogue_item_id\ni01,i01\n")
+    shop.configure('[catalogue_mapping]\ntable = "data/mapping.csv"')
+    answers = HomeAnswers(1, host.current().ready, shop.settings)
+
+    def gone(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "interactions.csv")
+
+    monkeypatch.setattr(home_source, "read_interactions", gone)
+    monkeypatch.setattr(home_source, "read_mapping", gone)
+    with pytest.raises(UnavailableError, match="can't be read now"):
+        answers.recommend(Query(user_id="u03"))
+    with pytest.raises(UnavailableError, match="can't be read now"):
+        answers.own_numbers(["i01"])
+
+
 def test_models_and_adaptations_are_taken_without_dropping_a_request(tmp_path: Path) -> None:
     shop = made(tmp_path, "")
     answers: list[dict[str, Any]] = []

@@ -23,6 +23,9 @@ from common.model import GlobalModel
 from common.queries.asking import Answer, Query, Ranking, TakenApart, public_columns
 from common.queries.filters import Filters, Table
 
+# What is wrong with the data, and what the machine says: a table that is replaced just now, rights.
+_UNREADABLE = (InputError, OSError)
+
 
 @dataclass(frozen=True)
 class HomeAnswers:
@@ -163,7 +166,7 @@ class HomeAnswers:
         """
         try:
             mapping = shop_mapping(self.settings)
-        except InputError as error:
+        except _UNREADABLE as error:
             raise _unreadable() from error
         if mapping is None:
             return [()] * len(item_ids)
@@ -173,7 +176,7 @@ class HomeAnswers:
     def _customer(self, user_id: str | None, history: Mapping[str, float]) -> Customer:
         try:
             return read_customer(self.settings, self.ready.catalogue, user_id or "", history)
-        except InputError as error:
+        except _UNREADABLE as error:
             raise _unreadable() from error
 
     def _answer(
