@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,31 @@ def test_tables_that_do_not_meet_the_records_are_told(folder: Path) -> None:
     shelves.write_text("merchant_id,item_id\ncorner,house-brand\n")
     (folder / "data" / "products.csv").write_text("item_id,category\nhouse-brand,food\n")
     assert not any("stock table" in text for text in check(folder)["advice"])
+
+
+def test_ids_and_words_without_end_take_no_memory_for_all_others(folder: Path) -> None:
+    """An array of text has room in each place for the longest, and one record is enough."""
+    check(folder)  # Code is loaded, which takes memory too.
+    ids = [*(f"x{k}" for k in range(300)), "y" * 100_000]
+    write(folder, [*ROWS, *(f"{i},{i},2024-01-02T10:00:00Z,purchase,corner,d" for i in ids)])
+    for name, header in (("customers", "user_id,age"), ("products", "item_id,category")):
+        lines = [header, *(f"own-{i},{i}" for i in ids)]
+        (folder / "data" / f"{name}.csv").write_text("\n".join(lines))
+    (folder / "data" / "stock.csv").write_text("\n".join(["merchant_id,item_id", "corner,none"]))
+    shelves = pd.DataFrame({"merchant_id": "corner", "item_id": ["tea"]})
+    catalogue = read_catalogue(folder / "catalogue")
+    shutil.rmtree(folder / "catalogue")
+    write_catalogue(catalogue, folder / "catalogue", shelves)
+    (folder / "map.csv").write_text("item_id,catalogue_item_id\nx1,milk\n")
+    with (folder / "shop.toml").open("a") as file:
+        file.write('\n[catalogue_mapping]\ntable = "map.csv"\n')
+    tracemalloc.start()
+    try:
+        found = check(folder)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+    assert found["customers"] == 304
 
 
 def test_a_rating_of_nothing_would_train_nobody(folder: Path) -> None:

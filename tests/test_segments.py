@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from client.home.adapting import adapt, last_part
 from client.home.answers import HomeAnswers
 from client.home.personalization import HomeModel
 from client.home.recommending import Request, attributes_of, get_ready, recommend
-from client.home.segment_fitting import LEAST_MEMBERS, _Sums, fit_segments
+from client.home.segment_fitting import LEAST_MEMBERS, _segments, _Sums, fit_segments
 from client.home.segments import Segments
 from client.home.shop import HomeRecords, load_home_model, read_records
 from client.home_settings import HomeSettings
@@ -30,6 +31,7 @@ from common.errors import ConfigError, DataError
 from common.model import LOCAL_NAMES
 from common.protocol import ModelPlan
 from common.queries.asking import Query
+from common.schema import ShopEvents
 from home_support import DAY, START, HomeShop, N, Record
 
 CUSTOMERS = 160
@@ -302,3 +304,18 @@ def test_segments_that_read_alike_both_count() -> None:
     segments = Segments((("a b", "c"), ("a", "b c")), np.array([[1.0, 0.0], [0.0, 2.0]], "f4"))
     parts = segments.parts({"a b": "c", "a": "b c"})
     assert np.sum(list(parts.values()), axis=0).tolist() == [1.0, 2.0]
+
+
+def test_a_word_without_end_takes_no_memory_for_all_others() -> None:
+    """An array of text has room in each place for the longest."""
+    words = np.array([*(f"w{k % 20}" for k in range(400)), "y" * 100_000, ""], dtype=object)
+    none = np.zeros(0, np.int64)
+    users = np.array([f"u{k}" for k in range(len(words))], dtype=object)
+    events = ShopEvents("m", users, none, none, none, none, attributes={"note": words})
+    tracemalloc.start()
+    try:
+        found = _segments(events, np.ones(len(words), bool), 30)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+    assert found == tuple(sorted(("note", f"w{k}") for k in range(20)))

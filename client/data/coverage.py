@@ -71,8 +71,11 @@ def coverage(
     rows = catalogue_rows(names, catalogue, mapping)
     known = rows >= 0
     missing = np.flatnonzero(~known & (counts > 0))
-    # The most missed first; ties by name, so that the list is the same every time.
-    order = np.lexsort((names[missing].astype(str), -counts[missing], -sold[missing]))
+    # The most missed first; ties by name, so that the list is the same every time. Here and below
+    # names are objects: an array of text has room in each place for the longest, and one record
+    # with an id without end would take all memory.
+    by_name = pd.factorize(names[missing], sort=True)[0]
+    order = np.lexsort((by_name, -counts[missing], -sold[missing]))
     missing = missing[order]
     if len(own) and not counts[known].any():
         problems.append(_nothing(names[missing], catalogue, mapping))
@@ -95,7 +98,7 @@ def coverage(
         )
     at_home = None
     if described is not None:
-        inside = np.isin(home_names(names, mapping).astype(str), described.astype(str))
+        inside = pd.Index(home_names(names, mapping)).isin(described)
         at_home = {
             "products": len(described),
             "sold": int(np.count_nonzero(counts[inside])),
@@ -131,7 +134,7 @@ def _mapping(mapping: ItemMapping, missing: np.ndarray, advice: list[str]) -> di
         ``without_code, unknown, ambiguous, look_alike``: each ``products`` and ``examples``.
     """
     theirs, counts = np.unique(mapping.theirs.astype(str), return_counts=True)
-    looks = missing[np.isin(missing.astype(str), mapping.catalogue_ids.astype(str))]
+    looks = missing[pd.Index(missing).isin(mapping.catalogue_ids)]
     said = (mapping.unknown, _UNKNOWN), (mapping.ambiguous, _AMBIGUOUS), (looks, _LOOK_ALIKE)
     for items, sentence in said:
         if len(items):

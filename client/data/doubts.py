@@ -53,7 +53,7 @@ def doubt_of_people(tables: Tables, merchant_id: str, user_ids: np.ndarray) -> s
     if MERCHANT in people:
         people = people[(people[MERCHANT] == merchant_id).to_numpy(dtype=bool)]
     known = people["user_id"].to_numpy(dtype=object)
-    if not len(known) or np.isin(known.astype(str), user_ids.astype(str)).any():
+    if not len(known) or pd.Index(known).isin(user_ids).any():
         return ""
     return (
         "the customers table knows nobody who has records, so what it says teaches nothing: its "
@@ -79,7 +79,7 @@ def doubt_of_stock(
     """
     if stock is None or (catalogue_rows(stock, catalogue, mapping) >= 0).any():
         return ""
-    if described is not None and np.isin(home_names(stock, mapping), described).any():
+    if described is not None and pd.Index(home_names(stock, mapping)).isin(described).any():
         return ""
     return (
         "the shop's own stock table names no product of the catalogue, so nothing would be "

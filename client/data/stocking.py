@@ -48,8 +48,8 @@ def published_stock(
     rows = stock.rows.get(shop_key(settings.merchant_id))
     listed, unlisted = 0, 0
     if rows is not None:
-        names = own["item_id"].unique().astype(str)
-        known = catalogue_rows(np.asarray(names, dtype=object), catalogue, mapping)
+        names = np.asarray(own["item_id"].unique(), dtype=object)
+        known = catalogue_rows(names, catalogue, mapping)
         of_records = np.unique(known[known >= 0])
         listed = int(np.count_nonzero(np.isin(of_records, rows)))
         unlisted = len(of_records) - listed

@@ -214,7 +214,7 @@ def _segments(events: ShopEvents, heard: np.ndarray, most: int) -> tuple[tuple[s
     """Return the segments with members enough, the largest first, at most so many."""
     found = []
     for name, values in sorted(events.attributes.items()):
-        distinct, counts = np.unique(values[heard & (values != "")].astype(str), return_counts=True)
+        distinct, counts = np.unique(values[heard & (values != "")], return_counts=True)
         found += [
             (-int(count), name, str(value))
             for value, count in zip(distinct, counts, strict=True)
