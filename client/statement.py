@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from client.privacy.budget import spends_of
-from client.privacy.events import CAP, Entry, Event
+from client.privacy.events import CAP, UNPROTECTED, Entry, Event
 from client.settings import ShopSettings
 from common.accounting import epsilon
 from common.protocol import NO_FINGERPRINT
@@ -35,7 +35,8 @@ def shop_statement(settings: ShopSettings, entries: Sequence[Entry]) -> dict[str
     dict
         At the top ``epsilon, delta, unit, accountant, cap_epsilon, left`` for the shop's own unit
         and ``mechanisms, runs, rounds`` for all; ``units`` holds the same for every unit that
-        occurs, since those do not add up; then ``trust``, ``noise`` and ``not_covered``.
+        occurs, since those do not add up; then ``trust``, ``noise``, ``unprotected`` (``at, run``
+        of each run without privacy) and ``not_covered``.
     """
     events = [entry.event for entry in entries if entry.event.steps]
     units = [_of_unit(settings, events, unit) for unit in _units(settings, events)]
@@ -54,6 +55,7 @@ def shop_statement(settings: ShopSettings, entries: Sequence[Entry]) -> dict[str
         "noise": noises,
         "noise_means": [noise_means(noise, trusts) for noise in noises],
         "caps_raised": _caps_raised(entries),
+        "unprotected": _unprotected(entries),
         "not_covered": not_covered([part["unit"] for part in units], trusts, noises),
     }
 
@@ -61,6 +63,11 @@ def shop_statement(settings: ShopSettings, entries: Sequence[Entry]) -> dict[str
 def render_shop_statement(found: Mapping[str, Any]) -> str:
     """Return a shop's statement as plain text."""
     lines = [f"Privacy of {found['shop']}, from its ledger of {found['entries']} entries."]
+    lines += [
+        f"Without any privacy since {one['at']}: run {one['run']}, which allow_unprotected let "
+        "train here. What left in it is in no epsilon below, and nothing hides anybody in it."
+        for one in found["unprotected"]
+    ]
     for part in found["units"]:
         lines += [
             "",
@@ -138,6 +145,14 @@ def _caps_raised(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         }
         for entry in entries
         if entry.event.mechanism == CAP
+    ]
+
+
+def _unprotected(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    return [
+        {"at": entry.at, "run": entry.event.run_id}
+        for entry in entries
+        if entry.event.mechanism == UNPROTECTED
     ]
 
 

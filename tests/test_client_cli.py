@@ -17,6 +17,7 @@ from client.forecast import find_shops
 from client.home_settings import EvaluationSettings
 from client.inspection import Place, export, write_export
 from client.privacy.evaluation import evaluation_event
+from client.privacy.events import UNPROTECTED
 from client.privacy.ledger import DP_SGD, HISTOGRAM, Event, Ledger
 from client.privacy.plan import planned_events
 from common.accounting import Spend, epsilon, plan_spends
@@ -290,6 +291,17 @@ def test_a_ledger_is_shown_in_groups_with_what_is_left(
     text = capsys.readouterr().out
     assert f"left {20.0 - spent:.4g}" in text
     assert found["head"] in text
+
+
+def test_the_ledgers_table_names_runs_without_privacy_beside_what_is_spent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = shop(tmp_path / "a")
+    with Ledger.open(tmp_path / "a" / "ledger.sqlite") as ledger:
+        ledger.append(Event(UNPROTECTED, 0.0, 1.0, 0, "customer", run_id="run-0"))
+    assert call("ledger", "show", settings) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Without any privacy, and in no ε: all that left in 1 run." in text
 
 
 def test_verify_names_the_first_wrong_entry_and_fails(

@@ -12,7 +12,8 @@ from client.app import app
 from client.data import records as shop_records
 from client.privacy.ledger import Event, Ledger
 from client.rounds import participation
-from client.settings import ShopSettings
+from client.settings import ShopSettings, read_settings
+from client.statement import render_shop_statement, shop_statement
 from common.accounting import epsilon, plan_spends
 from common.errors import DataError
 from common.features import Catalogue
@@ -171,10 +172,57 @@ def test_baskets_need_a_column_of_sessions_with_records_or_without(
 def test_a_plan_without_privacy_runs_where_the_shop_allows_it_and_charges_nothing(
     world: World,
 ) -> None:
-    world.shop(0, allow_unprotected=True)
+    folder = world.shop(0, allow_unprotected=True)
     open_plan = PLAN.model_copy(update={"private": False})
     assert world.ask(TRAIN, 1, plan=open_plan)[0].status == "ok"
-    assert world.spent() == 0
+    with Ledger.open(folder / "ledger.sqlite") as ledger:
+        assert ledger.epsilon(1e-5) == {}
+
+
+def test_the_ledger_and_the_shops_statement_tell_of_each_run_without_privacy_for_good(
+    world: World,
+) -> None:
+    """All that the shop said of it was "What left the shop: nothing", over its whole life."""
+    folder = world.shop(0, allow_unprotected=True)
+    open_plan = PLAN.model_copy(update={"private": False})
+    for kind, server_round in ((RELEASE, 0), (TRAIN, 1), (TRAIN, 2)):
+        assert world.ask(kind, server_round, plan=open_plan)[0].status == "ok"
+    assert world.ask(TRAIN, 1, plan=open_plan, run_id="r2")[0].status == "ok"
+    world.shop(0)
+    assert world.ask(RELEASE, run_id="r3")[0].status == "ok"
+    entries = Ledger.read(folder / "ledger.sqlite")
+    assert [(e.event.mechanism, e.event.run_id, e.event.steps) for e in entries] == [
+        ("unprotected", "r1", 0),
+        ("unprotected", "r2", 0),
+        ("gaussian-histogram", "r3", 1),
+    ]
+    found = shop_statement(read_settings(folder / "shop.toml"), entries)
+    assert [one["run"] for one in found["unprotected"]] == ["r1", "r2"]
+    assert found["epsilon"] == epsilon(plan_spends(PLAN)[:1], 1e-5).value
+    text = " ".join(render_shop_statement(found).split())
+    assert text.count("Without any privacy since") == 2
+    assert "run r1, which allow_unprotected let train here" in text
+
+
+def test_what_has_no_privacy_leaves_no_shop_whose_ledger_cannot_tell_of_it(world: World) -> None:
+    folder = world.shop(0, allow_unprotected=True)
+    (folder / "ledger.sqlite").mkdir()
+    open_plan = PLAN.model_copy(update={"private": False})
+    header, arrays = world.ask(RELEASE, plan=open_plan)
+    assert (header.status, arrays) == ("ledger-error", {})
+
+
+def test_a_cap_that_was_raised_before_a_run_without_privacy_is_logged_all_the_same(
+    world: World,
+) -> None:
+    folder = world.shop(0, allow_unprotected=True)
+    world.ask(RELEASE)
+    open_plan = PLAN.model_copy(update={"private": False})
+    world.ask(RELEASE, plan=open_plan, run_id="r2")
+    world.shop(0, cap_epsilon=60.0)
+    world.ask(TRAIN, 1)
+    mechanisms = [e.event.mechanism for e in Ledger.read(folder / "ledger.sqlite")]
+    assert mechanisms == ["gaussian-histogram", "unprotected", "cap", "dp-sgd"]
 
 
 @pytest.mark.parametrize(("kind", "server_round"), [(RELEASE, 0), (TRAIN, 1)])

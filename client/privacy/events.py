@@ -17,6 +17,9 @@ DISCRETE = frozenset((SHARED_HISTOGRAM, SHARED_STEP))
 ROUNDS = frozenset((DP_SGD, SHARED_STEP))
 #: The logged act of raising the cap: costs nothing, has no steps.
 CAP = "cap"
+#: A run without privacy, which the shop's settings allowed: no ε counts what left in it, so it has
+#: no steps. Its entry is there to be told of.
+UNPROTECTED = "unprotected"
 #: The parameter that names the session of a secure sum: no two events have the same.
 SESSION = "session"
 
@@ -28,11 +31,11 @@ class Event:
     Attributes
     ----------
     mechanism
-        ``gaussian-histogram``, ``dp-sgd``, ``gaussian-evaluation`` or ``cap``; in a secure sum
-        ``shared-gaussian-histogram`` and ``shared-gaussian-step``, whose noise multiplier is that
-        of the sum.
+        ``gaussian-histogram``, ``dp-sgd``, ``gaussian-evaluation``, ``cap`` or ``unprotected``; in
+        a secure sum ``shared-gaussian-histogram`` and ``shared-gaussian-step``, whose noise
+        multiplier is that of the sum.
     steps
-        Times that the mechanism is applied; 0 costs nothing.
+        Times that the mechanism is applied; 0 is in no ε.
     relation
         How neighbouring data sets differ, by one ``unit``.
     parameters

@@ -12,6 +12,7 @@ import numpy as np
 
 from client.data.records import held_catalogue, held_records, held_stock
 from client.privacy.budget import check_fits
+from client.privacy.events import UNPROTECTED, Event
 from client.privacy.ledger import Ledger
 from client.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from client.privacy.plan import check_paid, check_plan, check_state, planned_events
@@ -44,6 +45,7 @@ from common.protocol import (
     RoundHeader,
     TrainingPlan,
     parse_plan,
+    plan_digest,
     shop_key,
 )
 from common.rng import derive
@@ -311,12 +313,15 @@ def charge(
 ) -> str:
     """Write what this exchange costs to the ledger, synced, before anything is computed.
 
+    Of a run without privacy, that there was one: once, in its first exchange.
+
     Parameters
     ----------
     facts
         What else is worth keeping of it: it changes nothing of the price.
     """
     if not plan.private:
+        _note_unprotected(header, plan, settings, server_round)
         return NO_FINGERPRINT
     event, *remaining = planned_events(
         plan, header.run_id, first_round=server_round, noise=settings.noise
@@ -330,6 +335,30 @@ def charge(
             delta=settings.cap_delta,
             remaining=remaining,
         )
+
+
+def _note_unprotected(
+    header: RoundHeader, plan: TrainingPlan, settings: ShopSettings, server_round: int
+) -> None:
+    """Write to the ledger that a run without privacy took place, unless it says so already.
+
+    Nothing else would remember it: the shop's statement is made of its ledger, over its whole life.
+    """
+    event = Event(
+        mechanism=UNPROTECTED,
+        noise_multiplier=0.0,
+        sample_rate=1.0,
+        steps=0,
+        unit=plan.unit,
+        run_id=header.run_id,
+        server_round=server_round,
+        code_digest=code_digest(),
+        parameters={"plan": plan_digest(plan)},
+    )
+    with Ledger.open(settings.ledger, known_head=header.ledger_head) as ledger:
+        past = [entry.event for entry in ledger.verify()]
+        if not any((e.mechanism, e.run_id) == (UNPROTECTED, header.run_id) for e in past):
+            ledger.charge(event, cap_epsilon=settings.cap_epsilon, delta=settings.cap_delta)
 
 
 def noise_source(settings: ShopSettings, purpose: str, server_round: int) -> NoiseSource:
