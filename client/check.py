@@ -22,6 +22,7 @@ from common.features import Catalogue, read_catalogue
 from common.protocol import TrainingPlan
 from common.schema import Tables, record_weights
 from common.splitting import doubt_of_times
+from common.statement import at_least
 from common.tables.contract import BEHAVIOR_WEIGHTS, BEHAVIORS
 from common.tables.folders import Progress
 
@@ -308,8 +309,8 @@ def _price(
     elif shop["reason"]:
         # The example is ours, and no reason to stop: what the operator plans may take less.
         advice.append(
-            f"ε {shop['left']:.4g} is left under the shop's cap_epsilon, too little for such a "
-            "plan: ask the operator what the next run takes; `client plan --target-epsilon` prices "
-            "it"
+            f"ε {at_least(shop['left'])} is left under the shop's cap_epsilon, too little for such "
+            "a plan: ask the operator what the next run takes; `client plan --target-epsilon` "
+            "prices it"
         )
     return {"given": plan is not None, **document}

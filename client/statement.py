@@ -11,6 +11,7 @@ from common.protocol import NO_FINGERPRINT
 from common.statement import (
     TRUST,
     accountant_words,
+    at_least,
     mechanism,
     mechanism_words,
     noise_means,
@@ -72,7 +73,7 @@ def render_shop_statement(found: Mapping[str, Any]) -> str:
         lines += [
             "",
             f"Spent: {promise_words(part)}, over the shop's whole life.",
-            f"Cap: epsilon {part['cap_epsilon']:.4g}, of which {_number(part['left'])} is left.",
+            f"Cap: epsilon {part['cap_epsilon']:g}, of which {at_least(part['left'])} is left.",
             protected_words(part),
             f"Accountant: {accountant_words(part)}.",
             f"What left the shop, in {part['runs']} runs and {part['rounds']} training rounds:",
@@ -154,7 +155,3 @@ def _unprotected(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         for entry in entries
         if entry.event.mechanism == UNPROTECTED
     ]
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"

@@ -8,6 +8,7 @@ made of the same parts.
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
 from common.accounting import Epsilon, epsilon, plan_spends
@@ -74,6 +75,8 @@ _SEEDED = (
     "it can take the noise off."
 )
 _WIDTH = 96
+# Digits of an epsilon in words.
+_DIGITS = 4
 #: What the words of a statement that lacks something, or holds something else, end with.
 UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
 
@@ -259,12 +262,30 @@ def _rounds(found: Mapping[str, Any]) -> str:
     return f"{rounds} of {found['runs']} runs, each of which went on from the one before"
 
 
+def at_most(value: float) -> str:
+    """Return a number in four digits that are not below it: what was spent is never less."""
+    return _in_digits(value, ROUND_CEILING)
+
+
+def at_least(value: float) -> str:
+    """Return a number in four digits that are not above it: what is left is never more."""
+    return _in_digits(value, ROUND_FLOOR)
+
+
+def _in_digits(value: float, rounding: str) -> str:
+    """Return a number in four digits; :class:`float`'s own way rounds to the nearest."""
+    if not math.isfinite(value):
+        return f"{value:g}"
+    return f"{float(Context(_DIGITS, rounding).plus(Decimal(str(value)))):.{_DIGITS}g}"
+
+
 def promise_words(found: Mapping[str, Any]) -> str:
     """Return ε, δ and the unit in words."""
     if found["epsilon"] is None:
         return f"no bound, per {found['unit']}: a mechanism adds no noise"
-    at_most = "at most " if found["accountant"]["upper_bound"] else ""
-    return f"epsilon {at_most}{found['epsilon']:.4g}, delta {found['delta']:g}, per {found['unit']}"
+    bound = "at most " if found["accountant"]["upper_bound"] else ""
+    epsilon_words = f"epsilon {bound}{at_most(found['epsilon'])}"
+    return f"{epsilon_words}, delta {found['delta']:g}, per {found['unit']}"
 
 
 def protected_words(found: Mapping[str, Any]) -> str:

@@ -2,10 +2,12 @@ import json
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.accounting import Spend, calibrate, epsilon, plan_spends
 from common.protocol import TrainingPlan
-from common.statement import render_statement, statement
+from common.statement import at_least, at_most, promise_words, render_statement, statement
 
 
 def plan(**values: object) -> TrainingPlan:
@@ -40,6 +42,20 @@ def test_what_is_not_covered_is_said_where_it_applies(
     assert words in " ".join(render_statement(found).split())
     if values or options:
         assert words not in " ".join(statement(plan())["not_covered"])
+
+
+@given(st.floats(0, 1e300, allow_subnormal=False))
+def test_no_epsilon_in_words_is_less_than_it_is_and_nothing_left_is_more(value: float) -> None:
+    assert value <= float(at_most(value)) <= value * 1.0011
+    assert value * 0.9989 <= float(at_least(value)) <= value
+    assert len(at_most(value).partition("e")[0].replace(".", "").lstrip("0")) <= 4
+
+
+def test_what_is_in_four_digits_already_stays_as_it_is() -> None:
+    for words in ("0", "8", "7.995", "0.001234", "1e-09", "inf"):
+        assert (at_most(float(words)), at_least(float(words))) == (words, words)
+    assert (at_most(7.9941), at_least(7.9949)) == ("7.995", "7.994")
+    assert promise_words({**statement(plan()), "epsilon": 7.9941}).startswith("epsilon 7.995,")
 
 
 def test_many_units_of_one_customer_are_not_said_to_cost_only_as_many_times_epsilon() -> None:

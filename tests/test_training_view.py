@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from common.protocol import shop_key
-from common.statement import statement
+from common.statement import at_most, statement
 from registry_support import PLAN
 from server.operating.tables import ports_table
 from server.training.codes import shop_names
@@ -87,7 +87,7 @@ PLANNED: dict[str, Any] = {
 
 def test_the_price_is_said_before_a_run() -> None:
     lines = "\n".join(plan_lines(PLANNED))
-    epsilon = f"epsilon {PLANNED['privacy']['epsilon']:.4g}"
+    epsilon = f"epsilon {at_most(PLANNED['privacy']['epsilon'])}"
     assert epsilon in lines
     for words in ("3 rounds", "version 3", "per customer", "b" * 64, "Note: a note."):
         assert words in lines

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from client.privacy.events import UNPROTECTED
 from common.cli import plain_table
+from common.statement import at_least, at_most
 
 Document = dict[str, Any]
 _BOUND = "≤ ε by the looser RDP bound: more may have been counted than was spent"
@@ -88,7 +89,7 @@ def _runs(count: int) -> str:
 
 def epsilon_words(cost: Document) -> str:
     """Return an ε for a table; ≤ marks a bound that is known not to be tight."""
-    return f"{'≤ ' if cost['upper_bound'] else ''}{cost['epsilon']:.4g}"
+    return f"{'≤ ' if cost['upper_bound'] else ''}{at_most(cost['epsilon'])}"
 
 
 def _plain(text: str) -> str:
@@ -101,7 +102,7 @@ def _spent(unit: str, cost: Document, document: Document) -> str:
     text += f" ({cost['method'].upper()})"
     if document["cap_epsilon"] is None:
         return text
-    return f"{text}; cap {document['cap_epsilon']:g}, left {cost['left']:.4g}"
+    return f"{text}; cap {document['cap_epsilon']:g}, left {at_least(cost['left'])}"
 
 
 def _shops(document: Document) -> Table:
@@ -115,7 +116,7 @@ def _shops(document: Document) -> Table:
             epsilon_words(shop["spent"]),
             epsilon_words(shop["after"]),
             f"{shop['cap_epsilon']:g}",
-            f"{shop['left_after']:.4g}",
+            at_least(shop["left_after"]),
             "yes" if shop["joins"] else "no",
             str(shop["whole_runs"]),
             str(shop["rounds"]),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from client.privacy.events import DISCRETE, EVALUATED, ROUNDS, Event
 from common.accounting import Epsilon, Spend, epsilon, fits
 from common.errors import BudgetError
+from common.statement import at_most
 
 
 def epsilon_of(events: Sequence[Event], delta: float) -> dict[str, Epsilon]:
@@ -36,9 +37,9 @@ def _check_unit(
         rounds = sum(event.mechanism in ROUNDS for event in planned[:fitting])
         verdict = f"{rounds} of its {wanted} rounds fit"
     raise BudgetError(
-        f"per {unit}, epsilon {cost(0):.4g} is spent so far and {cost(len(planned)):.4g} would be "
-        f"with {what}, above the cap of {cap:.4g} at delta {delta:g}: {verdict}; {cheaper}, or "
-        "raise the shop's own cap_epsilon"
+        f"per {unit}, epsilon {at_most(cost(0))} is spent so far and {at_most(cost(len(planned)))} "
+        f"would be with {what}, above the cap of {cap:g} at delta {delta:g}: {verdict}; {cheaper}, "
+        "or raise the shop's own cap_epsilon"
     )
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.cli import plain_table
+from common.statement import at_most
 from simulations.documents import Document
 from simulations.loopback.deployment import LocalDeployment
 
@@ -81,7 +82,7 @@ def _cost(document: Document) -> tuple[Text, Table]:
         spent = ledger["units"].get(_UNIT, {"epsilon": 0.0})["epsilon"]
         table.add_row(
             escape(name), shop["data"], str(shop["customers"]), str(ledger["entries"]),
-            f"{spent:.2f}", f"{ledger['cap_epsilon']:g}",
+            at_most(spent), f"{ledger['cap_epsilon']:g}",
         )  # fmt: skip
     return Text(
         "What each shop's own ledger says it cost each customer there:", style="bold"
@@ -90,6 +91,6 @@ def _cost(document: Document) -> tuple[Text, Table]:
 
 def _promise(privacy: Document) -> str:
     return (
-        f"The model's own statement: ε = {privacy['epsilon']:.2f}, δ = {privacy['delta']:g} for "
-        f"each {privacy['unit']}, whatever the server does with what it was sent."
+        f"The model's own statement: ε = {at_most(privacy['epsilon'])}, δ = {privacy['delta']:g} "
+        f"for each {privacy['unit']}, whatever the server does with what it was sent."
     )
