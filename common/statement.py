@@ -77,6 +77,8 @@ _SEEDED = (
 _WIDTH = 96
 # Digits of an epsilon in words.
 _DIGITS = 4
+# From here on e^epsilon is no number that tells anybody anything.
+_LARGEST_EXPONENT = 30.0
 #: What the words of a statement that lacks something, or holds something else, end with.
 UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
 
@@ -289,10 +291,19 @@ def promise_words(found: Mapping[str, Any]) -> str:
 
 
 def protected_words(found: Mapping[str, Any]) -> str:
-    """Return what is protected in words."""
+    """Return what is protected in words, and what that means."""
+    protected = f"Protected: {found['unit_means']}"
+    if found["epsilon"] is None:
+        return (
+            f"{protected}. But nothing bounds what can be told of it from what leaves a shop: a "
+            "mechanism adds no noise."
+        )
+    times = "e^epsilon"
+    if found["epsilon"] < _LARGEST_EXPONENT:
+        times += f" = {at_most(math.exp(found['epsilon']))}"
     return (
-        f"Protected: {found['unit_means']}. Whether it was there at all ({found['relation']}) can "
-        "hardly be told from what leaves a shop."
+        f"{protected}. With it or without it ({found['relation']}), whatever may leave a shop is "
+        f"no more than {times} times as likely, and delta more."
     )
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -56,6 +57,21 @@ def test_what_is_in_four_digits_already_stays_as_it_is() -> None:
         assert (at_most(float(words)), at_least(float(words))) == (words, words)
     assert (at_most(7.9941), at_least(7.9949)) == ("7.995", "7.994")
     assert promise_words({**statement(plan()), "epsilon": 7.9941}).startswith("epsilon 7.995,")
+
+
+def test_what_is_protected_is_said_to_be_as_well_hidden_as_it_is() -> None:
+    """At ε = 8 an attack tells who was there with an AUC of .85: that is not "hardly"."""
+    found = statement(plan())
+    text = " ".join(render_statement(found).split())
+    assert "hardly" not in text
+    times = re.search(r"no more than e\^epsilon = (\d+) times as likely, and delta more", text)
+    assert times is not None
+    assert math.exp(found["epsilon"]) <= float(times[1]) <= 1.001 * math.exp(found["epsilon"])
+    bare = " ".join(render_statement(statement(plan(noise_multiplier=0.0))).split())
+    assert "nothing bounds what can be told of it" in bare
+    assert "times as likely" not in bare
+    huge = statement(plan(noise_multiplier=0.01))
+    assert "no more than e^epsilon times as likely" in " ".join(render_statement(huge).split())
 
 
 def test_many_units_of_one_customer_are_not_said_to_cost_only_as_many_times_epsilon() -> None:
