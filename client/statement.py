@@ -57,7 +57,12 @@ def shop_statement(settings: ShopSettings, entries: Sequence[Entry]) -> dict[str
         "noise_means": [noise_means(noise, trusts) for noise in noises],
         "caps_raised": _caps_raised(entries),
         "unprotected": _unprotected(entries),
-        "not_covered": not_covered([part["unit"] for part in units], trusts, noises),
+        "not_covered": not_covered(
+            [part["unit"] for part in units],
+            trusts,
+            noises,
+            sampled_runs=len({_planned(event) for event in events if event.sample_rate < 1}),
+        ),
     }
 
 
@@ -118,6 +123,11 @@ def mechanisms(events: Sequence[Event]) -> list[dict[str, Any]]:
         mechanism(name, sigma, rate, sum(e.steps for e in same), [_norm(e) for e in same])
         for (name, sigma, rate), same in groups.items()
     ]
+
+
+def _planned(event: Event) -> tuple[str, str]:
+    """Return the run of an event, and the plan: nothing keeps a server to one plan a run."""
+    return event.run_id, str(event.parameters.get("plan", ""))
 
 
 def _norm(event: Event) -> float:

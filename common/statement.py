@@ -65,6 +65,11 @@ _OTHER_RUNS = (
     "Other runs, rounds of this one that broke off and were done again, and figures that a shop "
     "releases at a price of its own: each shop's own ledger counts all of them together."
 )
+_SAMPLED_RUNS = (
+    "Runs with sampled steps that were planned in view of what earlier ones had released: for "
+    "several of them together the bound is proven for plans that were fixed beforehand. Within one "
+    "plan, and for runs without sampling under one cap, it holds whatever was seen before."
+)
 _OTHER_UNITS = (
     "Releases for another unit than the one that an epsilon is of: each counts those that were "
     "made for its own unit alone. What leaves for customers tells of their baskets and "
@@ -138,6 +143,7 @@ def statement(
             [noise],
             catalogue_from_purchases=catalogue_from_purchases,
             this_run_only=True,
+            sampled_runs=sum(each.sample_rate < 1 and each.rounds > 0 for each in plans),
         ),
     }
 
@@ -197,8 +203,15 @@ def not_covered(
     *,
     catalogue_from_purchases: bool = False,
     this_run_only: bool = False,
+    sampled_runs: int = 0,
 ) -> list[str]:
-    """Return what a promise does not say, the gravest first."""
+    """Return what a promise does not say, the gravest first.
+
+    Parameters
+    ----------
+    sampled_runs
+        How many of the runs that it is of have steps on samples of the units.
+    """
     units = set(units)
     found = [_SEEDED] if "seeded" in noises else []
     found += [_OTHER_UNITS] if len(units) > 1 else []
@@ -211,6 +224,8 @@ def not_covered(
     ]
     trusts = set(trusts)
     found += [_SEVERAL_SHOPS, _TUNED]
+    if sampled_runs > 1:
+        found.append(_SAMPLED_RUNS)
     if trusts != {"federation"}:
         # Sums of whole numbers with discrete noise have no lowest bits to read.
         found.append(_FLOATING_POINT)

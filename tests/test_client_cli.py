@@ -416,6 +416,7 @@ def test_the_shops_statement_says_what_was_spent_and_what_is_not_covered(
         "Releases for another unit",
         "knows the seed",
         "2 runs and 8 training rounds",
+        "planned in view of what earlier ones had released",
         "Cap raised on",
         "Timing",
     ):

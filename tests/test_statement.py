@@ -115,6 +115,20 @@ def test_what_was_done_again_is_said_to_be_in_no_models_epsilon() -> None:
     assert "were done again" in " ".join(statement(plan())["not_covered"])
 
 
+def test_several_sampled_runs_say_that_they_were_not_planned_beforehand() -> None:
+    """The bound of sampled steps together is proven for constants that no release chose."""
+    sampled, words = plan(sample_rate=0.5), "planned in view of what earlier ones had released"
+    both = " ".join(statement(sampled, earlier=[sampled])["not_covered"])
+    assert words in both
+    for found in (
+        statement(sampled),
+        statement(plan(), earlier=[sampled]),
+        statement(plan(), earlier=[plan()]),
+        statement(sampled, earlier=[plan(sample_rate=0.5, rounds=0)]),
+    ):
+        assert words not in " ".join(found["not_covered"])
+
+
 def test_every_clipping_norm_of_the_plan_is_named() -> None:
     found = statement(plan(first_norms=(0.1, 0.2), max_grad_norm=0.4))
     histogram, steps = found["mechanisms"]
