@@ -70,6 +70,10 @@ _SAMPLED_RUNS = (
     "several of them together the bound is proven for plans that were fixed beforehand. Within one "
     "plan, and for runs without sampling under one cap, it holds whatever was seen before."
 )
+_DATES = (
+    "The plan's dates: in this simulation they follow from the times of the first and last record "
+    "of all shops, which one customer more may be the one to have. A deployment's plan names them."
+)
 _OTHER_UNITS = (
     "Releases for another unit than the one that an epsilon is of: each counts those that were "
     "made for its own unit alone. What leaves for customers tells of their baskets and "
@@ -93,6 +97,7 @@ def statement(
     *,
     noise: Noise = "system",
     catalogue_from_purchases: bool = False,
+    dates_from_records: bool = False,
     earlier: Sequence[TrainingPlan] = (),
 ) -> dict[str, Any]:
     """Return the privacy statement of the model that a plan trains, as plain JSON values.
@@ -107,6 +112,8 @@ def statement(
     catalogue_from_purchases
         Whether the products or the shops themselves were chosen by looking at purchases, as in the
         built-in data sets.
+    dates_from_records
+        Whether dates of the plan were worked out from the records' own times.
 
     Returns
     -------
@@ -142,6 +149,7 @@ def statement(
             [each.trust for each in plans],
             [noise],
             catalogue_from_purchases=catalogue_from_purchases,
+            dates_from_records=dates_from_records,
             this_run_only=True,
             sampled_runs=sum(each.sample_rate < 1 and each.rounds > 0 for each in plans),
         ),
@@ -202,6 +210,7 @@ def not_covered(
     noises: Iterable[str],
     *,
     catalogue_from_purchases: bool = False,
+    dates_from_records: bool = False,
     this_run_only: bool = False,
     sampled_runs: int = 0,
 ) -> list[str]:
@@ -239,6 +248,8 @@ def not_covered(
             "The catalogue and the shops: in this data set both were built from purchases, and are "
             "taken as given."
         )
+    if dates_from_records:
+        found.append(_DATES)
     return found
 
 

@@ -251,7 +251,14 @@ class _Runner:
         target.parent.mkdir(exist_ok=True)
         last = trained.checkpoint(trained.plan.rounds)
         built_in = not self._experiment.data.path
-        promise = statement(trained.plan, noise="seeded", catalogue_from_purchases=built_in)
+        named = self._experiment.split.train_until or self._world.dataset.train_until
+        promise = statement(
+            trained.plan,
+            noise="seeded",
+            catalogue_from_purchases=built_in,
+            # Where validation weeks begin follows from the first record in any case.
+            dates_from_records=not named or trained.plan.tuning_round > 0,
+        )
         manifest = Manifest(
             version=f"{name}-{trained.plan.rounds}",
             server_round=trained.plan.rounds,

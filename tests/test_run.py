@@ -96,6 +96,9 @@ def test_every_file_of_the_contract_is_there_and_no_draft(whole: Path) -> None:
         model = load_model(whole / "models" / arm)
         assert len(model.item_ids) == 60
         assert (model.manifest.privacy is None) == (arm == "federated")
+    # Nobody named when training ends: the records did.
+    assert model.manifest.privacy is not None
+    assert "first and last record of all shops" in " ".join(model.manifest.privacy["not_covered"])
 
 
 @pytest.mark.e2e

@@ -32,6 +32,7 @@ def test_the_statement_holds_the_promise_and_survives_json() -> None:
         ({"unit": "basket"}, {}, "n baskets has n times"),
         ({}, {"noise": "seeded"}, "knows the seed"),
         ({}, {"catalogue_from_purchases": True}, "built from purchases"),
+        ({}, {"dates_from_records": True}, "first and last record of all shops"),
         ({"trust": "federation", "honest_shops": 3}, {}, "collude"),
     ],
 )

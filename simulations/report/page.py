@@ -20,6 +20,11 @@ NOT_COVERED = (
         "the released model with the shop's own records in clear."
     ),
     "How customers came to their merchant, the catalogue, and what a shop stocks: taken as public.",
+    (
+        "Where training ends, unless split.train_until says it, and where validation weeks begin: "
+        "that follows from the times of the first and last record of all shops, which may be one "
+        "customer's. In a deployment the operator's plan names its dates."
+    ),
     "Timing, memory use, and whether a shop answers at all.",
     "One person at several shops: they are one unit at each, and their ε adds up.",
     (
