@@ -292,8 +292,10 @@ def test_no_units_whole_numbers_are_longer_than_the_bound(seed: int, steps: int)
 
 
 def test_a_row_beyond_the_bound_adds_nothing() -> None:
-    rows = sparse.csr_matrix(np.array([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]]))
-    assert whole_rows(rows, 100).tolist() == [0, 49]
+    # The last by one step, in one number and in two.
+    beyond = [[3.0, 0.0], [1.02, 0.0], [0.72, 0.72]]
+    rows = sparse.csr_matrix(np.array([*beyond, [0.0, 0.5], [0.0, 0.0], [0.71, 0.70]]))
+    assert whole_rows(rows, 100).tolist() == [70, 49 + 69]
 
 
 class Units:
