@@ -124,10 +124,17 @@ def check_shop(
         stock = published_stock(settings, catalogue, mapping, own, problems, advice)
     sums = _sums(settings, problems if plan and plan.trust == "federation" else advice)
     stage("pricing a plan")
+    customers = int(own["user_id"].nunique())
+    if settings.cap_delta * customers >= 1:
+        advice.append(
+            f"cap_delta = {settings.cap_delta:g} promises little to {customers:,} customers: what "
+            "publishes some of them whole, each with that chance, would keep it. Take a cap_delta "
+            f"far below 1/{customers:,}"
+        )
     return {
         "shop": settings.merchant_id,
         "source": _source(settings),
-        "customers": int(own["user_id"].nunique()),
+        "customers": customers,
         "products": int(own["item_id"].nunique()),
         "interactions": len(own),
         "other_merchants": len(others),

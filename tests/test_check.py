@@ -126,6 +126,15 @@ def test_what_init_comments_out_is_right_as_it_stands(tmp_path: Path) -> None:
     assert found.catalogue_mapping.columns["catalogue_item_id"] == "federation_no"
 
 
+def test_a_delta_that_promises_little_to_so_many_customers_is_told_of(folder: Path) -> None:
+    """A simulation says so of its largest shop; a shop's own engineer heard nothing of it."""
+    assert not [text for text in check(folder)["advice"] if "cap_delta" in text]
+    setting(folder, "cap_delta = 1e-5", "cap_delta = 0.34")
+    (text,) = [text for text in check(folder)["advice"] if "cap_delta" in text]
+    assert text.startswith("cap_delta = 0.34 promises little to 3 customers")
+    assert text.endswith("far below 1/3")
+
+
 def test_init_writes_nothing_over(tmp_path: Path) -> None:
     start_shop(tmp_path / "corner", "first")
     before = digests(tmp_path)
