@@ -6,6 +6,7 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from cli_support import status_of
 from common.errors import InputError
@@ -15,7 +16,8 @@ from common.protocol import ModelPlan
 from query_support import Place, make_place, running
 from server.__main__ import app
 from server.query.model_tree import ModelTree, fit_tree
-from server.query.tree_command import explain_model
+from server.query.tree_command import explain_model, tree_table
+from server.query.viewing import tree_body
 
 SIZE = 600
 
@@ -52,9 +54,7 @@ def test_a_planted_rule_is_found() -> None:
     assert by_content.fidelity.r2 > 0.5
     assert by_content.fidelity.r2_by_popularity < 0.05
     assert by_content.fidelity.top_20_overlap > 2 * by_content.fidelity.top_20_by_popularity
-    best = min(by_content.nodes, key=lambda node: node.best_share if not node.feature else 1.0)
-    rule = by_content.rules[[node for node in by_content.nodes if not node.feature].index(best)]
-    assert "of the history has its" in rule
+    assert all("of the history has its" in rule for rule in by_content.rules)
     by_popularity = fit_tree(planted("popularity"))
     assert asked(by_popularity) == {"popularity"}
     assert by_popularity.fidelity.r2 > 0.8
@@ -80,6 +80,21 @@ def test_questions_and_rules_are_one_tree() -> None:
     assert sum(node.share for node in leaves) == pytest.approx(1.0)
     followed = sorted(n for node in tree.nodes for n in (node.yes, node.no) if n >= 0)
     assert followed == list(range(1, len(tree.nodes)))
+
+
+def test_the_best_products_rule_comes_first() -> None:
+    tree = fit_tree(planted("content"))
+    said = [float(rule.removeprefix("about the best ").partition("%")[0]) for rule in tree.rules]
+    assert said == sorted(said)
+    leaves = sorted(node.best_share for node in tree.nodes if not node.feature)
+    assert said == pytest.approx([100 * share for share in leaves], rel=0.06)  # Of two digits.
+    console = Console(width=400)
+    with console.capture() as shown:
+        console.print(tree_table(tree_body(1, tree).model_dump(mode="json")))
+    lines = [line.strip() for line in shown.get().splitlines()]
+    assert lines[1:-1] == list(tree.rules)
+    # Popularity alone tells a little less than nothing here, which is no minus nothing.
+    assert "(popularity alone: 0%)" in lines[-1]
 
 
 def test_too_few_products_are_refused() -> None:

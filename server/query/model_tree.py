@@ -91,7 +91,7 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class ModelTree:
-    """The tree, its rules in words, and how far to trust them."""
+    """The tree, its rules in words, the best products' first, and how far to trust them."""
 
     nodes: tuple[Node, ...]
     rules: tuple[str, ...]
@@ -128,7 +128,9 @@ def fit_tree(model: GlobalModel) -> ModelTree:
     tree.fit(told, place)
     popular.fit(told[:, -1:], place)
     nodes = tuple(_nodes(tree, content.names))
-    return ModelTree(nodes, tuple(_rules(nodes)), _fidelity(model, content, tree, popular, stream))
+    rules = sorted(_rules(nodes), key=lambda rule: rule[0])
+    words = tuple(said for _, said in rules)
+    return ModelTree(nodes, words, _fidelity(model, content, tree, popular, stream))
 
 
 @dataclass(frozen=True)
@@ -277,13 +279,13 @@ def _nodes(tree: Any, names: Sequence[str]) -> Iterator[Node]:  # noqa: ANN401 -
 
 def _rules(
     nodes: Sequence[Node], number: int = 0, within: Mapping[str, tuple[float, float]] = _ANYWHERE
-) -> Iterator[str]:
-    """Yield the tree's answers in words, each with all that leads to it."""
+) -> Iterator[tuple[float, str]]:
+    """Yield where products come in the list, and that in words with all that leads to it."""
     node = nodes[number]
     if node.yes < 0:
         when = ", and ".join(_range(name, *edges) for name, edges in within.items())
         best = _two_digits(100 * node.best_share)
-        yield f"about the best {best}% of the list: {when or 'any product'}"
+        yield node.best_share, f"about the best {best}% of the list: {when or 'any product'}"
         return
     low, high = within.get(node.feature, (-math.inf, math.inf))
     yield from _rules(nodes, node.yes, {**within, node.feature: (node.threshold, high)})

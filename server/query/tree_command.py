@@ -41,15 +41,18 @@ def explain_model(
 
 def tree_table(document: dict[str, Any]) -> Group:
     """Return the rules, best products first, and how far to trust them."""
-    best = [node["best_share"] for node in document["nodes"] if not node["feature"]]
-    order = sorted(range(len(best)), key=lambda number: best[number])
     how = document["fidelity"]
     trust = (
         f"How far to trust this: on {how['profiles']} made-up customers that it was not fitted on, "
-        f"it tells {how['r2']:.0%} of what decides places in the list (popularity alone: "
-        f"{how['r2_by_popularity']:.0%}); of the model's 20 best it finds "
+        f"it tells {_percent(how['r2'])} of what decides places in the list (popularity "
+        f"alone: {_percent(how['r2_by_popularity'])}); of the model's 20 best it finds "
         f"{how['top_20_overlap']:.0%} (the 20 most popular: {how['top_20_by_popularity']:.0%})."
     )
     lines = [Text(f"Version {document['version']} ranks a product", style="bold")]
-    lines += [Text(f"  {document['rules'][number]}") for number in order]
+    lines += [Text(f"  {rule}") for rule in document["rules"]]
     return Group(*lines, Text(trust))
+
+
+def _percent(share: float) -> str:
+    # What is a little below 0 is no "-0%".
+    return f"{round(share, 2) + 0.0:.0%}"

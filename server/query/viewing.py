@@ -106,7 +106,7 @@ class TreeBody(_Body):
 
     version: int
     nodes: tuple[TreeNode, ...] = Field(description="The first is where to begin.")
-    rules: tuple[str, ...]
+    rules: tuple[str, ...] = Field(description="The best products' first.")
     fidelity: TreeFidelity
 
 

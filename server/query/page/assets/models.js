@@ -11,12 +11,12 @@ const POPULARITY = "popularity";
 export const epsilon = (model) => (model.private ? short(model.epsilon) : t("models.not_private"));
 export const delta = (value) => (value === null || value === undefined ? t("none") : value.toExponential().replace("e", "·10^").replace("^-", "⁻").replace(/⁻(\d+)/, (_, power) => `⁻${[...power].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`).replace(/^1·/, ""));
 
-/** The answers of a tree in the page's words, each with all that leads to it. */
+/** The answers of a tree in the page's words, each with all that leads to it, and where in the list. */
 function* rulesOf(nodes, place = 0, within = new Map()) {
   const node = nodes[place];
   if (!node.feature) {
     const when = [...within].map(([feature, edges]) => range(feature, ...edges)).join(t("tree.and"));
-    yield t("tree.rule", { best: rounded(node.best_share, "percent"), when: when || t("tree.any") });
+    yield [node.best_share, t("tree.rule", { best: rounded(node.best_share, "percent"), when: when || t("tree.any") })];
     return;
   }
   const [low, high] = within.get(node.feature) ?? [-Infinity, Infinity];
@@ -57,7 +57,8 @@ export function models() {
       return t("tree.fidelity", { overlap: percent(overlap), popularity: percent(popularity), n: profiles });
     },
     rules() {
-      return this.tree ? [...rulesOf(this.tree.nodes)] : [];
+      // The best products' first, as the command line has them.
+      return this.tree ? [...rulesOf(this.tree.nodes)].sort((one, other) => one[0] - other[0]).map(([, words]) => words) : [];
     },
     async read(model) {
       if (this.statement?.version === model.version) {
