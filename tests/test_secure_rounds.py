@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from client.app import app
 from client.data.records import held_records
@@ -31,6 +31,7 @@ from common.protocol import (
     ITEMS,
     JOIN,
     MASKED_VECTOR,
+    NO_FINGERPRINT,
     RELEASE,
     SAID,
     SUM_KEYS,
@@ -268,6 +269,29 @@ def test_where_too_few_seal_what_opens_the_run_ends_and_nobody_has_paid(town: To
     with pytest.raises(RunError, match=r"2 shops shared; 3 are needed"):
         town.train(fault=fault)
     assert [town.spent(shop) for shop in range(SHOPS)] == [[]] * SHOPS
+
+
+@pytest.mark.parametrize("stage", [SUM_VIEW, pytest.param(SUM_UNMASK, marks=pytest.mark.slow)])
+def test_noise_that_is_in_a_sum_is_told_of_though_its_shop_fails_afterwards(
+    town: Town, stage: str
+) -> None:
+    """One shop's noise was seeded, and its vector is in the sum when it says that it failed."""
+    for shop in range(1, SHOPS):
+        town.write(shop, settings='noise = "system"')
+
+    def fault(shop: int, kind: str, at: int, reply: Message) -> Message | None:
+        if shop == 0 and kind == stage:
+            header = dict(reply.content.config_records[HEADER])
+            failed = header | {"status": "failed", "noise": "none", "ledger_head": NO_FINGERPRINT}
+            reply.content.config_records[HEADER] = ConfigRecord(failed)
+            del reply.content[SAID]
+        return reply
+
+    saved, events = town.train(PLAN.model_copy(update={"rounds": 0}), fault)
+    release = of(events, "release")[0]
+    assert release["accepted"] == SHOPS
+    assert release["shops"] == {shop_key("m0"): "failed"}
+    assert saved[-1].noise == "seeded"
 
 
 def test_with_too_few_left_the_old_model_stays_and_the_reason_is_told(town: Town) -> None:

@@ -269,11 +269,16 @@ class _Sum:
         whole = self.whole
         whole.declined.update(found.declined)
         whole.answered |= found.answered
-        # What a shop said last, or at the masked vector: that one names its noise.
         whole.headers |= {
             node: header
             for node, header in found.headers.items()
-            if stage == SUM_MASKED or header.status != "ok" or node not in whole.headers
+            if node not in whole.accepted_nodes
+        }
+        # Of a vector that is in the sum the header names the noise, whatever its shop says later.
+        whole.unheard |= {
+            header.shop: header.status
+            for node, header in found.headers.items()
+            if node in whole.accepted_nodes and header.status != "ok"
         }
         whole.unheard |= found.unheard
         whole.bytes_down += found.bytes_down
