@@ -15,7 +15,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from pydantic import BaseModel, ValidationError
 
 from common.artifact import Manifest
-from common.errors import ConfigError, FedtailError, InputError, UnavailableError
+from common.errors import (
+    ArtifactError,
+    ConfigError,
+    FedtailError,
+    InputError,
+    UnavailableError,
+)
 from common.statement import any_statement
 from server.query import answers
 from server.query.answers import (
@@ -241,6 +247,10 @@ class Service:
         except ValidationError as error:
             status = Status.INVALID
             raise RefusedError(status, invalid_words(error.errors())) from None
+        except ArtifactError as error:
+            # Of what the service keeps, not of what was asked: its words are for our own log.
+            logger.error("request=unreadable method=%s reason=%s", method, error)
+            raise RefusedError(status, "the service failed: its log tells more") from None
         except InputError as error:
             status = Status.INVALID
             raise RefusedError(status, str(error)) from None
