@@ -1,14 +1,52 @@
 """What both interfaces say while there is no model yet, or none can be read."""
 
+import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from query_support import make_place
-from server.query.answering import RefusedError, Status
+from server.query import grpc_service
+from server.query.answering import Host, Metrics, RefusedError, Service, Status
 from server.query.browsing import evaluations
+from server.query.grpc_service import grpc_server
 from server.query.registry_service import ServeSettings, make_service
+from server.query.security import RateLimit
+
+NAMES = ("", "fedtail.v1.Recommender")
+AWAY, THERE = HealthCheckResponse.NOT_SERVING, HealthCheckResponse.SERVING
+
+
+def test_grpc_s_health_waits_for_a_model_as_rest_s_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_service, "_LOOK_SECONDS", 0.02)
+
+    async def served() -> None:
+        state = SimpleNamespace(ready=False)
+        host = cast(Host, state)
+        service = Service(host, Metrics(host), RateLimit(1e6, 1e6))
+        with ThreadPoolExecutor(1) as pool:
+            server, port = await grpc_server(service, pool, credentials=None, address="127.0.0.1:0")
+            await server.start()
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                health: Any = HealthStub(channel)
+                watched = [health.Watch(HealthCheckRequest(service=name)) for name in NAMES]
+                before = [await each.read() for each in watched]
+                before += [await health.Check(HealthCheckRequest(service=name)) for name in NAMES]
+                state.ready = True
+                after = [await asyncio.wait_for(each.read(), 10) for each in watched]
+                after += [await health.Check(HealthCheckRequest(service=name)) for name in NAMES]
+            await server.stop(0)
+        assert [each.status for each in before] == [AWAY] * 4
+        assert [each.status for each in after] == [THERE] * 4
+
+    asyncio.run(served())
 
 
 def test_a_registry_that_cannot_be_read_is_not_the_caller_s_fault(

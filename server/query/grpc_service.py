@@ -36,6 +36,8 @@ _MAX_OF_CONNECTION = 100
 #: A connection ends after so long, and its silent calls with it; who asks makes another unawares.
 _MAX_AGE_SECONDS, _GRACE_SECONDS = 300.0, 60.0
 _NAME = wire.DESCRIPTOR.services_by_name["Recommender"].full_name
+#: Between two looks whether there is a model yet, while somebody watches for it.
+_LOOK_SECONDS = 0.5
 
 
 class Recommender(wire_grpc.RecommenderServicer):
@@ -157,6 +159,50 @@ class Recommender(wire_grpc.RecommenderServicer):
             raise AssertionError("abort returns") from error
 
 
+class Health(health.aio.HealthServicer):  # type: ignore[misc]
+    """gRPC's own health protocol: serving once there is a model to answer from, as /healthz says.
+
+    A balancer that asks here would else send callers where nobody can be answered yet.
+    """
+
+    def __init__(self, service: Service) -> None:
+        super().__init__()
+        self._service, self._ready = service, True
+
+    async def look(self) -> None:
+        """Say whether there is a model."""
+        if (ready := self._service.host.ready) == self._ready:
+            return
+        self._ready = ready
+        word = health_pb2.HealthCheckResponse
+        for name in (health.OVERALL_HEALTH, _NAME):
+            await self.set(name, word.SERVING if ready else word.NOT_SERVING)
+
+    async def Check(  # noqa: N802 - the name in the contract
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
+    ) -> health_pb2.HealthCheckResponse:
+        """Return how it is now."""
+        await self.look()
+        return await super().Check(request, context)
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
+    ) -> None:
+        """Say how it is, and when that changes."""
+        await self.look()
+        looking = asyncio.create_task(self._until_ready())
+        try:
+            await super().Watch(request, context)
+        finally:
+            looking.cancel()
+
+    async def _until_ready(self) -> None:
+        """Look until there is a model: then there is one for good."""
+        while not self._ready:
+            await asyncio.sleep(_LOOK_SECONDS)
+            await self.look()
+
+
 async def grpc_server(
     service: Service,
     pool: ThreadPoolExecutor,
@@ -189,7 +235,7 @@ async def grpc_server(
     wire_grpc.add_RecommenderServicer_to_server(  # type: ignore[no-untyped-call]
         Recommender(service, pool), server
     )
-    status = health.aio.HealthServicer()
+    status = Health(service)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     await status.set(_NAME, health_pb2.HealthCheckResponse.SERVING)
     reflection.enable_server_reflection(
