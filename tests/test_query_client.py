@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from common.errors import ConfigError
+from common.errors import ConfigError, InputError
 from server.__main__ import app
 from server.query.client import Client
 
@@ -24,6 +24,11 @@ def test_a_key_that_can_t_be_sent_is_told_as_such_and_not_shown(url: str, key: s
     with pytest.raises(ConfigError, match="the API key holds what no key does") as refused:
         Client(url, key=key)
     assert key not in str(refused.value)
+
+
+def test_a_version_that_grpc_cannot_say_is_bad_input() -> None:
+    with Client("grpc://127.0.0.1:9") as client, pytest.raises(InputError, match="1099511627776"):
+        client.privacy(2**40)
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])

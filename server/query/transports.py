@@ -157,11 +157,14 @@ class Grpc:
     def ask(self, method: str, body: BaseModel | None, **place: int) -> dict[str, Any]:
         """Return the answer's document; see :meth:`Transport.ask`."""
         import grpc
-        from google.protobuf.json_format import MessageToDict, ParseDict
+        from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
         name, kind = _CALLS[method]
         fields = place if body is None else body.model_dump(mode="json", exclude_none=True)
-        request = ParseDict(fields, getattr(self._wire, kind)())
+        try:
+            request = ParseDict(fields, getattr(self._wire, kind)())
+        except ParseError as error:  # A version beyond 32 bits: there is none such.
+            raise InputError(str(error)) from error
         call: Callable[..., Any] = getattr(self._stub, name)
         try:
             answer = call(request, timeout=self._timeout, metadata=self._metadata)
