@@ -284,6 +284,16 @@ def test_who_changes_the_list_beside_containers_is_told_how_superlink_hears_of_i
         assert "SuperLink does not know: `shops --tell` tells it, once it is up" in said
 
 
+def test_an_address_of_superlink_that_is_none_is_told_in_words(
+    federation: Federation, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDTAIL_SUPERLINK", "superlink")
+    for words in (["shops"], ["status"], ["ports"], ["up"]):
+        assert call(*words, "--federation", federation.folder) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: FEDTAIL_SUPERLINK='superlink': write it as host:port")
+
+
 def test_the_longest_name_is_one_that_its_file_can_have(
     federation: Federation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

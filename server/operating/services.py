@@ -38,7 +38,7 @@ def control(federation: Federation) -> Control:
     """Return the Control API of the federation's SuperLink, which need not be up."""
     log = _log(federation, SUPERLINK)
     return Control(
-        os.environ.get(SUPERLINK_VARIABLE) or federation.superlink_address,
+        _elsewhere() or federation.superlink_address,
         environment(federation.flower_home, {}),
         root_certificates=federation.authority.certificate,
         explain=lambda: f"is `python -m server up` running? SuperLink's log: {log}",
@@ -53,7 +53,7 @@ def up(federation: Federation) -> None:
     ConfigError, RunError
         If something is missing, taken or expired, or a service does not come up.
     """
-    if elsewhere := os.environ.get(SUPERLINK_VARIABLE):
+    if elsewhere := _elsewhere():
         raise ConfigError(
             f"{SUPERLINK_VARIABLE}={elsewhere} names a SuperLink in a container: unset it, for "
             "`up` starts one of its own"
@@ -79,7 +79,7 @@ def up(federation: Federation) -> None:
 
 def is_up(federation: Federation) -> bool:
     """Whether ``up`` runs on this folder, or its SuperLink answers in a container."""
-    if elsewhere := os.environ.get(SUPERLINK_VARIABLE):
+    if elsewhere := _elsewhere():
         host, port = split_address(elsewhere)
         return listens(port, host)
     lock = _lock_file(federation)
@@ -91,6 +91,17 @@ def is_up(federation: Federation) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def _elsewhere() -> str | None:
+    """Return where SuperLink runs in a container, ``host:port``; None where `up` starts it."""
+    if not (address := os.environ.get(SUPERLINK_VARIABLE)):
+        return None
+    try:
+        split_address(address)
+    except ValueError as error:
+        raise ConfigError(f"{SUPERLINK_VARIABLE}={address!r}: {error}") from error
+    return address
 
 
 def read_up(federation: Federation) -> dict[str, Any]:
