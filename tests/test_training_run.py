@@ -398,6 +398,19 @@ def test_a_round_whose_event_a_kill_prevented_counts_as_done(world: World, tmp_p
     assert done == [0, 1, 2, 3, 3, 1]
 
 
+def test_what_may_not_be_read_of_a_run_hides_no_other_part(world: World, tmp_path: Path) -> None:
+    federation = new_federation(tmp_path / "operator")
+    world.runs = Runs(federation.runs)
+    world.runs.save(world.record("run-1"))
+    # As where a container left files of another user.
+    (world.runs.folder("run-1") / "rounds.jsonl").mkdir()
+    found = status(federation)
+    assert found["run"]["error"].startswith("cannot read ")
+    assert found["run"]["error"].endswith("run-1/rounds.jsonl: Is a directory")
+    assert found["certificates"]
+    assert "error" not in found["registry"]
+
+
 def test_one_command_trains_at_a_time(world: World) -> None:
     with world.runs.training(), pytest.raises(ConfigError, match="at work"), world.runs.training():
         pass

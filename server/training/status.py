@@ -55,6 +55,9 @@ def _or_error(look: Callable[[], Any]) -> Any:  # noqa: ANN401 - a JSON value
         return look()
     except FedtailError as error:
         return {"error": str(error)}
+    except OSError as error:
+        # Such as a file of another user's, as a container may leave it.
+        return {"error": f"cannot read {error.filename}: {error.strerror}"}
 
 
 def _shops(federation: Federation, *, running: bool) -> list[Document]:
