@@ -128,6 +128,27 @@ def test_a_finished_run_says_what_was_published() -> None:
     assert "already published" in bare
 
 
+def test_a_round_that_kept_the_old_model_is_told_at_the_end_too() -> None:
+    kept = {"kept_old_model": True, "reason": "items would hold (too much)"}
+    document = {
+        "run": "run-1",
+        "exchanges": [exchange("round", 1, 1), exchange("round", 2, 0, **kept)],
+        "privacy": None,
+        "seconds": 12.3,
+        "attempts": 1,
+        "forced": [],
+        "published": 4,
+        "published_now": True,
+        "registry": "registry",
+        "served": 4,
+    }
+    lines = text_of(trained_table(document)).splitlines()
+    first, second = (line.strip() for line in lines if line.strip().startswith("round "))
+    assert first.split("  ")[0] == "round 1: 1 of 2 shops"
+    said = "round 2: 0 of 2 shops; items would hold (too much): the old model is kept"
+    assert second.startswith(said)
+
+
 def test_a_federation_at_a_glance() -> None:
     certificate = {"file": "ca.crt", "until": "2030-01-01T00:00:00+00:00"}
     run = {"run": "run-1", "state": "failed", "reason": "no [shop]", "rounds": 3, "rounds_done": 1}

@@ -1,5 +1,6 @@
 """What ``train`` says of a plan and of a finished run."""
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -69,7 +70,9 @@ def trained_table(document: Document) -> Group:
         table.add_column(name, justify="right" if name == "seconds" else "left")
     for found in document["exchanges"]:
         declined = "; ".join(f"{n} {code}" for code, n in found.get("declined", {}).items())
-        table.add_row(event_words(found).partition(" (")[0], f"{found['seconds']:.1f}", declined)
+        # The seconds stand in a column of their own.
+        said = re.sub(r" \(\d+ s\)", "", event_words(found), count=1)
+        table.add_row(Text(said), f"{found['seconds']:.1f}", declined)
     when = "now" if document["published_now"] else "already"
     codes = sorted({code for found in document["exchanges"] for code in found.get("declined", {})})
     where = f"{document['registry']}; {served_words(document['served'])}."
