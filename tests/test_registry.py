@@ -11,10 +11,12 @@ import fsspec
 import numpy as np
 import pytest
 
+from cli_support import status_of
 from common.artifact import ITEMS, MANIFEST, MODEL
 from common.errors import ArtifactError, ConfigError, PrivacyError, RunError
 from common.statement import statement
 from registry_support import PLAN, PRIVACY, model, publisher
+from server.__main__ import app
 from server.registry import stores
 from server.registry import versions as registry_module
 from server.registry.records import objections, read_evaluation
@@ -426,6 +428,18 @@ def test_a_url_that_nothing_reads_is_refused_and_a_password_never_shown() -> Non
     assert without_secrets("ftp://me:secret@host/a@b") == "ftp://host/a@b"
     assert without_secrets("ftp://me:sec@ret@host/x") == "ftp://host/x"
     assert without_secrets("/a/b@c") == "/a/b@c"
+
+
+def test_figures_of_many_customers_are_written_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {"customers": 123456.7, "customers_error": 987.65432, "ndcg@20": 0.123456}
+    registry = Registry(tmp_path / "registry")
+    registry.publish(model(tmp_path / "m"), evaluation={"together": figures})
+    assert status_of(app, "registry", "show", tmp_path / "registry") == 0
+    said = capsys.readouterr().out
+    for line in ("customers: 123,457", "customers_error: 987.7", "ndcg@20: 0.1235"):
+        assert f"    {line}\n" in said
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from server.registry.records import Pin, Record
 from server.registry.versions import Registry
 
 Document = dict[str, Any]
+_WHOLE_FROM = 1000.0
 
 
 def listed(registry: Registry) -> Document:
@@ -206,6 +207,15 @@ def _figures(evaluation: Mapping[str, Any], indent: str = "  ") -> str:
         if isinstance(value, Mapping):
             lines += [f"{indent}{name}", _figures(value, indent + "  ")]
         else:
-            shown_value = f"{value:.4g}" if isinstance(value, float) else value
-            lines.append(f"{indent}{name}: {shown_value}")
+            lines.append(f"{indent}{name}: {_figure(value)}")
     return "\n".join(lines)
+
+
+def _figure(value: Any) -> str:  # noqa: ANN401 - a JSON value
+    """Return a figure of four digits, and of a number that has more before the point all of these.
+
+    Customers are counted in floats, for their noise.
+    """
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= _WHOLE_FROM else f"{value:.4g}"
