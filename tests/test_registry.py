@@ -149,6 +149,16 @@ def test_a_changed_byte_is_refused_with_the_file_s_name(folder: Path, name: str,
     assert value_of(registry) == 2
 
 
+def test_who_follows_the_newest_is_told_if_it_is_damaged(folder: Path) -> None:
+    registry = Registry(folder)
+    registry.pin(1)
+    spoil(folder / "models" / registry.record(3).folder / MODEL, 0)
+    with pytest.raises(ArtifactError, match=f"{MODEL} is not as it was published"):
+        registry.pin(None)
+    assert registry.served() == 1
+    assert len(registry.pins()) == 1
+
+
 @pytest.mark.parametrize("name", [MODEL, ITEMS, MANIFEST])
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / "models" / Registry(folder).record(3).folder / name).unlink()

@@ -207,8 +207,8 @@ class Registry:
         self, act: Act, pins: Sequence[int], served: int | None, version: int | None
     ) -> Pin:
         """Add the decision after the ones that were looked at, or fail if one was added since."""
-        if version is not None:
-            self.read(version)
+        # Who follows the newest is served that one now.
+        self.read(self.versions()[-1] if version is None else version)
         pin = Pin(
             number=1 + max(pins, default=0),
             at=datetime.now(UTC).isoformat(timespec="seconds"),
