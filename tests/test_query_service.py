@@ -335,6 +335,14 @@ def test_a_key_that_is_made_takes_nothing_else_away(tmp_path: Path, name: str) -
     assert beside.read_text() == "numpy==2"
 
 
+@pytest.mark.parametrize("name", ["laden²", "магазин", "½"])
+def test_a_name_that_python_takes_for_one_of_letters_names_a_key(tmp_path: Path, name: str) -> None:
+    keys = Keys(tmp_path / "keys.json")
+    assert keys.name_of(keys.add(name)) == name
+    keys.remove(name)
+    assert keys.list() == ()
+
+
 def test_a_service_without_any_key_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

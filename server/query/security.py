@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from common.disk import write_whole
 from common.errors import ConfigError
@@ -27,10 +28,17 @@ _NAME = re.compile(r"[\w.-]{1,64}")
 _SHOWN = 5
 
 
+def _checked_name(name: str) -> str:
+    # Not as a pattern of pydantic's: its expressions and Python's differ in what a letter is.
+    if not _NAME.fullmatch(name):
+        raise ValueError("use letters, digits, . and -")
+    return name
+
+
 class Key(Frozen):
     """One key, without the key."""
 
-    name: str = Field(pattern=f"^{_NAME.pattern}$")
+    name: Annotated[str, AfterValidator(_checked_name)]
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     created_at: str
 
@@ -78,8 +86,10 @@ class Keys:
         ConfigError
             If the name is taken or holds other than letters, digits, dots and hyphens.
         """
-        if not _NAME.fullmatch(name):
-            raise ConfigError(f"{name!r} is no name for a key: use letters, digits, . and -")
+        try:
+            _checked_name(name)
+        except ValueError as error:
+            raise ConfigError(f"{name!r} is no name for a key: {error}") from error
         key = _PREFIX + secrets.token_urlsafe(32)
         made = Key(
             name=name,
