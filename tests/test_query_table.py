@@ -48,6 +48,12 @@ def test_the_columns_do_not_depend_on_the_order_of_a_map() -> None:
     assert lines[0].split() == ["rank", "item_id", "category", "brand", "abv", "tail", "score"]
 
 
+def test_what_a_column_is_called_is_no_markup() -> None:
+    # Taken for markup, the first would be gone, and the second end the command.
+    lines = printed([item(1, {"size [ml]": "5", "[/] old": "x"})])
+    assert lines[0].split() == ["rank", "item_id", "[/]", "old", "size", "[ml]", "tail", "score"]
+
+
 def test_reasons_stand_beside_their_product_and_stretch_no_other_column() -> None:
     lines = printed([item(1, {"brand": "acme"}, "1.5: how popular it is"), item(2, {})])
     assert lines[0].split() == ["rank", "item_id", "brand", "tail", "score", "why"]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +19,7 @@ def recommendations_table(document: dict[str, Any]) -> Group:
     columns = _columns(items)
     why = any(item.get("reasons") for item in items)
     heads = ("rank", "item_id", *columns, "tail", "score", *(["why"] if why else []))
-    table = Table(*heads, box=None)
+    table = Table(*map(escape, heads), box=None)
     for item in items:
         values = [_text(item["product"].get(name)) for name in columns]
         tail = "tail" if item["tail"] else ""
