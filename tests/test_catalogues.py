@@ -404,6 +404,16 @@ def test_show_names_the_models_and_runs_of_a_version(federation: Path, tmp_path:
     assert len(shown["unreadable"]) == 2
 
 
+def test_files_without_a_time_are_exported_too(federation: Path, tmp_path: Path) -> None:
+    command(federation, "publish", str(folder_of(tmp_path / "table", FIRST)))
+    for path in (federation / "catalogue" / "1").iterdir():
+        os.utime(path, (0, 0))
+    command(federation, "export", str(tmp_path / "out.zip"))
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        assert archive.testzip() is None
+        assert "catalogue/version.json" in archive.namelist()
+
+
 def test_the_command_line_says_what_is_wrong(
     federation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

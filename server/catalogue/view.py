@@ -93,7 +93,10 @@ def export(catalogues: Catalogues, which: str | None, out: Path) -> Document:
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as draft:
             whole = Path(draft) / out.name
             if out.suffix == SUFFIX:
-                with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
+                # Of files without a time, as some backups bring them back, zip has no year 1970.
+                with zipfile.ZipFile(
+                    whole, "w", zipfile.ZIP_STORED, strict_timestamps=False
+                ) as archive:
                     for path in sorted(folder.iterdir()):
                         archive.write(path, f"catalogue/{path.name}")
             else:
