@@ -404,6 +404,20 @@ def test_show_names_the_models_and_runs_of_a_version(federation: Path, tmp_path:
     assert len(shown["unreadable"]) == 2
 
 
+def test_a_damaged_record_of_another_version_hides_no_version(
+    federation: Path, tmp_path: Path
+) -> None:
+    command(federation, "publish", str(folder_of(tmp_path / "first", FIRST)))
+    command(federation, "publish", str(folder_of(tmp_path / "second", SECOND)))
+    record = federation / "catalogue" / "1" / "version.json"
+    record.write_text("{")
+    shown = command(federation, "show")
+    assert (shown["version"], shown["current"]) == (2, True)
+    assert [one["version"] for one in shown["versions"]] == [2]
+    assert len(shown["unreadable"]) == 1
+    assert shown["unreadable"][0].startswith(f"{record} cannot be read: ")
+
+
 def test_files_without_a_time_are_exported_too(federation: Path, tmp_path: Path) -> None:
     command(federation, "publish", str(folder_of(tmp_path / "table", FIRST)))
     for path in (federation / "catalogue" / "1").iterdir():

@@ -81,11 +81,11 @@ class Catalogues:
         ArtifactError
             If a record is not as it was written.
         """
-        return [self.version(n) for n in self._numbers()]
+        return [self.version(n) for n in self.numbers()]
 
     def last(self) -> Version | None:
         """Return the record of the last version, if one is published; raises as :meth:`version`."""
-        return self.version() if self._numbers() else None
+        return self.version() if self.numbers() else None
 
     def version(self, which: int | str | None = None) -> Version:
         """Return the record of a version: by number, fingerprint or its beginning; None: the last.
@@ -97,7 +97,7 @@ class Catalogues:
         ArtifactError
             If its record is damaged.
         """
-        numbers = self._numbers()
+        numbers = self.numbers()
         if not numbers:
             raise ConfigError(
                 f"{self.root} holds no catalogue yet: publish one with "
@@ -171,7 +171,7 @@ class Catalogues:
         self, catalogue: Catalogue, changes: Mapping[str, int], stock: Stock | None = None
     ) -> Version:
         """Return the record that a catalogue would have as the next version."""
-        numbers = self._numbers()
+        numbers = self.numbers()
         parent = numbers[-1] if numbers else None
         return Version(
             n=1 + (parent or 0),
@@ -214,7 +214,8 @@ class Catalogues:
         except OSError as error:
             raise ConfigError(f"cannot write to {self.root}: {error.strerror}") from error
 
-    def _numbers(self) -> list[int]:
+    def numbers(self) -> list[int]:
+        """Return the numbers of all versions, ascending, whether records can be read or not."""
         names: list[str] = []
         with suppress(FileNotFoundError):
             names = [path.name for path in self.root.iterdir()]

@@ -11,7 +11,7 @@ from common.errors import ArtifactError, ConfigError
 from common.features import CROSS, Catalogue, content_columns
 from server.catalogue.diff import Difference
 from server.catalogue.publishing import version_document
-from server.catalogue.versions import Catalogues
+from server.catalogue.versions import Catalogues, Version
 from server.operating.folder import Federation
 from server.registry.versions import Registry
 from server.training.records import Runs
@@ -31,18 +31,18 @@ def show(federation: Federation, which: str | None) -> Document:
         ``features``; ``changes`` since the version before as counts; ``models``: registry versions
         of this catalogue (``version, model, served``); ``runs``: their names; ``versions``: all of
         them, the oldest first, each with ``version, published_at, products, offered, fingerprint``
-        and how many ``models`` and ``runs`` are of it; ``unreadable``: what of the registry or the
-        runs could not be read.
+        and how many ``models`` and ``runs`` are of it; ``unreadable``: what of the other versions,
+        the registry or the runs could not be read.
     """
     catalogues = Catalogues(federation.catalogue)
     version = catalogues.version(which)
     catalogue = catalogues.read(version.n)
-    versions = catalogues.versions()
     unreadable: list[str] = []
+    versions = _versions(catalogues, unreadable)
     models, runs = _models(federation, unreadable), _runs(federation, unreadable)
     return {
         **version_document(catalogues, version),
-        "current": version.n == versions[-1].n,
+        "current": version.n == catalogues.numbers()[-1],
         "columns": _columns(catalogue),
         "features": list(catalogue.spec.features),
         "changes": version.changes,
@@ -119,6 +119,17 @@ def _columns(catalogue: Catalogue) -> list[Document]:
         }
         for name in content_columns(catalogue.products)
     ]
+
+
+def _versions(catalogues: Catalogues, unreadable: list[str]) -> list[Version]:
+    """Return what is recorded of each version, the oldest first."""
+    found = []
+    for number in catalogues.numbers():
+        try:
+            found.append(catalogues.version(number))
+        except ArtifactError as error:
+            unreadable.append(str(error))
+    return found
 
 
 def _models(federation: Federation, unreadable: list[str]) -> dict[str, list[Document]]:
