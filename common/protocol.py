@@ -80,6 +80,7 @@ MAX_SAID_CHARS = 2**24
 MAX_MANIFEST_CHARS = 2**20
 FINGERPRINT_CHARS = 64
 NO_FINGERPRINT = "0" * FINGERPRINT_CHARS
+_FINGERPRINT = f"^[0-9a-f]{{{FINGERPRINT_CHARS}}}$"
 _RUN_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{FINGERPRINT_CHARS - 1}}}")
 
 #: What a reply may say of itself. Details of a failure stay in the shop's own log.
@@ -279,7 +280,7 @@ class RoundHeader(Frozen):
 
 
 class ReplyHeader(Frozen):
-    """Header of every reply: fixed-size fields only.
+    """Header of every reply: fixed-size fields only, and no text of a shop's own.
 
     ``shop`` is :func:`shop_key` of the answering shop. Node ids change from run to run; this
     does not, so that sums and samples have one order whoever answers first. ``noise`` is the
@@ -291,9 +292,9 @@ class ReplyHeader(Frozen):
     version: int = PROTOCOL_VERSION
     status: StatusCode
     server_round: int
-    shop: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)
-    catalogue_fingerprint: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)
-    ledger_head: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)
+    shop: str = Field(pattern=_FINGERPRINT)
+    catalogue_fingerprint: str = Field(pattern=_FINGERPRINT)
+    ledger_head: str = Field(pattern=_FINGERPRINT)
     noise: Literal[Noise, "none"]
     noise_multiplier: float = Field(0.0, ge=0, le=2.0**40, allow_inf_nan=False)
 

@@ -1,4 +1,5 @@
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable
@@ -9,7 +10,7 @@ import pytest
 from flwr.app import Error, Message
 
 from common.errors import ArtifactError, RunError
-from common.protocol import POPULARITY, Arrays, TrainingPlan
+from common.protocol import HEADER, POPULARITY, Arrays, TrainingPlan
 from federation_support import (
     ITEMS,
     SHAPES,
@@ -24,7 +25,13 @@ from federation_support import (
     start_state,
     toy_app,
 )
-from server.checkpoints import Checkpoint, alone, last_checkpoint, read_checkpoint, write_checkpoint
+from server.checkpoints import (
+    Checkpoint,
+    alone,
+    last_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from server.job import Event, Job
 from server.strategy import Federation
 
@@ -207,6 +214,22 @@ def test_resuming_in_the_middle_equals_an_uninterrupted_run(tmp_path: Path) -> N
     assert same(whole, resumed)
     assert [e["server_round"] for e in events if e["event"] == "round"] == [3, 4]
     assert not names(grid.sent, "release")
+
+
+@pytest.mark.parametrize("field", ["shop", "ledger_head", "catalogue_fingerprint"])
+def test_what_stands_for_a_hash_in_a_reply_is_one(field: str) -> None:
+    """Anything else would come into logs, and before an operator's eyes, as it was sent."""
+
+    def hostile(shop: int, kind: str, _round: int, reply: Message) -> Message:
+        if (shop, kind) == (0, "join"):
+            header = reply.content.config_records[HEADER]
+            header[field] = "\x1b[2J\nrun=well ".ljust(64, "a")
+        return reply
+
+    _, events, _ = run(FaultyGrid(toy_app(), 3, fault=hostile), make_job(rounds=1))
+    assert events[0]["declined"] == {"rubbish": 1}
+    shops = [shop for event in events for shop in event.get("shops", {})]  # type: ignore[attr-defined]
+    assert all(re.fullmatch("[0-9a-f]{64}", shop) for shop in shops)
 
 
 def test_a_shop_that_connects_later_joins_the_next_round() -> None:
