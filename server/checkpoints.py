@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from common.protocol import Arrays, Noise, TrainingPlan
 
 _POLL = 0.2
 _FORMAT = 2
+_NAME = re.compile(r"round-([0-9]{5,})\.json")
 _NOISE: TypeAdapter[Noise] = TypeAdapter(Noise)
 _WAY_OUT = (
     ". Restore both files, or remove the .json: the run then goes on from the round before, and "
@@ -75,7 +77,9 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 def rounds(folder: Path) -> list[int]:
     """Return the finished rounds in ``folder``, ascending; round 0 is before any training."""
-    return sorted(int(path.stem.removeprefix("round-")) for path in folder.glob("round-*.json"))
+    # A copy that somebody keeps beside them, such as round-00003-kept.json, is none of them.
+    names = (_NAME.fullmatch(path.name) for path in folder.glob("round-*.json"))
+    return sorted(int(name[1]) for name in names if name)
 
 
 def read_checkpoint(folder: Path, server_round: int) -> Checkpoint:

@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import stat
 from collections import Counter
 from collections.abc import Iterable
@@ -30,6 +31,7 @@ from server.checkpoints import (
     alone,
     last_checkpoint,
     read_checkpoint,
+    rounds,
     write_checkpoint,
 )
 from server.job import Event, Job
@@ -298,6 +300,15 @@ def test_a_round_is_on_the_disk_before_it_counts_as_finished(
     write_checkpoint(tmp_path, saved[0])
     tensors, facts = "round-00000.safetensors", "round-00000.json"
     assert synced == [[tensors], [facts, tensors]]
+
+
+def test_a_copy_beside_the_checkpoints_is_none_of_them(tmp_path: Path) -> None:
+    _, _, saved = run(FaultyGrid(toy_app(), 3), make_job(rounds=1))
+    for checkpoint in saved:
+        path = write_checkpoint(tmp_path, checkpoint)
+    shutil.copy(path, tmp_path / "round-00001-kept.json")
+    shutil.copy(path, tmp_path / "round-00009.old.json")
+    assert rounds(tmp_path) == [checkpoint.server_round for checkpoint in saved]
 
 
 def test_a_half_written_or_damaged_checkpoint_is_noticed(tmp_path: Path) -> None:
