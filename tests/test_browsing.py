@@ -13,11 +13,14 @@ import pandas as pd
 import pytest
 from fastapi import FastAPI
 
+from common.catalogue.content_columns import RETIRED
 from common.errors import ConfigError
+from common.queries.asking import Query
+from common.queries.filters import Filters
 from query_support import Place, make_place, products, write_model
 from report_support import run_of, sums, whole_run
 from server.query.answers import recommend
-from server.query.browsing import About, Search, about_from
+from server.query.browsing import About, PriceBand, Search, about_from, choices
 from server.query.messages import _texts, fill
 from server.query.registry_service import ServeSettings, make_service
 from server.query.report import ReportArm, read_report
@@ -142,6 +145,25 @@ def test_choices_are_what_filters_take(client: Local, place: Place) -> None:
     assert found["prices"] == {"low": products["price"].min(), "high": products["price"].max()}
     assert found["shops"] == ["corner", "market"]
     assert found["behaviors"]["view"] < found["behaviors"]["purchase"] == 1.0
+
+
+def test_what_is_listed_no_more_is_nothing_to_filter_by(tmp_path: Path) -> None:
+    frame = products(60)
+    frame["category"] = ["milk"] * 30 + ["bread"] * 29 + ["gone"]
+    frame["price"] = [2.0] * 59 + [99.0]
+    frame[RETIRED] = [k < 10 or k == 59 for k in range(60)]
+    place = make_place(tmp_path, frame=frame)
+    where = ServeSettings(
+        registry=str(tmp_path / "registry"), catalogue=tmp_path / "catalogue", stock=None
+    )
+    model = make_service(where).model()
+    found = choices(model)
+    told = {choice.value: choice.products for choice in found.categories}
+    assert told == {"milk": 20, "bread": 29}
+    assert found.prices == PriceBand(low=2.0, high=2.0)
+    for value, count in told.items():
+        assert len(model.recommend(Query(k=60, filters=Filters(category=value))).item_ids) == count
+    assert place.catalogue.size == 60
 
 
 def test_whole_numbers_are_whole_in_a_column_that_lacks_some(tmp_path: Path) -> None:

@@ -55,14 +55,14 @@ class ProductList(_Body):
 
 
 class Choice(_Body):
-    """A value to filter by."""
+    """A value to filter by, and how many products that may be listed have it."""
 
     value: str
     products: int
 
 
 class PriceBand(_Body):
-    """The lowest and the highest price of the catalogue."""
+    """The lowest and the highest price of products that may be listed."""
 
     low: float
     high: float
@@ -185,7 +185,9 @@ class Search:
 def choices(model: Model) -> Choices:
     """Return what there is to filter by."""
     prices = model.table.prices
-    known = None if prices is None else prices[np.isfinite(prices)]
+    # Retired products are never listed, whatever they are filtered by.
+    offered = None if prices is None else np.delete(prices, model.table.retired)
+    known = None if offered is None else offered[np.isfinite(offered)]
     return Choices(
         version=model.version,
         categories=_values(model, "category"),
@@ -281,6 +283,9 @@ def _spaced(text: str) -> str:
 
 
 def _values(model: Model, column: str) -> tuple[Choice, ...]:
-    rows = model.table.values.get(column, {})
-    most = sorted(rows, key=lambda value: -len(rows[value]))[:_MOST_VALUES]
-    return tuple(Choice(value=value, products=len(rows[value])) for value in sorted(most))
+    rows, retired = model.table.values.get(column, {}), model.table.retired
+    listed = np.ones(1 + max((of.max(initial=0) for of in rows.values()), default=0), dtype=bool)
+    listed[retired[retired < len(listed)]] = False
+    counts = {value: int(listed[of].sum()) for value, of in rows.items()}
+    most = sorted(filter(counts.get, counts), key=lambda value: -counts[value])[:_MOST_VALUES]
+    return tuple(Choice(value=value, products=counts[value]) for value in sorted(most))
