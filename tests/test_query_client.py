@@ -47,6 +47,8 @@ def test_an_empty_authority_is_not_taken_for_the_system_s(tmp_path: Path, scheme
         (["--similar", "p1", "--attribute", "age=30"], "goes without --attribute"),
         (["p2", "--explain", "p1", "--shop", "corner"], "--explain ITEM goes without --shop"),
         (["p2", "--explain", "p1", "-k", "20"], "--explain ITEM goes without -k"),
+        (["--explain", "p1", "--price-from", "0"], "--explain ITEM goes without --price-from"),
+        (["--explain", "p1", "--minimum-score", "0"], "goes without --minimum-score"),
     ],
 )
 def test_what_a_question_does_not_take_is_refused(asked: list[str], left: str) -> None:

@@ -54,7 +54,7 @@ def query(
     from server.query.requests import FilterBody
 
     # What a question does not take is refused: an answer without it would be taken for one with it.
-    ordered = {"--tail-dial": tail_dial, "--why": why}
+    ordered = {"--tail-dial": tail_dial or None, "--why": why or None}
     who = {"a history": history, "--user": user, "--attribute": attribute}
     narrowed = {
         "--category": category,
@@ -68,7 +68,7 @@ def query(
     if similar is not None:
         _refuse("--similar", {**who, "--explain": explain, **ordered})
     if explain is not None:
-        _refuse("--explain", {"-k": k is not None, **ordered, **narrowed})
+        _refuse("--explain", {"-k": k, **ordered, **narrowed})
     length = 20 if k is None else k
     weights: dict[str, float] = {}
     for item, text in pairs(history or [], "1"):
@@ -108,5 +108,6 @@ def _refuse(option: str, others: Mapping[str, object]) -> None:
     """Refuse what an option's question does not take, where it is given."""
     from common.errors import ConfigError
 
-    if given := [name for name, value in others.items() if value not in (None, [], 0, False)]:
+    # A price of 0 is given, too.
+    if given := [name for name, value in others.items() if value is not None and value != []]:
         raise ConfigError(f"{option} ITEM goes without {', '.join(given)}")
