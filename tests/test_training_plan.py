@@ -2,6 +2,8 @@
 
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from client.joining.starting import start_shop
 from client.privacy.events import SHARED_HISTOGRAM, SHARED_STEP
 from client.privacy.plan import planned_events
 from common.accounting import epsilon, fits, plan_spends
+from common.artifact import ModelArtifact
 from common.blocks import block_of
 from common.errors import ConfigError
 from common.features import Catalogue
@@ -24,6 +27,7 @@ from server.training.plan import (
     read_plan_file,
     run_defaults,
 )
+from server.training.request import _day
 
 NOW = 1_700_000_000
 SUMS = "[privacy]\ntrust = 'federation'\nhonest_shops = 4\ncolluding_shops = 1\n"
@@ -170,6 +174,18 @@ def test_days_that_the_first_rounds_leave_out(tmp_path: Path) -> None:
     plan = prepare(plan_file(tmp_path, text), catalogue(20), now=NOW).plan
     assert plan.tuning_round == 2
     assert plan.reference_time - plan.validation_from == 10 * 86400
+
+
+@pytest.mark.parametrize(("share", "days"), [(0.0, 0), (0.5, 0), (1.0, 10)])
+def test_a_run_goes_on_from_the_last_record_that_the_earlier_one_saw(
+    tmp_path: Path, share: float, days: int
+) -> None:
+    text = f"[training]\ntuning_share = {share}\nvalidation_days = 10"
+    plan = prepare(plan_file(tmp_path, text), catalogue(20), now=NOW).plan
+    manifest = SimpleNamespace(version="m", config={"plan": plan.model_dump(mode="json")})
+    model = cast(ModelArtifact, SimpleNamespace(manifest=manifest))
+    # With no round that saw the days left out, nobody would ever learn from them.
+    assert plan.reference_time - _day(model) == days * 86400
 
 
 def test_a_defence_goes_to_the_server_or_is_refused_before_anything_runs(tmp_path: Path) -> None:

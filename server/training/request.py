@@ -183,9 +183,14 @@ def _start(federation: Federation, which: str) -> tuple[int, ModelArtifact]:
 
 
 def _day(model: ModelArtifact) -> int:
-    """Return the day that a model's plan counted ages from: what is newer, it has not seen."""
+    """Return the day that a model's plan counted ages from: what is newer, it has not seen.
+
+    Nor has one whose rounds were all for tuning seen what they left out before that day.
+    """
     plan = model.manifest.config.get("plan")
-    found = plan.get("reference_time") if isinstance(plan, dict) else None
+    plan = plan if isinstance(plan, dict) else {}
+    tuning, rounds = plan.get("tuning_round"), plan.get("rounds")
+    found = plan.get("validation_from" if tuning and tuning == rounds else "reference_time")
     if not isinstance(found, int):
         raise ArtifactError(
             f"the manifest of model {model.manifest.version} does not say when it was planned: "
