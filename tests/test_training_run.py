@@ -314,6 +314,10 @@ def test_a_run_of_sums_goes_on_with_fewer_shops_once_its_roster_has_fewer(
         with pytest.raises(RunError, match="--resume"):
             request.train(federation, request.Request(resume=record.name), world.view)
     assert [config["min-shops"] for config in world.link.submitted] == [4, 3]
+    # min_shops is 2: who raises it gets no further.
+    monkeypatch.setattr(request, "_standing", lambda _: Standing(("a", "b"), ("c", "d")))
+    with pytest.raises(RunError, match=r"needs 3 \(so many of the roster every secure sum takes\)"):
+        request.train(federation, request.Request(resume=record.name), world.view)
 
 
 def test_an_attempt_that_nobody_recorded_is_stopped(world: World) -> None:
@@ -366,7 +370,7 @@ def test_too_few_shops_are_named() -> None:
     found.check(1)
     with pytest.raises(RunError, match=r"1 of 3 shops are connected.*needs 2.*Not connected: b, c"):
         found.check(2)
-    with pytest.raises(RunError, match=r"1 shop is enrolled.*needs 2.*enrol"):
+    with pytest.raises(RunError, match=r"1 shop is enrolled.*needs 2 \(server\.min_shops.*enrol"):
         standing(["a"], []).check(2)
 
 

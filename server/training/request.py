@@ -18,7 +18,7 @@ from server.registry.versions import Registry
 from server.settings import EVENTS_FILE, read_run_config
 from server.training.plan import prepare, read_plan_file
 from server.training.records import RunRecord, Runs, new_name, now
-from server.training.run import Standing, Training, View, standing
+from server.training.run import MIN_SHOPS, OF_SUMS, Standing, Training, View, standing
 from server.training.tables import plan_lines
 
 Document = dict[str, Any]
@@ -222,7 +222,8 @@ def _submitted(
                 f"{bundle}."
             )
             record = record.model_copy(update={"bundle": bundle})
-    shops.check(needed)
+    by_sums = needed > read_run_config(record.config)[1].min_shops
+    shops.check(needed, OF_SUMS if by_sums else MIN_SHOPS)
     if shops.missing:
         view.note(f"Not connected, and not waited for: {', '.join(shops.missing)}.")
     if planned is not None and planned.start is not None:

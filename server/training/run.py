@@ -30,6 +30,9 @@ _STATUS_EVERY = 2.0
 _PATIENCE = 300.0
 _TAIL_LINES = 40
 _ONLINE = "online"
+#: Where the number of shops comes from that a run needs.
+MIN_SHOPS = "server.min_shops in plan.toml"
+OF_SUMS = "so many of the roster every secure sum takes"
 
 Event = Mapping[str, Any]
 
@@ -81,19 +84,22 @@ class Standing:
         """Number of enrolled shops."""
         return len(self.connected) + len(self.missing)
 
-    def check(self, needed: int) -> None:
-        """Raise :class:`RunError`, naming who is missing, if too few are connected."""
+    def check(self, needed: int, why: str = MIN_SHOPS) -> None:
+        """Raise :class:`RunError`, naming who is missing, if too few are connected.
+
+        ``why`` says where the number comes from.
+        """
         if len(self.connected) >= needed:
             return
         if self.enrolled < needed:
             raise RunError(
-                f"{_shops(self.enrolled)} enrolled, and a run needs {needed} (server.min_shops in "
-                "plan.toml): `python -m server enrol SHOP KEY.pub` adds one"
+                f"{_shops(self.enrolled)} enrolled, and a run needs {needed} ({why}): `python -m "
+                "server enrol SHOP KEY.pub` adds one"
             )
         raise RunError(
             f"{len(self.connected)} of {_shops(self.enrolled)} connected, and a run needs {needed} "
-            f"(server.min_shops in plan.toml). Not connected: {', '.join(self.missing)}. Their "
-            "engineers start `python -m client run`"
+            f"({why}). Not connected: {', '.join(self.missing)}. Their engineers start `python -m "
+            "client run`"
         )
 
 
