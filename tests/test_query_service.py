@@ -1,6 +1,7 @@
 """Both interfaces over a real process: the same answers, clear refusals, nothing of content out."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -333,6 +334,17 @@ def test_a_key_that_is_made_takes_nothing_else_away(tmp_path: Path, name: str) -
     made = {keys.add(holder): holder for holder in ("till", "page")}
     assert {key: keys.name_of(key) for key in made} == made
     assert beside.read_text() == "numpy==2"
+
+
+def test_keys_that_cannot_be_looked_at_are_the_service_s_own_trouble(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    keys = Keys(folder / "keys.json")
+    key = keys.add("till")
+    assert keys.name_of(key) == "till"
+    shutil.rmtree(folder)
+    folder.touch()
+    with pytest.raises(ConfigError, match=r"cannot read the keys in .*: Not a directory"):
+        keys.name_of(key)
 
 
 @pytest.mark.parametrize("name", ["laden²", "магазин", "½"])

@@ -69,7 +69,7 @@ class Keys:
         except FileNotFoundError:
             return ()
         except OSError as error:
-            raise ConfigError(f"cannot read the keys in {self.path}: {error.strerror}") from error
+            raise self._unreadable(error) from error
         except ValidationError as error:
             # Without the values: one of them may be a key that somebody wrote there.
             faults = [
@@ -122,11 +122,16 @@ class Keys:
                 stamp = (found.st_mtime_ns, found.st_ino)
             except FileNotFoundError:
                 stamp = None
+            except OSError as error:
+                raise self._unreadable(error) from error
             if stamp != self._stamp:
                 self._known = {known.sha256: known.name for known in self.list()}
                 self._stamp = stamp
             # Looked up by digest: how long it takes tells nothing of the key.
             return self._known.get(_digest(key))
+
+    def _unreadable(self, error: OSError) -> ConfigError:
+        return ConfigError(f"cannot read the keys in {self.path}: {error.strerror}")
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
