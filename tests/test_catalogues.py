@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner
 
 from cli_support import status_of
@@ -31,7 +32,7 @@ from common.protocol import shop_key
 from server.__main__ import app
 from server.catalogue.diff import Difference
 from server.catalogue.publishing import Publishing, publish
-from server.catalogue.tables import export_table
+from server.catalogue.tables import export_table, show_table
 from server.catalogue.versions import Catalogues
 from server.operating.folder import make_federation
 
@@ -416,6 +417,16 @@ def test_a_damaged_record_of_another_version_hides_no_version(
     assert [one["version"] for one in shown["versions"]] == [2]
     assert len(shown["unreadable"]) == 1
     assert shown["unreadable"][0].startswith(f"{record} cannot be read: ")
+
+
+def test_times_are_said_to_be_utc(federation: Path, tmp_path: Path) -> None:
+    command(federation, "publish", str(folder_of(tmp_path / "table", FIRST)))
+    console = Console(width=200)
+    with console.capture() as said:
+        console.print(show_table(command(federation, "show")))
+    when = r"\d{4}-\d\d-\d\d \d\d:\d\d"
+    assert re.search(rf"Version 1 \(the current version\), published {when} UTC\n", said.get())
+    assert re.search(rf"version  published \(UTC\) .*\n +1  {when} ", said.get())
 
 
 def test_files_without_a_time_are_exported_too(federation: Path, tmp_path: Path) -> None:

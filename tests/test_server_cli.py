@@ -72,6 +72,7 @@ def test_people_read_what_was_forced_what_is_served_and_what_is_damaged(
     assert "Version 1 was published by force: its noise was seeded" in text
     assert "seeded noise" in text
     assert "incomplete statement" in text
+    assert "published (UTC)" in text
     assert "4.json is not as it was written" in text
     assert "Served: version 1, pinned." in text
     assert ask(capsys, "list", place)["versions"][3].keys() == {"version", "error"}

@@ -181,6 +181,7 @@ def test_a_federation_at_a_glance() -> None:
     table = text_of(status_table(document))
     for words in (
         *("fed at localhost:1: up", "What listens: cannot see", "al[pha]", "2026-01-02 03:04"),
+        "since (UTC)",
         *("unknown", "catalogue publish", "run-1, failed, 1 of 3 rounds done", "no [shop]"),
         *("round 1: 2 of 2 shops", "--resume run-1", "0.2500 ± 0.0200", "hidden by noise"),
         *("80 ± 4", "noise was seeded", "version 1 is served, pinned", "server renew"),

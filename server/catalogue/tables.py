@@ -48,7 +48,7 @@ def show_table(document: Document) -> Group:
     number = document["version"]
     which = "the current version" if document["current"] else "not the current version"
     head = [
-        f"Version {number} ({which}), published {_time(document['published_at'])}",
+        f"Version {number} ({which}), published {_time(document['published_at'])} UTC",
         *_facts(document),
         f"in {document['path']}",
     ]
@@ -161,8 +161,9 @@ def _some(items: list[str], count: int) -> str:
 
 def _versions(document: Document) -> Table:
     table = plain_table("All versions")
-    for name in ("version", "published", "products", "offered", "models", "runs", "fingerprint"):
-        side: Any = "left" if name in ("published", "fingerprint") else "right"
+    times = "published (UTC)"
+    for name in ("version", times, "products", "offered", "models", "runs", "fingerprint"):
+        side: Any = "left" if name in (times, "fingerprint") else "right"
         table.add_column(name, justify=side)
     for one in document["versions"]:
         table.add_row(

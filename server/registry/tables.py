@@ -105,7 +105,8 @@ def decided(registry: Registry, pin: Pin) -> Document:
 def list_table(document: Document) -> Group:
     """Return the versions as a table, the newest first."""
     table = plain_table(f"Models in {escape(document['where'])}")
-    for name in ("", "version", "published", "round", "privacy", "catalogue", "evaluated"):
+    times = "published (UTC)"
+    for name in ("", "version", times, "round", "privacy", "catalogue", "evaluated"):
         side: Any = "right" if name in ("version", "round") else "left"
         table.add_column(name, justify=side, no_wrap=name != "privacy")
     notes = []

@@ -54,7 +54,7 @@ def _shops(found: list[Document]) -> list[Any]:
     if not found:
         return [Text("No shop is enrolled: python -m server enrol SHOP KEY.pub")]
     table = plain_table("Shops")
-    for name in ("shop", "node", "since"):
+    for name in ("shop", "node", "since (UTC)"):
         table.add_column(name)
     for shop in found:
         word = shop["status"] or "unknown"
