@@ -58,6 +58,11 @@ def test_a_client_that_trusts_the_authority_takes_its_servers_under_their_names(
     with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
         handshake(root, server, "elsewhere.example.org")
     assert authority.hosts_of(server) == hosts
+    assert [authority.names(server, host) for host in (*hosts, "example.org")] == [True] * 3 + [
+        False
+    ]
+    with pytest.raises(ConfigError, match=r"ca\.crt names no host"):
+        authority.hosts_of(root)
     other = new_authority(tmp_path / "other")
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(other, server, hosts[0])

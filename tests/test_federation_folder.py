@@ -206,6 +206,26 @@ def test_what_is_missing_open_or_expired_is_named(federation: Federation) -> Non
     assert "server.toml is missing" in damaged(federation.folder / "server.toml", Path.unlink)
 
 
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        ("Shops.example.org:8443", True),
+        ("[0:0::1]:8443", True),
+        ("127.0.0.1:9", True),
+        ("shop.example.org:8443", False),
+        ("example.org:8443", False),
+    ],
+)
+def test_an_address_that_the_certificate_does_not_name_is_told_of(
+    federation: Federation, caplog: pytest.LogCaptureFixture, address: str, named: bool
+) -> None:
+    path = federation.folder / "federation.toml"
+    path.write_text(path.read_text().replace("shops.example.org:8443", address))
+    check_files(open_federation(federation.folder))
+    told = f"event=names_another_host address={address} names=shops.example.org,localhost,"
+    assert (told in caplog.text) is not named
+
+
 def test_renew_makes_new_certificates_for_the_same_hosts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

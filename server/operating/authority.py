@@ -75,11 +75,29 @@ def issue(authority: Pair, hosts: Sequence[str], *, days: int = SERVER_DAYS) -> 
 
 
 def hosts_of(pair: Pair) -> list[str]:
-    """Return the hosts that a server certificate names."""
-    names = _certificate(pair.certificate).extensions.get_extension_for_class(
-        x509.SubjectAlternativeName
-    )
-    return [str(name.value) for name in names.value]
+    """Return the hosts that a server certificate names.
+
+    Raises
+    ------
+    ConfigError
+        If it names none, as every client asks of it.
+    """
+    found = _certificate(pair.certificate).extensions
+    try:
+        named = found.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound as error:
+        raise ConfigError(
+            f"{pair.certificate} names no host, as subject alternative names: put the one back "
+            "that `python -m server init` made"
+        ) from error
+    return [str(name.value) for name in named.value]
+
+
+def names(pair: Pair, host: str) -> bool:
+    """Return whether a server certificate is good for a host, by its own name or by ``*.``."""
+    known = [name.lower() for name in hosts_of(pair)]
+    own = str(_general_name(host.lower()).value)
+    return own in known or f"*.{own.partition('.')[2]}" in known
 
 
 def expiry(certificate: Path) -> datetime:

@@ -125,6 +125,15 @@ def check_files(federation: Federation) -> None:
                 pair.certificate,
                 ends.isoformat(timespec="minutes"),
             )
+    host, _ = split_address(federation.settings.address)
+    if not authority.names(federation.gateway, host):
+        # Every shop would refuse it, each by itself: address was changed, or is mistyped.
+        logger.warning(
+            "certificate=%s event=names_another_host address=%s names=%s",
+            federation.gateway.certificate,
+            federation.settings.address,
+            ",".join(authority.hosts_of(federation.gateway)),
+        )
     secret = federation.superexec_secret
     if not secret.is_file() or not secret.read_bytes().strip():
         raise ConfigError(f"{secret} is missing or empty: restore it, or make a new folder")
