@@ -120,7 +120,19 @@ class RunSettings(Frozen):
                 f'defence = "{self.defence}" means nothing among {self.min_shops} shops: set '
                 f"min_shops to {defence.fewest} at least"
             )
+        asked = self.asked_of(self.min_shops)
+        if not defence.holds(asked):
+            # Each of them would pay for a round that nothing comes of.
+            raise ConfigError(
+                f'defence = "{self.defence}" means nothing among {asked} shops, which is what '
+                f"clients_per_round = {self.clients_per_round:g} asks of {self.min_shops} in a "
+                f"round: set it to 1, or min_shops to {self._shops_for(defence.fewest)} at least"
+            )
         return defence
+
+    def _shops_for(self, asked: int) -> int:
+        """Return how few shops there may be for so many to be asked in a round."""
+        return math.floor((asked - 1) / Fraction(str(self.clients_per_round))) + 1
 
     def optimizer(self, plan: TrainingPlan) -> ServerOptimizer | SubspaceOptimizer:
         """Return the server optimiser that these settings name.

@@ -94,6 +94,18 @@ def test_too_few_shops_are_refused(name: str) -> None:
 
 
 @EVERY
+def test_settings_that_ask_too_few_shops_in_a_round_are_refused(name: str) -> None:
+    fewest = Defence(name, 0.25).fewest  # type: ignore[arg-type]
+    asked: dict[str, object] = {"defence": name, "clients_per_round": 0.3}
+    with pytest.raises(ConfigError, match=r"clients_per_round = 0\.3 asks of") as refused:
+        make_settings(**asked, min_shops=fewest).defender(TrainingPlan())
+    least = int(str(refused.value).split("min_shops to ")[1].split()[0])
+    assert make_settings(**asked, min_shops=least).defender(TrainingPlan()).name == name
+    with pytest.raises(ConfigError, match="clients_per_round"):
+        make_settings(**asked, min_shops=least - 1).defender(TrainingPlan())
+
+
+@EVERY
 def test_counts_are_summed_by_the_same_rule(name: str) -> None:
     counts = np.array([30.0, 2.0, 1.0, 0.5])
     shops = contributions([{POPULARITY: counts.astype(np.float32)}] * SHOPS)
