@@ -219,6 +219,9 @@ class Federation:
         Why is told of secure sums here, where it does not follow from the replies' codes.
         """
         nodes = self._sample(server_round)
+        if why := self._too_few(len(nodes)):
+            # Whoever answered would have paid for nothing.
+            return Exchange(), None, {"reason": why}
         shapes = {name: self._job.shapes[name] for name in self._job.trained}
         slices = self._job.slices(state)
         if self._sums is None:
@@ -261,6 +264,8 @@ class Federation:
     def _release(self, initial: Arrays) -> Arrays:
         started = time.monotonic()
         job, nodes = self._job, self._roster.everyone
+        if few := self._too_few(len(nodes)):
+            raise RunError(f"{few}: nobody was asked to pay for anything")
         shape = {POPULARITY: job.shapes[POPULARITY]}
         why = ""
         if self._sums is None:
@@ -361,6 +366,14 @@ class Federation:
         needed = self._job.settings.quorum_of(exchange.asked)
         enough = exchange.accepted >= max(needed, 1)
         return enough and (self._sums is not None or self._defence.holds(exchange.accepted))
+
+    def _too_few(self, shops: int) -> str:
+        """Return why so many shops cannot be asked: no answers of theirs would be used."""
+        defence = self._defence
+        if self._sums is not None or defence.holds(shops):
+            return ""
+        count = "1 shop" if shops == 1 else f"{shops} shops"
+        return f'{count} would be asked, and defence = "{defence.name}" needs {defence.fewest}'
 
     def _checkpoint(self, server_round: int, state: Arrays, memory: Arrays) -> None:
         job = self._job

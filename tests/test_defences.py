@@ -6,8 +6,8 @@ from flwr.app import Array, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, ProtocolError
-from common.protocol import POPULARITY, Arrays, TrainingPlan
+from common.errors import ConfigError, ProtocolError, RunError
+from common.protocol import HEADER, POPULARITY, Arrays, TrainingPlan
 from federation_support import FaultyGrid, make_job, make_settings, same, start_state, toy_app
 from server.aggregation import Contribution, sum_popularity, weighted_mean
 from server.defence.choice import Defence
@@ -103,6 +103,34 @@ def test_settings_that_ask_too_few_shops_in_a_round_are_refused(name: str) -> No
     assert make_settings(**asked, min_shops=least).defender(TrainingPlan()).name == name
     with pytest.raises(ConfigError, match="clients_per_round"):
         make_settings(**asked, min_shops=least - 1).defender(TrainingPlan())
+
+
+def test_nobody_pays_where_the_rule_would_take_no_answer() -> None:
+    job = make_job(rounds=3, defence="tail-aware", min_shops=3)
+    events: list[Event] = []
+
+    def refusing(shop: int, kind: str, at: int, reply: Message) -> Message:
+        if shop and (kind, at) in where:
+            header = reply.content.config_records[HEADER]
+            header["status"] = "over-budget"
+        return reply
+
+    where: list[tuple[str, int]] = [("join", 0)]
+    grid = FaultyGrid(toy_app(), 3, fault=refusing)
+    federation = Federation(grid, job, save=lambda _: None, report=events.append)
+    with pytest.raises(
+        RunError, match='1 shop would be asked, and defence = "tail-aware" needs 3: no'
+    ):
+        federation.run(start_state())
+    assert {kind for _, kind, _ in grid.sent} == {"join"}
+    events.clear()
+    # Two of three drop out of round 1 for good: the third is asked for no more.
+    where[:] = [("update", 1)]
+    grid = FaultyGrid(toy_app(), 3, fault=refusing)
+    Federation(grid, job, save=lambda _: None, report=events.append).run(start_state())
+    assert [at for _, kind, at in grid.sent if kind == "update"] == [1, 1, 1]
+    told = [event.get("reason") for event in events if event["event"] == "round"]
+    assert told == [None] + 2 * ['1 shop would be asked, and defence = "tail-aware" needs 3']
 
 
 @EVERY
