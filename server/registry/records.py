@@ -79,6 +79,9 @@ def objections(privacy: Mapping[str, Any] | None) -> tuple[str, ...]:
     bound = privacy.get("epsilon")
     if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 <= bound < math.inf:
         found.append(f"its privacy statement gives no bound (epsilon is {json.dumps(bound)})")
+    delta = privacy.get("delta", 0.0)
+    if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 <= delta < 1:
+        found.append(f"its privacy statement gives no bound (delta is {json.dumps(delta)})")
     if privacy.get("noise") == "seeded":
         found.append("its noise was seeded: whoever knows the seed can take the noise off")
     elif privacy.get("noise") != "system":
