@@ -112,6 +112,7 @@ class Federation:
             If too few shops connect, join or release.
         """
         plan, optimizer = self._job.plan, self._optimizer
+        self._messenger.prepare()
         if resume is None:
             memory = optimizer.start({name: self._job.shapes[name] for name in self._job.trained})
             # Before anyone pays for a release that could not be trained on.

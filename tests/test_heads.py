@@ -212,6 +212,18 @@ def test_a_plan_without_privacy_sends_no_head_and_forgets_none(world: World) -> 
     assert accepted == [SHOPS - 1] * 3
 
 
+def test_nobody_pays_where_no_head_could_be_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("server.rounds.heads.write_whole", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        run(world, "run")
+    assert [world.spent(number) for number in range(SHOPS)] == [0] * SHOPS
+
+
 def test_a_round_that_is_redone_after_a_crash_meets_a_head_older_than_the_newest(
     world: World,
 ) -> None:

@@ -42,6 +42,10 @@ class LedgerHeads:
         if all(self._heads.get(shop) == head for shop, head in new.items()):
             return
         self._heads |= new
+        self.save()
+
+    def save(self) -> None:
+        """Write the file, be it as it is; an OSError tells that no head could be kept."""
         facts = {"format": _FORMAT, "heads": dict(sorted(self._heads.items()))}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self._path, json.dumps(facts, indent=1).encode())

@@ -141,6 +141,11 @@ class Messenger:
         # A plan without privacy charges nothing: ledgers are none of its business.
         self._heads = heads if job.plan.private else None
 
+    def prepare(self) -> None:
+        """Find out whether what shops say can be kept, before any of them pays for saying it."""
+        if self._heads is not None:
+            self._heads.save()
+
     def exchange(
         self,
         kind: str,
