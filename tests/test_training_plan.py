@@ -169,6 +169,15 @@ def test_a_plan_of_secure_sums_shares_its_noise(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("items", [140_000_000, 2**63 - 1])
+def test_a_model_that_no_message_holds_is_refused_before_it_is_made(
+    tmp_path: Path, items: int
+) -> None:
+    text = f"[training.model]\nlearned_items = {items}"
+    with pytest.raises(ConfigError, match=r"GiB goes into no message.*fewer learned_items"):
+        prepare(plan_file(tmp_path, text), catalogue(20), now=NOW)
+
+
 def test_days_that_the_first_rounds_leave_out(tmp_path: Path) -> None:
     text = "[training]\ntuning_share = 0.5\nvalidation_days = 10"
     plan = prepare(plan_file(tmp_path, text), catalogue(20), now=NOW).plan

@@ -11,6 +11,7 @@ from common.bundle import FEDERATION
 from common.config import ConfigValue, nearest, parse, read_toml
 from common.errors import ConfigError
 from common.features import CROSS, Catalogue
+from common.model import state_spec
 from common.planning import check_start, has_groups, with_fitting_groups, with_noise
 from common.protocol import Frozen, LossName, ModelPlan, Norm, RareRows, TrainingPlan, Trust, Unit
 from server.operating.default_plan import PLAN_FILE
@@ -20,6 +21,8 @@ from server.settings import RunSettings
 AUTO = "auto"
 _PREFERRED = "type*brand"
 _DAY = 24 * 3600
+# Bytes of a number of the state, and of all that Flower moves in one message.
+_NUMBER, _MOST_BYTES = 4, 2**31
 # Keys of the run config that the run itself fills in.
 _OF_THE_RUN = frozenset({"plan", "run-name", "initial-model"})
 
@@ -185,6 +188,7 @@ def prepare(
             PLAN_FILE,
         )
     )
+    _check_size(plan, catalogue)
     if not since:  # else the weights are those of the model that it goes on from
         check_start(plan, catalogue.size)
     settings, config = _settings(file, PLAN_FILE)
@@ -219,6 +223,17 @@ def _check_numbers(values: Mapping[str, object], where: str, section: str = "") 
                 raise ConfigError(
                     f"{where}: {section}{key}: give a finite number of 64 bits (got {number})"
                 )
+
+
+def _check_size(plan: TrainingPlan, catalogue: Catalogue) -> None:
+    """Refuse a state that no message could bring to a shop."""
+    shapes = state_spec(plan.model, catalogue.size).values()
+    size = _NUMBER * sum(math.prod(shape) for shape in shapes)
+    if size > _MOST_BYTES:
+        raise ConfigError(
+            f"training.model: a state of {size / 2**30:,.1f} GiB goes into no message, which holds "
+            "2 GiB: choose fewer learned_items or a smaller dimension"
+        )
 
 
 def _settings(file: PlanFile, where: str) -> tuple[RunSettings, dict[str, ConfigValue]]:
