@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client.secure_sum.party import begin, mask, see, share, unmask
+from client.secure_sum.party import _opened, begin, mask, see, share, unmask
 from common.errors import ConfigError, SecureSumError
 from common.protocol import shop_key
 from common.secure_sum.members import Roster, read_roster, roster_text, threshold
@@ -29,12 +29,15 @@ from common.secure_sum.messages import (
     UnmaskRequest,
     ViewAnswer,
     check_vector,
+    commitment,
+    own_mask_key,
+    pair_label,
     parse,
     state_digest,
     view,
 )
-from common.secure_sum.primitives import fresh, sign
-from common.secure_sum.sharing import split
+from common.secure_sum.primitives import fresh, seal, sign
+from common.secure_sum.sharing import combine, split
 from secure_sum_support import Played, make_identity, make_roster, make_session, node_key, play
 from server.secure_sum.collecting import Collector
 
@@ -191,6 +194,60 @@ def test_a_roster_survives_its_file_and_refuses_rubbish(tmp_path: Any) -> None:
         Roster.of(same)
     other = Roster.of([*shops[:2], ("c/d", node_key(9).public_key())])
     assert other.digest != roster.digest
+
+
+def test_all_that_hides_is_of_one_session_and_one_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were secrets ever to come again, masks and seals made of them would be others all the same:
+    nothing of an earlier session opens, or takes off, anything of a later one."""
+    drawn = [fresh() for _ in range(3 * 3)]
+    owns, pairs, seals = [], [], []
+
+    def sealing(key: bytes, text: bytes, bound: bytes) -> bytes:
+        seals.append((key, bound))
+        return seal(key, text, bound)
+
+    monkeypatch.setattr("client.secure_sum.party.seal", sealing)
+    for _ in range(2):
+        monkeypatch.setattr("client.secure_sum.party.fresh", iter(drawn).__next__)
+        played = play(words(3, 2), {}, until=SHARES)
+        assert {party.seed for party in played.parties.values()} == set(drawn[2::3])
+        found: set[bytes] = set()
+        for shop, party in played.parties.items():
+            masks = mask(party, played.collector.masked_request(shop), played.identities[shop])[1]
+            owns.append(masks.own)
+            found |= {key for key, _ in masks.pairwise.values()}
+        pairs += sorted(found)
+    assert len(set(owns)) == len(owns) == 2 * 3
+    assert len(set(pairs)) == len(pairs) == 2 * 3
+    # From each to each of the others: neither key nor what it is bound to comes twice.
+    assert len(seals) == 2 * 3 * 2
+    assert [len(set(each)) for each in zip(*seals, strict=True)] == [12, 12]
+
+
+def test_what_is_derived_of_one_secret_goes_by_its_session_and_its_shops() -> None:
+    session, other, seed = fresh(), fresh(), fresh()
+    a, b, c = NAMES[:3]
+    for made in (own_mask_key, commitment):
+        found = {made(session, a, seed), made(other, a, seed), made(session, b, seed)}
+        assert len({*found, made(session, a, fresh())}) == 4
+    assert pair_label(a, b) == pair_label(b, a)
+    assert len({pair_label(a, b), pair_label(a, c), pair_label(b, c), pair_label(a, b, b"d")}) == 4
+
+
+def test_one_share_fewer_than_the_threshold_gives_no_shops_secrets_back() -> None:
+    """Split for fewer they would make the same sum, and so many that collude would have both."""
+    played = play(words(5, 2), {}, honest=4, until=SHARES)
+    needed, first = played.collector.session.threshold, min(played.parties)
+    party, shares = played.parties[first], {0: played.parties[first].kept_shares}
+    for place, holder in enumerate(sorted(played.parties)[1:], start=1):
+        sealed = played.collector.masked_request(holder).sealed[first]
+        opened = _opened(played.parties[holder], first, sealed, played.identities[holder])
+        assert opened is not None
+        shares[place] = opened
+    for part, secret in ((slice(32), party.seed), (slice(32, 64), party.mask_secret)):
+        given = {place: both[part] for place, both in shares.items()}
+        assert combine(given, needed) == secret
+        assert combine(given, needed - 1) != secret
 
 
 def at(stage: str, **more: Any) -> Played:

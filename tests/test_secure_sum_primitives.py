@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from Crypto.Protocol.SecretSharing import Shamir
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
@@ -113,6 +114,15 @@ def test_signatures_hold_for_one_key_one_purpose_and_one_text() -> None:
     assert not is_signed(key.public_key(), signature, "advertisement", text)
     assert not is_signed(key.public_key(), signature, "consistency", digest("view", b"y"))
     assert not is_signed(key.public_key(), b"", "consistency", text)
+
+
+def test_what_is_signed_of_a_sum_is_no_text_that_is_signed_of_anything_else() -> None:
+    """Flower has the same key sign the time of each request, and sends it as it is."""
+    key = node_key(0)
+    signature = sign(key, "consistency", b"2026-11-30T12:00:00")
+    whole = b"fedtail secure sum\0consistency\x002026-11-30T12:00:00"
+    key.public_key().verify(signature, whole, ec.ECDSA(hashes.SHA384()))
+    assert not is_signed(key.public_key(), key.sign(b"t", ec.ECDSA(hashes.SHA384())), "", b"t")
 
 
 def test_no_two_lists_of_parts_have_one_digest() -> None:

@@ -180,6 +180,15 @@ def test_the_answer_is_on_disk_before_it_leaves(room: Room) -> None:
     assert said.replace('"', '\\"') in text
 
 
+def test_sessions_and_their_journal_are_for_their_owner_alone(tmp_path: Path) -> None:
+    room = Room(tmp_path / "sums")
+    room.keys()
+    assert room.folder.stat().st_mode & 0o077 == 0
+    path = room.folder / f"s{NUMBERS[NAMES[0]]}.sqlite"
+    for file in (path, path.with_name(f"{path.name}-journal")):
+        assert file.stat().st_mode & 0o077 == 0
+
+
 def test_a_state_is_synced_before_its_answer_leaves(room: Room) -> None:
     """A shop that a power cut sets back would answer a second time, and otherwise."""
     with room.of(NAMES[0])._writing() as connection:
