@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from client.privacy import budget
-from client.privacy.events import EVALUATED, SESSION, SHARED_STEP
+from client.privacy.events import EVALUATED, SESSION, SHARED_STEP, entry_hash
 from client.privacy.ledger import CAP, DP_SGD, Ledger
 from common import accounting
 from common.accountants import composition
@@ -243,6 +243,34 @@ def test_no_column_of_an_entry_is_changed_unseen(tmp_path: Path) -> None:
         connection.close()
         with pytest.raises(LedgerError, match="not as it was written"):
             Ledger.read(path)
+
+
+def test_an_entry_that_is_written_anew_under_a_hash_of_its_own_breaks_the_chain(
+    tmp_path: Path,
+) -> None:
+    """Only the entry after it tells: the newest head, which others remember, is as it was."""
+    path = tmp_path / "l"
+    heads = [charge(path, event, 50.0) for event in rounds(3)]
+    entry = Ledger.read(path)[1]
+    cheaper = replace(entry.event, steps=0)
+    new = entry_hash(entry.seq, entry.at, cheaper, entry.prev_hash)
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TRIGGER events_no_update")
+    with connection:
+        connection.execute("UPDATE events SET steps = 0, hash = ? WHERE seq = 2", (new,))
+    connection.close()
+    with pytest.raises(LedgerError, match="entry 3"):
+        Ledger.read(path, known_head=heads[-1])
+
+
+def test_a_ledger_that_is_gone_is_no_new_one_to_who_remembers_it(tmp_path: Path) -> None:
+    path = tmp_path / "l"
+    head = charge(path, ROUND, 50.0)
+    for gone in (path.unlink, path.touch):
+        gone()
+        assert Ledger.read(path) == []
+        with pytest.raises(LedgerError, match="missing, emptied"):
+            Ledger.read(path, known_head=head)
 
 
 def test_a_restored_old_copy_does_not_know_the_newest_head(tmp_path: Path) -> None:
