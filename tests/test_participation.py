@@ -20,6 +20,7 @@ from common.features import Catalogue
 from common.model import initial_state, state_spec, trained_names
 from common.protocol import (
     HEADER,
+    ITEMS,
     JOIN,
     NO_FINGERPRINT,
     POPULARITY,
@@ -29,6 +30,7 @@ from common.protocol import (
     TRAIN,
     UPDATE,
     WEIGHT,
+    Arrays,
     ReplyHeader,
     shop_key,
 )
@@ -79,10 +81,13 @@ def test_a_release_is_not_paid_where_the_rounds_after_it_do_not_fit(world: World
     assert world.spent() == 0
 
 
-def test_a_crash_in_training_wastes_budget_and_hides_nothing(world: World) -> None:
+@pytest.mark.parametrize(("kind", "server_round"), [(RELEASE, 0), (TRAIN, 1)])
+def test_a_crash_in_training_wastes_budget_and_hides_nothing(
+    world: World, kind: str, server_round: int
+) -> None:
     world.shop(0)
     world.error = RuntimeError(SECRET)
-    header, arrays = world.ask(RELEASE)
+    header, arrays = world.ask(kind, server_round)
     assert (header.status, arrays) == ("failed", {})
     assert world.spent() == 1
 
@@ -371,6 +376,17 @@ def test_a_round_of_the_wrong_kind_is_refused_before_the_charge(
     assert world.spent() == 0
 
 
+@pytest.mark.parametrize("kind", [JOIN, TRAIN])
+@pytest.mark.parametrize("server_round", [-1, PLAN.rounds + 1])
+def test_a_round_that_the_plan_does_not_have_is_refused_before_the_charge(
+    world: World, kind: str, server_round: int
+) -> None:
+    """From the end a list counts, too: round -1 would be priced as the last one alone."""
+    world.shop(0)
+    assert world.ask(kind, server_round)[0].status == "wrong-protocol"
+    assert world.spent() == 0
+
+
 def test_a_run_cannot_write_escapes_into_the_ledger(world: World) -> None:
     # A name with terminal escapes could hide lines of `ledger show` from the shop's engineer.
     world.shop(0)
@@ -403,6 +419,32 @@ def test_a_state_that_swallows_the_noise_is_refused_before_the_charge(world: Wor
     }
     reply, arrays = participation.answer(TRAIN, header, lambda: state, world.node(0))
     assert (reply.status, arrays, world.spent()) == ("refused-config", {}, 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        lambda array: {ITEMS: np.full_like(array, np.nan)},
+        lambda array: {ITEMS: array[1:]},
+        lambda array: {ITEMS: array.astype(np.float64)},
+        lambda array: {"another": array},
+    ],
+)
+def test_a_state_that_is_not_the_plans_is_refused_before_the_charge(
+    world: World, changes: Callable[[np.ndarray], Arrays]
+) -> None:
+    """What is charged cannot be taken back: a server could spend a budget on nothing."""
+    world.shop(0)
+    state = initial_state(MODEL, world.catalogue.size)
+    state |= changes(state[ITEMS])
+    header = {
+        "run_id": "r1",
+        "server_round": 1,
+        "plan_json": PLAN.model_dump_json(),
+        "catalogue_fingerprint": world.catalogue.fingerprint,
+    }
+    reply, arrays = participation.answer(TRAIN, header, lambda: state, world.node(0))
+    assert (reply.status, arrays, world.spent()) == ("wrong-protocol", {}, 0)
 
 
 def test_the_histogram_asked_for_again_and_again_is_charged_each_time(world: World) -> None:
