@@ -590,6 +590,39 @@ def test_no_vector_leaves_if_the_ledger_was_charged_less(
     assert walk.masked(0) == ("refused-config", {})
 
 
+@pytest.mark.parametrize("wrong", ["no numbers", "another shape"])
+def test_a_state_that_is_not_the_plans_is_refused_before_the_charge(town: Town, wrong: str) -> None:
+    """Every shop signs its digest all the same: each would have paid for nothing."""
+    state = initial_state(PLAN.model, ITEM_COUNT)
+    rows = state[ITEMS]
+    state[ITEMS] = rows[1:] if wrong == "another shape" else np.full_like(rows, np.nan)
+    assert Walk(town, state).masked(0, state=state) == ("wrong-protocol", {})
+    assert town.spent(0) == []
+
+
+@pytest.mark.parametrize(
+    ("server_round", "computes"),
+    [
+        (0, "client.rounds.secure_participation.whole_popularity"),
+        (1, "client.training.whole_gradients"),
+    ],
+)
+def test_a_vector_is_paid_before_anything_of_it_is_computed(
+    town: Town, monkeypatch: pytest.MonkeyPatch, server_round: int, computes: str
+) -> None:
+    """A crash can waste budget and never hide spending."""
+    paid: list[list[int]] = []
+
+    def crashing(*_: object) -> None:
+        paid.append(town.spent(0))
+        raise RuntimeError("customer-4711")
+
+    walk = Walk(town, initial_state(PLAN.model, ITEM_COUNT), server_round)
+    monkeypatch.setattr(computes, crashing)
+    assert walk.masked(0) == ("failed", {})
+    assert paid == [[server_round]]
+
+
 @pytest.mark.parametrize("customers", [0, 12])
 def test_sums_of_baskets_need_a_column_of_sessions_with_records_or_without(
     town: Town, customers: int

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from client.privacy.noise import SeededNoise
-from client.rounds.popularity_release import release_popularity
-from client.training import train_round
+from client.rounds.popularity_release import release_popularity, whole_popularity
+from client.training import train_round, whole_gradients
 from common.blocks import learned_of
 from common.features import Catalogue
 from common.grid import delta_step
@@ -74,6 +74,21 @@ def test_records_of_what_is_not_stocked_change_no_bit_of_what_leaves(
     assert same(release(plan, events, STOCKED), release(plan, stocked, STOCKED))
     # Which records those are follows from the table: another one, another release.
     assert not same(release(plan, events, STOCKED[1:]), release(plan, stocked, STOCKED[:-1]))
+
+
+def test_records_of_what_is_not_stocked_change_no_step_of_a_secure_sum(
+    catalogue: Catalogue,
+) -> None:
+    plan, events = plan_of("features", private=True), shop()
+    sent = Slices(plan, state_of(plan), catalogue).of(STOCKED)
+    known = read_slice(plan, sent, catalogue, STOCKED)
+
+    def sums(events: ShopEvents) -> Arrays:
+        stream = np.random.default_rng(6)
+        found = whole_gradients(plan, 1, known, events, catalogue, stream, STOCKED)
+        return {**found, POPULARITY: whole_popularity(plan, events, N, STOCKED)}
+
+    assert same(sums(events), sums(of_stock(events)))
 
 
 def test_baskets_are_units_of_what_is_stocked_too(catalogue: Catalogue) -> None:

@@ -664,6 +664,9 @@ def test_the_histogram_is_the_sum_of_rows_of_norm_one() -> None:
     found = release_popularity(plan, events, N, noise)[POPULARITY]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    # For a secure sum the same, each row cut to whole steps.
+    whole = whole_popularity(plan, events, N) / plan.noise_steps
+    assert (np.abs(whole - expected) <= len(rows) / plan.noise_steps).all()
 
 
 @pytest.mark.parametrize("customers", [0, 20])
