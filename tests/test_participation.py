@@ -74,6 +74,32 @@ def test_a_cap_below_the_whole_plan_keeps_the_shop_out_before_any_spending(world
     assert world.spent() == 0
 
 
+def test_who_joins_can_afford_every_round_that_is_left_at_its_own_delta(world: World) -> None:
+    """A cap that holds all but a little of the plan is no cap for the plan."""
+    for delta in (1e-5, 1e-7):
+        whole = epsilon(plan_spends(PLAN), delta).value
+        for cap, status in ((0.999 * whole, "over-budget"), (1.001 * whole, "ok")):
+            world.shop(0, cap_epsilon=cap, cap_delta=delta)
+            assert world.ask(JOIN)[0].status == status
+    assert world.spent() == 0
+
+
+def test_a_shop_without_the_entry_that_is_remembered_of_it_does_not_join(world: World) -> None:
+    world.shop(0)
+    assert world.ask(JOIN, ledger_head="a" * 64)[0].status == "ledger-error"
+    assert world.ask(RELEASE)[0].status == "ok"
+    assert world.ask(JOIN, ledger_head="a" * 64)[0].status == "ledger-error"
+
+
+@pytest.mark.parametrize("noise", ["seeded", "system"])
+def test_the_ledger_says_where_the_noise_came_from(world: World, noise: str) -> None:
+    """Whoever knows the seed can take the noise off: what was paid for it is no promise."""
+    folder = world.shop(0, noise=noise)
+    assert world.ask(RELEASE)[0].noise == noise
+    (entry,) = Ledger.read(folder / "ledger.sqlite")
+    assert entry.event.parameters["noise"] == noise
+
+
 def test_a_release_is_not_paid_where_the_rounds_after_it_do_not_fit(world: World) -> None:
     release, *_ = plan_spends(PLAN)
     world.shop(0, cap_epsilon=epsilon([release], 1e-5).value * 1.001)
