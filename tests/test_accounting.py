@@ -127,6 +127,9 @@ def test_where_prv_cannot_run_the_answer_is_marked_as_an_upper_bound() -> None:
     found = epsilon(history, DELTA)
     assert (found.method, found.upper_bound) == ("rdp", True)
     assert found.value >= second_opinion(history, DELTA) * (1 - 1e-9)
+    # Nor is it asked for a delta that its sums in float64 cannot tell from nothing.
+    tiny = epsilon([Spend(2.0, 0.1, 10)], 1e-11)
+    assert (tiny.method, tiny.upper_bound) == ("rdp", True)
 
 
 @pytest.mark.parametrize("target", [0.1, 1.0, 8.0])

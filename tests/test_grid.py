@@ -12,7 +12,7 @@ from client.rounds.popularity_release import release_popularity
 from client.training import train_round
 from common.errors import PrivacyError
 from common.features import Catalogue
-from common.grid import delta_step, on_grid, popularity_step
+from common.grid import delta_step, is_swallowed, on_grid, popularity_step
 from common.protocol import POPULARITY, TrainingPlan
 from test_training import N, catalogue, plan_of, shop, state_of
 
@@ -66,6 +66,13 @@ def test_no_start_value_rounds_what_a_shop_adds_to_it(
     delta = train_round(plan, 1, state, shop(24), catalogue, noise, stream)
     for array, values in delta.items():
         assert off_grid(values, float(np.spacing(np.float32(32.0)))) > 0.0, array
+
+
+def test_a_weight_swallows_noise_as_soon_as_float32_is_coarser_there_than_the_grid() -> None:
+    plan = plan_of("linear", private=True)
+    step = delta_step(plan, 1)
+    assert not is_swallowed(plan, 1, step * (2**24 - 1))
+    assert is_swallowed(plan, 1, step * 2**24)
 
 
 def test_without_privacy_there_is_no_grid(catalogue: Catalogue) -> None:

@@ -62,3 +62,17 @@ def test_seeded_noise_replays_and_system_noise_does_not() -> None:
     one, two = (SeededNoise(np.random.default_rng(3)).normal(9, 1.0) for _ in range(2))
     assert np.array_equal(one, two)
     assert not np.intersect1d(SystemNoise().normal(99, 1.0), SystemNoise().normal(99, 1.0)).size
+
+
+def test_every_bit_of_the_systems_noise_comes_of_256_that_were_drawn_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = bytes(range(32))
+
+    def noise(drawn: bytes) -> bytes:
+        monkeypatch.setattr("os.urandom", lambda n: drawn[:n].ljust(n, b"\0"))
+        return SystemNoise().normal(9, 1.0).tobytes()
+
+    others = [bytes([*key[:k], key[k] ^ 1, *key[k + 1 :]]) for k in range(32)]
+    assert len({noise(key), *map(noise, others)}) == 33
+    assert noise(key) == noise(key)

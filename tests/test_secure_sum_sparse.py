@@ -19,6 +19,7 @@ from common.protocol import ITEMS, POPULARITY, ModelPlan, TrainingPlan, shop_key
 from common.secure_sum.layout import Layout, honest_senders, layout_of, whole_layout
 from common.secure_sum.members import threshold
 from common.secure_sum.messages import STAGES
+from common.secure_sum.shown import ShownRows
 from secure_sum_support import play
 
 NAMES = [shop_key(f"m{k}") for k in range(100)]
@@ -189,6 +190,20 @@ def test_whoever_drops_out_and_colludes_every_row_keeps_its_planned_honest_sende
         sure = int(honest_senders(shared, shops, count))
         # No more than these are sure, and never more than the plan's are counted on.
         assert max(sure, 0) == min(left, honest), count
+
+
+@pytest.mark.parametrize("width", [1, 8, 9, 40])
+def test_every_number_of_a_row_that_two_shops_are_shown_is_in_their_mask(width: int) -> None:
+    """A row of more numbers than a digest has bytes for stands there by its own digest."""
+    stock, products = stock_of({0: [0, 1, 2], 1: [1, 2, 3]}), np.arange(4)
+    rows = {"b": np.ones((4, width), np.float32), "a": np.ones(4, np.float32)}
+    before = ShownRows(rows, products, stock).digest(*NAMES[:2])
+    for name, rest in (("b", (width - 1,)), ("a", ())):
+        for row, both_are_shown in enumerate((False, True, True, False)):
+            other = {key: array.copy() for key, array in rows.items()}
+            other[name][(row, *rest)] = 2.0
+            after = ShownRows(other, products, stock).digest(*NAMES[:2])
+            assert (after != before) == both_are_shown
 
 
 def test_the_stock_has_one_fingerprint_whatever_the_tables_order() -> None:
