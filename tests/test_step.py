@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from client.privacy.layers import Reads
 from client.privacy.noise import NoiseSource, SeededNoise
+from client.privacy.normals import MOST
 from client.privacy.step import ExactDPStep, Tensors, UnitBatch
 from common.errors import PrivacyError
 
@@ -273,6 +274,24 @@ def test_the_noise_has_its_variance_in_every_parameter(size: int) -> None:
         count = repeats * math.prod(shape)
         # The standard error of a variance is √(2/n) of it.
         assert abs(squares[name] / count / 36.0 - 1) < 5 * (2 / count) ** 0.5
+
+
+def test_a_parameter_of_more_numbers_than_are_drawn_at_a_time_has_noise_in_each() -> None:
+    step = ExactDPStep(
+        {"dense": torch.zeros(2 * MOST + 7)},
+        tables=(),
+        max_grad_norm=1.0,
+        noise_multiplier=2.0,
+        batch_normalizer=1.0,
+        learning_rate=1.0,
+        noise=SeededNoise(np.random.default_rng(0)),
+    )
+    step.step()
+    moved = step.state()["dense"].numpy()
+    assert len(np.unique(moved)) > 0.9 * len(moved)
+    for part in np.array_split(moved, 5):
+        assert part.std() == pytest.approx(2.0, rel=0.05)
+    assert moved[-7:].all()
 
 
 def test_a_parameter_the_loss_does_not_read_has_no_stale_gradient() -> None:
