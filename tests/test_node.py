@@ -1,5 +1,6 @@
 import inspect
 import json
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from flwr.app.metadata import Metadata
 from flwr.common.constant import ErrorCode
 from flwr.supercore.fab import Fab
 from flwr.supercore.run import RunNotRunningException
+from flwr.supernode import cli
 from flwr.supernode import start_client_internal as inside
 
 from client import node
@@ -196,6 +198,25 @@ def test_it_is_put_into_flowers_module(shop: Node, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(inside, node._INTAKE, before := getattr(inside, node._INTAKE))
     guard_intake(shop.approvals, shop.refusals)
     assert getattr(inside, node._INTAKE) is not before
+
+
+def test_both_guards_stand_before_flowers_node_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the second the text of an error could leave, with a path or a name in it."""
+    before = {name: getattr(inside, name) for name in (node._INTAKE, node._PUSH)}
+    for name, function in before.items():
+        monkeypatch.setattr(inside, name, function)  # Put back at the end.
+    monkeypatch.setattr(sys, "argv", [])
+    started: dict[str, object] = {}
+
+    def start() -> None:
+        started.update({name: getattr(inside, name) for name in before})
+
+    monkeypatch.setattr(cli, "flower_supernode", start)
+    node.main(["--approved", str(tmp_path / "approved"), "--refused", str(tmp_path / "refused")])
+    assert started.keys() == before.keys()
+    assert all(started[name] is not function for name, function in before.items())
 
 
 def test_another_flower_is_refused(shop: Node, monkeypatch: pytest.MonkeyPatch) -> None:
