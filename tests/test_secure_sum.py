@@ -183,6 +183,8 @@ def test_a_roster_survives_its_file_and_refuses_rubbish(tmp_path: Any) -> None:
         (compressed(node_key(0).public_key()) + " x", "line 1"),
         (roster_text(shops[:1]) * 2, "second time"),
         ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ== x", "line 1"),
+        # Of the same kind, and weaker than what shops have.
+        (roster_text([("x", ec.generate_private_key(ec.SECP256R1()).public_key())]), "P-384"),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=match):
@@ -194,6 +196,8 @@ def test_a_roster_survives_its_file_and_refuses_rubbish(tmp_path: Any) -> None:
         Roster.of(same)
     other = Roster.of([*shops[:2], ("c/d", node_key(9).public_key())])
     assert other.digest != roster.digest
+    # Nor may the server put a shop's key under another name.
+    assert Roster.of(shops[:1]).digest != Roster.of([("b", shops[0][1])]).digest
 
 
 def test_all_that_hides_is_of_one_session_and_one_pair(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,11 @@ def test_wrong_settings_are_named(tmp_path: Path, text: str, message: str) -> No
         "insecure-seeded-noise",
         "allow-unprotected",
         "shop",
+        "database",
+        "catalogue",
+        "behavior-weights",
+        "roster",
+        "sessions",
     ],
 )
 def test_a_run_config_that_names_a_shops_setting_is_refused(key: str) -> None:
