@@ -502,7 +502,7 @@ def test_learning_rates_go_by_name() -> None:
 @pytest.mark.parametrize(
     "attempt",
     [
-        lambda: new(start(), clip=math.inf, noise=1.0),
+        lambda: new(start(), clip=math.inf, noise=1.0, source=seeded(0)),
         lambda: new(start(), clip=0.0),
         lambda: new({"item": torch.zeros(2, 2)}),
         lambda: new(start(), clip=1.0, noise=1.0),
