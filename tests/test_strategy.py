@@ -158,6 +158,24 @@ def test_a_bad_reply_changes_nothing_but_its_own_absence(kind: str, code: str) -
     assert same(saved[-1].state, without[-1].state)
 
 
+@pytest.mark.parametrize(
+    ("private", "odd", "others"), [(True, "none", "system"), (False, "system", "none")]
+)
+def test_what_a_shop_says_of_its_noise_is_what_the_plan_asks(
+    private: bool, odd: str, others: str
+) -> None:
+    # Bare numbers in a private model would be told of as the system's noise.
+    def said(shop: int, exchange: str, _round: int, reply: Message) -> Message:
+        if exchange in ("release", "update"):
+            reply.content.config_records[HEADER]["noise"] = odd if shop == 0 else others
+        return reply
+
+    _, events, _ = run(FaultyGrid(toy_app(), 5, fault=said), make_job(rounds=1, private=private))
+    charged = [e for e in events if e["event"] in ("release", "round")]
+    assert [e["declined"] for e in charged] == [{"rubbish": 1}] * 2
+    assert [e["accepted"] for e in charged] == [4, 4]
+
+
 def test_without_a_quorum_the_old_model_stays() -> None:
     def mute(shop: int, exchange: str, server_round: int, reply: Message) -> Message | None:
         return None if exchange == "update" and server_round == 2 and shop < 3 else reply
