@@ -393,7 +393,6 @@ def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.slow
 def test_a_table_that_the_machine_does_not_give_is_no_fault_of_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,6 +415,7 @@ def test_a_table_that_the_machine_does_not_give_is_no_fault_of_ours(
         answers.own_numbers(["i01"])
 
 
+@pytest.mark.slow
 def test_models_and_adaptations_are_taken_without_dropping_a_request(tmp_path: Path) -> None:
     shop = made(tmp_path, "")
     answers: list[dict[str, Any]] = []
