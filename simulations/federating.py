@@ -274,13 +274,17 @@ class Federator:
 
     def _settings(self, merchant_id: str, plan: TrainingPlan) -> dict[str, Any]:
         privacy = self._experiment.privacy
-        ledger = self.ledgers if plan.private else self._work / "no-ledgers"
-        ledger.mkdir(exist_ok=True)
+        # A run without privacy leaves a note in a ledger that nobody looks at; a shop's name may be
+        # too long for a file's there.
+        ledger = (
+            self.ledgers / ledger_name(merchant_id)
+            if plan.private
+            else self._work / "unprotected" / f"{shop_key(merchant_id)}.sqlite"
+        )
+        ledger.parent.mkdir(exist_ok=True)
         return {
             "merchant_id": merchant_id,
-            "ledger": os.path.relpath(
-                ledger / ledger_name(merchant_id), self._work / "a" / "shops" / "0"
-            ),
+            "ledger": os.path.relpath(ledger, self._work / "a" / "shops" / "0"),
             "cap_epsilon": self._cap(merchant_id),
             "cap_delta": privacy.target_delta,
             "unit": plan.unit,

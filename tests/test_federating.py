@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from client.privacy.ledger import Ledger
+from client.settings import read_settings
 from common.errors import ConfigError
 from experiment_support import BIG, SMALL, write_folder
 from simulations.experiment import read_experiment
@@ -101,7 +102,11 @@ def test_a_shop_whose_ledger_no_file_can_be_is_refused_before_anything_is_traine
     rename("Я" * 41)
     with pytest.raises(ConfigError, match=r"ЯЯ' is too long: percent-encoded.*246 .* room for 240"):
         planned.plan("federated-dp")
-    planned.plan("federated")  # keeps no ledger
+    # Of an arm without privacy there is a note alone, in a file of another name.
+    folders = planned._write_shops("federated", planned.plan("federated"))
+    settings = read_settings(folders / "0" / "shop.toml")
+    assert settings.merchant_id == "Я" * 41
+    Ledger.open(settings.ledger).close()
 
 
 @pytest.mark.parametrize("target", ["1e4", "1e30"])
