@@ -22,6 +22,7 @@ from common.features import write_catalogue
 from common.planning import check_start, has_groups, with_fitting_groups
 from common.protocol import TrainingPlan, shop_key
 from common.secure_sum.members import roster_text, threshold
+from common.statement import at_most
 from server.checkpoints import Checkpoint, read_checkpoint, rounds
 from server.settings import EVENTS_FILE, RunSettings
 from server.training.plan import run_defaults
@@ -160,11 +161,11 @@ class Federator:
         caps = {shop.merchant_id: self._cap(shop.merchant_id) for shop in self._world.shops}
         spends, delta = plan_spends(plan), plan.target_delta
         if not fits(spends, delta, max(caps.values())):
-            cost = epsilon(spends, delta).value
+            cost = at_most(epsilon(spends, delta).value)
             raise ConfigError(
-                f"no shop could take part in {name}: it costs ε = {cost:.3g}, above every shop's "
-                f"cap (privacy.cap_epsilon, privacy.caps: {max(caps.values()):g} at most). Raise "
-                "the cap, or lower privacy.target_epsilon"
+                f"no shop could take part in {name}: it costs ε = {cost}, above every shop's cap "
+                f"(privacy.cap_epsilon, privacy.caps: {max(caps.values()):g} at most). Raise the "
+                "cap, or lower privacy.target_epsilon"
             )
 
     def _cap(self, merchant_id: str) -> float:
