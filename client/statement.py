@@ -85,7 +85,7 @@ def render_shop_statement(found: Mapping[str, Any]) -> str:
             *(mechanism_words(one) for one in part["mechanisms"]),
         ]
         if not part["mechanisms"]:
-            lines.append("- nothing")
+            lines.append("- nothing" + " but what had no privacy" * bool(found["unprotected"]))
     names = zip(found["trust"], found["trust_means"], strict=True)
     lines += ["", *(f"Trust ({name}): {means}." for name, means in names)]
     names = zip(found["noise"], found["noise_means"], strict=True)

@@ -233,6 +233,8 @@ def test_the_ledger_and_the_shops_statement_tell_of_each_run_without_privacy_for
     text = " ".join(render_shop_statement(found).split())
     assert text.count("Without any privacy since") == 2
     assert "run r1, which allow_unprotected let train here" in text
+    bare = shop_statement(read_settings(folder / "shop.toml"), entries[:2])
+    assert "- nothing but what had no privacy\n" in render_shop_statement(bare)
 
 
 def test_what_has_no_privacy_leaves_no_shop_whose_ledger_cannot_tell_of_it(world: World) -> None:
