@@ -97,6 +97,10 @@ class RunSettings(Frozen):
         """Return how many of so many shops are asked in a round."""
         return _share(self.clients_per_round, shops)
 
+    def shops_for(self, asked: int) -> int:
+        """Return how few shops there may be for so many to be asked in a round."""
+        return math.floor((asked - 1) / Fraction(str(self.clients_per_round))) + 1
+
     def quorum_of(self, asked: int) -> int:
         """Return how many of so many asked shops must answer well."""
         return _share(self.quorum, asked)
@@ -126,13 +130,9 @@ class RunSettings(Frozen):
             raise ConfigError(
                 f'defence = "{self.defence}" means nothing among {asked} shops, which is what '
                 f"clients_per_round = {self.clients_per_round:g} asks of {self.min_shops} in a "
-                f"round: set it to 1, or min_shops to {self._shops_for(defence.fewest)} at least"
+                f"round: set it to 1, or min_shops to {self.shops_for(defence.fewest)} at least"
             )
         return defence
-
-    def _shops_for(self, asked: int) -> int:
-        """Return how few shops there may be for so many to be asked in a round."""
-        return math.floor((asked - 1) / Fraction(str(self.clients_per_round))) + 1
 
     def optimizer(self, plan: TrainingPlan) -> ServerOptimizer | SubspaceOptimizer:
         """Return the server optimiser that these settings name.

@@ -177,10 +177,12 @@ class Federation:
         """Wait while too few are connected for a quorum of those that took part so far.
 
         When SuperLink starts anew, every shop is gone for a moment. Those that do not come back in
-        time are not waited for again.
+        time are not waited for again, unless the defence takes no fewer: a round that asks nobody
+        is over at once, and so would be all that are left.
         """
-        taking_part = len(self._roster.everyone)
-        self._wait(self._job.settings.quorum_of(taking_part))
+        settings = self._job.settings
+        quorum = settings.quorum_of(len(self._roster.everyone))
+        self._wait(max(quorum, settings.shops_for(self._defence.fewest)))
 
     def _wait(self, needed: int) -> int:
         """Return how many nodes are connected, once they are enough or the time is up."""

@@ -1,5 +1,7 @@
 """Defences on planted arrays: what all keep to, and what sets each apart."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from flwr.app import Array, Message
@@ -131,6 +133,29 @@ def test_nobody_pays_where_the_rule_would_take_no_answer() -> None:
     assert [at for _, kind, at in grid.sent if kind == "update"] == [1, 1, 1]
     told = [event.get("reason") for event in events if event["event"] == "round"]
     assert told == [None] + 2 * ['1 shop would be asked, and defence = "tail-aware" needs 3']
+
+
+def test_a_shop_without_which_the_rule_takes_no_answer_is_waited_for() -> None:
+    """Two of three are a quorum; rounds that ask none of them would all be over at once."""
+    grid = FaultyGrid(toy_app(), 3)
+    get_node_ids, away, looks, asked = grid.get_node_ids, dict[int, int](), list[int](), list[Any]()
+
+    def report(event: Event) -> None:
+        if event["event"] == "round":
+            asked.append(event["asked"])
+            if not away:
+                away.update([grid.nodes.popitem()])
+
+    def returning() -> list[int]:
+        looks.append(len(grid.nodes))
+        if looks.count(2) == 5:
+            grid.nodes.update(away)
+        return list(get_node_ids())
+
+    grid.get_node_ids = returning  # type: ignore[method-assign]
+    job = make_job(rounds=3, defence="tail-aware", min_shops=3, wait_seconds=30.0)
+    Federation(grid, job, save=lambda _: None, report=report).run(start_state())
+    assert asked == [3, 3, 3]
 
 
 @EVERY
