@@ -290,6 +290,7 @@ def test_a_ledger_is_shown_in_groups_with_what_is_left(
     capsys.readouterr()
     assert call("ledger", "show", settings) == 0
     text = capsys.readouterr().out
+    assert "last (UTC)" in text
     assert f"left {at_least(20.0 - spent)}" in text
     assert found["head"] in text
 

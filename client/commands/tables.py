@@ -59,8 +59,9 @@ def ledger_table(document: Document) -> Group:
     """Return a ledger's events in groups, and what they cost together."""
     name = document["shop"] or document["ledger"]
     table = plain_table(f"The ledger of {escape(name)}: {document['entries']} entries")
-    for name in ("run", "mechanism", "unit", "noise", "rate", "rounds", "events", "steps", "last"):
-        side: Any = "right" if name in ("events", "steps") else "left"
+    counts, last = ("events", "steps"), "last (UTC)"
+    for name in ("run", "mechanism", "unit", "noise", "rate", "rounds", *counts, last):
+        side: Any = "right" if name in counts else "left"
         table.add_column(name, justify=side, no_wrap=name != "run", overflow="fold")
     for group in document["groups"]:
         table.add_row(
