@@ -4,7 +4,7 @@ import Alpine from "./vendor/alpine-csp-3.17.4.min.js";
 import { ask, told } from "./api.js";
 import { colour, dark, draw } from "./charts.js";
 import { epsilon } from "./models.js";
-import { has, known, number, percent, short, t, whole } from "./text.js";
+import { atMost, has, known, number, percent, t, whole } from "./text.js";
 
 const FIGURES = ["ndcg@20", "tail_ndcg@20", "popularity_ndcg@20", "popularity_tail_ndcg@20"];
 const METRICS = ["ndcg@20", "tail_ndcg@20", "coverage@20", "tail_share@20", "gini@20"];
@@ -69,7 +69,7 @@ export function federation() {
       return metric.includes("ndcg") ? number(value) : percent(value, 1);
     },
     armEpsilon(arm) {
-      return arm.privacy ? short(arm.privacy.epsilon) : t("none");
+      return arm.privacy ? atMost(arm.privacy.epsilon) : t("none");
     },
     reportWords() {
       if (!this.report) return "";
@@ -80,7 +80,7 @@ export function federation() {
       if (!this.report) return "";
       const { verdict } = this.report.answer;
       const arm = this.report.answer.arm ? this.report.arms[this.report.answer.arm] : null;
-      const promise = arm?.privacy ? t("verdict.with", { epsilon: short(arm.privacy.epsilon), unit: known("unit_means", arm.privacy.unit) }) : t("verdict.without");
+      const promise = arm?.privacy ? t("verdict.with", { epsilon: atMost(arm.privacy.epsilon), unit: known("unit_means", arm.privacy.unit) }) : t("verdict.without");
       return t(`verdict.${verdict}`, { promise });
     },
 
@@ -97,7 +97,7 @@ export function federation() {
         const spent = rounds.filter(([, points]) => points.some((point) => point.epsilon !== null));
         if (spent.length) {
           found.push(this.chart("spent", [t("report.arm"), t("round"), "ε"],
-            spent.flatMap(([arm, points]) => points.map((point) => [arm, point.round, short(point.epsilon)]))));
+            spent.flatMap(([arm, points]) => points.map((point) => [arm, point.round, atMost(point.epsilon)]))));
         }
       }
       if (arms.some((arm) => arm.quintiles["ndcg@20"])) {

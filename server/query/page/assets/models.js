@@ -2,13 +2,13 @@
 
 import Alpine from "./vendor/alpine-csp-3.17.4.min.js";
 import { ask, patiently, told } from "./api.js";
-import { known, percent, rounded, short, t } from "./text.js";
+import { atMost, known, percent, rounded, t } from "./text.js";
 
 // The tree's names of features, as common/features.py and server/query/model_tree.py give them.
 const CROSS = "*";
 const POPULARITY = "popularity";
 
-export const epsilon = (model) => (model.private ? short(model.epsilon) : t("models.not_private"));
+export const epsilon = (model) => (model.private ? atMost(model.epsilon) : t("models.not_private"));
 export const delta = (value) => (value === null || value === undefined ? t("none") : value.toExponential().replace("e", "·10^").replace("^-", "⁻").replace(/⁻(\d+)/, (_, power) => `⁻${[...power].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`).replace(/^1·/, ""));
 
 /** The answers of a tree in the page's words, each with all that leads to it, and where in the list. */
@@ -83,7 +83,7 @@ export function models() {
       const found = this.statement?.statement;
       if (!found) return [];
       if (!found.private) return [t("statement.none")];
-      const promise = found.epsilon === null ? t("statement.no_bound") : t("statement.promise", { epsilon: short(found.epsilon), delta: delta(found.delta), unit: known("unit_means", found.unit) });
+      const promise = found.epsilon === null ? t("statement.no_bound") : t("statement.promise", { epsilon: atMost(found.epsilon), delta: delta(found.delta), unit: known("unit_means", found.unit) });
       return [
         promise,
         known("trust_means", found.trust),

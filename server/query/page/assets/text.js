@@ -39,8 +39,9 @@ export const number = (value, digits = 4) => (typeof value === "number" && Numbe
   ? value.toLocaleString(locale(), { minimumFractionDigits: digits, maximumFractionDigits: digits })
   : t("none"));
 export const whole = (value) => number(value, 0);
-export const short = (value) => (typeof value === "number"
-  ? value.toLocaleString(locale(), { maximumSignificantDigits: 3 }) : t("none"));
+/** An ε in four digits that are not below it, as the command lines have it. */
+export const atMost = (value) => (typeof value === "number"
+  ? value.toLocaleString(locale(), { maximumSignificantDigits: 4, roundingMode: "ceil" }) : t("none"));
 export const percent = (value, digits = 0) => (value === null || value === undefined ? t("none")
   : Number(value).toLocaleString(locale(), { style: "percent", minimumFractionDigits: digits, maximumFractionDigits: digits }));
 /** To two significant digits. */
