@@ -77,7 +77,8 @@ timeout_seconds = 3600.0
 max_update_norm = 0.0
 # Against shops that send poison: "tail-aware" bounds what each shop does to each product; also
 # "median", "trimmed-mean", "krum", "multi-krum", "norm-bound", and "none". bad_share is the largest
-# share of shops that may be bad. It takes min_shops = 3 at least, krum and multi-krum 5.
+# share of shops that may be bad. It takes min_shops = 3 at least, krum and multi-krum 5, and as
+# many more as clients_per_round leaves out of a round.
 defence = "none"
 bad_share = 0.25
 # Ask shops for noisy figures of the finished model; those with [evaluation] in their shop.toml give
