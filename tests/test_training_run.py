@@ -415,6 +415,17 @@ def test_what_may_not_be_read_of_a_run_hides_no_other_part(world: World, tmp_pat
     assert "error" not in found["registry"]
 
 
+def test_a_fault_of_the_machine_s_that_names_no_file_is_told_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise TimeoutError("the share did not answer")
+
+    federation = new_federation(tmp_path / "operator")
+    monkeypatch.setattr("server.training.status._registry", gone)
+    assert status(federation)["registry"] == {"error": "the share did not answer"}
+
+
 def test_one_command_trains_at_a_time(world: World) -> None:
     with world.runs.training(), pytest.raises(ConfigError, match="at work"), world.runs.training():
         pass

@@ -57,7 +57,8 @@ def _or_error(look: Callable[[], Any]) -> Any:  # noqa: ANN401 - a JSON value
         return {"error": str(error)}
     except OSError as error:
         # Such as a file of another user's, as a container may leave it.
-        return {"error": f"cannot read {error.filename}: {error.strerror}"}
+        named = error.filename is not None
+        return {"error": f"cannot read {error.filename}: {error.strerror}" if named else str(error)}
 
 
 def _shops(federation: Federation, *, running: bool) -> list[Document]:
