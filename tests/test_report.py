@@ -245,6 +245,18 @@ def test_shops_that_are_not_measured_spend_and_stay_away_too() -> None:
     assert (kept["took_part"], kept["shops"], kept["spent"]) == (3, 4, 9.5)
 
 
+def test_no_epsilon_is_told_as_less_than_it_is() -> None:
+    run = whole_run()
+    shops = {key: dataclasses.replace(s, epsilon=7.9941) for key, s in run.arms[-1].shops.items()}
+    private = dataclasses.replace(run.arms[-1], shops=shops)
+    report = build_report(run_of(*run.arms[:-1], private))
+    assert any("with ε = 7.995 for each" in text for text in report["answer"]["details"])
+    table = shown_text(result_table(report))
+    assert " 7.995\n" in table
+    assert "7.99 " not in table
+    assert render_report(report).count(">7.995<") == 1 + len(shops)
+
+
 def test_ids_are_text_and_never_markup() -> None:
     evil = "<script>alert(1)</script><img src=x>"
     run = run_of(

@@ -335,7 +335,7 @@ def test_who_took_no_part_in_a_point_is_named(toml: Path, tmp_path: Path) -> Non
     (tmp_path / "capped.toml").write_text(text.replace("[1, 8]", "[8]"), encoding="utf-8")
     sweep = read_sweep(tmp_path / "capped.toml", ["privacy.caps.shop-002=0.5"])
     *_, away = run_sweep(sweep, tmp_path / "x", Silent())["warnings"]
-    assert away.startswith("data.marketplace.customers_per_shop = 8, federated-dp with ε = 7.99 ")
+    assert away.startswith("data.marketplace.customers_per_shop = 8, federated-dp with ε = 7.994 ")
     assert "1 of 3 shops took no part (shop-002: the plan costs more than the shop's cap" in away
 
 

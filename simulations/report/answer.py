@@ -5,6 +5,7 @@ Read from the report's document. The reference is, for each metric, the better o
 several draws of the noise, the verdict is on what one training brings, whichever draw it gets.
 """
 
+from common.statement import at_most
 from simulations.documents import Document
 from simulations.report.draws import shown
 
@@ -103,6 +104,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
 
 
+def spent(epsilon: float | None) -> str:
+    """Return an ε that is in no digits less than it is, or a dash where nothing was spent."""
+    return DASH if epsilon is None else at_most(epsilon)
+
+
 def signed(value: float | None, digits: int = 4) -> str:
     """Return ``+0.0061``, or a dash."""
     return DASH if value is None else f"{value:+.{digits}f}"
@@ -125,7 +131,7 @@ def privacy_words(privacy: Document | None) -> str:
     if not privacy:
         return "without privacy"
     return (
-        f"with ε = {privacy['epsilon']:.3g} for each {privacy['unit']} "
+        f"with ε = {at_most(privacy['epsilon'])} for each {privacy['unit']} "
         f"(δ = {privacy['delta']:g}, trust {privacy['trust']})"
     )
 

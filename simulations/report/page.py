@@ -170,7 +170,7 @@ def _shop_cells(shop: Document | None) -> list[str]:
     return [
         answer.interval(gains.get("ndcg@20")),
         answer.interval(gains.get("tail_ndcg@20")),
-        answer.number(shop["epsilon"], 2),
+        answer.spent(shop["epsilon"]),
         f"{state}: {shop['reason']}" if shop["reason"] else state,
     ]
 

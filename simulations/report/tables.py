@@ -9,7 +9,7 @@ from rich.text import Text
 
 from common.cli import plain_table
 from simulations.documents import Document
-from simulations.report.answer import interval, number, percent
+from simulations.report.answer import interval, number, percent, spent
 from simulations.report.draws import shown
 
 HEADINGS = (
@@ -90,7 +90,7 @@ def arm_cells(arm: Document) -> tuple[str, ...]:
         percent(way["ndcg@20"]),
         percent(way["tail_ndcg@20"]),
         percent(arm["level_share"]),
-        number(privacy["epsilon"] if privacy else None, 2),
+        spent(privacy["epsilon"] if privacy else None),
     )
 
 
