@@ -173,6 +173,22 @@ def test_a_handful_of_customers_of_the_tail_decides_nothing(
     assert pays(point, "ndcg@20") == (shift > 0)
 
 
+@pytest.mark.parametrize(("shift", "verdict"), [(0.0, "no"), (0.05, "yes")])
+def test_where_nobody_bought_of_the_tail_the_whole_is_answered(shift: float, verdict: str) -> None:
+    # As with one such customer, who decides nothing: all others were asked.
+    def of(shift: float) -> dict[str, ShopResult]:
+        found = sums(0.1 + np.zeros(40), shift)
+        return {"a": ShopResult(dataclasses.replace(found, tail_ndcg=np.full(40, np.nan)))}
+
+    arms = ArmResult("local", of(0)), ArmResult("federated-dp", of(shift), privacy=PRIVACY)
+    report = build_report(run_of(*arms))
+    assert report["answer"]["verdict"] == verdict
+    said = report["answer"]["details"]
+    assert "tail_ndcg@20 –, of nobody." in said[0]
+    assert said[1].startswith("Of 0 customers with a tail product")
+    assert external(render_report(report)) == []
+
+
 def test_json_holds_null_and_never_nan() -> None:
     nothing = ShopResult(MetricSums.empty(N_ITEMS), reason="no customer in the test period")
     one = ShopResult(sums([0.2]))

@@ -66,15 +66,13 @@ def away_words(shops: Document) -> str:
 
 
 def judge(arm: Document) -> str:
-    """Return the verdict on one arm.
+    """Return the verdict on one arm; ``unknown`` where too few customers had anything to find.
 
     ``yes``: ndcg@20 or tail_ndcg@20 gains for sure (the interval is above 0), neither loses for
     sure, and enough shops are level or better. ``no``: neither gains for sure. Else ``mixed``.
     """
     versus = arm["vs_better"]
-    if not versus or any(versus[metric]["low"] is None for metric in MAIN):
-        return "unknown"
-    if not asked_enough(arm, "ndcg@20"):
+    if not versus or versus["ndcg@20"]["low"] is None or not asked_enough(arm, "ndcg@20"):
         return "unknown"
     if not any(pays(arm, metric) for metric in MAIN):
         return "no"
@@ -96,7 +94,8 @@ def pays(arm: Document, metric: str) -> bool:
 
 
 def _loses(arm: Document, metric: str) -> bool:
-    return asked_enough(arm, metric) and bool(arm["vs_better"][metric]["high"] < 0)
+    high = arm["vs_better"][metric]["high"]
+    return asked_enough(arm, metric) and high is not None and bool(high < 0)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -184,6 +183,8 @@ def _details(name: str, arm: Document) -> list[str]:
 
 
 def _against(gain: Document) -> str:
+    if gain["mean"] is None:
+        return "of nobody"
     words = interval(gain)
     return (
         f"the same as {gain['against']}" if words == DASH else f"{words} against {gain['against']}"
