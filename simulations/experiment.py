@@ -41,7 +41,10 @@ TRAINED_BY = {"federated-global": "federated", "federated-dp-global": "federated
 class Section(Frozen):
     """A section of an experiment: keys may be written with hyphens where Python can't."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    # A plan travels as JSON, in which there are no other numbers.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False
+    )
 
 
 class PartitionSection(Section):
@@ -129,10 +132,8 @@ class PrivacySection(Section):
     honest_stockers: int = Field(3, ge=1)
     rare_rows: RareRows = "all"
     publish_stock: bool = True
-    cap_epsilon: float = Field(0.0, ge=0, allow_inf_nan=False)
-    caps: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        default_factory=dict
-    )
+    cap_epsilon: float = Field(0.0, ge=0)
+    caps: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
 
 
 class FederationSection(Section):

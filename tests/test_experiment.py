@@ -74,6 +74,10 @@ def test_a_list_is_asked_for_in_toml_s_words(small: Path) -> None:
         ("home.local.start.content=-3", r"home.local.start.content: .*equal to 0"),
         ("home.local.start.contant=3", r"home.local: .*'contant'; did you mean 'content'"),
         ("federated-dp.first_norms=[0.1, 0]", r"federated-dp.first_norms.1: .*greater than 0"),
+        # JSON, as which a plan travels, has no such numbers: the server refused it, unnamed.
+        ("federated-dp.max_grad_norm=inf", r"federated-dp.max_grad_norm: .*finite"),
+        ("federated-dp.learning_rate=inf", r"federated-dp.learning_rate: .*finite"),
+        ("data.marketplace.visits_log_mean=nan", r"data.marketplace.visits_log_mean: .*finite"),
     ],
 )
 def test_what_would_come_to_light_after_training_is_refused(

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as arrow
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from common.partitioning import shop_shares
 from common.protocol import Frozen
@@ -40,6 +40,8 @@ class MarketplaceConfig(Frozen):
     market sells 57% of all products; 1.73 lines are of one customer and product. Demand falls
     more slowly, as rank ** -0.63, because a customer of a popular product counts only once.
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     shops: int = Field(20, ge=1)
     customers_per_shop: int = Field(114, ge=0)
