@@ -311,4 +311,6 @@ def training_plan(
 def server_config(experiment: Experiment, arm: str) -> dict[str, float | int | str]:
     """Return the run config of a federated arm, over the defaults of ``pyproject.toml``."""
     section: FederationSection = getattr(experiment, section_of(experiment, arm))
-    return {"seed": experiment.run.seed, **section.server}
+    # Flower knows each key by its hyphens alone.
+    named = {key.replace("_", "-"): value for key, value in section.server.items()}
+    return {"seed": experiment.run.seed, **named}

@@ -194,6 +194,15 @@ def test_the_server_gets_the_seed_of_the_run(small: Path) -> None:
     assert server_config(experiment, "federated")["seed"] == 7
 
 
+def test_a_key_of_the_server_is_one_with_underscores_too(small: Path) -> None:
+    # Flower refuses such a key, and in this process it hid the one with hyphens: an attack's own
+    # bad-share, for one.
+    changes = ["federated.server.bad-share=0.1", "federated.server.bad_share=0.2"]
+    found = server_config(read_experiment(small, changes), "federated")
+    assert found["bad-share"] == 0.2
+    assert "bad_share" not in found
+
+
 @pytest.mark.parametrize("unit", ["customer", "basket", "interaction"])
 def test_shops_mix_nothing_learned_around_a_model_without_rounds(unit: str) -> None:
     # What stands there then is where training begins: directions drawn at random, which no shop
