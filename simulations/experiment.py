@@ -247,19 +247,56 @@ def read_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     return experiment
 
 
+def check_mixtures(experiment: Experiment, arms: Sequence[str]) -> None:
+    """Refuse arms that would have nothing to mix at home, before anything is trained.
+
+    Raises
+    ------
+    ConfigError
+        Naming the section.
+    """
+    home = experiment.home
+    private = home.federated_dp
+    if experiment.privacy.unit != "customer" and home.basket is not None:
+        private = home.basket
+    for arm, settings in (
+        ("local", home.local),
+        ("home-only", home.home_only()),
+        ("centralized", home.centralized),
+        ("federated", home.federated),
+        ("federated-dp", private),
+    ):
+        if arm in arms and not settings.start:
+            only = f", less what training makes ({', '.join(TRAINED_PARTS)})"
+            raise ConfigError(
+                f"home.{'federated' if arm == 'home-only' else arm}.start names nothing by which "
+                f"{arm} could recommend{only if arm == 'home-only' else ''}: name a part such as "
+                "own_ease, or leave the arm out of run.arms"
+            )
+
+
 def _check_home(home: AdaptationSection) -> None:
     """Refuse what would else come to light, or to nothing, after all is trained."""
+    from common.metrics import CUTOFF, PER_CUSTOMER
     from common.model import GLOBAL_PARTS
 
-    known = (*GLOBAL_PARTS, *OWN_PARTS, *SHARED_PARTS, "pooled_ease")
+    metrics = [f"{metric}@{CUTOFF}" for metric in PER_CUSTOMER]
     for name, settings in home:
-        if isinstance(settings, HomeSettings):
-            for part in (*settings.start, *settings.outside, *settings.best):
-                if part not in known:
-                    key = AdaptationSection.model_fields[name].alias or name
-                    raise ConfigError(
-                        f"home.{key}: no part is called {part!r}; {nearest(part, known)}"
-                    )
+        if not isinstance(settings, HomeSettings):
+            continue
+        key = AdaptationSection.model_fields[name].alias or name
+        known = [*GLOBAL_PARTS, *OWN_PARTS, *SHARED_PARTS]
+        if name == "centralized":
+            known.append("pooled_ease")  # of all shops' records, which no other arm has
+        for part in (*settings.start, *settings.outside, *settings.best):
+            if part not in known:
+                raise ConfigError(f"home.{key}: no part is called {part!r}; {nearest(part, known)}")
+        for metric in settings.reference:
+            if metric not in metrics:
+                raise ConfigError(
+                    f"home.{key}.reference: {metric!r} is nothing that can be asked of each "
+                    f"customer; {nearest(metric, metrics)}"
+                )
 
 
 def section_of(experiment: Experiment, arm: str) -> str:

@@ -31,7 +31,7 @@ from simulations.evaluating import (
     spent_by_round,
     trained_by,
 )
-from simulations.experiment import Experiment
+from simulations.experiment import Experiment, check_mixtures
 from simulations.federating import WORK, Federator, Trained
 from simulations.finished_parts import LOCK, finished_parts, tables_of
 from simulations.machine import machine_facts
@@ -55,10 +55,12 @@ def run_experiment(experiment: Experiment, out: Path, watcher: Watcher) -> dict[
     Raises
     ------
     ConfigError
-        If the folder is in use, or holds the draft of another experiment.
+        If the folder is in use, or holds the draft of another experiment, or an arm has nothing
+        to recommend by.
     RunError
         If a federation failed.
     """
+    check_mixtures(experiment, experiment.run.arms)
     with draft_folder(experiment, out) as folder:
         watcher.stage("reading data")
         world = build_world(experiment, watcher.step)

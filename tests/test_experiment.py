@@ -13,10 +13,13 @@ from simulations.experiment import (
     ARMS,
     Experiment,
     PartitionSection,
+    check_mixtures,
     read_experiment,
     server_config,
     training_plan,
 )
+from simulations.progress import Bars
+from simulations.run import run_experiment
 
 DEMO = Path(__file__).resolve().parent.parent / "simulations" / "experiments" / "demo.toml"
 
@@ -73,6 +76,9 @@ def test_a_list_is_asked_for_in_toml_s_words(small: Path) -> None:
         # A weight that works against its part makes the reference weak, and the answer a yes.
         ("home.local.start.content=-3", r"home.local.start.content: .*equal to 0"),
         ("home.local.start.contant=3", r"home.local: .*'contant'; did you mean 'content'"),
+        # Each ended the run at its arm, when others had been trained.
+        ("home.federated.start.pooled_ease=3", r"home.federated: .*'pooled_ease'; did you mean"),
+        ('home.local.reference={"ndgc@20"=1}', r"home.local.reference: .*mean 'ndcg@20'"),
         ("federated-dp.first_norms=[0.1, 0]", r"federated-dp.first_norms.1: .*greater than 0"),
         # JSON, as which a plan travels, has no such numbers: the server refused it, unnamed.
         ("federated-dp.max_grad_norm=inf", r"federated-dp.max_grad_norm: .*finite"),
@@ -85,6 +91,23 @@ def test_what_would_come_to_light_after_training_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         read_experiment(small, [change])
+
+
+@pytest.mark.parametrize(
+    ("change", "arm", "section"),
+    [
+        ("home.local.start={}", "local", "home.local"),
+        ("home.federated.start={popularity=1}", "home-only", "home.federated"),
+        ("home.federated-dp.start={}", "federated-dp", "home.federated-dp"),
+    ],
+)
+def test_an_arm_that_would_mix_nothing_is_refused_before_all_is_trained(
+    small: Path, tmp_path: Path, change: str, arm: str, section: str
+) -> None:
+    experiment = read_experiment(small, [change, f'run.arms=["{arm}"]'])
+    with pytest.raises(ConfigError, match=rf"{section}.start names nothing by which {arm} could"):
+        run_experiment(experiment, tmp_path / "out", Bars())
+    check_mixtures(experiment, ["popularity", "federated-global"])  # these mix nothing
 
 
 def test_overrides_take_toml_values_and_plain_text(small: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from simulations.arms import OwnEases
 from simulations.documents import plain, write_text
 from simulations.evaluating import evaluate_arm, trained_by
-from simulations.experiment import Experiment
+from simulations.experiment import Experiment, check_mixtures
 from simulations.federating import Federator, Trained
 from simulations.finished_parts import tables_of
 from simulations.machine import machine_facts
@@ -70,6 +70,7 @@ class _Runner:
         self._watcher.stage(f"reading data {setting.label}".rstrip())
         world, self._eases = build_world(setting.experiment, self._watcher.step), OwnEases()
         for point in missing:  # a plan that can't be kept is refused before anything is trained
+            check_mixtures(self._sweep.point_experiment(point), (*BASELINES, PRIVATE))
             with self._federator(self._sweep.point_experiment(point), world, point.name) as one:
                 one.plan(PRIVATE)
         self._shared = self._folder.fresh_work(f"shared-{number:02d}")
