@@ -245,6 +245,19 @@ def test_what_trains_nothing_is_refused(experiment: Experiment, tmp_path: Path) 
         run_cold_start(experiment.model_copy(update={"run": arms}), tmp_path / "out", Quiet())
 
 
+def test_a_case_that_leaves_nobody_to_train_with_is_refused(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    # Of shops with one customer each, all are hidden at once: it ended in a stack trace.
+    size = {"customers_per_shop": 1, "shop_skew": 0.0}
+    lonely = experiment.data.marketplace.model_copy(update=size)
+    data = experiment.data.model_copy(update={"marketplace": lonely})
+    asked = experiment.model_copy(update={"data": data})
+    with pytest.raises(ConfigError, match="of the case customer no shop is left to train with"):
+        run_cold_start(asked, tmp_path / "out", Quiet(), ["customer"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_customers_are_hidden_and_asked_for_where_arms_are_measured(
     experiment: Experiment, tmp_path: Path
 ) -> None:

@@ -159,9 +159,15 @@ class _ColdStart:
 
     def _trained(self, name: str, left_out: np.ndarray) -> tuple[World, Mapping[str, Models]]:
         seen = without(self._world, self._experiment, left_out)
+        case = name.split("/")[0]
+        if not seen.shops:
+            raise ConfigError(
+                f"of the case {case} no shop is left to train with: what it asks about is hidden, "
+                "and there are no other records. Give more customers, or name the other cases "
+                "(--case)"
+            )
         self._watcher.stage(f"training for: {name}")
         folder = self._folder / name
         models = train(self._experiment, seen, folder, self._watcher, self._arms)
-        case = name.split("/")[0]
         self._away |= {f"{case}, {arm}: {m.away}" for arm, m in models.items() if m.away}
         return seen, models
