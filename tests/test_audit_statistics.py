@@ -54,6 +54,13 @@ def test_impossible_counts_are_refused() -> None:
         one_run_p_value(10, 4, 5, 1.0, 0.0)
 
 
+def test_of_a_single_canary_nothing_is_guessed() -> None:
+    # A catalogue of one product has room for no more: the audit ended on "1 correct of 0 guesses".
+    for inside in (True, False):
+        assert guess(np.zeros(1), np.array([inside]), 400) == (0, 0)
+    assert one_run_lower_bound(1, 0, 0, 1e-5) == 0.0
+
+
 def _gaussian(sigma: float, seed: int, canaries: int = 10_000) -> tuple[int, int]:
     stream = np.random.default_rng(seed)
     inside = stream.random(canaries) < 0.5

@@ -73,8 +73,9 @@ def guess(scores: np.ndarray, inside: np.ndarray, guesses: int) -> tuple[int, in
     """
     half = min(guesses, len(scores)) // 2
     order = np.argsort(scores, kind="stable")
-    correct = np.count_nonzero(inside[order[-half:]]) + np.count_nonzero(~inside[order[:half]])
-    return int(correct), 2 * half
+    # Not [-half:], which is everybody where there is nobody to guess about.
+    highest, lowest = order[len(order) - half :], order[:half]
+    return int(np.count_nonzero(inside[highest]) + np.count_nonzero(~inside[lowest])), 2 * half
 
 
 def clopper_pearson(hits: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
