@@ -276,15 +276,16 @@ def paired_bootstrap(
     -------
     dict
         ``mean`` difference, 95% interval ``low`` to ``high``, two-sided ``p`` of no difference;
-        all NaN without customers.
+        all NaN without customers, and all but the mean with a single one, of whom every draw is
+        the same.
     """
     difference = a - b
     difference = difference[np.isfinite(difference)]
     n = difference.size
-    if not n:
-        return dict.fromkeys(("mean", "low", "high", "p"), float("nan"))
+    mean = float(difference.mean()) if n else float("nan")
+    if n < 2:
+        return {"mean": mean, **dict.fromkeys(("low", "high", "p"), float("nan"))}
     generator = derive(seed, purpose="paired-bootstrap")
-    mean = float(difference.mean())
     if n > _BOOTSTRAP_LIMIT:
         means = generator.normal(mean, difference.std() / np.sqrt(n), draws)
     else:

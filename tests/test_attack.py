@@ -18,8 +18,8 @@ from common.protocol import ITEMS, POPULARITY, ModelPlan, TrainingPlan
 from common.shop_state import Slices
 from simulations.__main__ import app
 from simulations.attack.attackers import LOUD, Conspiracy
-from simulations.attack.measure import changes, mean_figures
-from simulations.attack.page import attack_rows, attack_words
+from simulations.attack.measure import METRICS, changes, mean_figures
+from simulations.attack.page import _cells, attack_rows, attack_words
 from simulations.attack.run import _Attack, _defended, run_attack, without_stock_of
 from simulations.attack.settings import AttackName
 from simulations.experiment import Experiment, server_config
@@ -226,6 +226,21 @@ def test_a_change_is_paired_over_customers() -> None:
     assert -0.22 < low < -0.2 < high < -0.18
     level = changes(before, before, seed=1)
     assert level["change_interval"] == {"ndcg@20": [0, 0], "tail_ndcg@20": [0, 0]}
+
+
+def test_a_change_of_one_customer_is_shown_without_an_interval() -> None:
+    shown = _cells(
+        "none",
+        "push",
+        1,
+        {
+            "er@20": None,
+            **dict.fromkeys(METRICS, 0.1),
+            "change": dict.fromkeys(METRICS, -0.5),
+            "change_interval": {key: [None, None] for key in METRICS},
+        },
+    )
+    assert shown[5:7] == ["0.1000 -50.0%"] * 2
 
 
 def test_no_table_of_a_page_is_wider_than_a_phone() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from cli_support import document_of, status_of
 from client.__main__ import app
+from client.commands.home_tables import evaluation_table
 from client.commands.tables import epsilon_words
 from client.forecast import find_shops
 from client.home_settings import EvaluationSettings
@@ -25,6 +26,7 @@ from common.cli import print_json
 from common.errors import BudgetError, ConfigError
 from common.protocol import TrainingPlan
 from common.statement import at_least
+from report_support import shown_text
 
 DELTA = 1e-5
 PLAN = TrainingPlan(
@@ -458,3 +460,22 @@ def test_a_runs_name_cannot_hide_lines_of_the_ledger(
 def test_a_delta_of_zero_is_refused_not_replaced(tmp_path: Path) -> None:
     train(tmp_path, 1)
     assert call("ledger", "show", tmp_path / "ledger.sqlite", "--delta", 0) == 2
+
+
+def test_a_gain_of_one_customer_is_shown_without_an_interval() -> None:
+    nothing = float("nan")
+    gain = {"mean": 0.25, "low": nothing, "high": nothing, "p": nothing}
+    metrics = ("ndcg@20", "recall@20", "tail_ndcg@20", "coverage@20")
+    document = {
+        "shop": "corner",
+        "model": "federated-3",
+        "figures": dict.fromkeys(("own", "global", "mixed"), dict.fromkeys(metrics, 0.5)),
+        "vs_own": dict.fromkeys(("global", "mixed"), dict.fromkeys(metrics, gain)),
+        "asked": 1,
+        "train_until": "2024-01-01",
+        "until": "2024-02-01",
+        "notes": [],
+    }
+    shown = shown_text(evaluation_table(document))
+    assert shown.count("0.5000") == 12
+    assert "nan" not in shown

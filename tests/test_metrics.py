@@ -168,6 +168,14 @@ def test_bootstrap_at_its_edges() -> None:
     assert math.isnan(paired_bootstrap(same[:0], same[:0], seed=0)["p"])
 
 
+def test_of_one_customer_there_is_a_gain_and_no_interval() -> None:
+    # All draws are of the same one: the interval had no width, and p was .001.
+    found = paired_bootstrap(np.array([0.5, np.nan]), np.array([0.2, 0.1]), seed=0)
+    assert found.pop("mean") == pytest.approx(0.3)
+    assert all(map(math.isnan, found.values()))
+    assert found.keys() == {"low", "high", "p"}
+
+
 def test_bootstrap_is_the_same_however_many_draws_are_held_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -156,7 +156,7 @@ def test_a_handful_of_lucky_customers_is_no_answer(customers: int, verdict: str)
 def test_a_handful_of_customers_of_the_tail_decides_nothing(
     shift: float, tail_shift: float, verdict: str
 ) -> None:
-    # One customer's interval has no width: he alone gained, or lost, for sure.
+    # One customer's interval had no width: he alone gained, or lost, for sure.
     tail = np.full(40, np.nan)
     tail[7] = 0.2
 
@@ -168,6 +168,9 @@ def test_a_handful_of_customers_of_the_tail_decides_nothing(
     report = build_report(run_of(*arms))
     assert report["answer"]["verdict"] == verdict
     assert any("Of 1 customers with a tail product" in s for s in report["answer"]["details"])
+    gain = report["arms"]["federated-dp"]["vs_local"]["tail_ndcg@20"]
+    assert interval(gain) == f"{tail_shift:+.4f} (– to –)"
+    assert interval(report["arms"]["local"]["vs_local"]["tail_ndcg@20"]) == "–"
     point = arm_figures(report["arms"]["federated-dp"])
     assert not pays(point, "tail_ndcg@20")
     assert pays(point, "ndcg@20") == (shift > 0)

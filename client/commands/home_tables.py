@@ -125,7 +125,7 @@ def _reason(part: Document) -> str:
 
 def _figure(value: float, compared: Document | None) -> str:
     shown = "-" if value != value else f"{value:.4f}"
-    if compared is None or compared["mean"] != compared["mean"]:
+    if compared is None or compared["low"] != compared["low"]:  # of one customer, or none
         return shown
     return f"{shown} [{compared['low']:+.4f}, {compared['high']:+.4f}]"
 

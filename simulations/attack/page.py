@@ -105,9 +105,10 @@ def _cells(defence: str, attack: str, bad: int, found: Document) -> list[str]:
     ]
 
 
-def _span(ends: list[float] | None, digits: str) -> str:
-    """Return an interval of shares in percent, in brackets."""
-    return "" if ends is None else f" [{ends[0] * 100:{digits}}, {ends[1] * 100:{digits}}]"
+def _span(ends: list[float] | list[None] | None, digits: str) -> str:
+    """Return an interval of shares in percent, in brackets; "" where there is none."""
+    known = [end for end in ends or [] if end is not None]
+    return f" [{', '.join(f'{end * 100:{digits}}' for end in known)}]" if known else ""
 
 
 def attack_table(document: Document) -> list[Table]:

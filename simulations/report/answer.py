@@ -12,7 +12,7 @@ from simulations.report.draws import shown
 MAIN = ("ndcg@20", "tail_ndcg@20")
 #: Share of shops that must be level or better before the answer is a plain yes.
 ENOUGH_SHOPS = 0.8
-#: Of fewer tested customers an interval means nothing: one lucky customer has one of no width.
+#: Of fewer tested customers an interval means nothing: two lucky ones may have one of no width.
 ENOUGH_CUSTOMERS = 10
 DASH = "–"
 _NEEDS = (
@@ -120,7 +120,9 @@ def percent(value: float | None) -> str:
 
 def interval(gain: Document | None) -> str:
     """Return ``+0.0061 (+0.0042 to +0.0080)``; a dash for an arm against itself."""
-    if not gain or gain["mean"] is None or gain["low"] == gain["high"] == 0:
+    ends = {gain["low"], gain["high"]} if gain else set()
+    # Of a single customer there is no interval.
+    if not gain or gain["mean"] is None or (gain["mean"] == 0 and ends <= {0, None}):
         return DASH
     return f"{signed(gain['mean'])} ({signed(gain['low'])} to {signed(gain['high'])})"
 
