@@ -78,7 +78,9 @@ def load_folder(path: Path, *, bad_rows: BadRows = "refuse") -> Dataset:
     if words := doubt_of_times(tables.interactions["timestamp"].to_numpy()):
         raise DataError(f"interactions: {words}")
     notes = [f"set aside: {count} rows of {what}" for what, count in tables.set_aside.items()]
-    return Dataset(path.name, tables, None, [*notes, *_doubts(tables)])
+    # "." and ".." are no names of a folder.
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    return Dataset(name, tables, None, [*notes, *_doubts(tables)])
 
 
 def _doubts(tables: Tables) -> list[str]:

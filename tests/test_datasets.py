@@ -178,10 +178,23 @@ def test_set_aside_rows_are_noted(tmp_path: Path) -> None:
         f"a,1,x,1577836800,purchase\na,1,x,{int(time.time()) + 10_000},purchase\n"
     )
     data = load_folder(tmp_path, bad_rows="set-aside")
+    assert data.name == tmp_path.name
     assert data.notes == ["set aside: 1 rows of interactions.csv.timestamp: in the future"]
 
 
 HEADER = "merchant_id,user_id,item_id,timestamp,behavior\n"
+
+
+@pytest.mark.parametrize("path", [".", "inner/.."])
+def test_tables_of_the_folder_where_one_stands_have_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    # A report's source was "", or "..".
+    (tmp_path / "products.csv").write_text("item_id\nx\n")
+    (tmp_path / "interactions.csv").write_text(f"{HEADER}a,1,x,1577836800,purchase\n")
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_folder(Path(path)).name == tmp_path.name
 
 
 @pytest.mark.parametrize("time", ["20240131", "45322", "19753", "474072"])
