@@ -249,13 +249,14 @@ def _measured(
 
 def _load(data: DataSection, seed: int, progress: Callable[[str], object]) -> Dataset:
     partitioner = data.partition.partitioner(seed)
+    folder = Path(data.path).expanduser()
     if data.source == "movielens":
         if not data.path:
             raise ConfigError("data.source = 'movielens' needs data.path: your unpacked copy")
-        return load_movielens(Path(data.path), partitioner or uniform(20, seed=seed, skew=0.5))
+        return load_movielens(folder, partitioner or uniform(20, seed=seed, skew=0.5))
     if data.path:
         progress(f"reading {data.path}")
-        dataset = load_folder(Path(data.path).expanduser(), bad_rows=data.bad_rows)
+        dataset = load_folder(folder, bad_rows=data.bad_rows)
     elif data.source == "marketplace":
         progress("drawing a marketplace")
         dataset = load_marketplace(data.marketplace)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from common.datasets import load_folder
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from common.metrics import tail_mask
 from experiment_support import BIG, CUT, DAY, EMPTY, LONELY, ODD, SMALL, START, write_folder
 from simulations.arms import OwnEases
@@ -403,3 +403,13 @@ def test_a_sample_is_measured_and_everyone_trains(experiment: Experiment, world:
     known = whole.facts()["customers"]
     assert known < sum(map(len, whole.measured.values()))
     assert any(f"measured at {known} customers of" in note for note in whole.dataset.notes)
+
+
+def test_a_copy_of_movielens_in_one_s_home_is_found(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # No shell reads the ~ of --set data.path=~/ml-100k.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = experiment.data.model_copy(update={"source": "movielens", "path": "~/ml-100k"})
+    with pytest.raises(DataError, match=f"{tmp_path}/ml-100k holds neither"):
+        build_world(experiment.model_copy(update={"data": data}))
