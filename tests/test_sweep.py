@@ -130,6 +130,18 @@ def test_an_experiment_is_swept_over_epsilon() -> None:
     assert sweep.settings[0].experiment.run.seed == 3
 
 
+def test_a_grid_without_units_is_of_the_experiment_s_own(tmp_path: Path) -> None:
+    # Its points promised something for each customer, whatever the experiment's file says.
+    path = tmp_path / "baskets.toml"
+    experiment = tmp_path / "experiment.toml"
+    text = (EXPERIMENTS / "marketplace.toml").read_text(encoding="utf-8")
+    assert 'unit = "customer"' in text
+    experiment.write_text(text.replace('unit = "customer"', 'unit = "basket"'))
+    path.write_text('experiment = "experiment.toml"\n[[grid]]\nepsilons = [8]\n')
+    for file in (path, experiment):
+        assert {point.unit for point in read_sweep(file).points} == {"basket"}
+
+
 def test_the_shipped_sweeps_can_be_read() -> None:
     for path in sorted((ROOT / "simulations" / "sweeps").glob("*.toml")):
         assert read_sweep(path).points, path

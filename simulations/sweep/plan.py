@@ -34,14 +34,14 @@ class Grid(Section):
     vary, values
         A key of the experiment, such as ``data.customers_share``, and what it is set to.
     units, epsilons
-        The privacy units and the ε asked for.
+        The privacy units, the experiment's own where none are named, and the ε asked for.
     """
 
     name: str = ""
     set: tuple[str, ...] = ()
     vary: str = ""
     values: tuple[float | int | str, ...] = ()
-    units: tuple[Unit, ...] = Field(("customer",), min_length=1)
+    units: tuple[Unit, ...] | None = Field(None, min_length=1)
     epsilons: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
         EPSILONS, min_length=1
     )
@@ -138,9 +138,8 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         shared = (_ENGINE, *file.set, *overrides)
         grids = file.grid
     else:
-        experiment = parse(Experiment, with_overrides(values, overrides), path.name)
         base, title, shared = path, path.stem, (_ENGINE, *overrides)
-        grids = (Grid(units=(experiment.privacy.unit,)),)
+        grids = (Grid(),)
     settings: list[Setting] = []
     points: dict[Point, None] = {}
     for grid in grids:
@@ -158,7 +157,7 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             number = known.index(True)
             points |= {
                 Point(number, unit, float(epsilon)): None
-                for unit in grid.units
+                for unit in grid.units or (experiment.privacy.unit,)
                 for epsilon in grid.epsilons
             }
     ordered = sorted(points, key=lambda p: p.setting)
