@@ -204,6 +204,11 @@ class Federator:
         self._watcher.stage(f"training {label or name} {where}".rstrip(), plan.rounds + 2)
         checkpoints = server / CHECKPOINTS
         end_leftovers(server)
+        if rounds(checkpoints):
+            self.notes.append(
+                f"{label or name}: the run was interrupted, so seconds and memory are those of "
+                "what was left of the training"
+            )
         with PeakMemory() as memory:
             if not _is_finished(checkpoints, plan):
                 run(

@@ -297,6 +297,9 @@ def test_draws_differ_in_their_noise_alone_and_a_cut_run_goes_on(
         *("ledger", "data", "catalogue"),  # the same places, seen from another folder
     }
     assert any("federated-dp with noise 3 of 3" in stage for stage in watcher.stages)
+    # An arm that had been trained seemed to take no time.
+    (cut,) = [text for text in report["warnings"] if "interrupted" in text]
+    assert cut.startswith("federated-dp: the run was interrupted, so seconds and memory are")
 
     draws = report["arms"]["federated-dp"]["draws"]
     assert len(set(draws["metrics"]["ndcg@20"]["values"])) == 3
