@@ -323,12 +323,17 @@ def test_who_took_no_part_is_said_once(tmp_path: Path) -> None:
     name = build_world(base).shops[0].merchant_id
     privacy = base.privacy.model_copy(update={"caps": {name: 0.01}})
     experiment = base.model_copy(update={"privacy": privacy})
+    spent = set()
     for _ in ("trained", "read again"):
         attack = _Attack(experiment, build_world(experiment), tmp_path, Silent())
         for _ in range(2):
             attack._clean("federated-dp", "none")
+        spent.add(sum(attack._seconds.values()))
         (said,) = attack._away
         assert said.startswith(f"federated-dp: 1 of 12 shops took no part ({name}: the plan costs")
+    # A command that went on counted the seconds of what it did itself, and none before.
+    (seconds,) = spent
+    assert seconds > 0
 
 
 @pytest.mark.parametrize("value", [0.0, None])

@@ -101,10 +101,11 @@ class _Attack:
         self._targets: list[int] = []
         # Who took no part in which federation, in words, each once.
         self._away: dict[str, None] = {}
+        # What each run took, also where an interrupted command had finished it.
+        self._seconds: dict[str, float] = {}
 
     def run(self) -> Document:
         """Return the whole document."""
-        started = time.monotonic()
         results: list[Document] = []
         clean: dict[str, Document] = {}
         for federation in self._settings.federations:
@@ -144,7 +145,7 @@ class _Attack:
                 "experiment": self._experiment.facts() | {"attack": self._settings.model_dump()},
                 "seed": self._seed,
                 "machine": machine_facts(),
-                "seconds": time.monotonic() - started,
+                "seconds": sum(self._seconds.values()),
             }
         )
         return document
@@ -228,6 +229,7 @@ class _Attack:
         name = f"{federation}-{defence}-{attack or 'clean'}-{share:g}-{place}"
         path = self._folder / f"{name}.json"
         if not path.exists():
+            started = time.monotonic()
             work = self._folder / "work"
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
@@ -244,9 +246,12 @@ class _Attack:
                 self._eases,
             )
             away = who_was_away(self._world, trained)
-            write_text(path, to_json({"targets": self._targets, "uses": uses, "away": away}))
+            spent = time.monotonic() - started
+            part = {"targets": self._targets, "uses": uses, "away": away, "seconds": spent}
+            write_text(path, to_json(part))
             shutil.rmtree(work)
         found: Document = json.loads(path.read_text(encoding="utf-8"))
+        self._seconds[name] = found["seconds"]
         if found["away"]:
             self._away[f"{federation}: {found['away']}"] = None
         return found
