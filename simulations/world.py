@@ -28,7 +28,7 @@ from common.rng import derive
 from common.schema import ShopEvents, encode_shops
 from common.splitting import TimeSplit, iso, split_in_time
 from common.tables.contract import BEHAVIOR_WEIGHTS
-from simulations.experiment import DataSection, Experiment, RunSection
+from simulations.experiment import DataSection, Experiment, PartitionSection, RunSection
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,8 @@ def build_world(
         note = f"{shops[0].merchant_id!r} is the only merchant: with nobody to learn from, no gain "
         note += "here is one of federating"
         dataset = replace(dataset, notes=[*dataset.notes, note])
-    dataset = replace(dataset, notes=[*dataset.notes, *_silent(shops, split)])
+    found = [*dataset.notes, *_unread(experiment.data), *_silent(shops, split)]
+    dataset = replace(dataset, notes=found)
     stock = {}
     for shop in shops:
         allowed = stocked(catalogue, tables.stock_of(shop.merchant_id))
@@ -208,6 +209,29 @@ def _check_caps(experiment: Experiment, shops: Sequence[ShopEvents]) -> None:
         if merchant_id not in known:
             hint = nearest(merchant_id, known)
             raise ConfigError(f"privacy.caps: no merchant is called {merchant_id!r}; {hint}")
+
+
+def _unread(data: DataSection) -> list[str]:
+    """Return what to know of settings that say nothing of these data."""
+    notes = []
+    if data.merchants != "market" and (data.path or data.source != "complete-journey"):
+        notes.append(
+            f"data.merchants = {data.merchants!r} is for complete-journey alone: merchants are "
+            "those of the data"
+        )
+    reads = {
+        "natural": set[str](),
+        "uniform": {"merchants", "skew"},
+        "dirichlet": {"merchants", "skew", "alpha", "column"},
+        "column": {"column"},
+    }[data.partition.kind]
+    for name, field in PartitionSection.model_fields.items():
+        if name not in {"kind", *reads} and getattr(data.partition, name) != field.default:
+            notes.append(
+                f"data.partition.{name} says nothing where data.partition.kind is "
+                f"{data.partition.kind!r}"
+            )
+    return notes
 
 
 def _silent(shops: Sequence[ShopEvents], split: TimeSplit) -> list[str]:

@@ -413,3 +413,26 @@ def test_a_copy_of_movielens_in_one_s_home_is_found(
     data = experiment.data.model_copy(update={"source": "movielens", "path": "~/ml-100k"})
     with pytest.raises(DataError, match=f"{tmp_path}/ml-100k holds neither"):
         build_world(experiment.model_copy(update={"data": data}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["data.merchants=store"], "data.merchants = 'store' is for complete-journey alone"),
+        (["data.partition.merchants=3"], "data.partition.merchants says nothing where data.part"),
+        (
+            ["data.partition.kind=uniform", "data.partition.alpha=0.1"],
+            "data.partition.alpha says nothing where data.partition.kind is 'uniform'",
+        ),
+        (["data.partition.kind=uniform", "data.partition.merchants=19"], ""),
+    ],
+)
+def test_a_setting_that_these_data_do_not_read_is_told(
+    tables: Path, changes: list[str], words: str
+) -> None:
+    # Whoever dealt customers anew, but for the kind, was shown the merchants of the tables.
+    path = tables.parent / "small.toml"
+    path.write_text(SMALL, encoding="utf-8")
+    world = build_world(read_experiment(path, [f"data.path={tables}", *changes]))
+    told = [note for note in world.dataset.notes if "data.merch" in note or "says nothing" in note]
+    assert [note.startswith(words) for note in told] == ([True] if words else [])
