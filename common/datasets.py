@@ -57,7 +57,15 @@ def load_movielens(path: Path, partitioner: Partitioner) -> Dataset:
 
 
 def load_marketplace(config: MarketplaceConfig) -> Dataset:
-    """Return a synthetic marketplace; its planted truth is ``planted_truth(config)``."""
+    """Return a synthetic marketplace; its planted truth is ``planted_truth(config)``.
+
+    Raises
+    ------
+    ConfigError
+        If it has no customers: nobody buys anything there.
+    """
+    if not config.customers_per_shop:
+        raise ConfigError("data.marketplace.customers_per_shop is 0: give each shop a customer")
     with tempfile.TemporaryDirectory() as folder:
         write_marketplace(config, Path(folder))
         tables = read_folder(Path(folder), now=int(time.time()))

@@ -19,6 +19,7 @@ from common.built_in.marketplace import (
     write_marketplace,
 )
 from common.datasets import load_marketplace
+from common.errors import ConfigError
 from common.model import GlobalModel, initial_state
 from common.schema import Tables, encode_shops
 from simulations.experiment import read_experiment, training_plan
@@ -115,6 +116,12 @@ def test_a_marketplace_may_be_tiny(size: tuple[int, int], tmp_path: Path) -> Non
     write_marketplace(config, tmp_path)
     assert (tmp_path / "truth.npz").is_file()
     assert (tmp_path / "interactions.parquet").is_file() == (size[1] > 0)
+
+
+def test_a_marketplace_of_nobody_is_no_world_to_train_in() -> None:
+    # The file of interactions was missed, in a folder that nobody had named.
+    with pytest.raises(ConfigError, match="customers_per_shop is 0"):
+        load_marketplace(MarketplaceConfig(customers_per_shop=0))
 
 
 def test_the_seed_decides_everything() -> None:
