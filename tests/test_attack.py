@@ -317,6 +317,14 @@ def test_what_a_run_would_warn_of_an_attack_does_too(
     assert little.startswith("δ = 0.5 promises little")
 
 
+def test_shares_that_are_the_same_shops_are_told(tmp_path: Path) -> None:
+    # One of a hundred shops and five are two attacks; of twelve both are one shop's, shown twice.
+    experiment = small(shares=[0.01, 0.05, 0.25], full_shares=[0.05])
+    attack = _Attack(experiment, build_world(experiment), tmp_path, Silent())
+    (said,) = attack._alike()
+    assert said.startswith("attack.shares 0.01 and 0.05 are 1 of 12 shops alike")
+
+
 def test_who_took_no_part_is_said_once(tmp_path: Path) -> None:
     # A shop whose cap is too low for the plan was left out of every training, in silence.
     base = small(federations=["federated-dp"])

@@ -141,7 +141,12 @@ class _Attack:
                     "customers": sum(map(len, self._world.asked.values())),
                 },
                 "data": self._world.facts(),
-                "warnings": [*self._world.dataset.notes, *notes, *self._away],
+                "warnings": [
+                    *self._world.dataset.notes,
+                    *notes,
+                    *self._alike(),
+                    *self._away,
+                ],
                 "experiment": self._experiment.facts() | {"attack": self._settings.model_dump()},
                 "seed": self._seed,
                 "machine": machine_facts(),
@@ -294,6 +299,18 @@ class _Attack:
         """Return the numbers of the bad shops, at least one."""
         count = max(1, round(share * len(self._order)))
         return sorted(self._order[:count])
+
+    def _alike(self) -> list[str]:
+        """Return what to know of shares that make the same shops bad."""
+        by_count: dict[int, list[str]] = {}
+        for share in self._settings.shares:
+            by_count.setdefault(len(self._bad(share)), []).append(f"{share:g}")
+        return [
+            f"attack.shares {' and '.join(shares)} are {count} of {len(self._order)} shops alike: "
+            "their rows are of the same attacks, done again"
+            for count, shares in by_count.items()
+            if len(shares) > 1
+        ]
 
     def _draw(self, trained: Trained) -> list[int]:
         """Return the targets, drawn from the band of released popularity."""
