@@ -4,6 +4,7 @@ VENV ?= .venv
 OUT ?= runs/demo
 ARGS ?=
 BENCH ?= round dp-step
+WORKERS ?= logical
 
 # Flower: send nothing, ask for no updates, and one thread a client.
 export FLWR_TELEMETRY_ENABLED = 0
@@ -25,7 +26,8 @@ help:
 	@echo 'make tour         take the pictures of the page in docs/pictures anew, with Chromium'
 	@echo 'make federation   a whole federation of real processes on this machine, into runs/federation'
 	@echo '                    needs nginx and PostgreSQL; installs them where it is root on Debian'
-	@echo 'make test         all tests but the slow and the statistical ones'
+	@echo 'make test         all tests but the slow and the statistical ones, one process a core, 4 at most'
+	@echo '                    WORKERS=0  in one process;  ARGS="tests/test_model.py -x"  some of them'
 	@echo 'make statistical  the slow and the statistical tests (also: make slow)'
 	@echo 'make check        ruff, mypy --strict, and who may import whom'
 	@echo 'make format       let ruff format and mend'
@@ -85,8 +87,9 @@ federation: $(INSTALLED)
 	fi
 	$(BIN)/python -m simulations federation --out '$(OUT)' $(ARGS)
 
+# A file's tests stay together: they share what it takes seconds to make.
 test: $(INSTALLED)
-	$(PYTEST) -m 'not slow and not statistical' $(ARGS)
+	$(PYTEST) -m 'not slow and not statistical' -n $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
 
 statistical slow: $(INSTALLED)
 	$(PYTEST) -m 'slow or statistical' $(ARGS)
