@@ -33,6 +33,7 @@ from common.errors import ConfigError, DataError
 from common.features import Catalogue, read_catalogue, write_catalogue
 from common.protocol import TrainingPlan
 from common.secure_sum.members import roster_text
+from server.operating.shops import Shops
 
 HEADER = "user_id,item_id,timestamp,behavior,merchant_id,session_id\n"
 ROWS = [
@@ -169,10 +170,23 @@ def test_init_that_broke_off_leaves_no_half_a_file_and_can_be_said_again(
     assert load_ssh_public_key(public_path(settings.federation.key).read_bytes())
 
 
-@pytest.mark.parametrize("name", ['a "b" \\ c', "Café ☕", "x\x7fy", "tab\there"])
-def test_any_name_is_a_name(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ['a "b" \\ c', "Café ☕", "Eck 🛒", "x.y/z"])
+def test_any_name_that_can_be_read_is_a_name(tmp_path: Path, name: str) -> None:
     start_shop(tmp_path / "corner", name)
     assert read_settings(tmp_path / "corner" / "shop.toml").merchant_id == name
+    Shops(tmp_path / "corner").enrol(name, tmp_path / "corner" / "keys" / "node.pub")
+
+
+@pytest.mark.parametrize("name", ["x\x7fy", "tab\there", " corner", "\n", "é" * 41, "x" * 242])
+def test_no_shop_is_made_that_no_operator_can_enrol(tmp_path: Path, name: str) -> None:
+    # The operator's `enrol` was the first to say so: with its keys made and its data looked at.
+    with pytest.raises(ConfigError, match=r"shop's name") as refused:
+        start_shop(tmp_path / "corner", name)
+    assert not (tmp_path / "corner").exists()
+    start_shop(tmp_path / "other", "other")
+    with pytest.raises(ConfigError) as enrolled:
+        Shops(tmp_path / "other").enrol(name, tmp_path / "other" / "keys" / "node.pub")
+    assert str(refused.value) == str(enrolled.value)
 
 
 def test_a_shop_is_counted(folder: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from client.database_settings import Database, TableSource
 from client.settings import read_settings, refuse_run_config, shop_settings
 from common.array_checks import check_arrays
+from common.config import toml_value
 from common.errors import ConfigError, ProtocolError
 from common.protocol import TrainingPlan, parse_plan
 from server.settings import read_home, read_run_config
@@ -158,3 +159,8 @@ def test_an_optimiser_that_could_never_move_is_refused(optimizer: str) -> None:
     plan, settings = read_run_config(values)
     with pytest.raises(ConfigError, match="server_momentum below 1"):
         settings.optimizer(plan)
+
+
+@pytest.mark.parametrize("text", ['a "b" \\ c', "Café 🛒", "x\x7fy", "tab\there", "\n"])
+def test_what_is_written_as_toml_is_read_again(text: str) -> None:
+    assert tomllib.loads(f"text = {toml_value(text)}")["text"] == text

@@ -8,6 +8,7 @@ from client.settings import check_address
 from client.shop_folder import ShopFolder
 from common.config import toml_value
 from common.errors import ConfigError
+from common.shop_names import file_stem
 
 #: Stands in new settings until the operator's own takes its place.
 EXAMPLE_ADDRESS = "federation.example:8443"
@@ -168,11 +169,13 @@ def start_shop(folder: Path, merchant_id: str = "", address: str = "") -> list[P
     Raises
     ------
     ConfigError
-        If there is a ``shop.toml`` already, or the folder can't be written.
+        If there is a ``shop.toml`` already, no shop can have that name, or the folder can't be
+        written.
     """
     settings = folder / "shop.toml"
     name = merchant_id or re.sub(r"\s+", "-", folder.resolve().name) or "shop"
     name = name.encode("utf-8", "replace").decode()
+    file_stem(name)  # Else the operator's `enrol` refused it, when everything else was made.
     if address:
         try:
             check_address(address)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -23,6 +23,7 @@ from common.config import nearest
 from common.disk import sync, write_whole
 from common.errors import ConfigError, RunError
 from common.secure_sum.members import fingerprint
+from common.shop_names import file_stem
 from server.operating.control import Control
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,6 @@ _REMOVED = "removed"
 _UNTOLD = "untold"
 #: Beside the keys: a line for each name that was corrected.
 _RENAMED = "renamed.jsonl"
-#: Of 255, for while it is written it has ten characters more (:func:`common.disk.write_whole`).
-_LONGEST_FILE_NAME = 245
 
 
 @dataclass(frozen=True)
@@ -239,14 +238,7 @@ class Shops:
         sync(self.folder)
 
     def _path(self, name: str) -> Path:
-        if not name.strip() or name != name.strip() or not name.isprintable():
-            raise ConfigError(
-                f"{name!r} cannot be a shop's name: give the merchant_id that its data bears"
-            )
-        file_name = quote(name, safe=" ").replace(".", "%2E") + _SUFFIX
-        if len(file_name) > _LONGEST_FILE_NAME:
-            raise ConfigError(f"{name[:40]!r}... is too long for a shop's name")
-        return self.folder / file_name
+        return self.folder / f"{file_stem(name)}{_SUFFIX}"
 
     def _grave(self, shop: Shop) -> Path:
         return self.folder / _REMOVED / f"{shop.fingerprint}{_SUFFIX}"
