@@ -39,7 +39,7 @@ from common.protocol import ModelPlan
 from common.queries.asking import Query
 from home_support import START, HomeShop, N, purchases
 from query_support import Running, started
-from server.query.browsing import Search
+from server.query.browsing import find
 from server.query.client import Client
 from server.query.product_map import ProductMap, map_products
 from server.query.security import Keys
@@ -547,7 +547,7 @@ def test_what_the_shop_alone_sells_is_served_and_shown(tmp_path: Path) -> None:
 
 def test_other_products_of_a_shop_are_found_and_laid_out_at_once(tmp_path: Path) -> None:
     # The model keeps its number: what was made of it by number would be that of other products.
-    shop, find, maps = made(tmp_path, ""), Search(), Views[ProductMap](map_products)
+    shop, maps = made(tmp_path, ""), Views[ProductMap](map_products)
     trees = Views[object](lambda _: object())
     host = HomeHost(shop.path)
     for name, count in (("House", 6), ("Palace", 3), ("Cottage", 5)):
@@ -559,8 +559,9 @@ def test_other_products_of_a_shop_are_found_and_laid_out_at_once(tmp_path: Path)
         host.refresh()
         model = host.current()
         assert model.version == 1
-        assert find.find(model, name, 10).total == count
-        assert find.find(model, "", 50).total == N + count
+        assert "words" in vars(model)  # Made before anyone waits for them.
+        assert find(model, name, 10).total == count
+        assert find(model, "", 50).total == N + count
         laid = map_body(model, maps.of(1, model.model), 1000, ())
         assert laid.laid_out == len(set(laid.item_ids)) == N + count
         assert trees.of(1, model.model) is trees.of(1, model.model)

@@ -22,6 +22,7 @@ from common.explanation import Explanation
 from common.model import GlobalModel
 from common.queries.asking import Answer, Query, Ranking, TakenApart, public_columns
 from common.queries.filters import Filters, Table
+from common.queries.words import Words
 
 # What is wrong with the data, and what the machine says: a table that is replaced just now, rights.
 _UNREADABLE = (InputError, OSError)
@@ -47,7 +48,7 @@ class HomeAnswers:
     def of(cls, version: int, ready: Ready, settings: ShopSettings) -> "HomeAnswers":
         """Make a model ready to answer; what all requests share is computed here."""
         made = cls(version, ready, settings)
-        for name in ("table", "columns", "tail", "exposure", "rows_by_id"):
+        for name in ("table", "columns", "words", "tail", "exposure", "rows_by_id"):
             getattr(made, name)
         # One answer, so that the model has computed what it keeps, and code is loaded.
         # A tower that is not linear answers, and has no reasons.
@@ -76,6 +77,11 @@ class HomeAnswers:
     def columns(self) -> dict[str, list[Any]]:
         """Column -> (n,) Python values of the products, None where unknown."""
         return public_columns(self.ready.catalogue.products)
+
+    @cached_property
+    def words(self) -> Words:
+        """What products are found by."""
+        return Words.of(self.ready.catalogue, self.columns, self.model.popularity_bias)
 
     @property
     def tail(self) -> np.ndarray:

@@ -11,6 +11,7 @@ from common.explanation import Explanation
 from common.model import GlobalModel
 from common.queries.asking import Answer, Query
 from common.queries.filters import Filters, Table
+from common.queries.words import Words
 from server.query.requests import Body, ExplainRequest, RecommendRequest, SimilarRequest
 
 #: Parts of a reason that are named one by one; the rest is one part, so they still add up.
@@ -39,6 +40,10 @@ class Model(Protocol):
     @property
     def columns(self) -> Mapping[str, Sequence[Any]]:
         """Column -> (n,) Python values of the products, None where unknown."""
+
+    @property
+    def words(self) -> Words:
+        """What products are found by."""
 
     @property
     def tail(self) -> np.ndarray:

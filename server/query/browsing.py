@@ -4,11 +4,6 @@ The page (:mod:`server.query.page`) is made of these answers and of the service'
 public data and released figures only.
 """
 
-import re
-import threading
-import unicodedata
-import weakref
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +13,6 @@ from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import ConfigError
-from common.model import GlobalModel
 from common.tables.contract import BEHAVIOR_WEIGHTS
 from server.query.admitting import Bearer, work
 from server.query.answering import Service
@@ -133,53 +127,21 @@ class About(_Body):
     report: Report | None = Field(None, exclude=True)
 
 
-class Search:
-    """Finds products by the words of their public columns; made anew for each model.
-
-    A shop's own service keeps a model's number when it gets to know other products of its own.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._model: Callable[[], GlobalModel | None] = lambda: None
-        self._texts: list[str] = []
-        self._order = np.empty(0, dtype=np.int64)
-
-    def find(self, model: Model, query: str, limit: int) -> ProductList:
-        """Return products that hold every word; none named: the most popular ones."""
-        texts, order = self._of(model)
-        # A word is found where one begins; scripts without spaces have no such places.
-        words = [f" {w}" if w.isascii() else w for w in dict.fromkeys(_spaced(query).split())]
-        hits = [row for row in order if all(word in texts[row] for word in words)]
-        shown = hits[:limit]
-        ids = [str(item) for item in model.model.catalogue.item_ids[shown]]
-        products = tuple(
-            FoundProduct(
-                item_id=item,
-                tail=bool(model.tail[row]),
-                product=public_columns(model.product(item)),
-                own_item_ids=own,
-            )
-            for row, item, own in zip(shown, ids, model.own_numbers(ids), strict=True)
+def find(model: Model, query: str, limit: int) -> ProductList:
+    """Return products that hold every word; none named: the most popular ones."""
+    hits = model.words.find(query)
+    shown = hits[:limit]
+    ids = [str(item) for item in model.model.catalogue.item_ids[shown]]
+    products = tuple(
+        FoundProduct(
+            item_id=item,
+            tail=bool(model.tail[row]),
+            product=public_columns(model.product(item)),
+            own_item_ids=own,
         )
-        return ProductList(version=model.version, total=len(hits), products=products)
-
-    def _of(self, model: Model) -> tuple[Sequence[str], np.ndarray]:
-        with self._lock:
-            if model.model is not self._model():
-                ids = (str(item) for item in model.model.catalogue.item_ids)
-                columns = [
-                    ["" if value is None else str(value) for value in values]
-                    for values in model.columns.values()
-                ]
-                rows = zip(ids, *columns, strict=True)
-                self._texts = [f" {_spaced(' '.join(row))}" for row in rows]
-                offered = np.flatnonzero(model.model.catalogue.offered)
-                popularity = model.model.popularity_bias[offered]
-                self._order = offered[np.argsort(-popularity, kind="stable")]
-                # Weakly: what is served no more shall make room.
-                self._model = weakref.ref(model.model)
-            return self._texts, self._order
+        for row, item, own in zip(shown, ids, model.own_numbers(ids), strict=True)
+    )
+    return ProductList(version=model.version, total=len(hits), products=products)
 
 
 def choices(model: Model) -> Choices:
@@ -236,7 +198,7 @@ def about_from(report: Path | None) -> About:
 
 def browse(app: FastAPI, service: Service, about: About) -> None:
     """Add the paths to an application over a service."""
-    admitted, search = partial(work, service), Search()
+    admitted = partial(work, service)
 
     @app.get("/v1/about")
     def about_(request: Request, key: Bearer) -> About:
@@ -253,9 +215,7 @@ def browse(app: FastAPI, service: Service, about: About) -> None:
         limit: Annotated[int, Query(ge=1, le=MAX_FOUND)] = 20,
     ) -> ProductList:
         """Return products of the catalogue that hold all words in their public columns."""
-        return admitted(
-            "products", request, key, lambda: search.find(service.model(), query, limit)
-        )
+        return admitted("products", request, key, lambda: find(service.model(), query, limit))
 
     @app.get("/v1/choices")
     def choices_(request: Request, key: Bearer) -> Choices:
@@ -271,15 +231,6 @@ def browse(app: FastAPI, service: Service, about: About) -> None:
     def report(request: Request, key: Bearer) -> ReportAnswer:
         """Return the simulation's report that the operator shows here, if there is one."""
         return admitted("report", request, key, lambda: ReportAnswer(report=about.report))
-
-
-def _spaced(text: str) -> str:
-    """Return a text's letters and digits, all else as spaces; one form of what is written alike.
-
-    An accent may be a character of its own, a letter as wide as a Chinese one (NFKC, Unicode 15).
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return re.sub(r"\W+", " ", unicodedata.normalize("NFKC", folded))
 
 
 def _values(model: Model, column: str) -> tuple[Choice, ...]:

@@ -28,6 +28,7 @@ from common.protocol import TrainingPlan
 from common.queries.asking import Answer, Query, Ranking, TakenApart, public_columns
 from common.queries.filters import Filters, Table, in_float32
 from common.queries.reasons import sides_of
+from common.queries.words import Words
 from server.query.choosing import search
 from server.query.content import ContentIndex, add_base
 from server.query.index import ExactIndex, Index
@@ -95,8 +96,8 @@ class ServedModel:
         model = GlobalModel(plan.model, catalogue, artifact.arrays)
         vectors = np.ascontiguousarray(model.lifted_vectors, np.float32)
         made = cls(version, model, artifact, make_index(vectors), stock or {})
-        names = ("content", "expected", "exposure", "tail", "table", "columns", "rows_of", "_room")
-        for name in names:
+        names = ("content", "expected", "exposure", "tail", "table", "columns", "words", "rows_of")
+        for name in (*names, "_room"):
             getattr(made, name)
         # What an answer reads for the first time is computed now, not while somebody waits.
         made.recommend(Query({str(item): 1.0 for item in catalogue.item_ids[:1]}, k=1))
@@ -133,6 +134,12 @@ class ServedModel:
     def columns(self) -> dict[str, list[Any]]:
         """Column -> (n,) Python values of the products, None where unknown."""
         return public_columns(self.model.catalogue.products)
+
+    @cached_property
+    def words(self) -> Words:
+        """What products are found by."""
+        model = self.model
+        return Words.of(model.catalogue, self.columns, model.popularity_bias)
 
     @cached_property
     def rows_of(self) -> dict[str, int]:
