@@ -76,7 +76,8 @@ class World:
         }
         run_config = changes.pop("run_config", None)
         assert run_config is None or isinstance(run_config, dict)
-        state = initial_state(MODEL, self.catalogue.size)
+        state = changes.pop("state", initial_state(MODEL, self.catalogue.size))
+        assert isinstance(state, dict)
         return answer(kind, header | changes, lambda: state, self.node(number, run_config))
 
     def spent(self, number: int = 0) -> int:

@@ -11,7 +11,6 @@ from flwr.app import Message
 from client.app import app
 from client.data import records as shop_records
 from client.privacy.ledger import Event, Ledger
-from client.rounds import participation
 from client.settings import ShopSettings, read_settings
 from client.statement import render_shop_statement, shop_statement
 from common.accounting import epsilon, plan_spends
@@ -439,13 +438,7 @@ def test_a_state_that_swallows_the_noise_is_refused_before_the_charge(world: Wor
     world.shop(0)
     state = initial_state(MODEL, world.catalogue.size)
     state["item_embedding"] = np.full_like(state["item_embedding"], 1e9)
-    header = {
-        "run_id": "r1",
-        "server_round": 1,
-        "plan_json": PLAN.model_dump_json(),
-        "catalogue_fingerprint": world.catalogue.fingerprint,
-    }
-    reply, arrays = participation.answer(TRAIN, header, lambda: state, world.node(0))
+    reply, arrays = world.ask(TRAIN, 1, state=state)
     assert (reply.status, arrays, world.spent()) == ("refused-config", {}, 0)
 
 
@@ -465,13 +458,7 @@ def test_a_state_that_is_not_the_plans_is_refused_before_the_charge(
     world.shop(0)
     state = initial_state(MODEL, world.catalogue.size)
     state |= changes(state[ITEMS])
-    header = {
-        "run_id": "r1",
-        "server_round": 1,
-        "plan_json": PLAN.model_dump_json(),
-        "catalogue_fingerprint": world.catalogue.fingerprint,
-    }
-    reply, arrays = participation.answer(TRAIN, header, lambda: state, world.node(0))
+    reply, arrays = world.ask(TRAIN, 1, state=state)
     assert (reply.status, arrays, world.spent()) == ("wrong-protocol", {}, 0)
 
 
