@@ -1,7 +1,6 @@
 """One arm of an experiment measured: what its shops get, what it cost, what they paid."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +77,7 @@ def evaluate_arm(
         ):
             seen(shop, outcome)
             part = _part(world, shop, shown, ledgers)
-            shops[shop.merchant_id] = ShopResult(
-                outcome.sums, **asdict(part), home_weights=outcome.weights
-            )
+            shops[shop.merchant_id] = ShopResult(outcome.sums, part, outcome.weights)
     seconds, peak = memory.seconds, memory.peak_mb
     if trained is not None:
         seconds, peak = seconds + trained.seconds, max(peak, trained.peak_mb)

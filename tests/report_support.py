@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console, RenderableType
 
 from common.metrics import MetricSums
-from simulations.report.building import ArmPrivacy, ArmResult, RunResult, ShopResult
+from simulations.report.building import ArmPrivacy, ArmResult, RunResult, ShopPart, ShopResult
 
 N_ITEMS = 30
 PRIVACY = ArmPrivacy(delta=1e-5, unit="customer", trust="shop")
@@ -40,7 +40,7 @@ def arm(name: str, shifts: Mapping[str, float], **more: Any) -> ArmResult:
         rng = np.random.default_rng(len(key))
         noise = 0.002 * np.random.default_rng(len(name)).normal(size=40)
         epsilon = 8.0 if name == "federated-dp" else None
-        shops[key] = ShopResult(sums(0.1 + 0.05 * rng.random(40) + noise, shift), epsilon)
+        shops[key] = ShopResult(sums(0.1 + 0.05 * rng.random(40) + noise, shift), ShopPart(epsilon))
     return ArmResult(name, shops, **more)
 
 

@@ -18,7 +18,7 @@ from server.checkpoints import read_checkpoint
 from simulations.engine import in_process
 from simulations.experiment import Experiment, read_experiment
 from simulations.report.answer import answer
-from simulations.report.building import ArmResult, ShopResult, build_report, write_report
+from simulations.report.building import ArmResult, ShopPart, ShopResult, build_report, write_report
 from simulations.report.compare import compare
 from simulations.report.draws import gain_over_draws, noise_seed, shown
 from simulations.report.page import render_report
@@ -130,7 +130,7 @@ def drawn(shifts: Sequence[float]) -> dict[str, Any]:
     first, *further = map(shifted, shifts)
     arm = ArmResult(
         "federated-dp",
-        {key: ShopResult(found, 8.0) for key, found in first.items()},
+        {key: ShopResult(found, ShopPart(8.0)) for key, found in first.items()},
         PRIVACY,
         further_draws=further,
     )
@@ -196,7 +196,7 @@ def test_what_is_kept_is_of_the_first_draw_and_what_is_shown_of_all() -> None:
 @pytest.mark.parametrize("values", [[0.1, 0.2], [0.1], []], ids=["two", "one", "none"])
 def test_without_local_or_with_hardly_a_customer_there_is_no_verdict(values: list[float]) -> None:
     def one(name: str, shift: float, **more: Any) -> ArmResult:
-        return ArmResult(name, {"a": ShopResult(sums(values, shift), 8.0)}, **more)
+        return ArmResult(name, {"a": ShopResult(sums(values, shift), ShopPart(8.0))}, **more)
 
     further = [{"a": sums(values, shift)} for shift in (0.02, 0.03)]
     private = one("federated-dp", 0.01, privacy=PRIVACY, further_draws=further)

@@ -115,7 +115,7 @@ def test_level_share_allows_a_thousandth(shift: float, share: float) -> None:
 def test_the_verdict_follows_gains_and_shops(shifts: dict[str, float], verdict: str) -> None:
     base = sums(0.1 + 0.01 * np.arange(40) / 40)
     flat = {
-        key: ShopResult(dataclasses.replace(base, ndcg=base.ndcg + shift), 8.0)
+        key: ShopResult(dataclasses.replace(base, ndcg=base.ndcg + shift), ShopPart(8.0))
         for key, shift in shifts.items()
     }
     local = ArmResult("local", {key: ShopResult(base) for key in shifts})
@@ -193,7 +193,9 @@ def test_where_nobody_bought_of_the_tail_the_whole_is_answered(shift: float, ver
 
 
 def test_json_holds_null_and_never_nan() -> None:
-    nothing = ShopResult(MetricSums.empty(N_ITEMS), reason="no customer in the test period")
+    nothing = ShopResult(
+        MetricSums.empty(N_ITEMS), ShopPart(reason="no customer in the test period")
+    )
     one = ShopResult(sums([0.2]))
     untested = ShopResult(sums([math.nan]))
     arms = [
@@ -239,7 +241,8 @@ def test_a_run_of_some_arms_still_gives_report_page_and_table(arms: list[ArmResu
 def test_a_shop_that_took_no_part_is_named_with_its_reason() -> None:
     run = whole_run()
     dp = run.arms[4]
-    away = dataclasses.replace(dp.shops["a"], took_part=False, reason="over-budget", epsilon=None)
+    part = ShopPart(took_part=False, reason="over-budget")
+    away = dataclasses.replace(dp.shops["a"], part=part)
     dp = dataclasses.replace(dp, shops={**dp.shops, "a": away})
     report = build_report(dataclasses.replace(run, arms=[*run.arms[:4], dp]))
     assert report["arms"]["federated-dp"]["per_shop"]["a"]["took_part"] is False
@@ -266,7 +269,8 @@ def test_shops_that_are_not_measured_spend_and_stay_away_too() -> None:
 
 def test_no_epsilon_is_told_as_less_than_it_is() -> None:
     run = whole_run()
-    shops = {key: dataclasses.replace(s, epsilon=7.9941) for key, s in run.arms[-1].shops.items()}
+    part = ShopPart(7.9941)
+    shops = {key: dataclasses.replace(s, part=part) for key, s in run.arms[-1].shops.items()}
     private = dataclasses.replace(run.arms[-1], shops=shops)
     report = build_report(run_of(*run.arms[:-1], private))
     assert any("with ε = 7.995 for each" in text for text in report["answer"]["details"])

@@ -400,7 +400,8 @@ def test_who_took_no_part_is_kept_with_an_arm(whole: Path) -> None:
     kept = SweepFolder(whole).read_arm("settings/00", "federated")
     assert kept is not None
     key = next(iter(kept.shops))
-    away = replace(kept.shops[key], took_part=False, reason="the shop's data were refused")
+    part = ShopPart(took_part=False, reason="the shop's data were refused")
+    away = replace(kept.shops[key], part=part)
     folder = SweepFolder(whole.parent)
     others = {"far": ShopPart(None, took_part=False, reason="it could not start")}
     folder.write_arm("away", replace(kept, shops={**kept.shops, key: away}, others=others))
@@ -408,8 +409,7 @@ def test_who_took_no_part_is_kept_with_an_arm(whole: Path) -> None:
     assert again is not None
     assert again.others == others
     for name, shop in again.shops.items():
-        expected = (False, away.reason) if name == key else (True, "")
-        assert (shop.took_part, shop.reason) == expected
+        assert shop.part == (part if name == key else ShopPart())
 
 
 # --- the knee --------------------------------------------------------------------------------

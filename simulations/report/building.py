@@ -33,6 +33,23 @@ COMPARED = tuple(f"{name}@{CUTOFF}" for name in PER_CUSTOMER)
 
 
 @dataclass(frozen=True)
+class ShopPart:
+    """A shop's part in a training, whether it is measured or not.
+
+    Parameters
+    ----------
+    epsilon
+        What its ledger says it has spent; None where nothing private was released.
+    took_part, reason
+        Whether it trained; if not, or if there is something to say (no customers), why.
+    """
+
+    epsilon: float | None = None
+    took_part: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class ShopResult:
     """One shop in one arm.
 
@@ -40,28 +57,13 @@ class ShopResult:
     ----------
     sums
         Metrics of its customers, in the same order in every arm.
-    epsilon
-        What its ledger says it has spent; None where nothing private was released.
-    took_part, reason
-        Whether it trained; if not, or if there is something to say (no customers), why.
     home_weights
         What home adaptation gave each of its ingredients (``global``, ``ease``, ...).
     """
 
     sums: MetricSums
-    epsilon: float | None = None
-    took_part: bool = True
-    reason: str = ""
+    part: ShopPart = ShopPart()
     home_weights: Mapping[str, float] | None = None
-
-
-@dataclass(frozen=True)
-class ShopPart:
-    """A shop's part in a training, whether it is measured or not; as in :class:`ShopResult`."""
-
-    epsilon: float | None = None
-    took_part: bool = True
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,8 @@ def _arm(
             "vs_better": {m: {"against": n, **gains[n][m]} for m, n in better.items()} or None,
         }
 
-    every = [shop.epsilon for shops in (arm.shops, arm.others) for shop in shops.values()]
-    spent = [epsilon for epsilon in every if epsilon is not None]
+    every = [*(shop.part for shop in arm.shops.values()), *arm.others.values()]
+    spent = [part.epsilon for part in every if part.epsilon is not None]
     return {
         "metrics": mine,
         "customers": int(sums.targets.size),
@@ -205,7 +207,7 @@ def _arm(
         "customers_with_tail_targets": int(np.isfinite(sums.tail_ndcg).sum()),
         "quintiles": sums.by_quintile(),
         "per_shop": {key: _shop(key, arm, local) for key, _ in _shops(arm)},
-        "other_shops": {key: asdict(shop) for key, shop in sorted(arm.others.items())},
+        "other_shops": {key: asdict(part) for key, part in sorted(arm.others.items())},
         **versus(lambda other, metric: _versus(arm, other, metric, run)),
         "level_share": _level_share(arm, local) if local else None,
         "way": {m: _way(mine, pooled, m) for m in COMPARED},
@@ -270,9 +272,7 @@ def _shop(merchant_id: str, arm: ArmResult, local: ArmResult | None) -> Document
         else None,
         "draws": draws,
         "home_weights": shop.home_weights,
-        "epsilon": shop.epsilon,
-        "took_part": shop.took_part,
-        "reason": shop.reason,
+        **asdict(shop.part),
     }
 
 

@@ -65,9 +65,8 @@ class SweepFolder:
                             for field in fields(MetricSums)
                         }
                     ),
-                    took_part=shop["took_part"],
-                    reason=shop["reason"],
-                    home_weights=shop["home_weights"],
+                    ShopPart(took_part=shop["took_part"], reason=shop["reason"]),
+                    shop["home_weights"],
                 )
                 for number, (merchant_id, shop) in enumerate(facts["shops"].items())
             }
@@ -86,8 +85,8 @@ class SweepFolder:
             "shops": {
                 key: {
                     "home_weights": dict(shop.home_weights) if shop.home_weights else None,
-                    "took_part": shop.took_part,
-                    "reason": shop.reason,
+                    "took_part": shop.part.took_part,
+                    "reason": shop.part.reason,
                 }
                 for key, shop in result.shops.items()
             },
