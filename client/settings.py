@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from client.database_settings import Database, from_folder
 from client.home_settings import EvaluationSettings, HomeSection
 from client.mapping_settings import CatalogueMapping
+from common.addresses import Address
 from common.config import parse, read_toml
 from common.errors import ConfigError
 from common.protocol import Frozen, Noise, Unit
@@ -33,9 +34,6 @@ _PLACES: Mapping[str, Mapping[str, str]] = {
     "federation": {"ca": "ca.crt", "key": "keys/node.key"},
     "secure_sum": {"key": "keys/node.key", "roster": "roster", "sessions": "sums/sessions.sqlite"},
 }
-
-# A name, an IPv4 address, or an IPv6 address in brackets.
-_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 
 # Words that only a shop's own settings may use.
 _SHOP_WORDS = frozenset(
@@ -58,16 +56,6 @@ _SHOP_WORDS = frozenset(
 )
 
 
-def check_address(address: str) -> str:
-    """Return an address that is ``host:port``; ValueError if it is not."""
-    host, _, port = address.rpartition(":")
-    if not _HOST.fullmatch(host) or not (port.isascii() and port.isdigit()):
-        raise ValueError('give it as "host:port", such as "federation.example:8443"')
-    if not 0 < int(port) < 65536:
-        raise ValueError("the port is a number from 1 to 65535")
-    return address
-
-
 class FederationSettings(Frozen):
     """Which federation a shop belongs to, and how it shows who it is.
 
@@ -81,14 +69,9 @@ class FederationSettings(Frozen):
         The shop's private key; its public key is enrolled by the operator.
     """
 
-    address: str
+    address: Address
     ca: Path
     key: Path
-
-    @field_validator("address")
-    @classmethod
-    def _is_host_and_port(cls, address: str) -> str:
-        return check_address(address)
 
 
 class SecureSumSettings(Frozen):

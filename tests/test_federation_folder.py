@@ -26,7 +26,6 @@ from server.operating.folder import (
     make_federation,
     open_federation,
     renew,
-    split_address,
 )
 from server.operating.services import check_files, is_up, read_up
 from server.operating.shops import Shops, reconcile
@@ -149,18 +148,6 @@ def test_settings_are_typed_and_an_unknown_key_is_refused(federation: Federation
     path.unlink()
     with pytest.raises(ConfigError, match="init DIR"):
         open_federation(federation.folder)
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("shops.example.org:8443", ("shops.example.org", 8443)),
-        ("192.0.2.1:1", ("192.0.2.1", 1)),
-        ("[2001:db8::1]:65535", ("2001:db8::1", 65535)),
-    ],
-)
-def test_an_address_is_host_and_port(text: str, parts: tuple[str, int]) -> None:
-    assert split_address(text) == parts
 
 
 def test_a_new_gateway_listens_where_its_address_is_reached(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from common.addresses import split_address
 from common.programs.processes import free_port, listens
 from operator_support import (
     WAIT_SECONDS,
@@ -37,7 +38,7 @@ from operator_support import (
 )
 from server.operating import gateway
 from server.operating.enrolling import remove
-from server.operating.folder import Federation, split_address
+from server.operating.folder import Federation
 from server.operating.listening import listeners
 from server.operating.services import control, read_up
 from server.operating.shops import Shop, Shops, read_key, reconcile

@@ -5,17 +5,12 @@ import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
+from common.addresses import split_address
 from common.errors import ConfigError
 
 _SECONDS = 5.0
 # OpenSSL's numbers (x509_vfy.h).
 _NOT_YET, _EXPIRED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 62, 64
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of ``host:port``; an IPv6 host loses its brackets."""
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def check_authority(path: Path) -> None:
@@ -59,7 +54,7 @@ def obstacle(address: str, authority: Path) -> str:
             context.wrap_socket(connection, server_hostname=host),
         ):
             return ""
-    except (socket.gaierror, UnicodeError):  # Of no such host, or of a name that none can have.
+    except socket.gaierror:
         return f"there is no host named {host!r}: check the address, and this machine's network"
     except ssl.SSLCertVerificationError as error:
         return _about_certificate(address, authority, error)

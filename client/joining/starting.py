@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from client.joining.keys import complete_keys, make_keys, make_secret, write_new
-from client.settings import check_address
 from client.shop_folder import ShopFolder
+from common.addresses import split_address
 from common.config import toml_value
 from common.errors import ConfigError
 from common.shop_names import file_stem
@@ -178,7 +178,7 @@ def start_shop(folder: Path, merchant_id: str = "", address: str = "") -> list[P
     file_stem(name)  # Else the operator's `enrol` refused it, when everything else was made.
     if address:
         try:
-            check_address(address)
+            split_address(address)
         except ValueError as error:
             raise ConfigError(f"--address {address!r}: {error}") from error
     text = _SETTINGS.format(

@@ -1,6 +1,5 @@
 """The operator's folder: what it holds, how it is made, and its settings."""
 
-import ipaddress
 import re
 import secrets
 import shutil
@@ -10,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
+from common.addresses import Address, split_address
 from common.config import parse, read_toml, toml_value
 from common.disk import write_whole
 from common.errors import ConfigError
@@ -28,34 +28,10 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 #: SuperLink's name on a private network of containers.
 SUPERLINK_HOST = "superlink"
 
-_HOST = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.(?!-)[A-Za-z0-9-]{1,63})*")
 _NAME = re.compile(r"[^\x00-\x1f]{1,64}")
 _FOLDERS = ("ca", "tls", "secrets", "shops", "catalogue", "runs", "registry", "state", "logs")
 
 
-def split_address(text: str) -> tuple[str, int]:
-    """Return host and port of ``host:port`` or ``[IPv6]:port``; ValueError if it is neither."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError("write it as host:port, such as federation.example.org:8443")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    try:
-        address = ipaddress.ip_address(bare)
-    except ValueError:
-        if not _HOST.fullmatch(bare) or host != bare:
-            raise ValueError(f"{host!r} is neither a host's name nor an IP address") from None
-    else:
-        if (address.version == 6) != (host != bare):
-            raise ValueError("write an IPv6 address in brackets, such as [::1]:8443")
-    return bare, int(port)
-
-
-def _checked_address(text: str) -> str:
-    split_address(text)
-    return text
-
-
-Address = Annotated[str, AfterValidator(_checked_address)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 

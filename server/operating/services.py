@@ -15,13 +15,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from common.addresses import split_address
 from common.disk import write_whole
 from common.errors import ConfigError, FedtailError, RunError
 from common.programs.processes import environment, listens, terminated_as_exit, tool
 from common.programs.supervisor import Program, Supervisor, set_aside
 from server.operating import authority, gateway
 from server.operating.control import Control
-from server.operating.folder import Federation, split_address
+from server.operating.folder import Federation
 from server.operating.shops import Shops, reconcile
 from server.variables import SERVER_VARIABLE, SUPERLINK_VARIABLE, UP_VARIABLE
 
