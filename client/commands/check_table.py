@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.text import Text
 
 from client.commands.tables import epsilon_words, shares_words
+from common.cli import counted
 
 Document = dict[str, Any]
 _BAR = 30
@@ -35,18 +36,18 @@ def check_table(document: Document) -> Group:
 
 def _counts(document: Document) -> list[str]:
     whats = ("customer", "product", "interaction")
-    lines = [", ".join(_count(document[f"{what}s"], what) for what in whats)]
+    lines = [", ".join(counted(document[f"{what}s"], what) for what in whats)]
     for name, found in document["behaviors"].items():
-        by = _count(found["customers"], "customer")
+        by = counted(found["customers"], "customer")
         lines.append(f"  {name:<10}{found['interactions']:>12,}   by {by}")
     if (span := document["span"]) is not None:
         lines.append(
-            f"from {span['first'][:10]} to {span['last'][:10]}: {_count(span['days'], 'day')}"
+            f"from {span['first'][:10]} to {span['last'][:10]}: {counted(span['days'], 'day')}"
         )
     baskets = document["baskets"]
-    lines.append("no baskets (session_id)" if baskets is None else _count(baskets, "basket"))
+    lines.append("no baskets (session_id)" if baskets is None else counted(baskets, "basket"))
     if document["other_merchants"]:
-        others = _count(document["other_merchants"], "other merchant")
+        others = counted(document["other_merchants"], "other merchant")
         lines.append(f"records of {others} are left unused")
     return lines
 
@@ -59,14 +60,14 @@ def _bad_rows(bad: Document) -> list[str]:
         fate = f"{_verb(count, 'stop')} training"
     else:
         fate = "is left out" if count == 1 else "are left out"
-    lines = [f"{_count(count, 'bad row')}, which {fate}:"]
+    lines = [f"{counted(count, 'bad row')}, which {fate}:"]
     lines += [f"  {count:>10,}   {reason}" for reason, count in bad["reasons"].items()]
     return [*lines, *(f"  {line}" for line in bad["first"].splitlines())]
 
 
 def _coverage(found: Document) -> list[str]:
     covered = (
-        f"The catalogue ({_count(found['products'], 'product')}) covers "
+        f"The catalogue ({counted(found['products'], 'product')}) covers "
         f"{_percent(found['share_of_products'])} of the shop's products, "
         f"{_percent(found['share_of_interactions'])} of its interactions and "
         f"{_percent(found['share_of_sales'])} of its sales"
@@ -76,22 +77,22 @@ def _coverage(found: Document) -> list[str]:
         lines += _mapping(found["mapping"])
     if found["retired"]:
         lines.append(
-            f"{_count(found['retired'], 'product')} of the shop's the catalogue has retired: their "
-            "records count, and nobody is recommended them"
+            f"{counted(found['retired'], 'product')} of the shop's the catalogue has retired: "
+            "their records count, and nobody is recommended them"
         )
     if found["missing"]:
         verb = "is" if found["missing"] == 1 else "are"
-        missing = _count(found["missing"], "product")
+        missing = counted(found["missing"], "product")
         lines.append(f"{missing} of the shop's {verb} not in it; best-selling first:")
         lines += [
-            f"  {item['item_id']!r}: {_count(item['sales'], 'sale')}, "
-            f"{_count(item['interactions'], 'interaction')}"
+            f"  {item['item_id']!r}: {counted(item['sales'], 'sale')}, "
+            f"{counted(item['interactions'], 'interaction')}"
             for item in found["most_missed"]
         ]
     if (home := found["at_home"]) is not None and home["products"]:
         lines.append(
-            f"At home the shop knows {_count(home['products'], 'product')} besides, by its own "
-            f"table: {home['sold']:,} of them sold, {_count(home['sales'], 'sale')} "
+            f"At home the shop knows {counted(home['products'], 'product')} besides, by its own "
+            f"table: {home['sold']:,} of them sold, {counted(home['sales'], 'sale')} "
             f"({_percent(home['share_of_sales'])}); they are recommended here, and nothing of them "
             "leaves"
         )
@@ -101,7 +102,7 @@ def _coverage(found: Document) -> list[str]:
 def _mapping(mapping: Document) -> list[str]:
     """Return what the shop's own numbers were found to be."""
     without = mapping["without_code"]
-    mapped, verb = _count(mapping["mapped"], "product"), _verb(mapping["mapped"], "stand")
+    mapped, verb = counted(mapping["mapped"], "product"), _verb(mapping["mapped"], "stand")
     lines = [f"by {mapping['label']}, {mapped} of the shop's {verb} for {mapping['onto']:,} in it"]
     lines += [
         f"  {', '.join(map(repr, one['own']))} together are {one['item_id']!r}"
@@ -109,12 +110,12 @@ def _mapping(mapping: Document) -> list[str]:
     ]
     if without["products"]:
         examples = ", ".join(map(repr, without["examples"]))
-        lines.append(f"  {_count(without['products'], 'product')} without a code: {examples}")
+        lines.append(f"  {counted(without['products'], 'product')} without a code: {examples}")
     return lines
 
 
 def _history(found: Document) -> str:
-    customers = _count(found["customers"], "customer")
+    customers = counted(found["customers"], "customer")
     return (
         f"{customers} would train (median {found['median']:g} interactions, "
         f"most {found['most']:,}); {found['with_little']:,} have fewer than 5, "
@@ -128,7 +129,7 @@ def _price(price: Document) -> list[str]:
     which = "The plan" if price["given"] else "For example: a plan at half of the shop's cap,"
     share = after["epsilon"] / cap
     costs = (
-        f"{which} of {_count(plan['rounds'], 'round')} costs each {cost['unit']} "
+        f"{which} of {counted(plan['rounds'], 'round')} costs each {cost['unit']} "
         f"ε {epsilon_words(cost)} (δ {cost['delta']:g})"
     )
     budget = (
@@ -173,8 +174,8 @@ def _sums(sums: Document | None) -> list[str]:
 def _stock(stock: Document | None) -> list[str]:
     if stock is None:
         return []
-    what = "every product" if stock["products"] is None else _count(stock["products"], "product")
-    shops = _count(stock["shops"], "shop")
+    what = "every product" if stock["products"] is None else counted(stock["products"], "product")
+    shops = counted(stock["shops"], "shop")
     line = f"by the published stock table the shop stocks {what}; the table is of {shops}, "
     return [line + f"fingerprint {stock['fingerprint']}"]
 
@@ -188,10 +189,6 @@ def _bar(spent: float, after: float) -> str:
 
 def _verb(number: int, verb: str) -> str:
     return f"{verb}s" if number == 1 else verb
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _percent(share: float | None) -> str:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from client.privacy.events import UNPROTECTED
-from common.cli import plain_table
+from common.cli import counted, plain_table
 from common.statement import at_least, at_most
 
 Document = dict[str, Any]
@@ -78,14 +78,11 @@ def ledger_table(document: Document) -> Group:
     lines = [_spent(unit, cost, document) for unit, cost in document["units"].items()]
     lines = lines or ["Nothing is spent."]
     if without := sum(group["mechanism"] == UNPROTECTED for group in document["groups"]):
-        lines.append(f"Without any privacy, and in no ε: all that left in {_runs(without)}.")
+        runs = counted(without, "run")
+        lines.append(f"Without any privacy, and in no ε: all that left in {runs}.")
     if any(cost["upper_bound"] for cost in document["units"].values()):
         lines.append(_BOUND)
     return Group(table, *(Text(line) for line in lines), Text(f"head {document['head']}"))
-
-
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count:,} runs"
 
 
 def epsilon_words(cost: Document) -> str:

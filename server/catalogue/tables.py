@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from common.cli import plain_table
+from common.cli import counted, plain_table
 
 Document = dict[str, Any]
 #: What becomes of a product, besides that its content changes.
@@ -78,7 +78,7 @@ def diff_table(document: Document) -> Group:
     """Return what differs between two versions."""
     old, new = document["from"], document["to"]
     ends = [
-        f"version {one['version']} ({one['products']:,} {_products(one['products'])}, "
+        f"version {one['version']} ({counted(one['products'], 'product')}, "
         f"{one['fingerprint'][:12]})"
         for one in (old, new)
     ]
@@ -106,7 +106,7 @@ def _facts(document: Document) -> list[str]:
     retired = document["products"] - document["offered"]
     also = f", {retired:,} of them retired" if retired else ""
     count = document["products"]
-    facts = [f"{count:,} {_products(count)}{also}", f"fingerprint {document['fingerprint']}"]
+    facts = [f"{counted(count, 'product')}{also}", f"fingerprint {document['fingerprint']}"]
     if document["stock"] is not None:
         facts.append(f"with what shops stock, fingerprint {document['stock']}")
     return facts
@@ -129,7 +129,7 @@ def _fates(changes: Document) -> list[str]:
     if counts["changed"]:
         lines.append(f"{'changed':<10}{counts['changed']:>12,}")
     for column, found in changes["changed"].items():
-        lines.append(f"  {column}: {found['products']:,} {_products(found['products'])}")
+        lines.append(f"  {column}: {counted(found['products'], 'product')}")
         lines += [
             f"    {one['item_id']!r}: {one['before']!r} -> {one['after']!r}"
             for one in found["examples"]
@@ -145,10 +145,6 @@ def _content(content: Document) -> list[str]:
     if lines:
         lines.append("Products are described in another way: all content scores change.")
     return lines
-
-
-def _products(count: int) -> str:
-    return "product" if count == 1 else "products"
 
 
 def _counts(changes: dict[str, int]) -> str:
