@@ -10,9 +10,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -28,6 +27,7 @@ from common.queries.asking import Answer, Query
 from server.query.core import ServedModel
 from server.query.index import Int8Index
 from simulations.bench.asking import ARRIVALS, Arrivals, Latencies, open_loop
+from simulations.bench.one_core import alone, in_turns, kernel, quiet_environment, ratio
 from simulations.bench.served import on_processor, served
 from simulations.bench.serving_indexes import (
     BUILDING,
@@ -55,8 +55,6 @@ K = 20
 Part = Literal["flat", "core", "graph", "model", "grpc"]
 PARTS: tuple[Part, ...] = get_args(Part)
 _RECALL_QUERIES = 100
-_SLOWER_KERNEL = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 logger = logging.getLogger(__name__)
 
@@ -118,11 +116,11 @@ def bench_serving(
         "core": (f"served core: {sizes.products:,} products", _core_cells, (sizes,)),
         "graph": (f"graphs: {sizes.graph_products:,} x {sizes.dimension}", _graph_cells, (sizes,)),
     }
-    kernel = _alone(_kernel)
+    blas = alone(kernel)
     for part, (words, measure, arguments) in steps.items():
         if part in only:
             progress(words)
-            cells += _alone(measure, *arguments)
+            cells += alone(measure, *arguments)
     for precision in ("float32", "int8") if "grpc" in only else ():
         progress(f"latency: {sizes.latency_products:,} products, {precision}")
         cells += _latency_cells(sizes, precision)
@@ -136,7 +134,7 @@ def bench_serving(
         "seed": sizes.seed,
         "threads": 1,
         "clock": "processor seconds; latency: wall, from the moment a request was due",
-        "blas": kernel,
+        "blas": blas,
     }
     return {
         "cells": cells,
@@ -169,14 +167,14 @@ def _flat_cells(sizes: ServingSizes) -> list[dict[str, Any]]:
     acts: dict[str, Callable[[int], object]] = {"numpy.sum": lambda _: np.sum(vectors)}
     for name, search in searches.items():
         acts[name] = partial(_search, search, customers)
-    times = _in_turns(acts, sizes.rounds, draw)
+    times = in_turns(acts, sizes.rounds, draw)
     truth = [set(searches["exact"](vector, K)) for vector in customers]
     cells = []
     for name, found in times.items():
         cell: dict[str, Any] = {"cell": "flat", "name": name, "products": sizes.products}
         cell |= {"milliseconds": 1e3 * statistics.median(found)}
-        cell["ratio_to_sum"] = _ratio(found, times["numpy.sum"])
-        cell["times_faster_than_exact"] = _ratio(times["exact"], found)
+        cell["ratio_to_sum"] = ratio(found, times["numpy.sum"])
+        cell["times_faster_than_exact"] = ratio(times["exact"], found)
         if name in searches:
             cell["recall@20"] = _recall(searches[name], customers, truth)
         cells.append(cell)
@@ -199,7 +197,7 @@ def _core_cells(sizes: ServingSizes) -> list[dict[str, Any]]:
     acts: dict[str, Callable[[int], object]] = {"numpy.sum": lambda _: np.sum(vectors)}
     for name, model in models.items():
         acts[name] = partial(_recommend, model, asked)
-    times = _in_turns(acts, sizes.rounds, draw)
+    times = in_turns(acts, sizes.rounds, draw)
     recall = _model_recall(models["served-float32"], models["served-int8"], asked)
     return [
         {
@@ -207,7 +205,7 @@ def _core_cells(sizes: ServingSizes) -> list[dict[str, Any]]:
             "name": name,
             "products": sizes.products,
             "milliseconds": 1e3 * statistics.median(times[name]),
-            "ratio_to_sum": _ratio(times[name], times["numpy.sum"]),
+            "ratio_to_sum": ratio(times[name], times["numpy.sum"]),
             "recall@20": recall if name == "served-int8" else 1.0,
         }
         for name in models
@@ -229,7 +227,7 @@ def _graph_cells(sizes: ServingSizes) -> list[dict[str, Any]]:
             search = with_candidates(candidates)
             kinds = (("exact", exact), ("int8", int8), (name, search))
             acts = {kind: partial(_search, find, customers) for kind, find in kinds}
-            times = _in_turns(acts, sizes.rounds, draw)
+            times = in_turns(acts, sizes.rounds, draw)
             cells.append(
                 {
                     "cell": "graph",
@@ -238,7 +236,7 @@ def _graph_cells(sizes: ServingSizes) -> list[dict[str, Any]]:
                     "candidates": candidates,
                     "milliseconds": 1e3 * statistics.median(times[name]),
                     "int8_milliseconds": 1e3 * statistics.median(times["int8"]),
-                    "times_faster_than_exact": _ratio(times["exact"], times[name]),
+                    "times_faster_than_exact": ratio(times["exact"], times[name]),
                     "recall@20": _recall(search, customers, truth),
                     "building_seconds": building,
                 }
@@ -269,7 +267,7 @@ def _model_cells(folder: Path, seed: int) -> list[dict[str, Any]]:
 
 def _latency_cells(sizes: ServingSizes, precision: str) -> list[dict[str, Any]]:
     first, last = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory(prefix="ft-serving-") as name, _quiet_environment():
+    with tempfile.TemporaryDirectory(prefix="ft-serving-") as name, quiet_environment():
         folder = Path(name)
         catalogue = write_served(folder, sizes.latency_products, sizes.dimension, sizes.seed)
         asked = histories(catalogue, 1000, np.random.default_rng(sizes.seed))
@@ -339,63 +337,3 @@ def _recall(search: Search, customers: np.ndarray, truth: Sequence[set[Any]]) ->
         len(right & set(search(vector, K))) / K
         for vector, right in zip(customers, truth, strict=True)
     )
-
-
-def _in_turns(
-    acts: Mapping[str, Callable[[int], object]], rounds: int, draw: np.random.Generator
-) -> dict[str, list[float]]:
-    """Return the seconds of each act, a turn a round, in another order each round."""
-    times: dict[str, list[float]] = {name: [] for name in acts}
-    names = list(acts)
-    for turn in range(-2, rounds):  # The first two rounds warm up.
-        draw.shuffle(names)
-        for name in names:
-            started = time.process_time()
-            acts[name](turn)
-            if turn >= 0:
-                times[name].append(time.process_time() - started)
-    return times
-
-
-def _ratio(over: Sequence[float], under: Sequence[float]) -> float:
-    """Return the median over the rounds: what slows one turn slows its neighbours, too."""
-    return statistics.median(a / b for a, b in zip(over, under, strict=True))
-
-
-def _alone(measure: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401
-    """Measure in a process of its own: one thread, on one processor, the fastest kernel."""
-    with (
-        _quiet_environment(),
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
-        on_processor(max(os.sched_getaffinity(0))),
-    ):
-        return pool.submit(measure, *arguments).result()
-
-
-@contextmanager
-def _quiet_environment() -> Iterator[None]:
-    """Let what is started have one thread, and no kernel forced upon it that is slower."""
-    before = {name: os.environ.get(name) for name in (*_SLOWER_KERNEL, *_ONE_THREAD)}
-    for name in _SLOWER_KERNEL:
-        os.environ.pop(name, None)
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _kernel() -> list[dict[str, Any]]:
-    """Return which kernels of linear algebra this process runs."""
-    from threadpoolctl import threadpool_info
-
-    np.ones((2, 2), np.float32) @ np.ones(2, np.float32)
-    return [
-        {name: found.get(name) for name in ("internal_api", "version", "architecture")}
-        | {"threads": found.get("num_threads")}
-        for found in threadpool_info()
-    ]
