@@ -19,7 +19,7 @@ from common.accounting import epsilon, fits, plan_spends
 from common.config import parse, toml_value
 from common.errors import ConfigError, RunError
 from common.features import write_catalogue
-from common.planning import check_start, has_groups, with_fitting_groups
+from common.planning import check_start
 from common.protocol import TrainingPlan, shop_key
 from common.secure_sum.members import roster_text, threshold
 from common.statement import at_most
@@ -28,8 +28,9 @@ from server.settings import EVENTS_FILE, RunSettings
 from server.training.plan import run_defaults
 from server.training.records import new_events
 from server.variables import ROSTER_FILE
+from simulations.arm_plans import asked_plan, fitting_plan, plan_notes
 from simulations.engine.flower import CHECKPOINTS, Outcome, end_leftovers, run_federation
-from simulations.experiment import Experiment, server_config, training_plan
+from simulations.experiment import Experiment, server_config
 from simulations.machine import PeakMemory
 from simulations.progress import Watcher
 from simulations.world import World
@@ -299,46 +300,6 @@ class Federator:
             "noise_seed": self._noise_seed,
             "allow_unprotected": not plan.private,
         }
-
-
-def asked_plan(experiment: Experiment, name: str, world: World) -> TrainingPlan:
-    """Return the plan that an experiment asks for, whatever columns the products have."""
-    return training_plan(
-        experiment,
-        name,
-        validation_from=world.split.validation_from,
-        train_until=world.split.train_until,
-        shops=len(world.shops),
-    )
-
-
-def plan_notes(experiment: Experiment, names: Iterable[str], world: World) -> list[str]:
-    """Return what a reader of any document must know of these arms' plans on these data."""
-    notes = []
-    most = max(len(shop.user_ids) for shop in world.shops)
-    for name in names:
-        plan = asked_plan(experiment, name, world)
-        if plan.private and plan.target_delta * most >= 1:
-            notes.append(
-                f"δ = {plan.target_delta:g} promises little: the largest shop has {most} "
-                "customers, and what published some of them whole, each with chance δ, would keep "
-                f"it. Take a δ far below 1/{most}"
-            )
-        fitting = fitting_plan(plan, world)
-        if fitting != plan:
-            notes.append(
-                f"the products have no columns for the groups {plan.model.groups} that {name} "
-                f"learns: it learns {fitting.model.groups or 'single products'} instead"
-            )
-    return notes
-
-
-def fitting_plan(plan: TrainingPlan, world: World) -> TrainingPlan:
-    """Return a plan that learns groups which the products have columns for, or single products."""
-    if has_groups(plan.model, world.catalogue):
-        return plan
-    model = with_fitting_groups(plan.model, world.catalogue)
-    return plan.model_copy(update={"model": model})
 
 
 def _engine(name: str) -> tuple[Callable[..., Outcome], str]:

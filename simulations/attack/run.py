@@ -17,6 +17,7 @@ from common.errors import ConfigError
 from common.protocol import POPULARITY
 from common.rng import derive
 from server.defence.choice import Defence
+from simulations.arm_plans import plan_notes
 from simulations.arms import OwnEases
 from simulations.attack.attackers import Conspiracy
 from simulations.attack.measure import METRICS, USES, changes, mean_figures, measure_model
@@ -27,7 +28,7 @@ from simulations.documents import Document, plain, to_json, write_text
 from simulations.engine.in_process import run_in_process
 from simulations.evaluating import who_was_away
 from simulations.experiment import Experiment, section_of
-from simulations.federating import Federator, Trained, plan_notes
+from simulations.federating import Federator, Trained
 from simulations.finished_parts import finished_parts, tables_of
 from simulations.machine import machine_facts
 from simulations.progress import Watcher

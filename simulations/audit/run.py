@@ -16,6 +16,7 @@ from common.errors import ConfigError
 from common.protocol import TrainingPlan
 from common.schema import ShopEvents
 from server.settings import read_run_config
+from simulations.arm_plans import asked_plan, fitting_plan, plan_notes
 from simulations.audit.canaries import STEPS, TRAINING, audit_step, audit_training
 from simulations.audit.membership import LEVELS, Trial, membership
 from simulations.audit.page import render_audit
@@ -24,7 +25,6 @@ from simulations.audit.sums import SHARES, audit_sums
 from simulations.documents import Document, plain, to_json, write_text
 from simulations.engine.in_process import run_defaults
 from simulations.experiment import Experiment, server_config
-from simulations.federating import asked_plan, fitting_plan, plan_notes
 from simulations.finished_parts import finished_parts, tables_of
 from simulations.machine import machine_facts
 from simulations.progress import Watcher

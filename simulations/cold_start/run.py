@@ -14,6 +14,7 @@ import numpy as np
 
 from common.config import nearest
 from common.errors import ConfigError
+from simulations.arm_plans import plan_notes
 from simulations.cold_start.customers import FOLDS, cold_customers, hidden_customers
 from simulations.cold_start.customers import records_of as records_of_customers
 from simulations.cold_start.measure import Case, Models, train, without
@@ -23,7 +24,7 @@ from simulations.cold_start.products import records_of as records_of_products
 from simulations.cold_start.shops import cold_shops, new_shops
 from simulations.documents import Document, plain, to_json, write_text
 from simulations.experiment import Experiment
-from simulations.federating import WORK, plan_notes
+from simulations.federating import WORK
 from simulations.machine import machine_facts
 from simulations.progress import Watcher
 from simulations.run import draft_folder
