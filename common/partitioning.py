@@ -18,6 +18,9 @@ from common.schema import Tables
 #: (merchant, user) codes of the interactions' categoricals.
 Partitioner = Callable[[Tables, pd.DataFrame], np.ndarray]
 
+# Below it a float loses digits: what is left of gamma draws says nothing of their proportions.
+_UNDERFLOW = 1e-300
+
 
 def shop_shares(n_merchants: int, skew: float) -> np.ndarray:
     """Return (n_merchants,) shares of customers: proportional to rank ** -skew, largest first.
@@ -83,8 +86,10 @@ def dirichlet(
         merchant = np.empty(len(customers), dtype=np.int64)
         for value in np.unique(group):
             members = generator.permutation(np.flatnonzero(group == value))
-            # A floor: numpy returns NaN where all gamma draws of tiny parameters underflow.
-            weights = generator.gamma(alpha * n_merchants * shares) + 1e-12
+            weights = generator.gamma(alpha * n_merchants * shares)
+            if weights.max() < _UNDERFLOW:
+                # All draws of tiny parameters are 0 to a float: in the limit one shop has all.
+                weights = generator.multinomial(1, shares).astype(np.float64)
             ends = np.round(np.cumsum(weights / weights.sum()) * len(members))
             ends[-1] = len(members)
             merchant[members] = np.searchsorted(ends, np.arange(len(members)), side="right")

@@ -129,6 +129,82 @@ def test_a_small_alpha_gives_each_shop_few_categories() -> None:
     assert concentration(0.05) > concentration(1000.0) + 0.1
 
 
+def kinds(groups: int, each: int) -> Tables:
+    """Return customers of one record and one category each; products in another order."""
+    users = np.arange(groups * each)
+    frame = pd.DataFrame(
+        {
+            "merchant_id": "m",
+            "user_id": [f"u{u:05}" for u in users],
+            "item_id": users % groups,
+            "timestamp": users,
+            "behavior": "purchase",
+        }
+    )
+    goods = pd.DataFrame({"item_id": range(groups), "category": range(groups)})
+    return validate_tables(frame, goods[::-1], now=10**6)
+
+
+def dealt(table: Tables, partitioner: Partitioner, groups: int) -> np.ndarray:
+    """Return (groups, shops) how many customers of each category each shop has."""
+    frame = partition(table, partitioner).interactions.astype(str)
+    frame["kind"] = frame["item_id"].astype(int)
+    counts = pd.crosstab(frame["kind"], frame["merchant_id"]).to_numpy()
+    assert len(counts) == groups
+    return counts
+
+
+def test_alpha_is_that_of_a_dirichlet_distribution_for_each_shop() -> None:
+    """Of Dirichlet(a s_1, ..., a s_n), Σ share² is (1 + a Σ s²) / (1 + a) in the mean."""
+    table = kinds(200, 40)
+    for skew in (0.0, 1.0):
+        shares = shop_shares(4, skew)
+        found = dealt(table, dirichlet(4, alpha=0.5, seed=3, skew=skew), 200) / 40
+        expected = (1 + 2.0 * (shares**2).sum()) / (1 + 2.0)
+        assert (found**2).sum(axis=1).mean() == pytest.approx(expected, abs=0.05)
+        assert found.mean(axis=0) == pytest.approx(shares, abs=0.06)
+
+
+@pytest.mark.parametrize("alpha", [1e-9, 1e-3])
+def test_the_smallest_alpha_gives_each_category_to_one_shop(alpha: float) -> None:
+    """A floor under draws that are next to 0 dealt such categories evenly, as a large alpha does.
+
+    Products stand in another order than in the interactions: a category is of its products.
+    """
+    counts = dealt(kinds(60, 30), dirichlet(5, alpha=alpha, seed=0, skew=0.5), 60)
+    assert (counts.max(axis=1) == 30).mean() > 0.95
+    owners = np.bincount(counts.argmax(axis=1), minlength=5) / 60
+    assert owners == pytest.approx(shop_shares(5, 0.5), abs=0.15)
+
+
+def test_customers_of_a_category_are_dealt_whatever_their_names() -> None:
+    frame = partition(kinds(1, 60), dirichlet(2, alpha=100.0, seed=0)).interactions
+    shops = frame.sort_values("user_id")["merchant_id"].astype(str).tolist()
+    assert shops not in (sorted(shops), sorted(shops, reverse=True))
+
+
+def test_customers_of_one_name_who_stay_apart_are_two() -> None:
+    frame = pd.DataFrame(
+        {
+            "merchant_id": ["m0", "m1", "m1"],
+            "user_id": ["u", "u", "stranger"],
+            "item_id": 0,
+            "timestamp": 0,
+            "behavior": "purchase",
+        }
+    )
+    people = pd.DataFrame(
+        {"merchant_id": ["m0", "m1"], "user_id": ["u", "u"], "region": ["north", "south"]}
+    )
+    before = validate_tables(frame, pd.DataFrame({"item_id": [0]}), people, now=1)
+    after = partition(before, by_column("region"))
+    # Of whom nothing is known are a shop of their own, and no last row's.
+    assert after.interactions["merchant_id"].nunique() == 3
+    assert after.customers is not None
+    assert after.customers["region"].tolist() == ["north", "south"]
+    assert after.customers["merchant_id"].tolist() == ["shop-1", "shop-2"]
+
+
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ConfigError, match="alpha"):
         dirichlet(3, alpha=0, seed=0)
