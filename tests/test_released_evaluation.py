@@ -268,7 +268,7 @@ def test_only_whole_customers_are_measured(unit: str) -> None:
 
 
 def test_without_noise_the_means_are_those_of_the_customers() -> None:
-    rows = np.array([[1, 1, 0.5, 0.2, 0.1, 0.0], [1, 0, 0.3, 0.0, 0.3, 0.0]]) * EVALUATION_SCALES
+    rows = np.array([[1, 1, 0.5, 0.2, 0.1, 0.3], [1, 0, 0.3, 0.0, 0.3, 0.0]]) * EVALUATION_SCALES
     found = read_evaluation([ReleasedEvaluation(rows.sum(axis=0).astype(np.float32), 1e-9)])
     assert found["customers"] == pytest.approx(2, abs=1e-5)
     means = {name: entry["mean"] for name, entry in found["figures"].items()}
@@ -277,7 +277,7 @@ def test_without_noise_the_means_are_those_of_the_customers() -> None:
             "ndcg@20": 0.4,
             "tail_ndcg@20": 0.2,
             "popularity_ndcg@20": 0.2,
-            "popularity_tail_ndcg@20": 0.0,
+            "popularity_tail_ndcg@20": 0.3,
         },
         abs=1e-5,
     )
@@ -329,6 +329,24 @@ def test_pure_noise_says_nothing() -> None:
     found = read_evaluation([released])
     assert set(found["figures"].values()) == {None} or not any(found["figures"].values())
     assert read_evaluation([])["figures"]["ndcg@20"] is None
+    assert found["customers"] >= 0
+    below = read_evaluation([ReleasedEvaluation(np.full(6, -1, np.float32), 2.0)])
+    assert below["customers"] == 0
+
+
+@pytest.mark.parametrize(("deviations", "said"), [(2.9, False), (3.1, True)])
+def test_a_mean_is_told_of_customers_that_are_three_deviations_from_none(
+    deviations: float, said: bool
+) -> None:
+    error = 2.0 / EVALUATION_SCALES[0]
+    # What noise makes of a sum may be more than its customers, or less than nothing.
+    sums = np.array([1, 1, 1.5, -0.5, 1, 1]) * deviations * error * EVALUATION_SCALES
+    found = read_evaluation([ReleasedEvaluation(sums.astype(np.float32), 2.0)])
+    figures = found["figures"]
+    assert (figures["ndcg@20"] is not None) == said
+    if said:
+        assert figures["ndcg@20"]["mean"] == 1
+        assert figures["tail_ndcg@20"]["mean"] == 0
 
 
 @pytest.mark.parametrize(
@@ -338,6 +356,7 @@ def test_pure_noise_says_nothing() -> None:
         np.zeros(6, np.float64),
         np.zeros((6, 1), np.float32),
         np.array([0, 0, 0, 0, 0, np.nan], np.float32),
+        np.array([np.inf, 0, 0, 0, 0, 0], np.float32),
     ],
 )
 def test_what_is_no_release_is_refused(array: np.ndarray) -> None:

@@ -20,8 +20,10 @@ def test_top_k_is_a_stable_sort_of_what_is_allowed(scores: np.ndarray, k: int, r
     customers, n = scores.shape
     bought = np.array([[random.random() < 0.3 for _ in range(n)] for _ in range(customers)])
     allowed = np.array([random.random() < 0.7 for _ in range(n)])
+    everything = random.random() < 0.3
+    allowed |= everything
     before = scores.copy()
-    rows, best = top_k(scores, k, sp.csr_matrix(bought), allowed)
+    rows, best = top_k(scores, k, sp.csr_matrix(bought), None if everything else allowed)
     for customer in range(customers):
         open_ = [
             i
@@ -37,6 +39,8 @@ def test_top_k_is_a_stable_sort_of_what_is_allowed(scores: np.ndarray, k: int, r
 def test_a_score_that_is_no_number_is_refused() -> None:
     with pytest.raises(FedtailError, match="not a number"):
         top_k(np.array([[0.0, np.nan, 1.0]]), 1)
+    with pytest.raises(FedtailError, match="not a number"):
+        top_k(np.array([[0.0, np.nan, 1.0], [0.0, 1.0, 2.0]]), 2)
 
 
 def test_blocks_hold_their_size_and_give_the_same_lists() -> None:

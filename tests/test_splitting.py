@@ -1,5 +1,7 @@
 """Splits in time lose nothing and never let training see what comes later."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError
 from common.schema import ShopEvents
-from common.splitting import split_in_time
+from common.splitting import doubt_of_times, split_in_time
 
 
 def shop(counts: list[int], seed: int = 0) -> ShopEvents:
@@ -35,6 +37,7 @@ def test_the_default_cut_is_three_quarters_of_the_span() -> None:
 def test_the_periods_follow_each_other(counts: list[int], until: int, share: float) -> None:
     events = shop(counts)
     split = split_in_time(0, 1000, until, validation_share=share)
+    assert split.validation_from < split.train_until == until
     fit, validation = split.fit(events), split.validation(events)
     train, test = split.train(events), split.test(events)
     assert len(fit) + len(validation) == len(train)
@@ -45,12 +48,34 @@ def test_the_periods_follow_each_other(counts: list[int], until: int, share: flo
     assert len({tuple(part.user_ids) for part in (fit, validation, train, test)}) == 1
 
 
+def test_a_moment_belongs_to_the_period_that_it_begins() -> None:
+    """What is tested on was in what weights were chosen on: a second is enough to cheat by."""
+    split = split_in_time(0, 1000, 500)
+    assert split.validation_from == 400
+    times = np.array([0, 399, 400, 499, 500, 1000])
+    events = replace(shop([6]), timestamps=times)
+    for part, expected in (
+        (split.fit, [0, 399]),
+        (split.validation, [400, 499]),
+        (split.train, [0, 399, 400, 499]),
+        (split.test, [500, 1000]),
+    ):
+        assert part(events).timestamps.tolist() == expected
+
+
+def test_one_early_time_among_good_ones_is_no_wrong_unit() -> None:
+    assert doubt_of_times(np.array([5, 1_700_000_000])) == ""
+    assert doubt_of_times(np.empty(0, np.int64)) == ""
+    assert "before 1970-08-23" in doubt_of_times(np.array([5, 20_240_131]))
+
+
 @pytest.mark.parametrize("until", [0, 1001, -3])
 def test_an_empty_period_is_refused(until: int) -> None:
     with pytest.raises(ConfigError, match=r"split.train_until is 19.*Z, outside"):
         split_in_time(0, 1000, until)
-    with pytest.raises(ConfigError, match=r"split.validation_share"):
-        split_in_time(0, 1000, validation_share=1.0)
+    for share in (0.0, 1.0):
+        with pytest.raises(ConfigError, match=r"split.validation_share"):
+            split_in_time(0, 1000, validation_share=share)
 
 
 def test_records_of_one_moment_are_no_fault_of_the_setting() -> None:
