@@ -38,6 +38,20 @@ def second_opinion(spends: Iterable[Spend], delta: float) -> float:
     return ask(PLDAccountant(value_discretization_interval=1e-4))
 
 
+def second_opinion_if_added(spends: Iterable[Spend], delta: float, mesh: float = 1e-4) -> float:
+    """Return ε by PLD of a unit added; :func:`second_opinion` takes the dearer of both."""
+    losses = [
+        pld.from_gaussian_mechanism(
+            s.noise_multiplier, sampling_prob=s.sample_rate, value_discretization_interval=mesh
+        ).self_compose(s.steps)
+        for s in spends
+    ]
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total.compose(loss)
+    return float(total._pmf_add.get_epsilon_for_delta(delta))
+
+
 def second_opinion_on_sums(
     noise_steps: int, multipliers: Sequence[float], delta: float, mesh: float = 1e-4
 ) -> float:
