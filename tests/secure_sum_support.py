@@ -1,7 +1,7 @@
 """Shops and a server that speak the protocol of secure sums, without Flower and with faults."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 import numpy as np
@@ -65,6 +65,7 @@ class Played:
     collector: Collector
     parties: dict[str, Party]
     identities: dict[str, Identity]
+    masked: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def play(  # noqa: C901 - one stage after the other
@@ -118,6 +119,7 @@ def play(  # noqa: C901 - one stage after the other
         parties[shop], masks = mask(parties[shop], collector.masked_request(shop), identities[shop])
         hidden = masks.hide(vectors[numbers[shop]], partial(layout.within, shop))
         collector.take_masked(shop, hidden)
+        played.masked[shop] = hidden
     if until == MASKED:
         return played
     seen = collector.view_request()
