@@ -11,6 +11,7 @@ from common.errors import ConfigError, DataError
 from experiment_support import SMALL, write_folder
 from report_support import whole_run
 from simulations.__main__ import app
+from simulations.audit import section
 from simulations.audit.run import _Audit, add_to_report, run_audit
 from simulations.audit.section import SOUND, audit_section, audit_words, verdict
 from simulations.audit.sums import SHARES
@@ -125,9 +126,9 @@ def test_the_page_shows_it_offline(audited: tuple[Path, Document, list[str]]) ->
         assert text in page
     assert "<link" not in page
     assert 'src="http' not in page
-    section = audit_section(document)
-    assert section is not None
-    assert [title for title, _, _ in section["figures"]] == [
+    shown = audit_section(document)
+    assert shown is not None
+    assert [title for title, _, _ in shown["figures"]] == [
         "What canaries refute",
         "Membership, level customer",
         "Membership, level interaction",
@@ -138,6 +139,30 @@ def test_the_page_shows_it_offline(audited: tuple[Path, Document, list[str]]) ->
     assert all(note.split("'")[0] in page for note in document["warnings"])
     for sentence in audit_words(document):
         assert sentence.split("'")[0] in page.replace("&#39;", "'")
+
+
+def test_lines_of_canaries_run_from_claim_to_claim(
+    audited: tuple[Path, Document, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of audit.claims = [2.0, 0.5, 1.0] they went there and back."""
+    _, document, _ = audited
+    claims = [
+        {**record, "claimed_epsilon": claim, "lower_bound": claim / 2}
+        for claim in (2.0, 0.5, 1.0)
+        for record in document["canaries"]
+    ]
+    drawn: list[Any] = []
+
+    def kept(figure: Any, **_: Any) -> str:
+        drawn.append(figure)
+        return ""
+
+    monkeypatch.setattr(section, "html", kept)
+    audit_section({**document, "canaries": claims})
+    lines = [line for line in drawn[0].data if line.name != "claimed"]
+    assert len(lines) == len(document["canaries"])
+    assert all(tuple(line.x) == (0.5, 1.0, 2.0) for line in lines)
+    assert all(tuple(line.y) == (0.25, 0.5, 1.0) for line in lines)
 
 
 def test_a_report_takes_the_audit_in(

@@ -193,6 +193,8 @@ def _bounds(canaries: list[Document]) -> str:
     figure = go.Figure()
     for step in dict.fromkeys(r["step"] for r in canaries):
         points = [r for r in canaries if r["step"] == step]
+        # The line goes from point to point: claims may be given in any order.
+        points.sort(key=lambda record: float(record["claimed_epsilon"]))
         figure.add_scatter(
             x=[r["claimed_epsilon"] for r in points],
             y=[r["lower_bound"] for r in points],
