@@ -37,6 +37,12 @@ LIMITS = (
         "other, and only between models all is drawn anew. Candidates are the same in all models, "
         "so the figures are of these shops."
     ),
+    (
+        "Each interval is of one figure. Of many points of a curve that touched their bound some "
+        "would lie above it by chance; and of a rate of exactly 0 or 1 no spread between models is "
+        "seen: its interval is that of independent decisions, too narrow where those of a model go "
+        "together."
+    ),
 )
 
 

@@ -100,7 +100,9 @@ def clustered_proportion(
     proportions with small expected number of positive counts"): Clopper and Pearson's interval at
     ``n / deff``, where the design effect ``deff`` (at least 1) is how much more the proportion
     varies between clusters than independent decisions would, widened by
-    ``(t_{n-1} / t_{M-1})²`` for how few clusters tell it.
+    ``(t_{n-1} / t_{M-1})²`` for how few clusters tell it. At a share of exactly 0 or 1 no cluster
+    differs from another, and the interval is that of independent decisions: too narrow where the
+    decisions of a cluster go together.
     """
     total = float(trials.sum())
     if total <= 0:
