@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from client.privacy.budget import spends_of
-from client.privacy.events import CAP, UNPROTECTED, Entry, Event
+from client.privacy.events import CAP, EVALUATED, UNPROTECTED, Entry, Event
 from client.settings import ShopSettings
 from common.accounting import epsilon
 from common.protocol import NO_FINGERPRINT
@@ -41,6 +41,8 @@ def shop_statement(settings: ShopSettings, entries: Sequence[Entry]) -> dict[str
     """
     events = [entry.event for entry in entries if entry.event.steps]
     units = [_of_unit(settings, events, unit) for unit in _units(settings, events)]
+    # Figures have the shop's own price, and no sample.
+    of_plans = [event for event in events if event.mechanism != EVALUATED]
     trusts, noises = _seen(events, "trust", "shop"), _seen(events, "noise", settings.noise)
     return {
         **units[0],
@@ -61,7 +63,8 @@ def shop_statement(settings: ShopSettings, entries: Sequence[Entry]) -> dict[str
             [part["unit"] for part in units],
             trusts,
             noises,
-            sampled_runs=len({_planned(event) for event in events if event.sample_rate < 1}),
+            sampled_runs=len({_planned(event) for event in of_plans}) > 1
+            and any(event.sample_rate < 1 for event in of_plans),
         ),
     }
 

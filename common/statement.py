@@ -66,9 +66,10 @@ _OTHER_RUNS = (
     "releases at a price of its own: each shop's own ledger counts all of them together."
 )
 _SAMPLED_RUNS = (
-    "Runs with sampled steps that were planned in view of what earlier ones had released: for "
-    "several of them together the bound is proven for plans that were fixed beforehand. Within one "
-    "plan, and for runs without sampling under one cap, it holds whatever was seen before."
+    "Runs that were planned in view of what earlier ones had released, since steps of some are "
+    "sampled: for all of them together the bound is proven for plans that were fixed beforehand. "
+    "Within one plan, and for runs of which none is or could have been sampled under one cap, it "
+    "holds whatever was seen before."
 )
 _DATES = (
     "The plan's dates: in this simulation they follow from the times of the first and last record "
@@ -151,7 +152,8 @@ def statement(
             catalogue_from_purchases=catalogue_from_purchases,
             dates_from_records=dates_from_records,
             this_run_only=True,
-            sampled_runs=sum(each.sample_rate < 1 and each.rounds > 0 for each in plans),
+            sampled_runs=len(plans) > 1
+            and any(each.sample_rate < 1 and each.rounds > 0 for each in plans),
         ),
     }
 
@@ -212,14 +214,15 @@ def not_covered(
     catalogue_from_purchases: bool = False,
     dates_from_records: bool = False,
     this_run_only: bool = False,
-    sampled_runs: int = 0,
+    sampled_runs: bool = False,
 ) -> list[str]:
     """Return what a promise does not say, the gravest first.
 
     Parameters
     ----------
     sampled_runs
-        How many of the runs that it is of have steps on samples of the units.
+        Whether it is of several runs, any of which has steps on samples of the units: one is
+        enough, for how its noise and rate trade off can follow from what the others released.
     """
     units = set(units)
     found = [_SEEDED] if "seeded" in noises else []
@@ -233,7 +236,7 @@ def not_covered(
     ]
     trusts = set(trusts)
     found += [_SEVERAL_SHOPS, _TUNED]
-    if sampled_runs > 1:
+    if sampled_runs:
         found.append(_SAMPLED_RUNS)
     if trusts != {"federation"}:
         # Sums of whole numbers with discrete noise have no lowest bits to read.

@@ -431,6 +431,24 @@ def test_the_shops_statement_says_what_was_spent_and_what_is_not_covered(
     assert "from 20 to 20, delta from 1e-05 to 0.01." in text
 
 
+def test_one_sampled_run_among_others_is_said_to_be_proven_for_fixed_plans_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its rate may follow from what an unsampled run released; figures have no sample to choose."""
+    settings, words = shop(tmp_path / "a", cap=1e3), "planned in view of"
+    whole, sampled = (PLAN.model_copy(update={"sample_rate": rate}) for rate in (1.0, 0.5))
+    figures = evaluation_event(EvaluationSettings(epsilon=0.5), "customer", "first")
+    for events, told in (
+        ([*planned_events(sampled, "first"), figures], False),
+        (planned_events(whole, "second"), True),
+    ):
+        with Ledger.open(tmp_path / "a" / "ledger.sqlite") as ledger:
+            for event in events:
+                ledger.charge(event, cap_epsilon=1e3, delta=DELTA)
+        said = " ".join(ask(capsys, "statement", settings)["not_covered"])
+        assert (words in said) == told
+
+
 def test_what_is_not_finite_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"a": float("inf"), "b": [float("nan"), 1.5]})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5]}
