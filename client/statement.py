@@ -1,5 +1,6 @@
 """A shop's own privacy statement, from its ledger: for its engineer, at home."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,8 +42,10 @@ def shop_statement(settings: ShopSettings, entries: Sequence[Entry]) -> dict[str
     """
     events = [entry.event for entry in entries if entry.event.steps]
     units = [_of_unit(settings, events, unit) for unit in _units(settings, events)]
-    # Figures have the shop's own price, and no sample.
+    # Figures have the shop's own price, and no sample. What is done again was nobody's plan.
     of_plans = [event for event in events if event.mechanism != EVALUATED]
+    done = Counter((*_planned(event), event.server_round) for event in of_plans)
+    several = len({(run, plan) for run, plan, _ in done}) > 1 or done.total() > len(done)
     trusts, noises = _seen(events, "trust", "shop"), _seen(events, "noise", settings.noise)
     return {
         **units[0],
@@ -63,8 +66,7 @@ def shop_statement(settings: ShopSettings, entries: Sequence[Entry]) -> dict[str
             [part["unit"] for part in units],
             trusts,
             noises,
-            sampled_runs=len({_planned(event) for event in of_plans}) > 1
-            and any(event.sample_rate < 1 for event in of_plans),
+            sampled_runs=several and any(event.sample_rate < 1 for event in of_plans),
         ),
     }
 

@@ -68,8 +68,8 @@ _OTHER_RUNS = (
 _SAMPLED_RUNS = (
     "Runs that were planned in view of what earlier ones had released, since steps of some are "
     "sampled: for all of them together the bound is proven for plans that were fixed beforehand. "
-    "Within one plan, and for runs of which none is or could have been sampled under one cap, it "
-    "holds whatever was seen before."
+    "Within one plan whose rounds are done once, and for runs of which none is or could have been "
+    "sampled under one cap, it holds whatever was seen before."
 )
 _DATES = (
     "The plan's dates: in this simulation they follow from the times of the first and last record "
@@ -221,8 +221,9 @@ def not_covered(
     Parameters
     ----------
     sampled_runs
-        Whether it is of several runs, any of which has steps on samples of the units: one is
-        enough, for how its noise and rate trade off can follow from what the others released.
+        Whether it is of several runs, or of rounds that were done again, and any has steps on
+        samples of the units: one is enough, for how its noise and rate trade off can follow from
+        what the others released.
     """
     units = set(units)
     found = [_SEEDED] if "seeded" in noises else []

@@ -438,10 +438,15 @@ def test_one_sampled_run_among_others_is_said_to_be_proven_for_fixed_plans_alone
     settings, words = shop(tmp_path / "a", cap=1e3), "planned in view of"
     whole, sampled = (PLAN.model_copy(update={"sample_rate": rate}) for rate in (1.0, 0.5))
     figures = evaluation_event(EvaluationSettings(epsilon=0.5), "customer", "first")
+    first = planned_events(sampled, "first")
     for events, told in (
-        ([*planned_events(sampled, "first"), figures], False),
-        (planned_events(whole, "second"), True),
+        ([*first, figures], False),
+        ([*first, *planned_events(whole, "second")], True),
+        # Nor was it planned which release is done again.
+        ([*first, first[0]], True),
+        ([*planned_events(whole, "first"), *planned_events(whole, "second")], False),
     ):
+        (tmp_path / "a" / "ledger.sqlite").unlink(missing_ok=True)
         with Ledger.open(tmp_path / "a" / "ledger.sqlite") as ledger:
             for event in events:
                 ledger.charge(event, cap_epsilon=1e3, delta=DELTA)
