@@ -141,6 +141,20 @@ def test_the_page_shows_it_offline(audited: tuple[Path, Document, list[str]]) ->
         assert sentence.split("'")[0] in page.replace("&#39;", "'")
 
 
+@pytest.mark.parametrize(
+    "changed", ["audit.claims=[1.0, 1.0000001]", "audit.recovery_customers=[3, 3]"]
+)
+def test_what_is_audited_is_named_once(
+    experiment: Experiment, tmp_path: Path, changed: str
+) -> None:
+    """Each counted twice: the second was read from the file of the first, of another claim."""
+    (tmp_path / "small.toml").write_text(SMALL, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"name each just once"):
+        read_experiment(
+            tmp_path / "small.toml", [f"data.path={experiment.data.path}", *CHEAP, changed]
+        )
+
+
 def test_lines_of_canaries_run_from_claim_to_claim(
     audited: tuple[Path, Document, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.protocol import Frozen
 
@@ -42,3 +42,14 @@ class AuditSection(Frozen):
     control_rounds: int = Field(2, ge=1)
     recovery_customers: tuple[Annotated[int, Field(ge=1)], ...] = (1, 3, 10)
     recovery_shops: int = Field(20, ge=2)
+
+    @model_validator(mode="after")
+    def _each_is_named_once(self) -> "AuditSection":
+        for name in ("claims", "recovery_customers"):
+            # As finished parts are named: what these digits don't tell apart would be read twice.
+            shown = [f"{value:g}" for value in getattr(self, name)]
+            if len(set(shown)) < len(shown):
+                raise ValueError(
+                    f"{name} is {', '.join(shown)}: name each just once, in six digits at most"
+                )
+        return self
