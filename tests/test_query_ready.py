@@ -38,6 +38,10 @@ def test_grpc_s_health_waits_for_a_model_as_rest_s_does(monkeypatch: pytest.Monk
                 health: Any = HealthStub(channel)
                 watched = [health.Watch(HealthCheckRequest(service=name)) for name in NAMES]
                 before = [await each.read() for each in watched]
+                for name in NAMES:  # One who leaves takes nobody else along.
+                    left = health.Watch(HealthCheckRequest(service=name))
+                    await left.read()
+                    left.cancel()
                 before += [await health.Check(HealthCheckRequest(service=name)) for name in NAMES]
                 state.ready = True
                 after = [await asyncio.wait_for(each.read(), 10) for each in watched]

@@ -8,6 +8,7 @@ import asyncio
 import json
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 #: Bytes of a request's first line and headers.
@@ -93,6 +94,16 @@ class _Protocol(HttpToolsProtocol):
         """Answer what is no request in the form of all other refusals."""
         del msg
         self._refuse(431 if self._kept > MAX_HEAD else 400)
+
+    def shutdown(self) -> None:
+        """Say with the answer under way that it is the last on this connection.
+
+        Else whoever gets it sends the next request there, and finds the connection reset.
+        """
+        if self.cycle is not None and not self.cycle.response_complete:
+            scope = self.cycle.scope
+            scope["headers"] = [*scope["headers"], CLOSE_HEADER]
+        super().shutdown()
 
     def _wait(self) -> None:
         if self._late is None:

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -36,6 +37,7 @@ _MAX_OF_CONNECTION = 100
 #: A connection ends after so long, and its silent calls with it; who asks makes another unawares.
 _MAX_AGE_SECONDS, _GRACE_SECONDS = 300.0, 60.0
 _NAME = wire.DESCRIPTOR.services_by_name["Recommender"].full_name
+_SAYS = health_pb2.HealthCheckResponse
 #: Between two looks whether there is a model yet, while somebody watches for it.
 _LOOK_SECONDS = 0.5
 
@@ -159,48 +161,45 @@ class Recommender(wire_grpc.RecommenderServicer):
             raise AssertionError("abort returns") from error
 
 
-class Health(health.aio.HealthServicer):  # type: ignore[misc]
-    """gRPC's own health protocol: serving once there is a model to answer from, as /healthz says.
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """gRPC's own health protocol: serving while there is a model to answer from, as /healthz says.
 
-    A balancer that asks here would else send callers where nobody can be answered yet.
+    A balancer that asks here would else send callers where nobody can be answered. The package's
+    own watchers are forgotten with the first of them that leaves, and hold up the service's end.
     """
 
-    def __init__(self, service: Service) -> None:
-        super().__init__()
-        self._service, self._ready = service, True
-
-    async def look(self) -> None:
-        """Say whether there is a model."""
-        if (ready := self._service.host.ready) == self._ready:
-            return
-        self._ready = ready
-        word = health_pb2.HealthCheckResponse
-        for name in (health.OVERALL_HEALTH, _NAME):
-            await self.set(name, word.SERVING if ready else word.NOT_SERVING)
+    def __init__(self, service: Service, leaving: asyncio.Event) -> None:
+        self._service, self._leaving = service, leaving
 
     async def Check(  # noqa: N802 - the name in the contract
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> health_pb2.HealthCheckResponse:
         """Return how it is now."""
-        await self.look()
-        return await super().Check(request, context)
+        if (found := self._status(request.service)) == _SAYS.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service here")
+        return _SAYS(status=found)
 
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> None:
-        """Say how it is, and when that changes."""
-        await self.look()
-        looking = asyncio.create_task(self._until_ready())
-        try:
-            await super().Watch(request, context)
-        finally:
-            looking.cancel()
+        """Say how it is, and when that changes, until the service ends."""
+        told = None
+        while True:
+            if (found := self._status(request.service)) != told:
+                await context.write(_SAYS(status=found))
+                told = found
+            if self._leaving.is_set():
+                return
+            # Once there is a model there is one for good.
+            patience = None if self._service.host.ready else _LOOK_SECONDS
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._leaving.wait(), patience)
 
-    async def _until_ready(self) -> None:
-        """Look until there is a model: then there is one for good."""
-        while not self._ready:
-            await asyncio.sleep(_LOOK_SECONDS)
-            await self.look()
+    def _status(self, name: str) -> int:
+        if name not in (health.OVERALL_HEALTH, _NAME):
+            return int(_SAYS.SERVICE_UNKNOWN)
+        there = self._service.host.ready and not self._leaving.is_set()
+        return int(_SAYS.SERVING if there else _SAYS.NOT_SERVING)
 
 
 async def grpc_server(
@@ -209,11 +208,13 @@ async def grpc_server(
     *,
     credentials: grpc.ServerCredentials | None,
     address: str,
+    leaving: asyncio.Event | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """Return a server that listens on ``address``, not started yet, and its port.
 
     It is one for the running event loop: there a call that has sent only its head, or a stream that
-    says nothing, costs no thread. The answers are computed in the threads of ``pool``.
+    says nothing, costs no thread. The answers are computed in the threads of ``pool``. ``leaving``
+    is set before the end: who watches the service's health is told, and let go.
 
     Raises
     ------
@@ -235,9 +236,8 @@ async def grpc_server(
     wire_grpc.add_RecommenderServicer_to_server(  # type: ignore[no-untyped-call]
         Recommender(service, pool), server
     )
-    status = Health(service)
+    status = Health(service, leaving or asyncio.Event())
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
-    await status.set(_NAME, health_pb2.HealthCheckResponse.SERVING)
     reflection.enable_server_reflection(
         (_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )

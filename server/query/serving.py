@@ -92,6 +92,7 @@ async def _serve(
     about: About,
     started: Callable[[int, int], object],
 ) -> None:
+    leaving = asyncio.Event()
     with ThreadPoolExecutor(settings.workers, "grpc") as pool:
         try:
             grpc_, grpc_port = await grpc_server(
@@ -99,6 +100,7 @@ async def _serve(
                 pool,
                 credentials=_credentials(settings),
                 address=f"{in_address(settings.host)}:{settings.grpc_port}",
+                leaving=leaving,
             )
         except RuntimeError as error:
             raise ConfigError(
@@ -110,6 +112,7 @@ async def _serve(
         try:
             await _rest(settings, service, about, lambda port: started(port, grpc_port))
         finally:
+            leaving.set()
             await grpc_.stop(_GRACE_SECONDS)
             service.host.close()
 
