@@ -69,6 +69,17 @@ def model() -> ServedModel:
 HISTORY = {"p0003": 1.0, "p0500": 0.5, "p2999": 2.0}
 
 
+def test_attributes_that_the_model_knows_nothing_of_are_told_of(model: ServedModel) -> None:
+    # The answer was the same as without them, and whoever sent an age took it for one with it.
+    query = Query(HISTORY, {"age": "35-44"})
+    answer, bare = model.recommend(query), model.recommend(Query(HISTORY))
+    assert (answer.scores, bare.notes) == (bare.scores, ())
+    assert "attributes: they do not count" in answer.notes[0]
+    knowing = served(customer_rows=64)
+    assert knowing.recommend(query).notes == ()
+    assert knowing.recommend(query).scores != knowing.recommend(Query(HISTORY)).scores
+
+
 def plain_scores(model: ServedModel, history: dict[str, float]) -> np.ndarray:
     dense = np.zeros((1, SIZE), np.float32)
     for item, weight in history.items():

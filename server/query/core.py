@@ -35,6 +35,7 @@ from server.query.index import ExactIndex, Index
 
 #: With the tail dial the list is chosen among so many times k candidates.
 _DIAL_CANDIDATES = 10
+_NO_ATTRIBUTES = "this model has learned nothing of customers' attributes: they do not count"
 
 
 class _Room(threading.local):
@@ -169,7 +170,9 @@ class ServedModel:
             rows, found = search(self.index, vector, scores, learned, query.k)
         rows, found = _at_least(rows, found, query.filters)
         ranking = Ranking.of(rows, found, query, self.exposure, self.tail)
-        answer = ranking.answer(self.model.catalogue.item_ids, unknown)
+        untold = query.attributes and not self.model.plan.customer_rows
+        notes = (_NO_ATTRIBUTES,) if untold else ()
+        answer = ranking.answer(self.model.catalogue.item_ids, unknown, notes=notes)
         if not query.reasons:
             return answer
 
