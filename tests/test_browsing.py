@@ -134,6 +134,17 @@ def test_a_model_that_is_switched_to_has_its_texts_already(monkeypatch: pytest.M
     assert find(model, "c1", 5).total
 
 
+def test_what_a_path_does_not_take_is_refused(client: Local) -> None:
+    # With ?q=milk the most popular products were taken for what had been found.
+    for found in (
+        client.get("/v1/products", params={"q": "milk"}),
+        client.post("/v1/recommend", params={"k": 5}, json={}),
+    ):
+        assert found.status_code == 422
+        assert "there is no such field" in found.json()["error"]
+    assert "query.q" in client.get("/v1/products?q=milk").json()["error"]
+
+
 def test_numbers_are_the_same_over_both_interfaces() -> None:
     # Fifteen digits are not all that a number of 32 bits, or a sum, has.
     told = _texts({"weight": float(np.float32(9.99)), "price": 0.1 + 0.2, "size": 4.99})

@@ -6,7 +6,8 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from server.query.answering import Service
+from server.query.answering import RefusedError, Service, Status
+from server.query.requests import NO_FIELD
 
 Found = TypeVar("Found")
 Bearer = Annotated[
@@ -38,6 +39,15 @@ def work(
 
     def admitted() -> Found:
         service.admit(key.credentials if key else None, address, cost)
+        _refuse_unknown(request)
         return call()
 
     return service.run("rest", method, admitted)
+
+
+def _refuse_unknown(request: Request) -> None:
+    """Refuse what a path does not take: an answer without it would be taken for one with it."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    for name in request.query_params:
+        if name not in known:
+            raise RefusedError(Status.INVALID, f"query.{name[:80]}: {NO_FIELD}")

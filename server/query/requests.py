@@ -186,6 +186,7 @@ class ExplainRequest(Body):
     user_id: UserId | None = None
 
 
+NO_FIELD = "there is no such field; /openapi.json names those that there are"
 _OBJECT = ("model_attributes_type", "model_type", "dict_type")
 #: Kind of error -> our words, where pydantic's speak of Python.
 _PLAIN = {
@@ -193,7 +194,7 @@ _PLAIN = {
     "tuple_type": "should be a list",
     "too_long": "has more than {max_length} entries",
     "too_short": "needs {min_length} at least",
-    "extra_forbidden": "there is no such field; /openapi.json names those that there are",
+    "extra_forbidden": NO_FIELD,
 }
 
 
