@@ -145,6 +145,19 @@ def test_what_a_path_does_not_take_is_refused(client: Local) -> None:
     assert "query.q" in client.get("/v1/products?q=milk").json()["error"]
 
 
+def test_a_path_with_a_slash_too_many_leads_nowhere(client: Local) -> None:
+    # The redirection named plain http, whatever a proxy in front speaks, and keys went along.
+    found = client.get("/v1/models/")
+    assert (found.status_code, found.json()) == (404, {"error": "Not Found"})
+
+
+def test_the_document_says_in_which_form_health_is_told(client: Local) -> None:
+    told = client.get("/openapi.json").json()["paths"]["/healthz"]["get"]["responses"]
+    assert [list(told[code]["content"]) for code in ("200", "503")] == [["text/plain"]] * 2
+    assert client.get("/healthz").headers["content-type"].startswith("text/plain")
+    assert "500" in client.get("/openapi.json").json()["paths"]["/v1/models"]["get"]["responses"]
+
+
 def test_numbers_are_the_same_over_both_interfaces() -> None:
     # Fifteen digits are not all that a number of 32 bits, or a sum, has.
     told = _texts({"weight": float(np.float32(9.99)), "price": 0.1 + 0.2, "size": 4.99})

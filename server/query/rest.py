@@ -63,6 +63,8 @@ def rest_app(service: Service, about: About | None = None) -> FastAPI:
         "see it all the same: to keep a history inside a shop, ask at the shop.",
         docs_url=None,
         redoc_url=None,
+        # It would name the service by plain http behind a proxy that ends TLS, and a key follows.
+        redirect_slashes=False,
         responses={
             status.http: {"model": Problem, "description": words}
             for status, words in (
@@ -70,6 +72,7 @@ def rest_app(service: Service, about: About | None = None) -> FastAPI:
                 (Status.NO_KEY, "No key, or not one of ours."),
                 (Status.TOO_LARGE, "The body is too large."),
                 (Status.TOO_MANY, "Too many requests; Retry-After tells when to come back."),
+                (Status.FAILED, "The service failed; its own log tells more."),
                 (Status.NO_MODEL, "No model can be served yet."),
             )
         },
@@ -146,7 +149,13 @@ def _reading(app: FastAPI, service: Service) -> None:
             "privacy", request, key, lambda: PrivacyBody.model_validate(service.privacy(version))
         )
 
-    @app.get("/healthz", responses={200: {"content": {"text/plain": {}}}})
+    away = {"description": "No model can be served yet.", "content": {"text/plain": {}}}
+
+    @app.get(
+        "/healthz",
+        response_class=PlainTextResponse,
+        responses={Status.NO_MODEL.http: away},
+    )
     def health() -> PlainTextResponse:
         """Say whether there is a model to answer from."""
         if not service.host.ready:
