@@ -20,7 +20,7 @@ from common.queries.filters import Filters
 from common.queries.words import Words
 from query_support import Place, make_place, products, write_model
 from report_support import run_of, sums, whole_run
-from server.query.answers import recommend
+from server.query.answers import reasons_of, recommend
 from server.query.browsing import About, PriceBand, about_from, choices, find
 from server.query.messages import _texts, fill
 from server.query.registry_service import ServeSettings, make_service
@@ -132,6 +132,13 @@ def test_a_model_that_is_switched_to_has_its_texts_already(monkeypatch: pytest.M
     model = served()
     monkeypatch.setattr(Words, "of", lambda *_: pytest.fail("while somebody waits"))
     assert find(model, "c1", 5).total
+
+
+@pytest.mark.parametrize(("bought", "words"), [(8, "1 smaller part"), (9, "2 smaller parts")])
+def test_one_part_that_is_left_is_not_spoken_of_as_many(bought: int, words: str) -> None:
+    history = {f"p{row:04d}": 1.0 for row in range(bought)}
+    found = reasons_of("p0100", served().explain("p0100", history, {}))
+    assert found.parts[-1].label == words
 
 
 def test_what_a_path_does_not_take_is_refused(client: Local) -> None:

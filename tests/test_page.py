@@ -195,6 +195,14 @@ def test_a_basket_is_changed_and_emptied(visitor: Visit, api: httpx.Client) -> N
     assert visitor.listed() == anyone
 
 
+def test_one_is_not_spoken_of_as_many(visitor: Visit) -> None:
+    page = visitor.page
+    page.fill("#k", "1")
+    expect(page.locator("#results-title")).to_contain_text("1 product for anyone")
+    page.fill("#query", "p0003")
+    expect(page.locator("#found")).to_contain_text("1 of 1 product,")
+
+
 def test_words_find_products(visitor: Visit, place: Place) -> None:
     page = visitor.page
     teas = (place.catalogue.products["category"] == "tea").sum()

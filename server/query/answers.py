@@ -196,7 +196,8 @@ def reasons_of(item_id: str, found: Explanation) -> Reasons:
     parts = [ReasonPart(kind=k, label=label, value=v) for (k, label), v in named]
     if rest:
         left = math.fsum(value for _, value in rest)
-        parts.append(ReasonPart(kind="rest", label=f"{len(rest)} smaller parts", value=left))
+        label = "1 smaller part" if len(rest) == 1 else f"{len(rest)} smaller parts"
+        parts.append(ReasonPart(kind="rest", label=label, value=left))
     return Reasons(
         item_id=item_id, score=found.score, parts=tuple(parts), words=_words(parts, found.score)
     )

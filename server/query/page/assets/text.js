@@ -23,10 +23,14 @@ const locale = () => LOCALES[lang()];
 /** Whether there are words for a key. */
 export const has = (key) => key in tables[lang()];
 
-/** The words for a key, {names} in them replaced; an unknown key is shown, so that it is found. */
+/**
+ * The words for a key; an unknown key is shown, so that it is found. {name} is replaced by its
+ * value, {name|one|many} by the word for as many.
+ */
 export function t(key, values = {}) {
   const words = tables[lang()][key] ?? key;
-  return words.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? values[name] : whole));
+  const counted = words.replace(/\{(\w+)\|(.*?)\|(.*?)\}/g, (_, name, one, many) => (String(values[name]) === "1" ? one : many));
+  return counted.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? values[name] : whole));
 }
 
 /** What the page has words for in them, and anything else as it is. */
