@@ -50,17 +50,23 @@ export async function patiently(path, seconds = 5, tries = 24) {
   }
 }
 
-/** Runs some work that asks; what goes wrong is told at the top of the page. */
-export async function told(work) {
+/**
+ * Runs some work that asks; what goes wrong is told at the top of what is seen. A refusal of what
+ * is named in `about` stays until that is asked for with success: what is shown of it is older.
+ */
+export async function told(work, about = "") {
   const ui = Alpine.store("ui");
   try {
     const found = await work();
-    ui.problem = "";
+    if (!ui.refused || ui.refused === about) ui.problem = ui.refused = "";
     return found;
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     if (error.status === 401) ui.keyNeeded = true;
-    else ui.problem = error.message;
+    else {
+      ui.problem = error.message;
+      ui.refused = error.status === 422 ? about : "";
+    }
     return undefined;
   }
 }

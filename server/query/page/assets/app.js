@@ -92,6 +92,8 @@ Alpine.store("ui", {
   about: null,
   keyNeeded: false,
   problem: "",
+  /** What the problem is a refusal of, where that matters. */
+  refused: "",
   said: "",
 });
 media.addEventListener("change", () => {

@@ -115,7 +115,7 @@ export function recommend() {
       const k = Math.min(100, Math.max(1, Math.round(Number(this.k)) || 20));
       const body = { ...this.whom(), k, tail_dial: Number(this.dial), filters };
       this.busy = true;
-      const answer = await told(() => ask("v1/recommend", body));
+      const answer = await told(() => ask("v1/recommend", body), "list");
       if (number !== this.asked) return;
       this.busy = false;
       if (!answer) return;
