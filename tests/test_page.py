@@ -89,6 +89,8 @@ def test_a_basket_brings_recommendations_and_the_dial_turns_them(
     page = visitor.page
     expect(page.locator("[role=note]").first).to_contain_text("central service can see the basket")
     expect(page.locator("[role=note]").first).to_contain_text("python -m client recommend")
+    # The dial, its effect and badges speak of the tail: a first visitor has not met the word.
+    expect(page.locator(".dial")).to_contain_text("all products but the fifth that is bought most")
     anyone = visitor.listed()
     visitor.add(*BASKET)
     assert visitor.listed() == recommended(api) != anyone
