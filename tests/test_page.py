@@ -548,37 +548,6 @@ def test_a_key_is_asked_for_and_kept_in_memory_alone(
         expect(page.get_by_label("API key")).to_be_visible()
 
 
-def test_a_service_that_is_gone_is_told_of(visitor: Visit) -> None:
-    visitor.settled()
-    visitor.expected = ("ERR_INTERNET_DISCONNECTED",)
-    visitor.page.context.set_offline(True)
-    visitor.page.locator("#dial").fill("0.5")
-    expect(visitor.page.get_by_text("The service can't be reached.")).to_be_visible()
-    visitor.page.context.set_offline(False)
-    visitor.page.locator("#dial").fill("0.6")
-    expect(visitor.page.get_by_text("The service can't be reached.")).to_be_hidden()
-
-
-def test_a_refusal_is_seen_as_long_as_the_list_is_an_older_one(
-    browser: Browser, service: Running
-) -> None:
-    # It stood above what is seen of a phone, and the next search took it away.
-    with visit(browser, service.rest, width=360) as visitor:
-        page = visitor.open().page
-        visitor.settled()
-        visitor.expected = ("422",)
-        page.get_by_text("Only list").first.click()
-        page.fill("#price-from", "50")
-        page.fill("#price-to", "1")
-        problem = page.get_by_text("price_from is above price_to")
-        expect(problem).to_be_in_viewport()
-        page.fill("#query", "tea")
-        expect(page.locator("#found")).to_contain_text("the most popular first")
-        expect(problem).to_be_visible()
-        page.fill("#price-to", "60")
-        expect(problem).to_be_hidden()
-
-
 def test_the_page_may_ask_its_own_service_alone(api: httpx.Client) -> None:
     for path in ("/", "/page/app.js", "/page/strings/zh.json", "/page/vendor/plotly.min.js"):
         answer = api.get(path).raise_for_status()

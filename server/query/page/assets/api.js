@@ -3,6 +3,10 @@
 import Alpine from "./vendor/alpine-csp-3.17.4.min.js";
 import { t } from "./text.js";
 
+/** The service's own words while it has no model. */
+const NO_MODEL = "no model can be served yet";
+const LOOK_SECONDS = 3;
+
 // The key lives in this variable alone: closing the page forgets it.
 let key = "";
 
@@ -11,9 +15,11 @@ export function setKey(text) {
 }
 
 export class Refused extends Error {
-  constructor(status, text) {
+  /** `passing`: there is no service just now, or no model yet. */
+  constructor(status, text, passing = false) {
     super(text);
     this.status = status;
+    this.passing = passing;
   }
 }
 
@@ -30,12 +36,13 @@ export async function ask(path, body = undefined) {
   try {
     answer = await fetch(path, request);
   } catch {
-    throw new Refused(0, t("problem.away"));
+    throw new Refused(0, t("problem.away"), true);
   }
   const found = await answer.json().catch(() => ({}));
   if (answer.ok) return found;
-  const words = { 429: t("problem.many"), 503: t("problem.no_model") }[answer.status];
-  throw new Refused(answer.status, words ?? t("problem.refused", { words: found.error ?? answer.status }));
+  const passing = found.error === NO_MODEL;
+  const words = passing ? t("problem.no_model") : { 429: t("problem.many") }[answer.status];
+  throw new Refused(answer.status, words ?? t("problem.refused", { words: found.error ?? answer.status }), passing);
 }
 
 /** Asks again after some seconds as long as the service says that it is busy with this very thing. */
@@ -48,6 +55,18 @@ export async function patiently(path, seconds = 5, tries = 24) {
       await new Promise((done) => setTimeout(done, seconds * 1000));
     }
   }
+}
+
+let looking = 0;
+
+/** Tells the page when the service can answer: else it would say that it can't until somebody acts. */
+function lookOut() {
+  clearTimeout(looking);
+  looking = setTimeout(async () => {
+    const well = await fetch("healthz", { cache: "no-store" }).then((answer) => answer.ok, () => false);
+    if (well) dispatchEvent(new Event("again"));
+    else lookOut();
+  }, LOOK_SECONDS * 1000);
 }
 
 /**
@@ -65,6 +84,7 @@ export async function told(work, about = "") {
     if (error.status === 401) ui.keyNeeded = true;
     else {
       ui.problem = error.message;
+      if (error.passing) lookOut();
       ui.refused = error.status === 422 ? about : "";
     }
     return undefined;

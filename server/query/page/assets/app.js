@@ -47,6 +47,7 @@ function shell() {
         keep("lang", ui.lang);
         keep("theme", ui.theme);
       });
+      addEventListener("again", () => this.start());
       this.start();
     },
     async start() {
