@@ -10,8 +10,14 @@ from server.__main__ import app
 from server.query.client import Client
 
 
+# A port beyond 65,535 was another one to gRPC, and whoever listened there got the history.
 @pytest.mark.parametrize(
-    "url", ["http://[::1", "http://[shop]", "grpc://[::1", "http://shop:eighty", "shop:8080", ""]
+    "url",
+    [
+        *("http://[::1", "http://[shop]", "grpc://[::1", "http://shop:eighty", "shop:8080", ""),
+        *(f"{kind}://{rest}" for kind in ("http", "grpc") for rest in ("", ":80", "shop:99999")),
+        "grpc://shop:0",
+    ],
 )
 def test_an_address_of_no_use_is_told_as_such(url: str) -> None:
     with pytest.raises(ConfigError, match="is no address of a service"):

@@ -74,8 +74,10 @@ def transport(url: str, key: str | None, ca: Path | None, timeout: float) -> Tra
     if key is not None and not (key.isascii() and key.isprintable()):
         raise ConfigError("the API key holds what no key does: give it as keys add showed it")
     scheme = ""
-    with suppress(ValueError):  # Of brackets with no IPv6 address in them.
-        scheme = urlsplit(url).scheme
+    with suppress(ValueError):  # Of brackets with no IPv6 address in them, or a port that is none.
+        parts = urlsplit(url)
+        if parts.hostname and parts.port != 0:
+            scheme = parts.scheme
     if scheme in ("http", "https"):
         return Rest(url, key, ca, timeout)
     if scheme in ("grpc", "grpcs"):
