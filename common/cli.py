@@ -40,6 +40,15 @@ def run(command: Callable[[], object]) -> None:
         sys.exit(1)
 
 
+def log_for_weeks(*names: str) -> None:
+    """Let these loggers tell what they do, and each line of the log when it was."""
+    words = "%(asctime)s %(levelname)s %(name)s %(message)s"
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(logging.Formatter(words, "%Y-%m-%dT%H:%M:%S%z"))
+    for name in names:
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
 def print_json(document: Mapping[str, Any]) -> None:
     """Write one JSON document to stdout; a number that is not finite becomes null."""
     text = json.dumps(_finite(document), indent=2, allow_nan=False, ensure_ascii=False)

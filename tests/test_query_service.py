@@ -1,6 +1,7 @@
 """Both interfaces over a real process: the same answers, clear refusals, nothing of content out."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -251,6 +252,9 @@ def test_nothing_of_a_request_is_logged_or_counted(rest: httpx.Client, service: 
     assert SECRET not in metrics
     log = "".join(service.log)
     assert "interface=rest method=recommend status=ok" in log
+    # Without its time a line is of no use to whoever is called in the night.
+    lines = [line for line in service.log if "interface=rest" in line]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} INFO ", line) for line in lines)
     assert "p0003" not in log
     assert "Traceback" not in log
 

@@ -4,7 +4,6 @@ The interface itself, REST and gRPC, is the federation's (:mod:`server.query`): 
 one place of a shop that knows it.
 """
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -42,7 +41,7 @@ def serve(
     from client.home.host import HomeHost
     from client.settings import read_settings
     from client.shop_folder import settings_file
-    from common.cli import stages
+    from common.cli import log_for_weeks, stages
     from common.errors import ConfigError
     from server.query.browsing import About
     from server.query.serving import ListenSettings, in_address, service_of
@@ -66,8 +65,7 @@ def serve(
         burst=burst,
         host_names=_LOOPBACK if host in _LOOPBACK else (),
     )
-    for name in ("server", "client.home.host", "uvicorn.error"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    log_for_weeks("server", "client.home.host", "uvicorn.error")
     home = HomeHost(path)
     with stages() as stage:
         stage("reading the shop's model")

@@ -1,6 +1,5 @@
 """``python -m server serve`` and ``keys``: parse and call."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +50,7 @@ def serve(
     ] = None,
 ) -> None:
     """Answer from the served version of a registry over gRPC, REST and a page, until Ctrl-C."""
-    from common.cli import stages
+    from common.cli import log_for_weeks, stages
     from server.query.browsing import about_from
     from server.query.registry_service import ServeSettings, make_service
     from server.query.serving import in_address
@@ -73,8 +72,7 @@ def serve(
         look_every_seconds=look_every,
         patience_seconds=patience,
     )
-    for name in ("server", "uvicorn.error"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    log_for_weeks("server", "uvicorn.error")
     scheme, name = "https" if tls_cert else "http", in_address(host)
 
     def started(rest_port: int, grpc_at: int) -> None:
