@@ -340,6 +340,18 @@ def point_at_a_star(page: Page) -> None:
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
 
+def test_the_map_s_labels_are_in_the_page_s_language_and_the_basket_s_come_first(
+    browser: Browser, service: Running
+) -> None:
+    # The column was named as in the table, and a phone cut the legend where the basket stands.
+    with visit(browser, service.rest, lang="zh", width=360) as visitor:
+        visitor.open().add(*BASKET)
+        page = visitor.open("map").page
+        expect(page.locator("label[for=group]")).to_have_text("只看一种：类别")
+        expect(page.locator("#product-map .legendtext").nth(0)).to_have_text("购物篮中")
+        expect(page.locator("#product-map .legendtext").nth(1)).to_have_text("推荐的")
+
+
 def test_a_catalogue_s_words_are_no_markup_on_the_map(browser: Browser, tmp_path: Path) -> None:
     # plotly.js makes links of such words, to wherever whoever wrote them likes.
     words = '<a href="https://elsewhere.example">Tea</a>'

@@ -3,7 +3,7 @@
 import Alpine from "./vendor/alpine-csp-3.17.4.min.js";
 import { patiently, told } from "./api.js";
 import { colour, dark, draw } from "./charts.js";
-import { detail, label, t, whole } from "./text.js";
+import { detail, known, label, t, whole } from "./text.js";
 
 const MOST = 3000;
 const INCLUDED = 60;
@@ -49,7 +49,7 @@ export function productMap() {
       return this.map?.groups ?? [];
     },
     groupLabel() {
-      return this.map?.column ? t("map.group", { column: this.map.column }) : t("map.group.none");
+      return this.map?.column ? t("map.group", { column: known("column", this.map.column) }) : t("map.group.none");
     },
     mapWords() {
       if (!this.map) return t("map.waiting");
@@ -94,10 +94,12 @@ export function productMap() {
       const recommended = new Set(this.$store.basket.recommended.map((item) => item.item_id));
       traces.push(this.trace(places.filter((place) => recommended.has(map.item_ids[place]) && !basket.has(map.item_ids[place])), {
         name: t("map.recommended"),
+        legendrank: 2,
         marker: { symbol: "diamond", size: 11, color: colour("paper"), line: { width: 2.5, color: colour("accent") } },
       }));
       traces.push(this.trace(places.filter((place) => basket.has(map.item_ids[place])), {
         name: t("map.basket"),
+        legendrank: 1, // First in a list that may be longer than a phone has room for; drawn last.
         marker: { symbol: "star", size: 18, color: colour("less"), line: { width: 1.5, color: colour("paper") } },
       }));
       const element = document.getElementById("product-map");
