@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from common.disk import write_whole
-from common.evaluation import ReleasedEvaluation, read_evaluation
+from common.evaluation import EVALUATION, ReleasedEvaluation, read_evaluation
 from common.protocol import Noise
-from server.rounds.exchange import weakest
+from server.rounds.exchange import Exchange, weakest
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,19 @@ class ShopFigures:
     shop: str
     noise: Noise
     released: ReleasedEvaluation
+
+
+def figures_of(exchange: Exchange) -> list[ShopFigures]:
+    """Return what the shops of an ``EVALUATE`` exchange released."""
+    headers = {shop: exchange.headers[node] for node, shop in exchange.accepted_nodes.items()}
+    return [
+        ShopFigures(
+            c.shop,
+            weakest((headers[c.shop].noise,)),
+            ReleasedEvaluation(c.arrays[EVALUATION], headers[c.shop].noise_multiplier),
+        )
+        for c in exchange.contributions
+    ]
 
 
 def write_figures(path: Path, run_name: str, figures: Sequence[ShopFigures]) -> None:

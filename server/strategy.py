@@ -15,7 +15,7 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from common.errors import ConfigError, RunError
-from common.evaluation import EVALUATION, EVALUATION_NAMES, ReleasedEvaluation
+from common.evaluation import EVALUATION, EVALUATION_NAMES
 from common.protocol import (
     EVALUATE,
     HOME,
@@ -32,7 +32,7 @@ from common.rng import derive
 from common.stocked_rows import ByRow, products_of, sent_rows
 from server.aggregation import Contribution, senders, summed_rates
 from server.checkpoints import Checkpoint
-from server.figures import ShopFigures
+from server.figures import ShopFigures, figures_of
 from server.job import Event, Job, Shapes
 from server.rounds.bounds import check_start, refusal
 from server.rounds.exchange import Exchange, weakest
@@ -44,8 +44,6 @@ from server.starting import with_popularity_alone
 from server.subspace import update_noise
 
 logger = logging.getLogger(__name__)
-
-_FIRST_POLL, _LAST_POLL = 0.02, 1.0
 
 
 class Federation:
@@ -86,7 +84,7 @@ class Federation:
         finish: Callable[[Arrays, Noise], str] | None = None,
         measured: Callable[[Sequence[ShopFigures]], object] | None = None,
     ) -> None:
-        self._grid, self._job = grid, job
+        self._job = job
         self._defence = job.settings.defender(job.plan)
         self._optimizer = job.settings.optimizer(job.plan)
         self._save, self._report = save, report
@@ -167,7 +165,8 @@ class Federation:
 
     def _wait_for_shops(self) -> None:
         settings = self._job.settings
-        if (connected := self._wait(settings.min_shops)) < settings.min_shops:
+        connected = self._roster.wait_for(settings.min_shops, settings.wait_seconds)
+        if connected < settings.min_shops:
             raise RunError(
                 f"{connected} shops connected within {settings.wait_seconds:g} s; "
                 f"the run needs {settings.min_shops}"
@@ -182,18 +181,8 @@ class Federation:
         """
         settings = self._job.settings
         quorum = settings.quorum_of(len(self._roster.everyone))
-        self._wait(max(quorum, settings.shops_for(self._defence.fewest)))
-
-    def _wait(self, needed: int) -> int:
-        """Return how many nodes are connected, once they are enough or the time is up."""
-        deadline = time.monotonic() + self._job.settings.wait_seconds
-        poll = _FIRST_POLL
-        while (connected := len(list(self._grid.get_node_ids()))) < needed:
-            if time.monotonic() >= deadline:
-                break
-            time.sleep(poll)
-            poll = min(poll * 1.2, _LAST_POLL)
-        return connected
+        needed = max(quorum, settings.shops_for(self._defence.fewest))
+        self._roster.wait_for(needed, settings.wait_seconds)
 
     def _join(self, server_round: int) -> None:
         """Ask every node that was not asked yet whether its shop takes part."""
@@ -344,15 +333,7 @@ class Federation:
         shape = {EVALUATION: (len(EVALUATION_NAMES),)}
         exchange = self._messenger.exchange(EVALUATE, server_round, nodes, state, shape)
         self._tell("evaluate", server_round, started, exchange, shops=exchange.failed)
-        headers = {shop: exchange.headers[node] for node, shop in exchange.accepted_nodes.items()}
-        return [
-            ShopFigures(
-                c.shop,
-                weakest((headers[c.shop].noise,)),
-                ReleasedEvaluation(c.arrays[EVALUATION], headers[c.shop].noise_multiplier),
-            )
-            for c in exchange.contributions
-        ]
+        return figures_of(exchange)
 
     def _sample(self, server_round: int) -> list[int]:
         if not (nodes := self._roster.everyone):

@@ -6,12 +6,15 @@ and is asked and counted once. Where nodes have names, as enrolled shops do, a n
 shop of its own name only.
 """
 
+import time
 from collections.abc import Iterable, Mapping
 
 from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
 from common.protocol import shop_key
+
+_FIRST_POLL, _LAST_POLL = 0.02, 1.0
 
 
 class Roster:
@@ -35,6 +38,17 @@ class Roster:
         self._asked &= set(nodes)
         self._silent &= set(nodes)
         return set(nodes)
+
+    def wait_for(self, needed: int, seconds: float) -> int:
+        """Return how many nodes are connected, once they are enough or the time is up."""
+        deadline = time.monotonic() + seconds
+        poll = _FIRST_POLL
+        while (connected := len(list(self._grid.get_node_ids()))) < needed:
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(poll)
+            poll = min(poll * 1.2, _LAST_POLL)
+        return connected
 
     @property
     def everyone(self) -> list[int]:
