@@ -103,7 +103,7 @@ class Database(Frozen):
             _only(self.stock, REQUIRED["stock"], "stock")
         return self
 
-    def password(self, environment: Mapping[str, str] = os.environ) -> str | None:
+    def password(self) -> str | None:
         """Return the password; None where the settings name none.
 
         Raises
@@ -112,12 +112,12 @@ class Database(Frozen):
             If it is not where the settings say.
         """
         if self.password_env:
-            if self.password_env not in environment:
+            if self.password_env not in os.environ:
                 raise ConfigError(
                     f"the environment variable {self.password_env} is not set: it must hold the "
                     "password of the shop's database"
                 )
-            return environment[self.password_env]
+            return os.environ[self.password_env]
         if self.password_file is None:
             return None
         try:

@@ -109,7 +109,7 @@ def test_a_step_that_clips_otherwise_is_a_few_lines() -> None:
     )
     batch = UnitBatch(1, {"item": torch.tensor([[2]])})
     step.accumulate(lambda rows, *_: rows["item"].sum((1, 2)), batch)
-    assert step.clip_factors.tolist() == [0.5]
+    assert step.optimizer.factors.tolist() == [[0.5, 0.5]]
     step.step()
     state = step.state()
     assert state["item"].tolist() == [[0.0, 0.0], [0.0, 0.0], [-0.5, -0.5], [0.0, 0.0]]

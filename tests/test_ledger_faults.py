@@ -55,8 +55,8 @@ with Ledger.open(sys.argv[1]) as ledger:
     seen = [process.stdout.readline().strip() for _ in range(20)]
     process.send_signal(signal.SIGKILL)
     seen += [line.strip() for line in process.communicate()[0].splitlines() if len(line) == 65]
-    with Ledger.open(path) as ledger:
-        hashes = [entry.hash for entry in ledger.verify(known_head=seen[-1])]
+    with Ledger.open(path, known_head=seen[-1]) as ledger:
+        hashes = [entry.hash for entry in ledger.verify()]
         assert hashes[: len(seen)] == seen
         ledger.append(ROUND)
 

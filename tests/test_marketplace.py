@@ -42,11 +42,18 @@ def counts(tables: Tables) -> sparse.csr_matrix:
     return sparse.vstack([s.matrix(len(items)) for s in encode_shops(tables, items)]).tocsr()
 
 
+def profiles(config: MarketplaceConfig, bought: sparse.csr_matrix) -> np.ndarray:
+    """Return (customers, T): the mean planted taste of what each bought."""
+    truth = planted_truth(config)
+    found: np.ndarray = bought @ truth.group_taste[truth.item_group]
+    found /= bought.getnnz(axis=1)[:, None]
+    return found
+
+
 def test_customers_buy_what_they_were_made_to_like(tables: Tables) -> None:
-    truth = planted_truth(CONFIG)
     bought = counts(tables)
     taste = np.concatenate([customer_taste(CONFIG, s) for s in range(CONFIG.shops)])
-    profile = bought @ truth.item_taste / bought.getnnz(axis=1)[:, None]
+    profile = profiles(CONFIG, bought)
     for dimension in range(CONFIG.taste_dimension):
         assert np.corrcoef(profile[:, dimension], taste[:, dimension])[0, 1] > 0.5
     shuffled = taste[np.random.default_rng(0).permutation(len(taste))]
@@ -56,7 +63,7 @@ def test_customers_buy_what_they_were_made_to_like(tables: Tables) -> None:
 def test_without_taste_strength_there_is_nothing_to_find() -> None:
     config = CONFIG.model_copy(update={"taste_strength": 0.0})
     bought = counts(load_marketplace(config).tables)
-    profile = bought @ planted_truth(config).item_taste / bought.getnnz(axis=1)[:, None]
+    profile = profiles(config, bought)
     taste = np.concatenate([customer_taste(config, s) for s in range(config.shops)])
     found = [np.corrcoef(profile[:, k], taste[:, k])[0, 1] for k in range(config.taste_dimension)]
     assert np.abs(found).max() < 0.3

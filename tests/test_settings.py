@@ -54,7 +54,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
     secret.write_text("\ufeffs3cret\r\n", encoding="utf-8")
     orders = TableSource(table="orders")
     database = Database(url="sqlite://", password_file=secret, interactions=(orders,))
-    assert database.password({}) == "s3cret"
+    assert database.password() == "s3cret"
 
 
 @pytest.mark.parametrize(

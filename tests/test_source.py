@@ -31,6 +31,27 @@ def settings(folder: Path, **more: object) -> ShopSettings:
     return ShopSettings.model_validate({**base, "cap_epsilon": 8.0, **more})
 
 
+def test_how_far_the_records_are_read_is_told_in_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "interactions.csv"
+    path.write_text(ROWS + 300_000 * "corner,7,milk,1577836802,view\n")  # several blocks
+    seen: list[tuple[int, int]] = []
+    FolderSource(tmp_path, progress=lambda *far: seen.append(far)).tables()
+    assert len(seen) > 1
+    assert seen[-1] == (path.stat().st_size, path.stat().st_size)
+
+
+def test_a_file_that_is_emptied_while_it_is_read_is_told(tmp_path: Path) -> None:
+    """An export that writes in place; the shop's own service reads at any time."""
+    path = tmp_path / "interactions.csv"
+    path.write_text(ROWS)
+
+    def emptied(*_: int) -> None:
+        path.write_bytes(b"")
+
+    with pytest.raises(DataError, match=r"interactions.csv was written anew while it was read"):
+        FolderSource(tmp_path, progress=emptied).tables()
+
+
 def test_items_outside_the_catalogue_are_left_out(
     tmp_path: Path, catalogue: Catalogue, caplog: pytest.LogCaptureFixture
 ) -> None:

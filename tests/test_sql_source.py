@@ -298,15 +298,16 @@ def test_a_password_comes_from_the_environment_or_a_file(
     database = shop('password_env = "SHOP_PASSWORD"' + MAPPED).database
     assert database is not None
     with pytest.raises(ConfigError, match="SHOP_PASSWORD is not set"):
-        database.password({})
-    assert database.password({"SHOP_PASSWORD": "s3cret"}) == "s3cret"
+        database.password()
+    monkeypatch.setenv("SHOP_PASSWORD", "s3cret")
+    assert database.password() == "s3cret"
     (tmp_path / "password").write_text("s3cret\n")
     database = shop('password_file = "password"' + MAPPED).database
     assert database is not None
-    assert database.password({}) == "s3cret"
+    assert database.password() == "s3cret"
     (tmp_path / "password").unlink()
     with pytest.raises(ConfigError, match="No such file"):
-        database.password({})
+        database.password()
 
 
 def test_a_file_of_sqlite_s_takes_no_password(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,16 +242,11 @@ class Ledger:
             ).fetchone()
             return _entry(row) if row else None
 
-    def verify(self, *, known_head: str = "") -> list[Entry]:
+    def verify(self) -> list[Entry]:
         """Check the whole chain and return its entries.
 
-        The whole of it, each time: 10,000 entries take a third of a second.
-
-        Parameters
-        ----------
-        known_head
-            A head that someone saw before: it must be in the chain, else this is an older copy.
-            By default the one that the ledger was opened with.
+        The whole of it, each time: 10,000 entries take a third of a second. A known head that the
+        ledger was opened with must be in the chain, else this is an older copy.
 
         Raises
         ------
@@ -269,9 +264,8 @@ class Ledger:
                 raise _tampered(entry.seq)
             head = entry.hash
             heads.add(head)
-        known_head = known_head or self._known_head
-        if known_head not in heads:
-            raise _older_copy(self._path, known_head)
+        if self._known_head not in heads:
+            raise _older_copy(self._path, self._known_head)
         return entries
 
     @contextmanager

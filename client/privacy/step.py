@@ -172,11 +172,6 @@ class ExactDPStep:
         """Exact gradient norms before clipping of the last batch's units, ``(B,)`` float64."""
         return self.optimizer.unit_norms
 
-    @property
-    def clip_factors(self) -> torch.Tensor:
-        """What the last batch's units were scaled by, ``(B,)`` float64; the least, if several."""
-        return self.optimizer.factors.amin(dim=1)
-
     def accumulate(self, loss: Loss, batch: UnitBatch) -> torch.Tensor:
         """Add the clipped gradients of a batch of units to the sum of this step.
 

@@ -95,12 +95,6 @@ class Truth:
     item_group: np.ndarray
     popularity: np.ndarray
 
-    @property
-    def item_taste(self) -> np.ndarray:
-        """(n, T) taste vector of each product."""
-        taste: np.ndarray = self.group_taste[self.item_group]
-        return taste
-
 
 def planted_truth(config: MarketplaceConfig) -> Truth:
     """Return what a configuration plants; the same arguments give the same truth."""

@@ -39,7 +39,6 @@ def read_folder(
     *,
     now: int,
     bad_rows: BadRows = "refuse",
-    progress: Progress | None = None,
     drop: Collection[str] = (),
 ) -> Tables:
     """Read and validate a folder of tables.
@@ -53,8 +52,6 @@ def read_folder(
         Epoch seconds; a later timestamp is bad.
     bad_rows
         ``"refuse"`` or ``"set-aside"``.
-    progress
-        Told how far the interactions are read.
     drop
         Optional columns of interactions to check but not to keep, to save memory.
 
@@ -83,7 +80,6 @@ def read_folder(
         checker(paths["interactions"]),
         products["item_id"],
         now=now,
-        progress=progress,
         drop=drop,
     )
     return Tables(interactions, products, customers, stock, dict(set_aside))
@@ -200,6 +196,8 @@ def read_interactions(
     ----------
     item_ids
         The products that records may name; None allows any.
+    progress
+        Told how far they are read.
     may_be_empty
         Whether a table without rows is fine.
     user_id
