@@ -116,9 +116,9 @@ def _arm(record: Document) -> str:
     return f"{record['arm']} (ε = {record['epsilon']:.3g})"
 
 
-def _between(record: Document, name: str, digits: int = 3) -> str:
-    value, low, high = (record[name + end] for end in ("", "_low", "_high"))
-    return f"{number(value, digits)} ({number(low, digits)} to {number(high, digits)})"
+def _between(record: Document, name: str) -> str:
+    value, low, high = (number(record[name + end], 3) for end in ("", "_low", "_high"))
+    return f"{value} ({low} to {high})"
 
 
 def _canary(record: Document) -> tuple[str, list[str]]:

@@ -30,21 +30,18 @@ ledger = "ledger.sqlite"
 cap_epsilon = 100.0
 noise = "seeded"
 insecure_seeded_noise = true
-allow_unprotected = true
 """
 _REPEATS = 7
+_SHOPS = 20
+# Complete Journey's.
+_PRODUCTS, _DIMENSION = 20_794, 16
 _INTERACTIONS = "merchant_id,user_id,item_id,timestamp,behavior\n"
 
 
 def bench_round(
     *,
-    shops: int = 20,
     rounds: int = 10,
     repeats: int = 2,
-    catalogue_size: int = 20_794,
-    dimension: int = 16,
-    private: bool = True,
-    cpus: int | None = None,
     progress: Callable[[str], object] = lambda _: None,
 ) -> dict[str, object]:
     """Time rounds of shops without customers, and of clients that only send arrays back, in turns.
@@ -55,16 +52,10 @@ def bench_round(
 
     Parameters
     ----------
-    shops, rounds
+    rounds
         Of every run; the first round of each is left out, since it loads libraries.
     repeats
         Runs of each.
-    catalogue_size, dimension
-        Size of what travels; the defaults are Complete Journey's.
-    private
-        Whether the plan is private: ledger, accounting and noise count then.
-    cpus
-        Clients that run at a time.
 
     Returns
     -------
@@ -73,30 +64,29 @@ def bench_round(
         ``seconds_per_round`` (medians) of both and of training, ``megabytes`` sent to each shop,
         the seconds of the stages of the runs, and the machine.
     """
-    plan = bench_plan(rounds, dimension, private)
-    shapes = state_spec(plan.model, catalogue_size)
+    plan = bench_plan(rounds, _DIMENSION)
+    shapes = state_spec(plan.model, _PRODUCTS)
     turns: list[dict[str, float]] = []
     stages: dict[str, list[dict[str, float]]] = {"federation": [], "floor": []}
     with tempfile.TemporaryDirectory(prefix="ft-bench-") as name:
         folder = Path(name)
-        catalogue = lay_out(folder, catalogue_size, shops)
+        catalogue = lay_out(folder, _PRODUCTS, _SHOPS)
         for number in range(repeats):
             progress(f"floor, {number + 1} of {repeats}")
-            floor = run_floor(shapes, shops=shops, rounds=rounds, cpus=cpus)
+            floor = run_floor(shapes, shops=_SHOPS, rounds=rounds)
             progress(f"federation, {number + 1} of {repeats}")
             ours = run_federation(
                 plan,
                 shops_folder=folder / "shops",
-                shops=shops,
+                shops=_SHOPS,
                 server_folder=folder / f"server-{number}",
                 catalogue_folder=folder / "catalogue",
-                cpus=cpus,
             )
             one = train_seconds(plan, catalogue)
             turns.append(
                 {
                     "federation": _per_round(ours),
-                    "training": all_shops_seconds(one, shops, cpus or usable_cpus()),
+                    "training": all_shops_seconds(one, _SHOPS, usable_cpus()),
                     "floor": _per_round(floor),
                 }
             )
@@ -112,10 +102,10 @@ def bench_round(
         },
         "stages": stages,
         "megabytes": elements * 4 / 1e6,
-        "shops": shops,
+        "shops": _SHOPS,
         "rounds": rounds,
         "repeats": repeats,
-        "private": private,
+        "private": plan.private,
         "machine": machine_facts(),
     }
 
@@ -134,12 +124,9 @@ def lay_out(folder: Path, catalogue_size: int, shops: int) -> Catalogue:
     return catalogue
 
 
-def bench_plan(rounds: int, dimension: int, private: bool = True) -> TrainingPlan:
-    """Return the default plan with so many rounds of this width, and noise where it is private."""
-    model = ModelPlan(dimension=dimension)
-    plan = TrainingPlan(rounds=rounds, private=private, model=model)
-    if not private:
-        return plan
+def bench_plan(rounds: int, dimension: int) -> TrainingPlan:
+    """Return the default plan with so many rounds of this width, and its noise."""
+    plan = TrainingPlan(rounds=rounds, model=ModelPlan(dimension=dimension))
     popularity, steps = calibrate(
         plan.target_epsilon, plan.target_delta, plan.popularity_share, plan.sample_rate, rounds
     )

@@ -33,6 +33,7 @@ CHECKPOINTS = "checkpoints"
 
 _TAIL_LINES = 40
 _STATUS_EVERY = 30.0
+_LONGEST_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,6 @@ def run_app(
     events_file: Path,
     on_event: Callable[[Event], object] = lambda _: None,
     cpus: int | None = None,
-    timeout_seconds: float = 24 * 3600.0,
 ) -> Outcome:
     """Run ``app`` with ``shops`` simulated nodes until it has completed.
 
@@ -100,7 +100,7 @@ def run_app(
             link.wait_until_ready()
             run_id = link.submit(bundle, run_config, shops, workers)
             logger.info("run=started shops=%d workers=%d", shops, workers)
-            events = _follow(link, run_id, events_file, seen, on_event, started, timeout_seconds)
+            events = _follow(link, run_id, events_file, seen, on_event, started)
     return Outcome(events, time.monotonic() - started)
 
 
@@ -203,7 +203,6 @@ def _follow(
     seen: int,
     on_event: Callable[[Event], object],
     started: float,
-    timeout_seconds: float,
 ) -> list[Event]:
     """Pass on events until the run has ended; return them all."""
     events: list[Event] = []
@@ -218,7 +217,7 @@ def _follow(
             events.append(event)
             on_event(event)
         now = time.monotonic()
-        if now > started + timeout_seconds:
+        if now > started + _LONGEST_SECONDS:
             raise RunError(f"the run took longer than it was given\n{link.control.log(run_id)}")
         if now >= next_look:
             link.check_alive()

@@ -5,7 +5,6 @@ shop's settings map it onto the contract's columns.
 """
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,14 +64,14 @@ class Markets:
         ]
 
 
-def load_markets(merchants: Sequence[str] = MARKETS) -> Markets:
+def load_markets() -> Markets:
     """Return the three markets of the packaged data set."""
     tables = load_complete_journey().tables
     products = tables.products.copy()
     products["title"] = _titles(products)
     frame = tables.interactions
     sales = {}
-    for merchant in merchants:
+    for merchant in MARKETS:
         own = frame[frame["merchant_id"] == merchant]
         text = {name: own[name].astype(str) for name in ("merchant_id", "user_id", "item_id")}
         sales[merchant] = own.assign(**text, behavior=own["behavior"].astype(str))

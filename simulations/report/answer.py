@@ -108,9 +108,9 @@ def spent(epsilon: float | None) -> str:
     return DASH if epsilon is None else at_most(epsilon)
 
 
-def signed(value: float | None, digits: int = 4) -> str:
+def signed(value: float | None) -> str:
     """Return ``+0.0061``, or a dash."""
-    return DASH if value is None else f"{value:+.{digits}f}"
+    return DASH if value is None else f"{value:+.4f}"
 
 
 def percent(value: float | None) -> str:
