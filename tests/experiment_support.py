@@ -4,6 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+
+from client.privacy.events import Event
+from client.privacy.ledger import Ledger
+from simulations.experiment import read_experiment
+from simulations.run import run_experiment
 
 DAY = 86_400
 START = 1_715_000_000
@@ -69,3 +75,42 @@ def write_folder(folder: Path) -> Path:
     stock = pd.DataFrame({"merchant_id": EMPTY, "item_id": items[:30]})
     stock.to_csv(folder / "stock.csv", index=False)
     return folder
+
+
+class Silent:
+    """Watches how far a command is, and tells nobody."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        self.stages.append(text)
+
+    def step(self, text: str = "") -> None: ...
+
+
+def charges_with_half_assortments(folder: Path, *changes: str) -> list[list[Event]]:
+    """Return what six shops' ledgers hold of a private simulation; each has half of the products.
+
+    All take part, and pay what was asked for.
+    """
+    (folder / "small.toml").write_text(SMALL, encoding="utf-8")
+    experiment = read_experiment(
+        folder / "small.toml",
+        [
+            "data.source=marketplace",
+            "data.marketplace.shops=6",
+            "data.marketplace.customers_per_shop=15",
+            "data.marketplace.products=120",
+            "data.marketplace.assortment=0.5",
+            "run.engine=in-process",
+            'run.arms=["local","federated-dp"]',
+            *changes,
+        ],
+    )
+    report = run_experiment(experiment, folder / "out", Silent())
+    shops = report["arms"]["federated-dp"]["per_shop"]
+    assert [shop["took_part"] for shop in shops.values()] == [True] * 6
+    assert [shop["epsilon"] for shop in shops.values()] == pytest.approx([8.0] * 6, rel=0.01)
+    ledgers = sorted((folder / "out" / "ledgers").iterdir())
+    return [[entry.event for entry in Ledger.read(path)] for path in ledgers]

@@ -16,6 +16,7 @@ from common.features import Catalogue
 from common.model import initial_state
 from common.protocol import ITEMS, POPULARITY, ModelPlan, TrainingPlan
 from common.shop_state import Slices
+from experiment_support import Silent
 from simulations.__main__ import app
 from simulations.attack.attackers import LOUD, Conspiracy
 from simulations.attack.measure import METRICS, changes, mean_figures
@@ -64,14 +65,6 @@ _VALUES: dict[str, dict[str, object]] = {
         "targets": 1,
     },
 }
-
-
-class Silent:
-    def stage(self, text: str, total: int | None = None) -> None:
-        pass
-
-    def step(self, text: str = "") -> None:
-        pass
 
 
 def small(**changes: object) -> Experiment:

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from common.errors import ConfigError, DataError
-from experiment_support import SMALL, write_folder
+from experiment_support import SMALL, Silent, write_folder
 from report_support import whole_run
 from simulations.__main__ import app
 from simulations.audit import section
@@ -32,17 +32,6 @@ CHEAP = (
     "audit.recovery_shops=2",
 )
 Document = dict[str, Any]
-
-
-class Silent:
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-
-    def stage(self, text: str, total: int | None = None) -> None:
-        self.stages.append(text)
-
-    def step(self, text: str = "") -> None:
-        pass
 
 
 @pytest.fixture(scope="module")

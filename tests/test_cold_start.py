@@ -13,7 +13,7 @@ from client.home.shop import untrained
 from common.errors import ConfigError
 from common.popularity import of_like
 from common.protocol import TrainingPlan
-from experiment_support import EMPTY, SMALL, write_folder
+from experiment_support import EMPTY, SMALL, Silent, write_folder
 from report_support import shown_text
 from simulations.cold_start import run as cold_run
 from simulations.cold_start.customers import FOLDS, cold_customers, described, hidden_customers
@@ -53,14 +53,6 @@ arms = ["federated"]
 """
 
 
-class Quiet:
-    def stage(self, text: str, total: int | None = None) -> None:
-        pass
-
-    def step(self, text: str = "") -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     file = tmp_path_factory.mktemp("cold") / "planted.toml"
@@ -76,7 +68,7 @@ def world(experiment: Experiment) -> World:
 @pytest.fixture(scope="module")
 def cases(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("cold-out") / "found"
-    document = run_cold_start(experiment, out, Quiet())
+    document = run_cold_start(experiment, out, Silent())
     assert json.loads((out / "cold-start.json").read_text(encoding="utf-8")) == document
     page = (out / "cold-start.html").read_text(encoding="utf-8")
     assert document["warnings"] == ["the data are synthetic"]
@@ -211,7 +203,7 @@ def test_a_shop_without_a_record_is_nobody_to_ask_about_new_products(
     # A shop that its stock alone names ended the command once all had been trained.
     data = experiment.data.model_copy(update={"path": str(write_folder(tmp_path / "shops"))})
     asked = experiment.model_copy(update={"data": data})
-    document = run_cold_start(asked, tmp_path / "out", Quiet(), ["product"])
+    document = run_cold_start(asked, tmp_path / "out", Silent(), ["product"])
     assert EMPTY in [shop.merchant_id for shop in build_world(asked).measured_shops]
     assert document["cases"][0]["customers"] > 0
 
@@ -221,7 +213,7 @@ def test_what_a_run_would_warn_of_cold_start_does_too(
 ) -> None:
     privacy = experiment.privacy.model_copy(update={"target_delta": 0.5})
     loose = experiment.model_copy(update={"privacy": privacy})
-    document = _ColdStart(loose, world, tmp_path, Quiet(), ("federated-dp", "federated")).run([])
+    document = _ColdStart(loose, world, tmp_path, Silent(), ("federated-dp", "federated")).run([])
     _, little = document["warnings"]
     assert little.startswith("δ = 0.5 promises little")
 
@@ -234,7 +226,7 @@ def test_who_took_no_part_in_a_case_is_said(
     privacy = experiment.privacy.model_copy(update={"caps": {name: 0.01}})
     short = experiment.model_copy(update={"privacy": privacy})
     for _ in ("trained", "read again"):
-        found = _ColdStart(short, world, tmp_path, Quiet(), ("federated-dp",)).run(["product"])
+        found = _ColdStart(short, world, tmp_path, Silent(), ("federated-dp",)).run(["product"])
         begins = f"product, federated-dp: 1 of 6 shops took no part ({name}: the plan costs"
         assert found["warnings"][-1].startswith(begins)
 
@@ -242,7 +234,7 @@ def test_who_took_no_part_in_a_case_is_said(
 def test_what_trains_nothing_is_refused(experiment: Experiment, tmp_path: Path) -> None:
     arms = experiment.run.model_copy(update={"arms": ("popularity", "local")})
     with pytest.raises(ConfigError, match="names no model to train"):
-        run_cold_start(experiment.model_copy(update={"run": arms}), tmp_path / "out", Quiet())
+        run_cold_start(experiment.model_copy(update={"run": arms}), tmp_path / "out", Silent())
 
 
 def test_a_case_that_leaves_nobody_to_train_with_is_refused(
@@ -254,7 +246,7 @@ def test_a_case_that_leaves_nobody_to_train_with_is_refused(
     data = experiment.data.model_copy(update={"marketplace": lonely})
     asked = experiment.model_copy(update={"data": data})
     with pytest.raises(ConfigError, match="of the case customer no shop is left to train with"):
-        run_cold_start(asked, tmp_path / "out", Quiet(), ["customer"])
+        run_cold_start(asked, tmp_path / "out", Silent(), ["customer"])
     assert not list(tmp_path.iterdir())
 
 
@@ -271,7 +263,7 @@ def test_customers_are_hidden_and_asked_for_where_arms_are_measured(
         known = np.flatnonzero(described(shop))
         expected = np.intersect1d(known, world.measured[shop.merchant_id])
         np.testing.assert_array_equal(np.sort(users), expected)
-    document = run_cold_start(few, tmp_path / "out", Quiet(), ["customer"])
+    document = run_cold_start(few, tmp_path / "out", Silent(), ["customer"])
     assert 0 < document["cases"][0]["customers"] <= 40
 
 
@@ -285,14 +277,14 @@ def test_what_is_finished_when_a_person_interrupts_is_kept(
     monkeypatch.setattr(_ColdStart, "_trained", interrupt)
     out, cases = tmp_path / "out", ["customer", "product"]
     with pytest.raises(KeyboardInterrupt):
-        run_cold_start(experiment, out, Quiet(), cases)
+        run_cold_start(experiment, out, Silent(), cases)
     assert list(tmp_path.iterdir()) == []  # nothing was begun
     monkeypatch.setattr(cold_run, "cold_customers", lambda *_: Case("customer", "who?", ()))
     with pytest.raises(KeyboardInterrupt):
-        run_cold_start(experiment, out, Quiet(), cases)
+        run_cold_start(experiment, out, Silent(), cases)
     monkeypatch.setattr(cold_run, "cold_customers", lambda *_: pytest.fail("measured again"))
     with pytest.raises(KeyboardInterrupt):
-        run_cold_start(experiment, out, Quiet(), cases)
+        run_cold_start(experiment, out, Silent(), cases)
 
 
 def test_a_new_shop_is_fitted_to_what_it_stocks_whenever_it_is(

@@ -12,7 +12,7 @@ from scipy import stats
 from common.errors import ConfigError
 from common.metrics import MetricSums
 from common.protocol import TrainingPlan
-from experiment_support import BIG, SMALL, write_folder
+from experiment_support import BIG, SMALL, Silent, write_folder
 from report_support import PRIVACY, run_of, shown_text, sums
 from server.checkpoints import read_checkpoint
 from simulations.engine import in_process
@@ -230,16 +230,6 @@ def test_page_table_and_comparison_show_the_same(tmp_path: Path) -> None:
 
 
 # --- what is trained ---------------------------------------------------------------------------
-
-
-class Silent:
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-
-    def stage(self, text: str, total: int | None = None) -> None:
-        self.stages.append(text)
-
-    def step(self, text: str = "") -> None: ...
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from client.privacy.ledger import Ledger
 from client.settings import read_settings
 from common.errors import ConfigError
-from experiment_support import BIG, SMALL, write_folder
+from experiment_support import BIG, SMALL, Silent, write_folder
 from simulations.experiment import read_experiment
 from simulations.federating import Federator, ledger_name, who_declined
 from simulations.world import build_world
@@ -30,12 +30,6 @@ def test_a_resumed_run_asks_again_and_the_later_answer_counts() -> None:
     again = {"event": "join", "shops": {"b": "ok", "c": "ledger-error"}}
     events = [JOIN, {"event": "release", "shops": {}}, again]
     assert who_declined(events, "abcd") == {"c": "ledger-error"}
-
-
-class Silent:
-    def stage(self, text: str, total: int | None = None) -> None: ...
-
-    def step(self, text: str = "") -> None: ...
 
 
 def federator(tmp_path: Path, *changes: str) -> Federator:

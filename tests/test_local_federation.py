@@ -15,6 +15,7 @@ from rich.console import Console
 
 from common.errors import ConfigError, RunError
 from common.programs.processes import carriers, free_port
+from experiment_support import Silent
 from operator_support import need_nginx
 from simulations.loopback import federation as local_federation
 from simulations.loopback import shops as local_shops
@@ -22,14 +23,6 @@ from simulations.loopback.deployment import LocalDeployment, change
 from simulations.loopback.federation import left_behind, run_local_federation
 from simulations.loopback.programs import TOKEN, Programs
 from simulations.loopback.tables import local_table
-
-
-class Silent:
-    def stage(self, text: str, total: int | None = None) -> None:
-        pass
-
-    def step(self, text: str = "") -> None:
-        pass
 
 
 def test_a_key_is_changed_where_it_stands(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from common.errors import ConfigError, DataError
 from common.features import read_catalogue
 from common.model import initial_state
 from common.protocol import TrainingPlan, shop_key
-from experiment_support import BIG, EMPTY, LONELY, ODD, SMALL, write_folder
+from experiment_support import BIG, EMPTY, LONELY, ODD, SMALL, Silent, write_folder
 from ledger_support import HIST, ROUND
 from server.checkpoints import Checkpoint, write_checkpoint
 from simulations import federating
@@ -22,12 +22,6 @@ from simulations.evaluating import _few, spent_by_round
 from simulations.experiment import Experiment, read_experiment
 from simulations.federating import ledger_name
 from simulations.run import run_experiment
-
-
-class Silent:
-    def stage(self, text: str, total: int | None = None) -> None: ...
-
-    def step(self, text: str = "") -> None: ...
 
 
 class Federations:

@@ -30,14 +30,12 @@ from common.protocol import (
     ModelPlan,
 )
 from common.shop_state import Slices
-from experiment_support import SMALL
+from experiment_support import charges_with_half_assortments
 from federation_support import Fault, FaultyGrid
 from secure_rounds_support import ITEM_COUNT, PLAN, SHOPS, Town, broken, make_town, of
 from server.aggregation import ServerOptimizer
 from server.strategy import Federation
 from simulations.engine.in_process import run_in_process
-from simulations.experiment import read_experiment
-from simulations.run import run_experiment
 
 ALL = range(ITEM_COUNT)
 # Rows 0 to 9 are stocked by m0, m1, m2 alone, 10 to 19 by m0 alone, the others by all. Of five
@@ -292,40 +290,13 @@ def test_the_server_app_reads_the_stock_that_is_published(town: Town, tmp_path: 
         assert [e.event.parameters["stock"] for e in ledger.verify()] == [stock.fingerprint] * 2
 
 
-class _Silent:
-    def stage(self, text: str, total: int | None = None) -> None: ...
-
-    def step(self, text: str = "") -> None: ...
-
-
 @pytest.mark.slow
 def test_a_simulation_of_shops_with_stock_trains_on_what_each_of_them_stocks(
     tmp_path: Path,
 ) -> None:
     """A marketplace of six shops, each with half of the products, under trust federation."""
-    (tmp_path / "small.toml").write_text(SMALL, encoding="utf-8")
-    experiment = read_experiment(
-        tmp_path / "small.toml",
-        [
-            "data.source=marketplace",
-            "data.marketplace.shops=6",
-            "data.marketplace.customers_per_shop=15",
-            "data.marketplace.products=120",
-            "data.marketplace.assortment=0.5",
-            "run.engine=in-process",
-            'run.arms=["local","federated-dp"]',
-            "privacy.trust=federation",
-            "privacy.honest_shops=5",
-            "privacy.rare_rows=enough",
-        ],
-    )
-    report = run_experiment(experiment, tmp_path / "out", _Silent())
-    shops = report["arms"]["federated-dp"]["per_shop"]
-    assert [shop["took_part"] for shop in shops.values()] == [True] * 6
-    assert [shop["epsilon"] for shop in shops.values()] == pytest.approx([8.0] * 6, rel=0.01)
-    for path in sorted((tmp_path / "out" / "ledgers").iterdir()):
-        with Ledger.open(path) as ledger:
-            events = [entry.event for entry in ledger.verify()]
+    asked = ("privacy.trust=federation", "privacy.honest_shops=5", "privacy.rare_rows=enough")
+    for events in charges_with_half_assortments(tmp_path, *asked):
         # Of four stockers three are sure, as one may be missing.
         assert [e.parameters["fewest_honest"] for e in events] == [3, 3, 3]
         assert len({e.parameters["stock"] for e in events}) == 1

@@ -26,7 +26,7 @@ from common.model import initial_state, state_spec
 from common.protocol import ITEMS, POPULARITY, RELEASE, TRAIN, UPDATE, Arrays, ModelPlan
 from common.shop_state import Slices
 from common.stocked_rows import products_of, sent_rows, sent_shapes
-from experiment_support import SMALL
+from experiment_support import charges_with_half_assortments
 from federation_support import FaultyGrid, same
 from secure_rounds_support import ITEM_COUNT, PLAN, SHOPS, Town, broken, make_town, of
 from server.aggregation import ServerOptimizer
@@ -35,8 +35,6 @@ from server.defence.rules import RULES
 from server.strategy import Federation
 from simulations.engine.flower import run_federation
 from simulations.engine.in_process import run_in_process
-from simulations.experiment import read_experiment
-from simulations.run import run_experiment
 
 # Products 0 to 9 are stocked by m0, m1 and m2, 10 to 19 by m0 alone, 20 to 28 by all, 29 by nobody.
 # Popularity decides which of them have learned rows: here all have.
@@ -344,38 +342,13 @@ def test_the_document_says_what_shops_of_the_marketplace_send() -> None:
         assert [int(figure) for figure in figures] == found
 
 
-class _Silent:
-    def stage(self, text: str, total: int | None = None) -> None: ...
-
-    def step(self, text: str = "") -> None: ...
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("published", [True, False])
 def test_a_simulation_publishes_what_its_shops_stock_unless_it_is_told_not_to(
     tmp_path: Path, published: bool
 ) -> None:
-    (tmp_path / "small.toml").write_text(SMALL, encoding="utf-8")
-    experiment = read_experiment(
-        tmp_path / "small.toml",
-        [
-            "data.source=marketplace",
-            "data.marketplace.shops=6",
-            "data.marketplace.customers_per_shop=15",
-            "data.marketplace.products=120",
-            "data.marketplace.assortment=0.5",
-            "run.engine=in-process",
-            'run.arms=["local","federated-dp"]',
-            f"privacy.publish_stock={str(published).lower()}",
-        ],
-    )
-    report = run_experiment(experiment, tmp_path / "out", _Silent())
-    shops = report["arms"]["federated-dp"]["per_shop"]
-    assert [shop["took_part"] for shop in shops.values()] == [True] * 6
-    assert [shop["epsilon"] for shop in shops.values()] == pytest.approx([8.0] * 6, rel=0.01)
-    for path in sorted((tmp_path / "out" / "ledgers").iterdir()):
-        with Ledger.open(path) as ledger:
-            events = [entry.event for entry in ledger.verify()]
+    told = f"privacy.publish_stock={str(published).lower()}"
+    for events in charges_with_half_assortments(tmp_path, told):
         assert len(events) == 3
         assert ["stock" in e.parameters for e in events] == [published] * 3
 

@@ -9,7 +9,7 @@ import pytest
 from common.datasets import load_folder
 from common.errors import ConfigError, DataError
 from common.metrics import tail_mask
-from experiment_support import BIG, CUT, DAY, EMPTY, LONELY, ODD, SMALL, START, write_folder
+from experiment_support import BIG, CUT, DAY, EMPTY, LONELY, ODD, SMALL, START, Silent, write_folder
 from simulations.arms import OwnEases
 from simulations.evaluating import arm_outcomes
 from simulations.experiment import Experiment, read_experiment
@@ -204,12 +204,6 @@ def test_old_records_weigh_less_where_the_plan_says_so(experiment: Experiment) -
 
 
 # --- data that an experiment was not written for ----------------------------------------------
-
-
-class Silent:
-    def stage(self, text: str, total: int | None = None) -> None: ...
-
-    def step(self, text: str = "") -> None: ...
 
 
 def demo_on(folder: Path, columns: dict[str, list[str]], *changes: str) -> Experiment:
