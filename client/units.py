@@ -121,7 +121,7 @@ def round_units(
     server_round: int,
     events: ShopEvents,
     n_items: int,
-    stocked: np.ndarray | None = None,
+    stocked: np.ndarray | None,
 ) -> Units:
     """Return the units of a round, with the records that it counts: :func:`of_round`.
 

@@ -214,7 +214,7 @@ def not_covered(
     catalogue_from_purchases: bool = False,
     dates_from_records: bool = False,
     this_run_only: bool = False,
-    sampled_runs: bool = False,
+    sampled_runs: bool,
 ) -> list[str]:
     """Return what a promise does not say, the gravest first.
 

@@ -35,7 +35,7 @@ def row_products(
     return learned
 
 
-def products_of(plan: TrainingPlan, shapes: Shapes, learned: np.ndarray | None = None) -> ByRow:
+def products_of(plan: TrainingPlan, shapes: Shapes, learned: np.ndarray | None) -> ByRow:
     """Return name -> (R,) catalogue row of each row, of the arrays whose rows are products'."""
     found = {n: row_products(plan, n, shape, learned) for n, shape in shapes.items()}
     return {name: products for name, products in found.items() if products is not None}

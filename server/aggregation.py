@@ -111,7 +111,7 @@ def summed_rates(
     plan: TrainingPlan,
     counts: np.ndarray,
     shops: int,
-    features: Sequence[Feature] = (),
+    features: Sequence[Feature],
     variances: np.ndarray | None = None,
 ) -> np.ndarray:
     """Turn the sum ``(n,)`` of so many shops' noisy counts into public popularity rates.

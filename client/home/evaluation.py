@@ -179,7 +179,7 @@ def measure_lists(
     history: sparse.csr_matrix,
     targets: sparse.csr_matrix,
     tail: np.ndarray,
-    stock: np.ndarray | None = None,
+    stock: np.ndarray | None,
     quintiles: np.ndarray | None = None,
 ) -> tuple[MetricSums, TopLists, TopLists]:
     """Rank for every customer with a history and hold the lists against what came next.

@@ -72,7 +72,7 @@ def posterior_counts(
 
 
 def product_shares(
-    model: GlobalModel, counts: np.ndarray, settings: HomeSettings, stock: np.ndarray | None = None
+    model: GlobalModel, counts: np.ndarray, settings: HomeSettings, stock: np.ndarray | None
 ) -> np.ndarray | None:
     """Return (n,) float32 what each product weighs in its group; None where a setting says less.
 

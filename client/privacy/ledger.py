@@ -321,7 +321,7 @@ def _raised_from(
     return {"raised_from": epsilon_before} if cap_epsilon > epsilon_before else {}
 
 
-def _connect_existing(path: Path, known_head: str = NO_FINGERPRINT) -> sqlite3.Connection:
+def _connect_existing(path: Path, known_head: str) -> sqlite3.Connection:
     """Open a ledger that must be there: for writing events where that is allowed."""
     if not path.exists():
         raise _older_copy(path, known_head)

@@ -113,7 +113,7 @@ def layout_of(
     plan: TrainingPlan,
     members: Sequence[str],
     shapes: Shapes,
-    stock: Stock | None = None,
+    stock: Stock | None,
     learned: np.ndarray | None = None,
 ) -> Layout:
     """Return the layout of one sum.
@@ -148,7 +148,7 @@ def honest_senders(plan: TrainingPlan, members: int, senders: int | np.ndarray) 
     return np.asarray(np.minimum(plan.honest_shops, sure - (members - np.asarray(senders))))
 
 
-def add_mask(total: np.ndarray, where: Where, key: bytes, *, subtract: bool = False) -> None:
+def add_mask(total: np.ndarray, where: Where, key: bytes, *, subtract: bool) -> None:
     """Add the keystream of ``key`` to the numbers ``where`` of (n,) uint32, in place."""
     if isinstance(where, slice):
         add_keystream(total[where], key, subtract=subtract)

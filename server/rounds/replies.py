@@ -48,7 +48,7 @@ def reply_header(reply: Message, server_round: int) -> ReplyHeader:
     return header
 
 
-def reply_arrays(reply: Message, expected: Shapes, max_norm: float, largest: float = 0.0) -> Arrays:
+def reply_arrays(reply: Message, expected: Shapes, max_norm: float, largest: float) -> Arrays:
     """Return the arrays of a reply; shapes are compared before memory is given out.
 
     Raises
