@@ -1,5 +1,7 @@
 """Products of a kind: rare values first, exact where the answer is planted."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,8 +10,11 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from client.data.periods import ShopPeriod
+from client.home.adapting import adapt
+from client.home.answers import HomeAnswers
 from client.home.kin import Kin
 from client.home.personalization import HomeModel
+from client.home.recommending import get_ready
 from client.home.weight_search import choose_weights
 from client.home_settings import HomeSettings
 from common.errors import ArtifactError
@@ -18,6 +23,7 @@ from common.metrics import evaluate
 from common.model import GlobalModel, check_may_travel, initial_state
 from common.protocol import POPULARITY, ModelPlan
 from common.scoring import top_k
+from home_support import HomeShop, purchases
 
 #: Type a has 2 products, b 3, c 1; maker x 4, y 2; the last product has neither.
 TYPES = ["a", "a", "b", "b", "b", "c", ""]
@@ -142,6 +148,24 @@ def test_the_weight_of_kin_is_chosen_like_any_other() -> None:
     how = HomeSettings(start=start, own_expectation=1.0, factors=(0.0, 0.5, 2.0), rounds=6)
     weights = choose_weights(model, period, tail, how)
     assert weights["kin"] / max(weights["own_popularity"], 1e-9) > 0.02
+
+
+def test_what_shares_nothing_with_a_product_is_not_alike_for_selling_little(
+    tmp_path: Path,
+) -> None:
+    """The expected basket's kin was taken off: after a product's like came the worst sellers."""
+    shop = HomeShop(tmp_path)
+    shop.model()
+    # Of the last of five kinds hardly anything is sold.
+    shop.sell([r for r in purchases() if int(r[1][1:]) % 5 < 4 or r[0] < "u10"])
+    shop.configure("[home.mixed]\nrounds = 0\nstart = { content = 0.4, kin = 0.5 }\n")
+    adapt(shop.path, shop.settings)
+    answers = HomeAnswers.of(1, get_ready(shop.path, shop.settings), shop.settings)
+    for item in range(5):
+        found = answers.similar(f"i{item:02}", 20)
+        assert {int(name[1:]) % 5 for name in found.item_ids[:11]} == {item}
+        assert min(found.scores[:11]) > 0.1
+        assert found.scores[11:] == pytest.approx([0.0] * 9, abs=1e-6)
 
 
 def test_kin_never_travels() -> None:

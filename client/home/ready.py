@@ -71,7 +71,11 @@ class Ready:
         return self.home.segments.parts(attributes)
 
     def alike(self, history: sparse.csr_matrix) -> np.ndarray:
-        """Return the same less what every history's scores have: what sells, here or anywhere."""
+        """Return the same less what every history's scores have: what sells, and what is expected.
+
+        The expected basket's content, of a kind as well, is taken off alike whatever was bought:
+        with it, products that share nothing are listed by how little their like sell.
+        """
         model, nothing = self.came.model, np.zeros_like(self.came.model.expected_content)
         if self.home is None:
             scale = np.float32(model.plan.content_scale)
@@ -80,7 +84,10 @@ class Ready:
             return own
         weights, scales = self._mixture(history)
         weights = {name: w for name, w in weights.items() if name not in _NO_HISTORY}
-        bare = replace(self.home, expected_content=nothing)
+        kin = self.home.kin
+        if kin is not None:
+            kin = replace(kin, expected=np.zeros_like(kin.expected))
+        bare = replace(self.home, expected_content=nothing, kin=kin)
         return mix(bare.parts(history, weights), weights, scales, history.shape)
 
     @cached_property
