@@ -377,17 +377,17 @@ def test_customers_must_be_the_same_in_all_arms() -> None:
 
 
 def test_home_weights_are_means_over_shops() -> None:
-    base = arm("local", {"a": 0.0, "b": 0.0})
-    weights = [{"global": 0.2, "ease": 0.8}, {"global": 0.6, "ease": 0.4}]
+    # A shop that mixes nothing, as one without a history, is no part of the mean.
+    base = arm("local", {"a": 0.0, "b": 0.0, "c": 0.0})
+    weights = [{"content": 0.2, "own_ease": 0.8, "kin": 1.0}, {"content": 0.6, "own_ease": 0.4}]
     shops = {
         key: dataclasses.replace(shop, home_weights=w)
-        for (key, shop), w in zip(base.shops.items(), weights, strict=True)
+        for (key, shop), w in zip(base.shops.items(), [*weights, None], strict=True)
     }
     report = build_report(run_of(base, ArmResult("federated", shops)))
     assert report["arms"]["federated"]["home_weights"] == pytest.approx(
-        {"global": 0.4, "ease": 0.6}
+        {"content": 0.4, "own_ease": 0.6, "kin": 0.5}
     )
-    assert any("mean weight of 0.40" in sentence for sentence in report["answer"]["details"])
 
 
 def test_recommendations_appear_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -176,11 +176,6 @@ def _details(name: str, arm: Document) -> list[str]:
     if any(value is not None for value in way.values()):
         parts = " and ".join(f"{percent(value)} on {metric}" for metric, value in way.items())
         sentences.append(f"From local to centralized, {name} goes {parts} of the way.")
-    weight = (arm["home_weights"] or {}).get("global")
-    if weight is not None:
-        sentences.append(
-            f"At home, shops give the global model of {name} a mean weight of {weight:.2f}."
-        )
     return sentences
 
 

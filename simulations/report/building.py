@@ -58,7 +58,7 @@ class ShopResult:
     sums
         Metrics of its customers, in the same order in every arm.
     home_weights
-        What home adaptation gave each of its ingredients (``global``, ``ease``, ...).
+        What home adaptation gave each of its parts (``content``, ``own_ease``, ...).
     """
 
     sums: MetricSums

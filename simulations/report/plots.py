@@ -25,12 +25,6 @@ COLOURS = {
     "federated-dp": "#d1572b",
     "federated-dp-global": "#eeb29a",
 }
-_INGREDIENTS = {
-    "global": "#1a8f5a",
-    "ease": "#4c6a92",
-    "content": "#d9a441",
-    "popularity": "#9a9a9a",
-}
 _GAIN_ARMS = ("federated-dp", "federated", "home-only", "centralized")
 
 
@@ -275,7 +269,6 @@ def _home_weights(arms: Mapping[str, Document]) -> str:
             y=[escape(name) for name in mixed],
             name=escape(part),
             orientation="h",
-            marker_color=_INGREDIENTS.get(part),
         )
     figure.update_layout(barmode="stack")
     figure.update_yaxes(automargin=True, autorange="reversed", type="category")
