@@ -9,12 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from report_support import PRIVACY, arm, run_of, sums, whole_run
+from simulations.audit.section import _arm, _canary
 from simulations.report.answer import away_words, interval, percent
 from simulations.report.building import ArmResult, ShopResult, build_report, write_report
 from simulations.report.compare import compare
 from simulations.report.page import render_report
 from simulations.report.recommendations import RecommendationWriter
 from simulations.report.tables import HEADINGS, arm_cells
+from simulations.sweep.figures import arm_figures
+from simulations.sweep.page import _cells
 
 
 def test_customers_are_counted_whether_found_or_not_and_shops_have_their_own_interval() -> None:
@@ -141,6 +144,17 @@ def test_each_cell_of_the_table_is_its_headings() -> None:
     assert cells["gain"] == interval(found["vs_local"]["ndcg@20"])
     assert cells["tail gain"] == interval(found["vs_local"]["tail_ndcg@20"])
     assert (cells["way"], cells["tail way"], cells["level"]) == ("25%", "75%", "100%")
+
+
+def test_no_epsilon_of_a_sweep_or_an_audit_is_told_as_less_than_it_is() -> None:
+    shops = arm("federated-dp", {"a": 0.0}).shops
+    spent = {key: dataclasses.replace(shop, epsilon=7.9941) for key, shop in shops.items()}
+    report = build_report(run_of(ArmResult("federated-dp", spent, PRIVACY)))
+    assert _cells(arm_figures(report["arms"]["federated-dp"]))[-1] == "7.995"
+    record = {"arm": "federated-dp", "epsilon": 7.9941, "claimed_epsilon": 7.9941, "canaries": 9}
+    record |= {"step": "sound", "refuted": False, "lower_bound": 1.0, "correct": 5, "guesses": 9}
+    assert _canary(record)[1][0] == "7.995"
+    assert _arm(record) == "federated-dp (ε = 7.995)"
 
 
 def test_whatever_differs_between_runs_is_told(tmp_path: Path) -> None:

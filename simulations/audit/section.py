@@ -5,7 +5,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from simulations.documents import Document
-from simulations.report.answer import DASH, number
+from simulations.report.answer import DASH, number, spent
 from simulations.report.plots import COLOURS, html
 
 #: The steps that shops run; all others have a mistake planted.
@@ -113,7 +113,7 @@ def _private(audit: Document) -> list[Document]:
 def _arm(record: Document) -> str:
     if record["epsilon"] is None:
         return str(record["arm"])
-    return f"{record['arm']} (ε = {record['epsilon']:.3g})"
+    return f"{record['arm']} (ε = {spent(record['epsilon'])})"
 
 
 def _between(record: Document, name: str) -> str:
@@ -130,7 +130,7 @@ def _canary(record: Document) -> tuple[str, list[str]]:
         (False, False): "mistake not found",
     }[sound, record["refuted"]]
     return record["step"], [
-        number(record["claimed_epsilon"], 2),
+        spent(record["claimed_epsilon"]),
         number(record["lower_bound"], 2),
         str(record["correct"]),
         str(record["guesses"]),
@@ -144,7 +144,7 @@ def _member(record: Document) -> tuple[str, list[str]]:
     violations = record["bound_violations"] + record["curve_violations"] if private else DASH
     return f"{record['arm']}: {record['level']}", [
         {"updates": "updates", "model": "the model"}[record["surface"]],
-        f"{record['epsilon']:.3g}" if private else DASH,
+        spent(record["epsilon"]),
         _between(record, "auc"),
         _between(record, "tpr_at_1_fpr"),
         str(record["models"]),
@@ -156,7 +156,7 @@ def _member(record: Document) -> tuple[str, list[str]]:
 
 def _recovered(record: Document) -> tuple[str, list[str]]:
     return record["arm"], [
-        f"{record['epsilon']:.3g}" if record["epsilon"] is not None else DASH,
+        spent(record["epsilon"]),
         str(record["customers"]),
         str(record["shops"]),
         _between(record, "precision"),
@@ -260,7 +260,7 @@ def _roc(records: list[Document]) -> str:
             figure.add_scatter(
                 x=[x for x, _ in curve],
                 y=[y for _, y in curve],
-                name=escape(f"allowed at ε = {record['epsilon']:.3g}"),
+                name=escape(f"allowed at ε = {spent(record['epsilon'])}"),
                 mode="lines",
                 line={"color": shades[arm], "dash": "dot", "width": 1},
             )

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from common.cli import plain_table
 from simulations.documents import Document
-from simulations.report.answer import interval, number, pays, percent
+from simulations.report.answer import interval, number, pays, percent, spent
 from simulations.report.page import facts, render
 from simulations.report.plots import COLOURS, escape, html
 from simulations.report.tables import warning_lines
@@ -98,7 +98,7 @@ def _cells(arm: Document) -> list[str]:
         percent(arm["way"]["ndcg@20"]),
         percent(arm["way"]["tail_ndcg@20"]),
         percent(arm["level_share"]),
-        number(arm["spent"], 2),
+        spent(arm["spent"]),
     ]
 
 
