@@ -168,6 +168,12 @@ def test_a_sure_mean_is_not_yet_a_sure_training() -> None:
     assert gain["values"] == pytest.approx(shifts)
 
 
+def test_levels_and_ways_are_those_of_each_draw() -> None:
+    draws = drawn([0.01, -0.02, 0.03])["arms"]["federated-dp"]["draws"]
+    assert draws["level_share"]["values"] == [1.0, 0.0, 1.0]
+    assert draws["way"]["ndcg@20"]["values"] == pytest.approx([0.25, -0.5, 0.75])
+
+
 def test_what_is_kept_is_of_the_first_draw_and_what_is_shown_of_all() -> None:
     report = drawn([0.01, 0.02, 0.03])
     arm, local = report["arms"]["federated-dp"], report["arms"]["local"]
