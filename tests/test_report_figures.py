@@ -109,6 +109,17 @@ def test_a_plain_yes_takes_four_shops_of_five_and_no_loss(
     assert report["answer"]["verdict"] == verdict
 
 
+def test_what_may_be_a_loss_is_none_for_sure() -> None:
+    base = sums(np.full(40, 0.1))
+    either_way = base.tail_ndcg + np.where(np.arange(40) % 2, 0.03, -0.031)
+    found = dataclasses.replace(base, ndcg=base.ndcg + 0.05, tail_ndcg=either_way)
+    arms = (ArmResult(n, {"a": ShopResult(s)}) for n, s in (("local", base), ("federated", found)))
+    report = build_report(run_of(*arms))
+    gain = report["arms"]["federated"]["vs_better"]["tail_ndcg@20"]
+    assert gain["low"] < gain["mean"] < 0 < gain["high"]
+    assert report["answer"]["verdict"] == "yes"
+
+
 def test_a_gain_of_nought_with_an_interval_is_told_and_a_share_of_nought_too() -> None:
     assert interval({"mean": 0.0, "low": -0.01, "high": 0.01}) == "+0.0000 (-0.0100 to +0.0100)"
     assert percent(0.0) == "0%"
@@ -138,6 +149,7 @@ def test_each_cell_of_the_table_is_its_headings() -> None:
     arms = [arm(name, {"a": shift}) for name, shift in shifts.items()]
     found = build_report(run_of(*arms))["arms"]["federated"]
     found["way"] = {"ndcg@20": 0.25, "tail_ndcg@20": 0.75}
+    found["metrics"] |= {"recall@20": 0.5, "tail_recall@20": 0.6}
     cells = dict(zip(HEADINGS, arm_cells(found), strict=True))
     assert cells["ndcg@20"] == f"{found['metrics']['ndcg@20']:.4f}"
     assert cells["tail_ndcg@20"] == f"{found['metrics']['tail_ndcg@20']:.4f}"
