@@ -160,6 +160,25 @@ def test_own_popularity_counts_customers_of_an_average_product_as_one(model: Glo
     np.testing.assert_allclose(home.own_popularity[0], counts / counts.mean(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_expected_basket_is_the_shops_own_and_the_released_one_blended(
+    model: GlobalModel, share: float
+) -> None:
+    start, released = {**START, "kin": 1.0}, model.state[POPULARITY]
+    for histories in (bought(25), bought(0)):
+        counts = np.asarray((histories > 0).sum(axis=0)).ravel()
+        basket = released
+        if counts.any():  # nobody's purchases say nothing of what is expected
+            basket = share * counts / counts.sum() + (1 - share) * released
+        home = HomeModel.fit(model, histories, settings_of(start=start, own_expectation=share))
+        expected = model.catalogue.content.T @ basket
+        np.testing.assert_allclose(home.expected_content, expected, rtol=1e-5, atol=1e-7)
+        assert home.kin is not None
+        np.testing.assert_allclose(
+            home.kin.expected, model.catalogue.kin.T @ basket, rtol=1e-5, atol=1e-7
+        )
+
+
 @pytest.mark.parametrize("customers", [0, 1])
 def test_a_shop_of_nobody_or_of_one_has_finite_scores(model: GlobalModel, customers: int) -> None:
     start = {**START, "shared_ease": 1.0}
@@ -216,10 +235,16 @@ def test_a_large_catalogue_loses_next_to_nothing_in_the_pool() -> None:
     parts = {name: stream.normal(size=(10, 3000)).astype(np.float32) for name in ("a", "b")}
     history = sparse.csr_matrix((10, 3000), dtype=np.float32)
     weights = {"a": 1.0, "b": 0.7}
-    found = Candidates.of(parts, history, np.ones(3000, bool)).lists(weights, {})[0]
-    exact = top_k(mix(parts, weights, {}, history.shape), 20)[0]
-    shared = [len(np.intersect1d(f, e)) for f, e in zip(found, exact, strict=True)]
-    assert np.mean(shared) > 19
+    # The head is far ahead in every part: the best of all hold none of the tail.
+    tail = np.arange(3000) >= 600
+    for part in parts.values():
+        part[:, ~tail] += 10
+    scores = mix(parts, weights, {}, history.shape)
+    lists = Candidates.of(parts, history, tail).lists(weights, {})
+    for found, allowed in zip(lists, (None, tail), strict=True):
+        exact = top_k(scores, 20, allowed=allowed)[0]
+        shared = [len(np.intersect1d(f, e)) for f, e in zip(found, exact, strict=True)]
+        assert np.mean(shared) > 19
 
 
 # --- tuning ----------------------------------------------------------------------------------
