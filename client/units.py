@@ -7,6 +7,7 @@ unit's records nor one unit more can shift them.
 """
 
 import hashlib
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from scipy import sparse
 
 from common.protocol import TrainingPlan, Unit
 from common.schema import ShopEvents
+
+logger = logging.getLogger(__name__)
 
 _DAY = 86_400.0
 
@@ -114,6 +117,17 @@ def of_round(plan: TrainingPlan, events: ShopEvents, server_round: int) -> np.nd
     if plan.tuning_round and server_round <= plan.tuning_round:
         among &= events.timestamps < plan.validation_from
     return among
+
+
+def tell_if_none(plan: TrainingPlan, server_round: int, events: ShopEvents) -> None:
+    """Say in the shop's own log that it has records, and none of those that a round learns from."""
+    if len(events) and not of_round(plan, events, server_round).any():
+        # To refuse would tell whoever asked that the shop has none.
+        logger.warning(
+            "data=read records=none: the run goes by records of other days than the shop's data "
+            "hold, and the shop takes part with noise alone. If that is not so, bring the shop's "
+            "tables up to date: python -m client check tells their days"
+        )
 
 
 def round_units(

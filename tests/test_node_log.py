@@ -1,6 +1,8 @@
 """What a shop's engineer reads: of a connection that does not come about, and of each run."""
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from client.shop_folder import ShopFolder
 from common.programs.supervisor import Supervisor
 from common.protocol import NO_FINGERPRINT
 
+ROOT = Path(__file__).resolve().parent.parent
 URL = "https://federation.example:8443/v1/fleet/"
 REFUSED = (
     "Failed to initialize the connection to the SuperLink.\n[code: 2004] Failed to activate.\n"
@@ -154,3 +157,31 @@ def test_a_refusal_is_told_whatever_round_the_server_named(
     log.write_text(caplog.messages[0] + "\n")
     (sign,) = reader.news()
     assert sign.about.startswith("refused-config reason=this node has no shop")
+
+
+@pytest.mark.parametrize("loaded", ["client.rounds.replying", "client.training"])
+def test_a_refusal_is_told_whatever_its_exchange_had_loaded(tmp_path: Path, loaded: str) -> None:
+    # Opacus sets up all logging: of a round of training, no refusal was ever told.
+    log = tmp_path / "superexec.log"
+    reader = NodeLog(log, APP_SIGNS)
+    code = (
+        f"import {loaded}, logging\n"
+        "from client.rounds.replying import Answer, Node, reply_to\n"
+        "reply_to('update', {}, Node({}, {}, {}), lambda *_: Answer())\n"
+        "logging.getLogger('client.units').warning('data=read records=none: of other days')\n"
+    )
+    with log.open("wb") as file:
+        subprocess.run([sys.executable, "-c", code], stderr=file, check=True, cwd=ROOT)
+    failed, warned = reader.news()
+    assert failed.kind == "failed"
+    assert failed.about.startswith("wrong-protocol reason=")
+    assert warned == Sign("warned", "of other days")
+
+
+def test_what_makes_a_shop_send_noise_alone_is_told(
+    watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A column that a table got made all rows another merchant's; the run went by without a word.
+    with caplog.at_level(logging.WARNING, "client.joining.watching"):
+        watch.tell([Sign("warned", "the shop takes part with noise alone")], tmp_path / "log")
+    assert caplog.messages == ["the shop takes part with noise alone"]

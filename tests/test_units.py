@@ -11,12 +11,13 @@ from scipy import sparse
 from client.units import (
     Units,
     event_weights,
+    tell_if_none,
     uniforms,
     unit_digests,
     unit_histories,
     unit_rows,
 )
-from common.protocol import Unit
+from common.protocol import TrainingPlan, Unit
 from common.schema import ShopEvents
 
 DAY = 86_400
@@ -184,3 +185,19 @@ def test_another_units_records_do_not_move_a_unit() -> None:
     a, b = (unit_histories(e, "customer", N).history for e in (events, changed))
     assert (a[0] != b[0]).nnz == 0
     assert (a[2] != b[2]).nnz
+
+
+@pytest.mark.parametrize(("since", "told"), [(4 * DAY, False), (5 * DAY, True)])
+def test_a_shop_whose_records_are_all_too_old_hears_that_it_sends_noise_alone(
+    since: int, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A run went on from an earlier model, and nobody had brought the shop's tables up to date.
+    plan = TrainingPlan(
+        rounds=1, noise_multiplier=5.0, popularity_noise_multiplier=5.0, train_from=since
+    )
+    tell_if_none(plan, 0, events_of(ROWS))  # The popularity release counts them.
+    tell_if_none(plan, 1, events_of([]))  # Of an empty shop its check tells.
+    assert caplog.messages == []
+    tell_if_none(plan, 1, events_of(ROWS))
+    assert len(caplog.messages) == told
+    assert all(text.startswith("data=read records=none: ") for text in caplog.messages)

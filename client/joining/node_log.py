@@ -15,6 +15,7 @@ Kind = Literal[
     "busy-port",
     "asked",
     "failed",
+    "warned",
 ]
 Signs = tuple[tuple[Kind, re.Pattern[str]], ...]
 
@@ -28,10 +29,16 @@ _NODE_SIGNS: Signs = (
     ("busy-port", re.compile(r"address already in use")),
     ("asked", re.compile(r"Receiving: (?:query|train)\.(?P<about>\w+) message")),
 )
+# Opacus sets up how all modules log: once it is loaded, time and level stand before their words.
+_BEFORE = r"^(?:[\d/]+ [\d:]+:[A-Z]+:)?"
 #: Of what the client apps write into their executor's log; apart, for a reason may hold any words.
 APP_SIGNS: Signs = (
     # A server may call any number a round, below 0 too: the refusal is told all the same.
-    ("failed", re.compile(r"^exchange=\w+ round=-?\d+ status=(?P<about>[\w-]+( reason=.*)?)$")),
+    (
+        "failed",
+        re.compile(_BEFORE + r"exchange=\w+ round=-?\d+ status=(?P<about>[\w-]+( reason=.*)?)$"),
+    ),
+    ("warned", re.compile(_BEFORE + r"data=read records=none: (?P<about>.*)$")),
 )
 # The second line of Flower's word about a connection that it gave up. The last of them is said of a
 # key that it does not know, too.
@@ -46,7 +53,8 @@ class Sign:
     Attributes
     ----------
     about
-        Of "refused" the bundle's digest, of "asked" the exchange, of "failed" the status and why.
+        Of "refused" the bundle's digest, of "asked" the exchange, of "failed" the status and why,
+        of "warned" the words.
     """
 
     kind: Kind

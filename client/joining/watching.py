@@ -145,8 +145,11 @@ class Watch:
             logger.warning("not connected: %s. Trying again", self.state.problem)
 
     def tell(self, answers: list[Sign], log: Path) -> None:
-        """Say what became of what a run asked for: a refusal with its reason, a model."""
+        """Say what became of what a run asked for: a refusal, or what was odd, and a model."""
         for sign in answers:
+            if sign.kind == "warned":
+                logger.warning("%s", sign.about)
+                continue
             status, _, why = sign.about.partition(" reason=")
             logger.warning("Answered %s: %s (more in %s)", status, why or "see there", log)
         if (newest := self._newest()) != self._home:

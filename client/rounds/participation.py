@@ -26,6 +26,7 @@ from client.rounds.replying import (
     reply_to,
 )
 from client.settings import ShopSettings
+from client.units import tell_if_none
 from common.array_checks import check_arrays
 from common.catalogue.stock import Stock, stock_fingerprint
 from common.code import code_digest
@@ -109,7 +110,7 @@ def allowed_plan(kind: str, header: RoundHeader, settings: ShopSettings) -> Trai
     """
     plan = parse_plan(header.plan_json)
     if plan.unit != settings.unit:
-        raise ConfigError(f"the plan protects a {plan.unit}, this shop demands {settings.unit}")
+        raise ConfigError(f"the plan's unit is {plan.unit}, this shop demands {settings.unit}")
     if not plan.private and not settings.allow_unprotected:
         raise ConfigError("the plan has no privacy; this shop does not set allow_unprotected")
     if not 0 <= header.server_round <= plan.rounds:
@@ -240,6 +241,7 @@ def _take_part(
         from client.training import train_round
 
     events = held_records(settings)
+    tell_if_none(plan, header.server_round, events)
     if plan.private:
         # The table's columns decide, for a shop without records too: whether it has any must not
         # show in who can take part.

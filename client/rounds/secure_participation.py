@@ -26,6 +26,7 @@ from client.rounds.replying import Answer, Node, reply_to
 from client.secure_sum.party import Identity
 from client.secure_sum.sessions import Sessions
 from client.settings import ShopSettings
+from client.units import tell_if_none
 from common.array_checks import check_arrays
 from common.catalogue.stock import stock_fingerprint
 from common.errors import SecureSumError
@@ -139,6 +140,7 @@ class _Stage:
         if session.state_digest != state_digest(shared):
             raise SecureSumError("the state is not the one that this session is about")
         events = held_records(settings)
+        tell_if_none(plan, header.server_round, events)
         check_plan(plan, has_sessions=events.sessions is not None)
         if header.server_round:
             from client.training import whole_gradients  # Slow; the popularity does without.
