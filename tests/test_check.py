@@ -22,7 +22,7 @@ from client.__main__ import app
 from client.check import check_shop
 from client.commands.check_table import check_table
 from client.data.source import read_shop
-from client.joining.keys import check_private_key, public_path
+from client.joining.keys import private_key, public_path
 from client.joining.roster import accept
 from client.joining.starting import start_shop
 from client.privacy.ledger import Ledger
@@ -166,7 +166,7 @@ def test_init_that_broke_off_leaves_no_half_a_file_and_can_be_said_again(
     start_shop(tmp_path / "corner")
     settings = read_settings(tmp_path / "corner" / "shop.toml")
     assert settings.federation is not None
-    check_private_key(settings.federation.key)
+    private_key(settings.federation.key)
     assert load_ssh_public_key(public_path(settings.federation.key).read_bytes())
 
 

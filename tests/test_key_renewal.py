@@ -4,11 +4,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner
 
 from client.__main__ import app
 from client.joining import keys
-from client.joining.keys import check_private_key, make_keys, renew_keys
+from client.joining.keys import check_pair, make_keys, private_key, renew_keys
 from client.joining.starting import start_shop
 from common.errors import ConfigError
 
@@ -24,7 +25,7 @@ def test_the_old_pair_is_kept_under_the_time(tmp_path: Path) -> None:
     assert (old.read_bytes(), old.with_suffix(".pub").read_bytes()) == before
     assert (key.read_bytes(), public.read_bytes()) != before
     assert (key.stat().st_mode & 0o777, old.stat().st_mode & 0o777) == (0o600, 0o600)
-    check_private_key(key)
+    private_key(key)
     assert len(list(tmp_path.iterdir())) == 4
 
 
@@ -55,7 +56,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
 
 def test_a_shop_that_lost_its_key_gets_one(tmp_path: Path) -> None:
     assert renew_keys(tmp_path / "node.key", NOW) == (tmp_path / "node.pub", None)
-    check_private_key(tmp_path / "node.key")
+    private_key(tmp_path / "node.key")
     with pytest.raises(ConfigError, match="cannot renew"):
         renew_keys(tmp_path / "none" / "node.key", NOW)
 
@@ -74,3 +75,32 @@ def test_the_command_says_what_to_do_with_it(tmp_path: Path) -> None:
     settings.write_text(settings.read_text().partition("[federation]")[0])
     result = CliRunner().invoke(app, ["key", "new", str(settings)])
     assert isinstance(result.exception, ConfigError)
+
+
+def test_a_renewal_that_was_killed_leaves_no_key_that_is_handed_out_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The public key of a private one that was gone: enrolled, it never let the shop in.
+    key = tmp_path / "node.key"
+    public = make_keys(key)
+    replace, moved = Path.replace, list[Path]()
+
+    def killed(path: Path, to: Path) -> Path:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(to)
+        return replace(path, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            renew_keys(key, NOW)
+    with pytest.raises(ConfigError, match=r"\.pub is not the public key of .*node\.key: delete"):
+        check_pair(key)
+    public.unlink()
+    check_pair(key)
+    words = private_key(key).public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    assert public.read_bytes() == words + b"\n"
+    check_pair(key)
+    # What was there before is whole beside it.
+    check_pair(tmp_path / "node-20260504T030201Z.key")

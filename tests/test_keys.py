@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from client.joining.keys import check_private_key, make_keys, make_secret, read_own
+from client.joining.keys import make_keys, make_secret, private_key, read_own
 from client.joining.starting import NODE_KEY, start_shop
 from common.errors import ConfigError
 
@@ -31,7 +31,7 @@ def test_a_key_pair_is_of_the_kind_that_flower_takes(tmp_path: Path) -> None:
     assert (key.curve.name, public) == ("secp384r1", tmp_path / "node.pub")
     assert key.public_key().public_numbers() == shown.public_numbers()
     assert (mode(tmp_path / "node.key"), mode(public)) == (0o600, 0o644)
-    check_private_key(tmp_path / "node.key")
+    private_key(tmp_path / "node.key")
 
 
 def test_what_is_there_is_never_written_over(tmp_path: Path) -> None:
@@ -51,15 +51,15 @@ def written(path: Path, key: EllipticCurvePrivateKey | Ed25519PrivateKey) -> Pat
 def test_keys_that_flower_could_not_use_are_named(tmp_path: Path) -> None:
     path = tmp_path / "node.key"
     with pytest.raises(ConfigError, match=r"no private key .*backup"):
-        check_private_key(path)
+        private_key(path)
     for key in (ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()):
         with pytest.raises(ConfigError, match="P-384"):
-            check_private_key(written(path, key))
+            private_key(written(path, key))
     advice = "`python -m client key new"
     for text in (b"", b"nonsense", ed25519.Ed25519PrivateKey.generate().private_bytes_raw()):
         path.write_bytes(text)
         with pytest.raises(ConfigError, match=f"(is empty|is not a private key).*{advice}"):
-            check_private_key(path)
+            private_key(path)
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     for bits in (0o604, 0o640, 0o610):
         (tmp_path / "node.key").chmod(bits)
         with pytest.raises(ConfigError, match="chmod 600"):
-            check_private_key(tmp_path / "node.key")
+            private_key(tmp_path / "node.key")
 
 
 def test_a_secret_is_long_new_and_the_owners(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_secret_is_long_new_and_the_owners(tmp_path: Path) -> None:
 def test_a_new_shop_has_keys_that_only_it_can_read(tmp_path: Path) -> None:
     made = start_shop(tmp_path / "corner", address="127.0.0.1:8443")
     assert tmp_path / "corner" / NODE_KEY in made
-    check_private_key(tmp_path / "corner" / NODE_KEY)
+    private_key(tmp_path / "corner" / NODE_KEY)
     for name in ("keys", "secrets", "logs", "models", "data", "ledger"):
         assert mode(tmp_path / "corner" / name) == 0o700
     assert mode(tmp_path / "corner" / "secrets" / "superexec") == 0o600

@@ -7,6 +7,7 @@ this machine from posing as the shop's own executor.
 import os
 import secrets
 import tempfile
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,12 +58,41 @@ def complete_keys(private: Path) -> Path | None:
     return None if public_path(private).exists() else _write_public(private, private_key(private))
 
 
+def check_pair(private: Path) -> None:
+    """Check both keys, and make the public one where there is none and it can be written.
+
+    By one of another private key, which a shop gives its operator, nobody could be admitted.
+
+    Raises
+    ------
+    ConfigError
+        Saying what is wrong and what to do.
+    """
+    public, key = public_path(private), private_key(private)
+    if not public.exists():
+        with suppress(ConfigError):  # The keys may lie where nobody writes, and `run` needs none.
+            complete_keys(private)
+        return
+    try:
+        there = public.read_bytes().split()[:2]
+    except OSError as error:
+        raise ConfigError(f"cannot read {public}: {error.strerror}") from error
+    if there != _public_words(key).split():
+        raise ConfigError(
+            f"{public} is not the public key of {private}: delete it, and say this again, which "
+            "makes it anew; then give the operator that one"
+        )
+
+
 def _write_public(private: Path, key: "EllipticCurvePrivateKey") -> Path:
+    write_new(public_path(private), _public_words(key) + b"\n", 0o644)
+    return public_path(private)
+
+
+def _public_words(key: "EllipticCurvePrivateKey") -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    words = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    write_new(public_path(private), words + b"\n", 0o644)
-    return public_path(private)
+    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
 
 
 def renew_keys(private: Path, now: datetime | None = None) -> tuple[Path, Path | None]:
@@ -93,8 +123,9 @@ def renew_keys(private: Path, now: datetime | None = None) -> tuple[Path, Path |
                     # A link is never made over a file.
                     os.link(old, name)
             kept = aside if private.exists() else None
-            public_path(fresh).replace(public)
+            # Killed between the two, the public key is made again of the private one: check_pair.
             fresh.replace(private)
+            public_path(fresh).replace(public)
             sync(private.parent)
     except FileExistsError as error:
         raise ConfigError(
@@ -114,11 +145,6 @@ def make_secret(path: Path) -> None:
         If the file is there already, or cannot be written.
     """
     write_new(path, secrets.token_hex(_SECRET_BYTES).encode(), _OWNER_ONLY)
-
-
-def check_private_key(path: Path) -> None:
-    """Refuse a key that Flower could not use, or that others can read; see :func:`private_key`."""
-    private_key(path)
 
 
 def private_key(path: Path) -> "EllipticCurvePrivateKey":

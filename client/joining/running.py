@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from client.joining.approval import Approvals
-from client.joining.keys import check_private_key, make_secret, read_own
+from client.joining.keys import check_pair, make_secret, read_own
 from client.joining.reaching import check_authority
 from client.joining.starting import EXAMPLE_ADDRESS
 from client.joining.watching import State, Watch
@@ -59,7 +59,7 @@ def check_files(
     if federation.address == EXAMPLE_ADDRESS:
         raise ConfigError(f"{settings}: put the federation's own address in place of the example")
     check_authority(federation.ca)
-    check_private_key(federation.key)
+    check_pair(federation.key)
     _own_secret(folder.secret)
     Approvals(folder.approvals).approved()
     return federation
