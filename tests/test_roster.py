@@ -313,3 +313,24 @@ def test_a_plan_of_secure_sums_is_priced_for_a_shop(
     assert shop["joins"] == (not reason)
     assert status_of(client_app, *words) == 0
     assert "each shop adds 1/2 of its variance" in capsys.readouterr().out
+
+
+def test_a_damaged_roster_is_written_anew(
+    place: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # The command that writes it stopped at it, and none of those that read it said what to do.
+    digest = write_roster(place.federation, tmp_path / "sent")["digest"]
+    whole = place.federation.roster.read_bytes()
+    place.federation.roster.write_bytes(whole[:-40])
+    with pytest.raises(
+        ConfigError, match=r"line 3: no key and name(.|\n)*`python -m server roster`"
+    ):
+        members(place.federation)
+    where = ("--federation", place.federation.folder)
+    assert status_of(server_app, "rename", "harbour", "port", *where) == 2
+    assert "`python -m server roster`" in capsys.readouterr().err
+    assert status_of(server_app, "roster", *where) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "The one that was there could not be read" in text
+    assert digest in text
+    assert place.federation.roster.read_bytes() == whole

@@ -6,10 +6,11 @@ from typing import Any
 
 from common.errors import ConfigError, RunError
 from common.protocol import NO_FINGERPRINT, shop_key
-from common.secure_sum.members import fingerprint, read_members
+from common.secure_sum.members import fingerprint
 from server.operating.folder import Federation
 from server.operating.services import control, is_up
 from server.operating.shops import Shop, Shops, reconcile
+from server.operating.sum_roster import handed_out
 from server.rounds.heads import LedgerHeads
 from server.settings import read_home
 from server.variables import SERVER_VARIABLE
@@ -86,8 +87,7 @@ def _check_nobody_knows(federation: Federation, name: str) -> None:
     if heads.exists() and LedgerHeads(heads).of(shop_key(name)) != NO_FINGERPRINT:
         # Under another name a ledger that forgets what was spent would pass.
         raise ConfigError(f"{name!r} took part in a run under that name: {new_key}")
-    roster = federation.roster
-    handed_out = read_members(roster) if roster.exists() else {}
+    listed = {fingerprint(key) for key in handed_out(federation).values()}
     for shop in Shops(federation.shops).all():
-        if shop.name == name and shop.fingerprint in map(fingerprint, handed_out.values()):
+        if shop.name == name and shop.fingerprint in listed:
             raise ConfigError(f"the key of {name!r} is on the roster of secure sums: {new_key}")

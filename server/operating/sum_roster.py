@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from rich.console import Group
 from rich.text import Text
 
@@ -86,7 +87,7 @@ def write_roster(federation: Federation, out: Path | None = None) -> Document:
     pairs = [(shop.name, shop.key) for shop in shops]
     text = roster_text(pairs).encode()
     place = federation.roster
-    before = read_members(place) if place.exists() else {}
+    before, damage = _before(place)
     old = {name: fingerprint(key) for name, key in before.items()}
     new = {shop.name: shop.fingerprint for shop in shops}
     try:
@@ -101,10 +102,36 @@ def write_roster(federation: Federation, out: Path | None = None) -> Document:
         "copy": None if out is None else str(out),
         "digest": Roster.of(pairs).digest,
         "shops": [{"shop": shop.name, "key": shop.fingerprint} for shop in shops],
+        "damage": damage,
         "new": not before,
         "added": sorted(name for name in new if old.get(name) != new[name]),
         "gone": sorted(name for name in old if old[name] != new.get(name)),
     }
+
+
+def _before(place: Path) -> tuple[dict[str, EllipticCurvePublicKey], str]:
+    """Return what the roster to be replaced holds, and what keeps that unknown."""
+    try:
+        return (read_members(place) if place.exists() else {}), ""
+    except ConfigError as error:
+        return {}, str(error)
+
+
+def handed_out(federation: Federation) -> dict[str, EllipticCurvePublicKey]:
+    """Return the keys on the roster that was handed out; none where there is none.
+
+    Raises
+    ------
+    ConfigError
+        If it is damaged.
+    """
+    found, damage = _before(federation.roster)
+    if damage:
+        raise ConfigError(
+            f"{damage}. Put back the one that the shops have, or write a new one (`python -m "
+            "server roster`), which every shop has to accept unless its digest is the old one's"
+        )
+    return found
 
 
 def members(federation: Federation) -> Members:
@@ -121,7 +148,7 @@ def members(federation: Federation) -> Members:
             'trust = "federation" needs a roster: `python -m server roster` writes it, and every '
             "shop accepts a copy (`python -m client roster`)"
         )
-    found = read_members(place)
+    found = handed_out(federation)
     enrolled = {shop.name: shop.fingerprint for shop in Shops(federation.shops).all()}
     listed = {name: fingerprint(key) for name, key in found.items()}
     return Members(
@@ -173,6 +200,8 @@ def roster_table(document: Document) -> Group:
     if document["copy"]:
         lines.append(f"a copy in {document['copy']}")
     lines.append(f"digest {document['digest']}")
+    if document["damage"]:
+        lines.append(f"The one that was there could not be read: {document['damage']}")
     changed = list(dict.fromkeys([*document["added"], *document["gone"]]))
     if changed and not document["new"]:
         lines.append(f"changed: {', '.join(changed)}")
