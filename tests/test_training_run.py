@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -457,3 +458,15 @@ def test_an_event_is_no_part_of_half_a_line_before_it(tmp_path: Path) -> None:
         report({"event": "end"})
     text = path.read_text()
     assert (text.count("\n"), text.endswith("\n")) == (5, True)
+
+
+def test_a_copy_of_a_runs_folder_is_no_run(world: World) -> None:
+    # A backup whose name sorts last was "the last run", and in the way while its own run went on.
+    first = world.training.submit(world.record("run-1"))
+    shutil.copytree(world.runs.folder("run-1"), world.runs.folder("run-1.old"))
+    later = world.runs.save(world.record("run-1-b"))
+    assert world.runs.names() == ["run-1", "run-1-b"]
+    assert world.runs.last() == later
+    assert world.training.take_up(first) == (first, True)
+    with pytest.raises(ConfigError, match=r"run-1\.old is a copy of run 'run-1': name that one"):
+        world.runs.read("run-1.old")

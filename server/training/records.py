@@ -86,8 +86,9 @@ class Runs:
         return self.root / name
 
     def names(self) -> list[str]:
-        """Return all runs' names, the oldest first."""
-        return [path.parent.name for path in sorted(self.root.glob(f"*/{_RECORD}"))]
+        """Return all runs' names, the oldest first; a copy of a run's folder is no run."""
+        found = sorted(self.root.glob(f"*/{_RECORD}"))
+        return [path.parent.name for path in found if not _is_copy(path)]
 
     def read(self, name: str) -> RunRecord:
         """Return a run's record.
@@ -95,7 +96,7 @@ class Runs:
         Raises
         ------
         ConfigError
-            If there is no such run.
+            If there is no such run, or the folder of that name is a copy of another's.
         ArtifactError
             If its record is damaged.
         """
@@ -112,6 +113,8 @@ class Runs:
             _ = record.plan
         except (OSError, ValueError, ValidationError, KeyError, ProtocolError) as error:
             raise ArtifactError(f"{path} cannot be read: {error}") from error
+        if record.name != name:
+            raise ConfigError(f"{path.parent} is a copy of run {record.name!r}: name that one")
         return record
 
     def asked_for(self, name: str) -> str | None:
@@ -165,6 +168,14 @@ class Runs:
                     f"another `python -m server train` is at work on {self.root} at this moment"
                 ) from error
             yield
+
+
+def _is_copy(path: Path) -> bool:
+    """Return whether a record names another run than its folder does, as in a backup."""
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["name"] != path.parent.name)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # Damaged: whoever reads it says so.
 
 
 def new_name() -> str:
