@@ -1,12 +1,17 @@
 """The typed client before it asks: what can't be used is told as such, and nothing is sent."""
 
+import socket
+import ssl
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from common.errors import ConfigError, InputError
+from common.errors import ConfigError, InputError, UnavailableError
 from server.__main__ import app
+from server.operating.authority import Pair, issue, make_authority
 from server.query.client import Client
 
 
@@ -62,3 +67,35 @@ def test_what_a_question_does_not_take_is_refused(asked: list[str], left: str) -
     found = CliRunner().invoke(app, ["query", *asked, "--url", "http://127.0.0.1:9"])
     assert isinstance(found.exception, ConfigError)
     assert left in str(found.exception)
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+def test_a_certificate_of_an_unknown_authority_says_how_to_name_it(
+    tmp_path: Path, scheme: str
+) -> None:
+    # OpenSSL's words alone: nobody could guess from them that --ca takes the authority.
+    pair = Pair(tmp_path / "key.pem", tmp_path / "certificate.pem")
+    for authority in (None, pair):
+        made = make_authority("test") if authority is None else issue(authority, ["127.0.0.1"])
+        key, certificate = made
+        pair.key.write_bytes(key)
+        pair.certificate.write_bytes(certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with suppress(OSError):
+                        context.wrap_socket(connection, server_side=True).close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"{scheme}://127.0.0.1:{listening.getsockname()[1]}"
+        with (
+            Client(url, timeout=5.0) as client,
+            pytest.raises(UnavailableError, match=r"the authority that signed .*--ca"),
+        ):
+            client.models()

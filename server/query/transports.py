@@ -118,7 +118,7 @@ class Rest:
                 answer = self._client.post(path, content=text, headers=kind)
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
-            raise UnavailableError(f"{self._client.base_url}: {reason}") from error
+            raise _unreachable(str(self._client.base_url), reason) from error
         if answer.is_success:
             try:
                 found: dict[str, Any] = answer.json()
@@ -185,11 +185,21 @@ class Grpc:
         self._channel.close()
 
 
+def _unreachable(url: str, reason: str) -> UnavailableError:
+    # The word is OpenSSL's, and BoringSSL's under gRPC.
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        reason += (
+            ". Give the file of the authority that signed the service's certificate (--ca, or ca= "
+            "in Python), and ask it by a name that stands in that"
+        )
+    return UnavailableError(f"{url}: {reason}")
+
+
 def _failure(error: Any, url: str) -> InputError | RunError | UnavailableError:  # noqa: ANN401 - grpc has no types
     """Return a failed call as the error that REST would have given."""
     name, text = error.code().name, error.details() or error.code().name
     if name in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
-        return UnavailableError(f"{url}: {text}")
+        return _unreachable(url, text)
     if name == "RESOURCE_EXHAUSTED":
         later = any(key == "retry-after" for key, _ in error.trailing_metadata() or ())
         return UnavailableError(text) if later else InputError(text)
