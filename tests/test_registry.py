@@ -473,3 +473,13 @@ def test_an_evaluation_is_an_object_of_finite_numbers(
         read_evaluation(path)
     with pytest.raises(ConfigError, match="cannot read"):
         read_evaluation(tmp_path / "none.json")
+
+
+def test_a_list_shows_the_unit_of_a_statement_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Taken for markup of the terminal's, it ended the list of all versions in a stack trace.
+    odd = {**PRIVACY, "unit": "c[/b]"}
+    Registry(str(tmp_path / "r")).publish(model(tmp_path / "m", privacy=odd), force=True)
+    assert status_of(app, "registry", "list", tmp_path / "r") == 0
+    assert "c[/b]" in " ".join(capsys.readouterr().out.split())

@@ -122,7 +122,7 @@ def list_table(document: Document) -> Group:
             number,
             found["published_at"][:16].replace("T", " "),
             str(found["server_round"]),
-            _privacy_words(found["privacy"]),
+            escape(_privacy_words(found["privacy"])),
             found["catalogue_fingerprint"][:12],
             "yes" if found["evaluated"] else "no",
         )
