@@ -58,6 +58,8 @@ def parse(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
 def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return the values with ``section.key=value`` overrides; a value is TOML, or plain text.
 
+    A key that holds a dot stands in quotes, as in TOML: ``privacy.caps."st. mary"=2``.
+
     Raises
     ------
     ConfigError
@@ -66,7 +68,7 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
     result: dict[str, Any] = _plain(values)
     for text in overrides:
         path, equals, raw = text.partition("=")
-        names = [name.strip() for name in path.split(".")]
+        names = _names(path)
         if not equals or len(names) < 2 or not all(names):
             raise ConfigError(f"--set {text!r} is not of the form section.key=value")
         place = result
@@ -107,6 +109,22 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - a TOML value
     if isinstance(value, list):
         return [_plain(inner) for inner in value]
     return value.isoformat() if isinstance(value, date | time) else value
+
+
+def _names(path: str) -> list[str]:
+    """Return the parts of a dotted key; with quotes in it, it is TOML's."""
+    names = [name.strip() for name in path.split(".")]
+    if '"' not in path and "'" not in path:
+        return names
+    try:
+        place = tomllib.loads(f"{path} = 0")
+    except tomllib.TOMLDecodeError:
+        return names  # An apostrophe of a name.
+    names = []
+    while isinstance(place, dict):
+        ((name, place),) = place.items()
+        names.append(name)
+    return names
 
 
 def _value(raw: str) -> Any:  # noqa: ANN401 - a TOML value

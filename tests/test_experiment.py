@@ -116,6 +116,8 @@ def test_overrides_take_toml_values_and_plain_text(small: Path) -> None:
         "privacy.target_epsilon = 3",
         'run.arms=["local", "federated"]',
         "privacy.caps.a shop=2.5",
+        "privacy.caps.joe's=3",
+        'privacy.caps."st. mary"=4',
         "privacy.unit=basket",
         "home.local.start.content=0.25",
     ]
@@ -123,7 +125,7 @@ def test_overrides_take_toml_values_and_plain_text(small: Path) -> None:
     assert experiment.data.path == "/some where/else"
     assert experiment.privacy.target_epsilon == 3.0
     assert experiment.run.arms == ("local", "federated")
-    assert experiment.privacy.caps == {"a shop": 2.5}
+    assert experiment.privacy.caps == {"a shop": 2.5, "joe's": 3.0, "st. mary": 4.0}
     assert experiment.privacy.unit == "basket"
     assert experiment.home.local.start == {"content": 0.25, "own_ease": 2.4, "own_popularity": 0.1}
 
