@@ -157,6 +157,7 @@ def run_client(settings: Shop) -> None:
 
 @app.command()
 def plan(
+    context: typer.Context,
     shops: Annotated[
         list[Path] | None, typer.Argument(help="shop.toml files, or folders that hold some.")
     ] = None,
@@ -191,6 +192,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say before training what a plan will cost, and what it would leave of each shop's budget."""
+    from client.commands.arguments import given
     from client.commands.tables import forecast_table
     from client.forecast import PlanFlags, find_shops, forecast, read_plan
 
@@ -208,8 +210,8 @@ def plan(
         honest_shops=honest_shops,
         colluding_shops=colluding_shops,
     )
-    if plan_file is not None and flags != PlanFlags():
-        raise ConfigError("--plan FILE holds a whole plan: leave out the options that make another")
+    if plan_file is not None and (others := given(context, vars(flags))):
+        raise ConfigError(f"--plan FILE holds a whole plan: leave out {', '.join(others)}")
     chosen = flags.plan() if plan_file is None else read_plan(plan_file)
     document = forecast(chosen, find_shops(shops or []))
     print_document(document, forecast_table, as_json=as_json)

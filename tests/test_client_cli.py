@@ -218,7 +218,12 @@ def test_a_target_is_calibrated_for_and_noise_is_taken_as_it_is(
         (("--plan", "nowhere.json"), "nowhere.json: No such file or directory\n"),
         (("--plan", __file__), "it is no JSON (Extra data"),
         (("--target-epsilon", 2, "--honest-shops", 3), "goes with --trust federation"),
-        (("--plan", "nowhere.json", "--rounds", 20), "--plan FILE holds a whole plan"),
+        (("--plan", "nowhere.json", "--rounds", 20), "leave out --rounds"),
+        # The same as the default: 10 rounds were asked for, and the file's were priced.
+        (
+            ("--plan", "nowhere.json", "--rounds", 10, "--delta", 1e-5),
+            "leave out --rounds, --delta",
+        ),
     ],
 )
 def test_bad_input_is_status_two_and_one_line(

@@ -1,5 +1,6 @@
 """What several commands of a shop are given; nothing slow but typer is imported."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,16 @@ def as_text(value: str | list[str] | None) -> str | list[str] | None:
         except UnicodeEncodeError as error:
             raise ConfigError(f"{text!a} is not UTF-8: set the terminal to it") from error
     return value
+
+
+def given(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """Return the options of these names that were typed, also those with their default value."""
+    sources = ((name, context.get_parameter_source(name)) for name in names)
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, source in sources
+        if source is not None and source.name == "COMMANDLINE"
+    ]
 
 
 Where = Annotated[
