@@ -257,7 +257,7 @@ def _with_figures(
 def _reason(plan: TrainingPlan, settings: ShopSettings, after: Epsilon) -> str:
     """Return why a shop would not join; empty where it would."""
     if plan.unit != settings.unit:
-        return f"the plan protects a {plan.unit}, the shop demands {settings.unit}"
+        return f"the plan's unit is {plan.unit}, the shop demands {settings.unit}"
     if not after.value <= settings.cap_epsilon:
         return "the whole plan does not fit under the shop's cap_epsilon"
     if plan.trust != "federation":

@@ -22,6 +22,7 @@ from common.statement import (
     protected_words,
     wrapped,
 )
+from common.wording import counted
 
 
 def shop_statement(settings: ShopSettings, entries: Sequence[Entry]) -> dict[str, Any]:
@@ -80,13 +81,14 @@ def render_shop_statement(found: Mapping[str, Any]) -> str:
         for one in found["unprotected"]
     ]
     for part in found["units"]:
+        runs, rounds = counted(part["runs"], "run"), counted(part["rounds"], "training round")
         lines += [
             "",
             f"Spent: {promise_words(part)}, over the shop's whole life.",
             f"Cap: epsilon {part['cap_epsilon']:g}, of which {at_least(part['left'])} is left.",
             protected_words(part),
             f"Accountant: {accountant_words(part)}.",
-            f"What left the shop, in {part['runs']} runs and {part['rounds']} training rounds:",
+            f"What left the shop, in {runs} and {rounds}:",
             *(mechanism_words(one) for one in part["mechanisms"]),
         ]
         if not part["mechanisms"]:

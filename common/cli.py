@@ -82,11 +82,6 @@ def terminal() -> Console:
     return console if console.width >= _NARROWEST else Console(width=_NARROWEST)
 
 
-def counted(number: int, word: str) -> str:
-    """Return a number of things in words, such as ``1 run`` or ``1,200 products``."""
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
-
-
 def plain_table(title: str | None = None) -> Table:
     """Return a table of the look that all of the command lines' tables have."""
     return Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)

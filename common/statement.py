@@ -13,6 +13,7 @@ from typing import Any
 
 from common.accounting import Epsilon, epsilon, plan_spends
 from common.protocol import Noise, TrainingPlan
+from common.wording import counted
 
 UNITS = {
     "customer": "one customer of one shop, with all of their records",
@@ -288,7 +289,7 @@ def any_statement(found: Mapping[str, Any]) -> str:
 
 
 def _rounds(found: Mapping[str, Any]) -> str:
-    rounds = f"{found['rounds']} rounds"
+    rounds = counted(found["rounds"], "round")
     if "runs" not in found:
         return rounds
     return f"{rounds} of {found['runs']} runs, each of which went on from the one before"

@@ -18,7 +18,7 @@ from client.forecast import find_shops
 from client.home_settings import EvaluationSettings
 from client.inspection import Place, export, write_export
 from client.privacy.evaluation import evaluation_event
-from client.privacy.events import UNPROTECTED
+from client.privacy.events import SHARED_HISTOGRAM, SHARED_STEP, UNPROTECTED
 from client.privacy.ledger import DP_SGD, HISTOGRAM, Event, Ledger
 from client.privacy.plan import planned_events
 from common.accounting import Spend, epsilon, plan_spends
@@ -507,3 +507,37 @@ def test_a_gain_of_one_customer_is_shown_without_an_interval() -> None:
     shown = shown_text(evaluation_table(document))
     assert shown.count("0.5000") == 12
     assert "nan" not in shown
+
+
+def test_a_runs_name_stands_in_one_line_beside_secure_sums(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # It had what the other columns left it: two letters a line, ten lines for each mechanism.
+    run = "20261130-190342-e331"
+    with Ledger.open(tmp_path / "l.sqlite") as ledger:
+        for name in (SHARED_HISTOGRAM, SHARED_STEP):
+            event = Event(name, 5.0992, 1.0, 1, "interaction", run_id=run)
+            ledger.append(replace(event, parameters={"noise": "system"}))
+    assert call("ledger", "show", tmp_path / "l.sqlite") == 0
+    told = capsys.readouterr().out.splitlines()
+    lines = told[[line.strip() for line in told].index(run) :]  # After a title as long as its path.
+    assert [line.split()[0] for line in lines[1:3]] == [SHARED_HISTOGRAM, SHARED_STEP]
+    assert lines[3].startswith("Spent")
+
+
+def test_one_is_not_told_as_several(
+    tmp_path: Path, plan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = shop(tmp_path / "a", unit="basket")
+    one = PLAN.model_copy(update={"rounds": 1, "unit": "basket"})
+    with Ledger.open(tmp_path / "a" / "ledger.sqlite") as ledger:
+        for event in planned_events(one, "r", noise="system"):
+            ledger.charge(event, cap_epsilon=1e3, delta=DELTA)
+    assert call("statement", settings) == 0
+    assert "What left the shop, in 1 run and 1 training round:" in capsys.readouterr().out
+    popularity = PLAN.model_copy(update={"rounds": 0, "unit": "interaction"})
+    plan_file.write_text(popularity.model_dump_json(), encoding="utf-8")
+    assert call("plan", settings, "--plan", plan_file) == 0
+    assert "the plan's unit is interaction, the shop demands basket" in shown_text(
+        capsys.readouterr().out
+    )

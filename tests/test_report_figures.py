@@ -11,7 +11,7 @@ import pytest
 from report_support import PRIVACY, arm, run_of, sums, whole_run
 from simulations.audit.section import _arm, _canary
 from simulations.report.answer import away_words, interval, percent
-from simulations.report.building import ArmResult, ShopResult, build_report, write_report
+from simulations.report.building import ArmResult, ShopPart, ShopResult, build_report, write_report
 from simulations.report.compare import compare
 from simulations.report.page import render_report
 from simulations.report.recommendations import RecommendationWriter
@@ -103,7 +103,7 @@ def test_a_plain_yes_takes_four_shops_of_five_and_no_loss(
     for number in range(10):
         own = shift if number < level else -0.002
         found = dataclasses.replace(base, ndcg=base.ndcg + own, tail_ndcg=base.tail_ndcg + tail)
-        shops[str(number)] = ShopResult(found, 8.0)
+        shops[str(number)] = ShopResult(found, ShopPart(8.0))
     local = ArmResult("local", {key: ShopResult(base) for key in shops})
     report = build_report(run_of(local, ArmResult("federated-dp", shops, privacy=PRIVACY)))
     assert report["answer"]["verdict"] == verdict
@@ -160,7 +160,7 @@ def test_each_cell_of_the_table_is_its_headings() -> None:
 
 def test_no_epsilon_of_a_sweep_or_an_audit_is_told_as_less_than_it_is() -> None:
     shops = arm("federated-dp", {"a": 0.0}).shops
-    spent = {key: dataclasses.replace(shop, epsilon=7.9941) for key, shop in shops.items()}
+    spent = {key: dataclasses.replace(shop, part=ShopPart(7.9941)) for key, shop in shops.items()}
     report = build_report(run_of(ArmResult("federated-dp", spent, PRIVACY)))
     assert _cells(arm_figures(report["arms"]["federated-dp"]))[-1] == "7.995"
     record = {"arm": "federated-dp", "epsilon": 7.9941, "claimed_epsilon": 7.9941, "canaries": 9}

@@ -118,7 +118,7 @@ def test_a_finished_run_says_what_was_published() -> None:
         "served": 3,
     }
     table = text_of(trained_table(document))
-    for words in ("1 late", "late: it did not answer in time", "2 attempt(s)", "By force: its"):
+    for words in ("1 late", "late: it did not answer in time", " in 2 attempts.", "By force: its"):
         assert words in table
     assert "Version 4 (now published) in [place]; version 3 is served." in table
     unknown = text_of(trained_table({**document, "served": None}))

@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.text import Text
 
 from client.commands.tables import epsilon_words, shares_words
-from common.cli import counted
+from common.wording import counted
 
 Document = dict[str, Any]
 _BAR = 30

@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from client.privacy.events import UNPROTECTED
-from common.cli import counted, plain_table
+from common.cli import plain_table
 from common.statement import at_least, at_most
+from common.wording import counted
 
 Document = dict[str, Any]
 _BOUND = "≤ ε by the looser RDP bound: more may have been counted than was spent"
@@ -32,7 +33,7 @@ def forecast_table(document: Document) -> Group:
         )
     total = (
         f"In all: ε {epsilon_words(cost)} at δ {cost['delta']:g} for each {cost['unit']}, "
-        f"{plan['rounds']} rounds, trust {plan['trust']} ({cost['method'].upper()})"
+        f"{counted(plan['rounds'], 'round')}, trust {plan['trust']} ({cost['method'].upper()})"
     )
     parts: list[Any] = [price, Text(total)]
     if plan["trust"] == "federation":
@@ -59,13 +60,16 @@ def ledger_table(document: Document) -> Group:
     """Return a ledger's events in groups, and what they cost together."""
     name = document["shop"] or document["ledger"]
     table = plain_table(f"The ledger of {escape(name)}: {document['entries']} entries")
-    counts, last = ("events", "steps"), "last (UTC)"
-    for name in ("run", "mechanism", "unit", "noise", "rate", "rounds", *counts, last):
+    counts, last, run = ("events", "steps"), "last (UTC)", None
+    for name in ("mechanism", "unit", "noise", "rate", "rounds", *counts, last):
         side: Any = "right" if name in counts else "left"
-        table.add_column(name, justify=side, no_wrap=name != "run", overflow="fold")
+        table.add_column(name, justify=side, no_wrap=name != "mechanism", overflow="fold")
     for group in document["groups"]:
+        # A column of its own would leave a run's name two letters a line beside secure sums.
+        if group["run_id"] != run:
+            run = group["run_id"]
+            table.add_row(f"[bold]{_plain(run)}[/bold]")
         table.add_row(
-            _plain(group["run_id"]),
             _plain(group["mechanism"]),
             _plain(group["unit"]),
             f"{group['noise_multiplier']:.4g} {group['noise']}",
@@ -78,8 +82,9 @@ def ledger_table(document: Document) -> Group:
     lines = [_spent(unit, cost, document) for unit, cost in document["units"].items()]
     lines = lines or ["Nothing is spent."]
     if without := sum(group["mechanism"] == UNPROTECTED for group in document["groups"]):
-        runs = counted(without, "run")
-        lines.append(f"Without any privacy, and in no ε: all that left in {runs}.")
+        lines.append(
+            f"Without any privacy, and in no ε: all that left in {counted(without, 'run')}."
+        )
     if any(cost["upper_bound"] for cost in document["units"].values()):
         lines.append(_BOUND)
     return Group(table, *(Text(line) for line in lines), Text(f"head {document['head']}"))
@@ -130,7 +135,7 @@ def _figures(shop: Document) -> str:
     found = shop["with_figures"]
     return (
         f"{shop['shop']} releases figures by its [evaluation], where a run asks for them: ε "
-        f"{epsilon_words(found)} after such a run, {found['whole_runs']:,} whole runs"
+        f"{epsilon_words(found)} after such a run, {counted(found['whole_runs'], 'whole run')}"
     )
 
 

@@ -7,7 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from common.cli import counted, plain_table
+from common.cli import plain_table
+from common.wording import counted
 
 Document = dict[str, Any]
 #: What becomes of a product, besides that its content changes.

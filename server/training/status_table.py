@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from common.cli import plain_table
+from common.wording import counted
 from server.operating.authority import SOON_DAYS
 from server.operating.tables import reachable
 from server.training.view import event_words
@@ -134,8 +135,8 @@ def _registry(found: Document) -> list[Any]:
     how = "pinned" if found["pinned"] else "the newest"
     return [
         Text(
-            f"Registry: {found['where']}, {found['versions']} versions; version {found['served']} "
-            f"is served, {how}."
+            f"Registry: {found['where']}, {counted(found['versions'], 'version')}; version "
+            f"{found['served']} is served, {how}."
         )
     ]
 

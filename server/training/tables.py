@@ -9,6 +9,7 @@ from rich.text import Text
 
 from common.cli import plain_table
 from common.statement import promise_words, protected_words, render_statement
+from common.wording import counted
 from server.registry.tables import served_words
 from server.training.codes import words
 from server.training.view import event_words
@@ -32,7 +33,7 @@ def _price(document: Document) -> str:
 def _facts(document: Document) -> list[str]:
     plan, catalogue = document["plan"], document["catalogue"]
     head = (
-        f"Run {document['run']}: {plan['rounds']} rounds on catalogue version "
+        f"Run {document['run']}: {counted(plan['rounds'], 'round')} on catalogue version "
         f"{catalogue['version']} ({catalogue['products']} products, "
         f"{catalogue['fingerprint'][:12]})."
     )
@@ -81,7 +82,7 @@ def trained_table(document: Document) -> Group:
         *(Text(words(code)) for code in codes),
         Text(""),
         Text(_statement(document["privacy"])),
-        Text(f"{document['seconds']:.0f} s in {document['attempts']} attempt(s)."),
+        Text(f"{document['seconds']:.0f} s in {counted(document['attempts'], 'attempt')}."),
         *(Text(f"By force: {reason}.", style="yellow") for reason in document["forced"]),
         Text(f"Version {document['published']} ({when} published) in {where}"),
     )
