@@ -1,5 +1,6 @@
 """What a shop's engineer wants to know of the shop's data before any training; all of it local."""
 
+import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -320,4 +321,20 @@ def _price(
             "a plan: ask the operator what the next run takes; `client plan --target-epsilon` "
             "prices it"
         )
+    if (place := _not_writable(settings.ledger)) is not None:
+        problems.append(
+            f"{place} cannot be written: nothing trains that is not written to the ledger first. "
+            "Look whose it is, and whether its disk is mounted read-only"
+        )
     return {"given": plan is not None, **document}
+
+
+def _not_writable(ledger: Path) -> Path | None:
+    """Return what of a ledger and its folder keeps a charge from being written; nothing is tried.
+
+    SQLite keeps a journal in the folder while it writes.
+    """
+    folder = next(place for place in ledger.absolute().parents if place.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return folder
+    return ledger if ledger.exists() and not os.access(ledger, os.W_OK) else None

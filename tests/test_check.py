@@ -657,3 +657,24 @@ def test_what_is_published_of_the_shops_shelves_is_held_against_its_records(fold
     assert "train on nothing but noise" in problem  # Nothing that it sold is on its shelves.
     (folder / "catalogue" / "stock.parquet").write_text("rubbish")
     assert any("no stock table" in line for line in check(folder)["problems"])
+
+
+@pytest.mark.parametrize("kept", ["ledger.sqlite", "ledger", ""])
+def test_a_ledger_that_cannot_be_written_stops_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    # On a disk that was mounted read-only it was "Ready to train", and the run got a ledger-error.
+    ledger = read_settings(folder / "shop.toml").ledger
+    with Ledger.open(ledger):
+        pass
+    assert check(folder)["problems"] == []
+    # Whoever runs the tests as root may write everywhere.
+    monkeypatch.setattr("client.check.os.access", lambda path, _: bool(kept) and path.name != kept)
+    (problem,) = check(folder)["problems"]
+    assert problem.startswith(f"{ledger if kept == ledger.name else ledger.parent} cannot be")
+
+
+def test_a_ledger_below_a_file_stops_training(folder: Path) -> None:
+    setting(folder, '"ledger/ledger.sqlite"', '"catalogue/catalogue.json/ledger.sqlite"')
+    (problem,) = check(folder)["problems"]
+    assert "catalogue.json cannot be written" in problem
