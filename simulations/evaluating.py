@@ -10,10 +10,11 @@ from client.home_settings import LEARNED_PARTS, TRAINED_PARTS
 from client.privacy.budget import epsilon_of
 from client.privacy.events import Event
 from client.privacy.ledger import Ledger
+from common.accounting import epsilon, plan_spends
 from common.model import GlobalModel
 from common.protocol import TrainingPlan, shop_key
 from common.schema import ShopEvents
-from common.statement import statement
+from common.statement import at_most, statement
 from simulations.arms import (
     Knowledge,
     OwnEases,
@@ -162,6 +163,21 @@ def spent_by_round(world: World, plan: TrainingPlan, ledgers: Path) -> list[floa
         )
         for server_round in range(plan.rounds + 1)
     ]
+
+
+def paid_again(world: World, plan: TrainingPlan, ledgers: Path) -> str:
+    """Return what shops spent above a private plan's cost, and why; "" where none did."""
+    planned = epsilon(plan_spends(plan), plan.target_delta).value
+    spent = [_epsilon(_charged(ledgers, s.merchant_id), plan.target_delta) for s in world.shops]
+    # A hair of slack: a sum in another order is no other spending.
+    above = [value for value in spent if value > planned + 1e-6]
+    if not above:
+        return ""
+    return (
+        "the run was interrupted, and what it cut short is paid for twice: "
+        f"ε = {at_most(max(above))} at {len(above)} of {len(spent)} shops, where the plan costs "
+        f"{at_most(planned)}"
+    )
 
 
 def _part(world: World, shop: ShopEvents, trained: Trained | None, ledgers: Path) -> ShopPart:

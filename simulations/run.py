@@ -28,6 +28,7 @@ from simulations.evaluating import (
     FEDERATED,
     arm_outcomes,
     evaluate_arm,
+    paid_again,
     spent_by_round,
     trained_by,
 )
@@ -128,7 +129,9 @@ class _Runner:
         for name in needed:
             self._trained[name] = self._federator.federate(name)
             self._save_model(name)
-            if self._trained[name].plan.private:
+            if (plan := self._trained[name].plan).private:
+                if above := paid_again(self._world, plan, self._federator.ledgers):
+                    self._federator.notes.append(f"{name}: {above}")
                 self._further[name] = [*self._with_other_noise(name)]
         results = []
         with RecommendationWriter(self._folder / "recommendations.parquet") as writer:
@@ -169,8 +172,9 @@ class _Runner:
             trained = federator.federate(name, run_in_process, label)
             if missing := len(trained.declined.keys() - self._trained[name].declined.keys()):
                 self._federator.notes.append(
-                    f"{label}: {missing} shops took no part that did in the first: the run was "
-                    "interrupted, and their caps had no room for rounds paid twice"
+                    f"{label}: {missing} of {len(self._world.shops)} shops took no part that did "
+                    "in the first: the run was interrupted, and caps had no room for rounds paid "
+                    "twice"
                 )
             yield trained
 

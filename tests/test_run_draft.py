@@ -14,6 +14,7 @@ from common.errors import ConfigError, DataError
 from common.features import read_catalogue
 from common.model import initial_state
 from common.protocol import TrainingPlan, shop_key
+from common.statement import at_most
 from experiment_support import BIG, EMPTY, LONELY, ODD, SMALL, Silent, write_folder
 from ledger_support import HIST, ROUND
 from server.checkpoints import Checkpoint, write_checkpoint
@@ -117,6 +118,38 @@ def test_a_round_that_was_paid_twice_counts_twice_in_the_plot_of_rounds(tmp_path
     found = spent_by_round(world, TrainingPlan(rounds=1, target_delta=1e-5), tmp_path)
     assert found[1:] == spent["twice"] > spent["once"]
     assert found[0] == epsilon_of([HIST], 1e-5)["customer"].value
+
+
+def test_what_an_interruption_made_shops_pay_twice_is_told(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An ε above the target stood in the answer and in every table, and nothing said why.
+    run = {"engine": "in-process", "arms": ("local", "federated-dp")}
+    here = experiment.model_copy(update={"run": experiment.run.model_copy(update=run)})
+
+    def cut(folder: Path, checkpoint: Checkpoint) -> Path:
+        if checkpoint.server_round == 1:
+            raise KeyboardInterrupt
+        return write_checkpoint(folder, checkpoint)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("server.app.write_checkpoint", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(here, tmp_path / "out", Silent())
+    report = run_experiment(here, tmp_path / "out", Silent())
+    (said,) = [text for text in report["warnings"] if "paid for twice" in text]
+    privacy = report["arms"]["federated-dp"]["privacy"]
+    planned = privacy["statement"]["epsilon"]
+    assert privacy["epsilon"] > planned + 0.1
+    assert said == (
+        "federated-dp: the run was interrupted, and what it cut short is paid for twice: "
+        f"ε = {at_most(privacy['epsilon'])} at 4 of 4 shops, where the plan costs "
+        f"{at_most(planned)}"
+    )
+    whole = run_experiment(here, tmp_path / "whole", Silent())
+    assert not any("paid for twice" in text for text in whole["warnings"])
+    # But for what was paid, it is the same run.
+    assert report["arms"]["federated-dp"]["metrics"] == whole["arms"]["federated-dp"]["metrics"]
 
 
 def test_what_was_trained_on_other_tables_is_not_gone_on_with(
