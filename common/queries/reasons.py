@@ -18,6 +18,7 @@ def sides_of(
     history: sparse.csr_matrix,
     item: int,
     attributes: Mapping[str, str] | None = None,
+    vectors: np.ndarray | None = None,
 ) -> tuple[CustomerSide, ProductSide]:
     """Return what one score is made of; ``explain(*sides_of(...))`` takes it apart.
 
@@ -33,6 +34,9 @@ def sides_of(
         Catalogue row of the product.
     attributes
         The customer's attributes by name; "" where unknown.
+    vectors
+        What :func:`learned_history` made of the history's rows, where several products are asked
+        for: it is the same for all.
 
     Raises
     ------
@@ -48,11 +52,13 @@ def sides_of(
     own = content[[item]]
     places = own.indices
     expected = model.expected_content[places].astype(np.float64)
+    if vectors is None:
+        vectors = learned_history(model, history.indices)
     customer = CustomerSide(
         labels=[str(model.catalogue.item_ids[row]) for row in history.indices],
         weights=weights,
         content=content[history.indices][:, places].toarray() - expected,
-        vectors=_learned_history(model, history.indices) * model.spectrum,
+        vectors=vectors * model.spectrum,
         attributes=_attributes(model, attributes or {}),
     )
     product = ProductSide(
@@ -71,7 +77,7 @@ def popularity_of(model: GlobalModel, item: int) -> dict[str, float]:
     return {"everywhere": float(model.popularity_bias[item])}
 
 
-def _learned_history(model: GlobalModel, rows: np.ndarray) -> np.ndarray:
+def learned_history(model: GlobalModel, rows: np.ndarray) -> np.ndarray:
     """Return ``(H, d)`` vectors ``v_j / g_j`` less the expected basket's; 0 outside the block."""
     alone = sparse.csr_matrix(
         (np.ones(len(rows), np.float32), (np.arange(len(rows)), rows)),

@@ -27,7 +27,7 @@ from common.model import GlobalModel, attribute_matrix
 from common.protocol import TrainingPlan
 from common.queries.asking import Answer, Query, Ranking, TakenApart, public_columns
 from common.queries.filters import Filters, Table, in_float32
-from common.queries.reasons import sides_of
+from common.queries.reasons import learned_history, sides_of
 from common.queries.words import Words
 from server.query.choosing import search
 from server.query.content import ContentIndex, add_base
@@ -176,8 +176,10 @@ class ServedModel:
         if not query.reasons:
             return answer
 
+        vectors = learned_history(self.model, history.indices)
+
         def explained(row: int) -> Explanation:
-            return explain(*sides_of(self.model, history, row, query.attributes))
+            return explain(*sides_of(self.model, history, row, query.attributes, vectors))
 
         return replace(answer, reasons=TakenApart(ranking.rows, explained))
 
