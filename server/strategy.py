@@ -1,4 +1,4 @@
-"""Who takes part, what a good reply is, and the round loop.
+"""The round loop: who is asked, when enough have answered well, and what becomes of it.
 
 Our own loop over Flower's ``Grid``: a run is one ``JOIN``, one ``RELEASE`` and a ``TRAIN`` a
 round, each of the latter two a secure sum of five exchanges, or six, where the plan's trust is
