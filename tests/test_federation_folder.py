@@ -545,7 +545,7 @@ def test_a_full_disk_or_a_damaged_key_ends_no_service(
     assert told == ["told"]
 
 
-def test_nginx_takes_no_value_for_more_than_it_is(tmp_path: Path) -> None:
+def test_nginx_takes_no_value_for_more_than_it_is() -> None:
     values: dict[str, Any] = {
         "listen": "127.0.0.1:1",
         "certificate": "/c",

@@ -75,7 +75,7 @@ def test_a_weight_swallows_noise_as_soon_as_float32_is_coarser_there_than_the_gr
     assert is_swallowed(plan, 1, step * 2**24)
 
 
-def test_without_privacy_there_is_no_grid(catalogue: Catalogue) -> None:
+def test_without_privacy_there_is_no_grid() -> None:
     plan = plan_of("linear", private=False, noise_multiplier=1.0, popularity_noise_multiplier=1.0)
     assert delta_step(plan, 1) == popularity_step(plan) == 0.0
 

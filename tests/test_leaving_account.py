@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from copy import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,7 +216,7 @@ def test_an_error_reply_leaves_without_its_words() -> None:
     assert reply.error.reason == SECRET  # the shop's own log has it
 
 
-def test_flowers_own_sending_is_made_wordless(tmp_path: Path) -> None:
+def test_flowers_own_sending_is_made_wordless() -> None:
     """Flower's function, with the guard, a node's state, and a link that notes what it is sent."""
     from flwr.supercore.object_store import ObjectStoreFactory
     from flwr.supernode import start_client_internal as inside

@@ -433,7 +433,7 @@ def test_a_port_that_is_taken_is_an_error_of_one_line(place: Place, service: Run
     assert "or no address of this machine" in done.stderr
 
 
-def test_the_client_library_and_the_command_line_ask_alike(service: Running, place: Place) -> None:
+def test_the_client_library_and_the_command_line_ask_alike(service: Running) -> None:
     command = [sys.executable, "-m", "server", "query", "p0003", "p0100=0.5", "-k", "5"]
     done = subprocess.run(
         [*command, "--url", service.rest, "--json"],

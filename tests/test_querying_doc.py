@@ -143,7 +143,7 @@ def test_it_runs_as_it_is_written(command: str, addresses: dict[str, str]) -> No
     assert printed.strip()
 
 
-def test_every_endpoint_has_an_example(addresses: dict[str, str], place: Place) -> None:
+def test_every_endpoint_has_an_example(addresses: dict[str, str]) -> None:
     document = httpx.get(f"http://{addresses['localhost:8080']}/openapi.json").json()
     asked = "\n".join(command for command in commands() if command.startswith("curl"))
     for path in [*document["paths"], "/metrics", "/openapi.json"]:

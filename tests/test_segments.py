@@ -272,7 +272,7 @@ def test_a_database_tells_of_one_customer_alone(adapted: HomeShop, tmp_path: Pat
         assert found["recommendations"] == expected["recommendations"]
 
 
-def test_of_another_merchant_s_customer_nothing_is_known(adapted: HomeShop, tmp_path: Path) -> None:
+def test_of_another_merchant_s_customer_nothing_is_known(tmp_path: Path) -> None:
     shop = made(tmp_path)
     frame = people().assign(merchant_id="corner")
     frame.loc[frame["user_id"] == "new-old", "merchant_id"] = "other"

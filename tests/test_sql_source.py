@@ -222,7 +222,7 @@ def test_a_url_without_a_port_that_is_a_number_is_told_so(shop: Shop, url: str) 
         open_source(shop(url=url)).tables()
 
 
-def test_a_query_can_not_write(tmp_path: Path, shop: Shop) -> None:
+def test_a_query_can_not_write(shop: Shop) -> None:
     wrong = '[[database.interactions]]\nquery = "DELETE FROM orders RETURNING *"\n'
     with pytest.raises(DataError, match="readonly"):
         open_source(shop(wrong)).tables()

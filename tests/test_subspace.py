@@ -217,7 +217,7 @@ def test_memory_is_kept_in_the_present_basis(catalogue: Catalogue) -> None:
     assert error < 0.05
 
 
-def test_momentum_zero_remembers_nothing(catalogue: Catalogue) -> None:
+def test_momentum_zero_remembers_nothing() -> None:
     plan, shops = plan_of(), planted()[0]
     optimizer = SubspaceOptimizer(plan, 0.0)
     state = initial_state(plan.model, N) | {POPULARITY: popularity_of(shops)}
@@ -238,7 +238,7 @@ def test_the_basis_is_orthonormal_and_the_spectrum_falls(catalogue: Catalogue) -
         assert all(array.dtype == np.float32 for array in state.values())
 
 
-def test_the_order_of_the_shops_does_not_matter(catalogue: Catalogue) -> None:
+def test_the_order_of_the_shops_does_not_matter() -> None:
     plan, shops = plan_of(), planted()[0]
     optimizer = SubspaceOptimizer(plan, 0.5)
     state = initial_state(plan.model, N) | {POPULARITY: popularity_of(shops)}
@@ -337,9 +337,7 @@ def test_noise_alone_has_hardly_any_energy(
     assert np.mean(ratios) < 0.25
 
 
-def test_a_round_that_was_never_applied_does_not_shift_the_clipping_norms(
-    catalogue: Catalogue,
-) -> None:
+def test_a_round_that_was_never_applied_does_not_shift_the_clipping_norms() -> None:
     plan = plan_of(private=True, max_grad_norm=0.4, first_norms=(0.01, 0.02))
     optimizer = SubspaceOptimizer(plan)
     memory = optimizer.start(trained_spec(plan.model, N))
@@ -355,7 +353,7 @@ def test_a_round_that_was_never_applied_does_not_shift_the_clipping_norms(
         assert np.isfinite(found[SPECTRUM]).all()
 
 
-def test_rows_with_more_noise_than_planned_leave_less_of_the_spectrum(catalogue: Catalogue) -> None:
+def test_rows_with_more_noise_than_planned_leave_less_of_the_spectrum() -> None:
     plan = plan_of(private=True, max_grad_norm=0.4)
     optimizer = SubspaceOptimizer(plan)
     memory = optimizer.start(trained_spec(plan.model, N))

@@ -137,7 +137,7 @@ def test_a_program_that_does_not_come_up_is_said_with_the_end_of_its_log(
 
 
 def test_what_ignores_its_signal_is_killed_and_what_hides_is_cleared(
-    program: Callable[..., Program], token: str, tmp_path: Path
+    program: Callable[..., Program], token: str
 ) -> None:
     deaf = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -155,7 +155,7 @@ def test_what_ignores_its_signal_is_killed_and_what_hides_is_cleared(
 
 
 def test_the_next_one_ends_what_a_killed_one_left(
-    program: Callable[..., Program], token: str, tmp_path: Path
+    program: Callable[..., Program], token: str
 ) -> None:
     left = program(SLEEP)
     orphan = subprocess.Popen(left.command, env={**left.environment, VARIABLE: token})

@@ -64,7 +64,7 @@ def test_a_unit_that_bought_long_ago_moves_no_other_units_draws(
     assert max(moves) > 0.9 * bound
 
 
-def test_popularity_is_of_older_records_too(catalogue: Catalogue) -> None:
+def test_popularity_is_of_older_records_too() -> None:
     plan = plan_of("linear", private=True, train_from=CUT)
     events = shop()
     whole = plan.model_copy(update={"train_from": 0})

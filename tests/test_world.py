@@ -135,7 +135,7 @@ def test_nothing_of_the_test_period_or_of_another_shop_reaches_a_shop(
 
 
 def test_customers_of_another_shop_or_of_the_test_weeks_are_not_handed_out(
-    tables: Path, experiment: Experiment, tmp_path: Path
+    experiment: Experiment, tmp_path: Path
 ) -> None:
     folder = write_folder(tmp_path / "shops")
     records = pd.read_csv(folder / "interactions.csv")
