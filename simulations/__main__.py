@@ -8,14 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from common.built_in.complete_journey import Merchants
-from common.built_in.marketplace import MarketplaceConfig
 from common.cli import run as run_command_line
 from common.cli import terminal
-from common.datasets import write_dataset
 from common.errors import RunError
 from common.options import Json
-from common.partitioning import uniform
 from simulations.bench.commands import bench_app
 from simulations.progress import Bars
 
@@ -215,7 +211,11 @@ def data(
     seed: Annotated[int, typer.Option(help="marketplace, movielens.")] = 0,
 ) -> None:
     """Write a data set as the contract's tables."""
+    from common.built_in.complete_journey import Merchants
+    from common.built_in.marketplace import MarketplaceConfig
     from common.config import parse
+    from common.datasets import write_dataset
+    from common.partitioning import uniform
 
     kinds: dict[str, Merchants] = {"market": "market", "store": "store"}
     if merchants not in kinds:

@@ -62,6 +62,15 @@ def test_running_a_shop_loads_no_tables_and_no_models() -> None:
     assert found == "[]\n"
 
 
+def test_help_loads_no_tables_and_no_models() -> None:
+    # That of simulations took two seconds: one of its commands writes tables.
+    found = printed(
+        "import sys, client.__main__, server.__main__, simulations.__main__\n"
+        "print(sorted({'numpy', 'pandas', 'scipy', 'torch', 'flwr'} & sys.modules.keys()))"
+    )
+    assert found == "[]\n"
+
+
 RECOMMEND = """
 import sys
 from client.__main__ import app
