@@ -13,7 +13,15 @@ from report_support import whole_run
 from simulations.__main__ import app
 from simulations.audit import section
 from simulations.audit.run import _Audit, add_to_report, run_audit
-from simulations.audit.section import SOUND, audit_section, audit_words, verdict
+from simulations.audit.section import (
+    SOUND,
+    _arm,
+    _member,
+    _recovered,
+    audit_section,
+    audit_words,
+    verdict,
+)
 from simulations.audit.sums import SHARES
 from simulations.documents import plain
 from simulations.experiment import Experiment, read_experiment
@@ -184,6 +192,18 @@ def test_a_report_takes_the_audit_in(
     assert heading in page
     assert "clipping-per-table" in page
     assert not add_to_report(tmp_path / "elsewhere", document)
+
+
+def test_no_epsilon_is_shown_in_digits_that_are_less_than_it_is() -> None:
+    # An attack on a promise of 2.004 was shown as one on 2.
+    record = {"epsilon": 2.004, "arm": "federated-dp", "customers": 1, "shops": 2}
+    rates = ("auc", "tpr_at_1_fpr", "precision", "recall", "prior_precision")
+    ends = {f"{name}{end}": 0.5 for name in rates for end in ("", "_low", "_high")}
+    assert _arm(record) == "federated-dp (ε = 2.004)"
+    assert _recovered(record | ends)[1][0] == "2.004"
+    more = {"level": "customer", "surface": "updates", "models": 3, "members": 3, "others": 3}
+    violations = {"bound_violations": 0, "curve_violations": 0, "roc": []}
+    assert _member(record | ends | more | violations)[1][1] == "2.004"
 
 
 def test_the_verdict_follows_what_was_refuted(
