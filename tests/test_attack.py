@@ -20,7 +20,7 @@ from experiment_support import Silent
 from simulations.__main__ import app
 from simulations.attack.attackers import LOUD, Conspiracy
 from simulations.attack.measure import METRICS, changes, mean_figures
-from simulations.attack.page import _cells, attack_rows, attack_words
+from simulations.attack.page import _cells, _sentence, attack_rows, attack_words
 from simulations.attack.run import _Attack, _defended, run_attack, without_stock_of
 from simulations.attack.settings import AttackName
 from simulations.experiment import Experiment, server_config
@@ -234,6 +234,20 @@ def test_a_change_of_one_customer_is_shown_without_an_interval() -> None:
         },
     )
     assert shown[5:7] == ["0.1000 -50.0%"] * 2
+
+
+def test_one_bad_shop_is_not_told_as_several() -> None:
+    row = {
+        **dict.fromkeys(("er@20", "er@20_without", "er@20_limit"), 0.1),
+        "change": dict.fromkeys(METRICS, -0.5),
+        "held": False,
+    }
+    one = _sentence("federated", "the global model alone", "none", [{**row, "bad_shops": 1}])
+    assert ", 1 bad shop: " in one
+    assert one.endswith("0 of 1 attack held.")
+    two = _sentence("federated", "alone", "none", [{**row, "bad_shops": 2}] * 3)
+    assert ", 2 bad shops: " in two
+    assert two.endswith("0 of 3 attacks held.")
 
 
 def test_no_table_of_a_page_is_wider_than_a_phone() -> None:

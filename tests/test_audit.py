@@ -225,6 +225,12 @@ def test_the_verdict_follows_what_was_refuted(
     above = with_refuted()
     above["membership"][0] |= {"epsilon": 8.0, "bound_violations": 1}
     assert verdict(above) == "no"
+    # In words, one and more: "2 claims was refuted", and "2 point lies above".
+    assert any(words.startswith("1 point of ") for words in audit_words(above))
+    above["membership"][0] |= {"bound_violations": 2}
+    assert any(" curves under federated-dp lie above" in words for words in audit_words(above))
+    both = audit_words(with_refuted(exact=True, training=True))[0]
+    assert both.startswith("2 of 2 claims of the deployed step and round were refuted")
 
 
 def test_folders_in_use_and_other_runs_are_refused(
@@ -310,7 +316,7 @@ def test_where_sums_alone_are_seen_they_alone_are_audited(
     assert page.count("Not attacked: no update of a single shop is seen") == 2
     assert "precision by popularity alone" not in page
     assert verdict(document) == "mixed"
-    assert audit_words(document)[0].startswith("None of 1 claims of the deployed step and round")
+    assert audit_words(document)[0].startswith("None of 1 claim of the deployed step and round was")
 
 
 def test_the_command_speaks_of_bad_settings(tmp_path: Path) -> None:

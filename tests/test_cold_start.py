@@ -153,7 +153,10 @@ def test_a_product_is_found_by_its_content(cases: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("customers", "words"), [(9, "too few to say"), (10, "better: taste")])
+@pytest.mark.parametrize(
+    ("customers", "words"),
+    [(1, "customer: 1 customer to ask: too few"), (9, "too few to say"), (10, "better: taste")],
+)
 def test_a_handful_of_lucky_customers_is_no_finding(customers: int, words: str) -> None:
     # Few who are lucky alike have an interval of no width: a way to answer was said to be better.
     arm = {"metrics": {"ndcg@20": 0.2}, "vs": {}}

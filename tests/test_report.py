@@ -167,7 +167,7 @@ def test_a_handful_of_customers_of_the_tail_decides_nothing(
     arms = ArmResult("local", of(0, 0)), ArmResult("federated-dp", of(shift, tail_shift))
     report = build_report(run_of(*arms))
     assert report["answer"]["verdict"] == verdict
-    assert any("Of 1 customers with a tail product" in s for s in report["answer"]["details"])
+    assert any("Of 1 customer with a tail product" in s for s in report["answer"]["details"])
     gain = report["arms"]["federated-dp"]["vs_local"]["tail_ndcg@20"]
     assert interval(gain) == f"{tail_shift:+.4f} (– to –)"
     assert interval(report["arms"]["local"]["vs_local"]["tail_ndcg@20"]) == "–"

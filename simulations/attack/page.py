@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from rich.table import Table
 
 from simulations.documents import Document
-from simulations.report.answer import DASH, number
+from simulations.report.answer import DASH, counted, number
 from simulations.report.page import facts, render
 from simulations.report.plots import html
 
@@ -69,9 +69,10 @@ def _sentence(federation: str, said: str, defence: str, rows: list[Document]) ->
     )
     held = sum(r["held"] for r in rows)
     return (
-        f"{federation}, {said}, defence {defence}, {rows[0]['bad_shops']} bad shops: {pushed}"
+        f"{federation}, {said}, defence {defence}, "
+        f"{counted(rows[0]['bad_shops'], 'bad shop')}: {pushed}"
         f"the worst attack changes ndcg@20 by {lost:+.1%} and tail_ndcg@20 by {tail:+.1%}; "
-        f"{held} of {len(rows)} attacks held."
+        f"{held} of {counted(len(rows), 'attack')} held."
     )
 
 

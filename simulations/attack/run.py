@@ -32,6 +32,7 @@ from simulations.federating import Federator, Trained
 from simulations.finished_parts import finished_parts, tables_of
 from simulations.machine import machine_facts
 from simulations.progress import Watcher
+from simulations.report.answer import counted
 from simulations.world import World, build_world
 
 _PARTS, _DOCUMENT = ".attack", "attack.json"
@@ -322,8 +323,8 @@ class _Attack:
         inside = np.sort(inside[self._world.test.tail[inside]])
         if len(inside) < self._settings.targets:
             raise ConfigError(
-                f"attack.band holds {len(inside)} tail products, fewer than attack.targets: widen "
-                "it, or push fewer"
+                f"attack.band holds {counted(len(inside), 'tail product')}, fewer than "
+                "attack.targets: widen it, or push fewer"
             )
         stream = derive(self._seed, purpose="pushed-products")
         chosen = stream.choice(inside, size=self._settings.targets, replace=False)

@@ -100,8 +100,8 @@ class _Audit:
         self._shops = [shop for shop in past if len(active_customers(shop)) > 1]
         if len(self._shops) < _FEWEST_SHOPS:
             raise ConfigError(
-                f"{len(self._shops)} shops have two customers with records before the test weeks; "
-                f"an audit needs {_FEWEST_SHOPS}"
+                "shops that have two customers with records before the test weeks: "
+                f"{len(self._shops)}; an audit needs {_FEWEST_SHOPS}"
             )
 
     def run(self) -> Document:

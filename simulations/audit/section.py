@@ -5,7 +5,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from simulations.documents import Document
-from simulations.report.answer import DASH, number, spent
+from simulations.report.answer import DASH, counted, number, spent
 from simulations.report.plots import COLOURS, html
 
 #: The steps that shops run; all others have a mistake planted.
@@ -77,9 +77,10 @@ def audit_words(audit: Document) -> list[str]:
     refuted = sum(r["refuted"] for r in sound)
     caught = sum(r["refuted"] for r in planted)
     words = [
-        f"{refuted or 'None'} of {len(sound)} claims of the deployed step and round was refuted by "
-        f"canaries, at {sound[0]['confidence']:.0%} confidence each; of the steps with a planted "
-        f"mistake, {caught} of {len(planted)} claims were."
+        f"{refuted or 'None'} of {counted(len(sound), 'claim')} of the deployed step and round "
+        f"{'were' if refuted > 1 else 'was'} refuted by canaries, at "
+        f"{sound[0]['confidence']:.0%} confidence each; of the steps with a planted mistake, "
+        f"{caught} of {counted(len(planted), 'claim')} {'was' if caught == 1 else 'were'}."
         if sound
         else "No claim was put to canaries."
     ]
@@ -93,8 +94,8 @@ def audit_words(audit: Document) -> list[str]:
     above = sum(r["bound_violations"] + r["curve_violations"] for r in private)
     if private:
         words.append(
-            f"{above or 'No'} point of {len(private)} ROC curves under federated-dp lies above "
-            "what its promise allows."
+            f"{counted(above, 'point') if above else 'No point'} of {len(private)} ROC curves "
+            f"under federated-dp {'lie' if above > 1 else 'lies'} above what its promise allows."
         )
     words += [
         f"Products of a lone customer read off one update under {_arm(record)}: precision "

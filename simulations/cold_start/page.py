@@ -8,7 +8,7 @@ from rich.table import Table
 
 from common.metrics import CUTOFF
 from simulations.documents import Document
-from simulations.report.answer import ENOUGH_CUSTOMERS, interval, number
+from simulations.report.answer import ENOUGH_CUSTOMERS, counted, interval, number
 from simulations.report.page import facts, render
 from simulations.report.tables import warning_lines
 
@@ -34,8 +34,8 @@ def sentences(document: Document) -> list[str]:
             continue
         if case["customers"] < ENOUGH_CUSTOMERS:
             found.append(
-                f"{case['case']}: {case['customers']} customers to ask are too few to say anything "
-                f"of: it takes {ENOUGH_CUSTOMERS}."
+                f"{case['case']}: {counted(case['customers'], 'customer')} to ask: too few to say "
+                f"anything of, it takes {ENOUGH_CUSTOMERS}."
             )
             continue
         for against in case["references"]:
@@ -69,7 +69,7 @@ def cold_start_tables(document: Document) -> Group:
     """Return the terminal's view: a table a case."""
     tables: list[RenderableType] = []
     for case in document["cases"]:
-        title = f"{case['question']}  ({case['customers']} customers)"
+        title = f"{case['question']}  ({counted(case['customers'], 'customer')})"
         table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
         table.add_column("", no_wrap=True)
         for heading in headings(case):

@@ -20,6 +20,7 @@ from common.rng import derive
 from common.schema import ShopEvents
 from simulations.cold_start.measure import Case, Models, asked_only, everyone, measure
 from simulations.experiment import Experiment
+from simulations.report.answer import counted
 from simulations.world import World
 
 #: Share of the products that nobody is made to have bought.
@@ -67,8 +68,8 @@ def cold_products(
     case.facts = {"products": int(new.sum())}
     if new.sum() <= CUTOFF:
         case.notes.append(
-            f"only {new.sum()} products are new: a list of {CUTOFF} holds all of them, so that "
-            f"recall@{CUTOFF} is 1 in any order"
+            f"new: only {counted(int(new.sum()), 'product')}, and a list of {CUTOFF} holds all, so "
+            f"that recall@{CUTOFF} is 1 in any order"
         )
     stream = derive(experiment.run.seed, purpose="cold-products-chance")
     chance = stream.random(world.catalogue.size)

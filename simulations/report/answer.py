@@ -103,6 +103,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
 
 
+def counted(count: int, one: str) -> str:
+    """Return ``1 shop``, or ``20 shops``."""
+    return f"{count:,} {one}{'' if count == 1 else 's'}"
+
+
 def spent(epsilon: float | None) -> str:
     """Return an ε that is in no digits less than it is, or a dash where nothing was spent."""
     return DASH if epsilon is None else at_most(epsilon)
@@ -162,7 +167,8 @@ def _details(name: str, arm: Document) -> list[str]:
     sentences = [f"{name} ({privacy_words(arm['privacy'])}): {'; '.join(found)}."]
     if not asked_enough(arm, "tail_ndcg@20"):
         sentences.append(
-            f"Of {arm['customers_with_tail_targets']} customers with a tail product to find, "
+            f"Of {counted(arm['customers_with_tail_targets'], 'customer')} with a tail product to "
+            f"find, "
             f"tail_ndcg@20 says nothing for sure: it takes {ENOUGH_CUSTOMERS}."
         )
     if arm.get("draws"):
