@@ -16,7 +16,7 @@ from common.metrics import MetricSums
 from report_support import N_ITEMS, PRIVACY, arm, run_of, shown_text, sums, whole_run
 from simulations.documents import to_json
 from simulations.machine import machine_facts
-from simulations.report.answer import interval, pays
+from simulations.report.answer import interval, pays, percent
 from simulations.report.building import (
     ArmResult,
     ShopPart,
@@ -174,6 +174,11 @@ def test_a_handful_of_customers_of_the_tail_decides_nothing(
     point = arm_figures(report["arms"]["federated-dp"])
     assert not pays(point, "tail_ndcg@20")
     assert pays(point, "ndcg@20") == (shift > 0)
+
+
+def test_nothing_is_not_less_than_nothing() -> None:
+    # "goes -9% on ndcg@20 and -0% on tail_ndcg@20 of the way"
+    assert [percent(way) for way in (-0.004, 0.004, -0.006, None)] == ["0%", "0%", "-1%", "–"]
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(0.0, "no"), (0.05, "yes")])

@@ -119,8 +119,8 @@ def signed(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Return ``62%``, or a dash."""
-    return DASH if value is None else f"{value:.0%}"
+    """Return ``62%``, or a dash; what rounds to nothing has no sign."""
+    return DASH if value is None else f"{value:z.0%}"
 
 
 def interval(gain: Document | None) -> str:
