@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from client.home_settings import (
     LEARNED_PARTS,
@@ -20,7 +20,7 @@ from common.features import ContentSpec
 from common.partitioning import Partitioner, by_column, dirichlet, uniform
 from common.planning import with_noise
 from common.protocol import Frozen, LossName, ModelPlan, Norm, RareRows, TrainingPlan, Trust, Unit
-from common.tables.contract import BEHAVIOR_WEIGHTS, BadRows
+from common.tables.contract import BEHAVIOR_WEIGHTS, BadRows, fault_of_weights
 from simulations.attack.settings import AttackSection
 from simulations.audit.settings import AuditSection
 
@@ -86,6 +86,13 @@ class DataSection(Section):
     marketplace: MarketplaceConfig = Field(default_factory=MarketplaceConfig)
     behaviors: dict[str, float] = Field(default_factory=lambda: dict(BEHAVIOR_WEIGHTS))
     customers_share: float = Field(1.0, gt=0, le=1)
+
+    @field_validator("behaviors")
+    @classmethod
+    def _something_counts(cls, behaviors: dict[str, float]) -> dict[str, float]:
+        if fault := fault_of_weights(behaviors):
+            raise ValueError(f"{fault}. What is not named counts for nothing")
+        return behaviors
 
 
 class SplitSection(Section):

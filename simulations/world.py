@@ -170,8 +170,13 @@ def build_world(
     if lacking:
         content = content.model_copy(update={"features": ()})
         words = ", ".join(map(repr, lacking))
-        note = f"content.features name columns that the products lack ({words}): all columns that "
-        note += f"they have are used ({', '.join(map(str, content_columns(tables.products)))})"
+        note = f"content.features name columns that the products lack ({words}): "
+        own = ", ".join(map(str, content_columns(tables.products)))
+        note += (
+            f"all columns that they have are used ({own})"
+            if own
+            else "they have none beside item_id, so all that is known of a product is who bought it"
+        )
         dataset = replace(dataset, notes=[*dataset.notes, note])
     catalogue = Catalogue.of(tables.products, content)
     shops = tuple(encode_shops(tables, catalogue.item_ids, experiment.data.behaviors))

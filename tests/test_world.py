@@ -285,6 +285,44 @@ def test_behaviours_that_the_weights_leave_out_are_named(tmp_path: Path) -> None
     assert every == [text for text in notes if text != note]
 
 
+def test_what_is_viewed_is_asked_for_as_what_is_bought(tmp_path: Path) -> None:
+    """The page on one's own tables says so, and how purchases alone are asked for."""
+    demo_on(tmp_path, {"colour": ["red", "blue"] * 4})
+    frame = pd.read_csv(tmp_path / "interactions.csv")
+    frame.loc[frame.index % 3 == 0, "behavior"] = "purchase"
+    frame.to_csv(tmp_path / "interactions.csv", index=False)
+    changes = [f"data.path={tmp_path}", f"split.train_until={1_700_000_000 + 5 * WEEK}"]
+    every = build_world(read_experiment(DEMO, changes))
+    alone = build_world(read_experiment(DEMO, [*changes, "data.behaviors={ purchase = 1.0 }"]))
+    for world, counted in ((every, frame), (alone, frame[frame["behavior"] == "purchase"])):
+        later = counted["timestamp"] >= world.split.train_until
+        pairs = list(zip(counted["user_id"], counted["item_id"], strict=True))
+        before = {pair for pair, late in zip(pairs, later, strict=True) if not late}
+        known = {user for user, _ in before}
+        asked = {pair for pair in set(pairs) - before if pair[0] in known}
+        assert world.facts()["test_targets"] == len(asked) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("view=0", "no behaviour weighs anything: .*What is not named counts for nothing"),
+        ("buy=1", "no behaviour is called 'buy'"),
+        ("view=-1", "a view weighs -1"),
+    ],
+)
+def test_weights_of_behaviours_are_refused_by_their_key(change: str, words: str) -> None:
+    # Who left views out was told, when the tables were read, that no behaviour weighs anything.
+    with pytest.raises(ConfigError, match=f"data.behaviors: {words}"):
+        read_experiment(DEMO, [f"data.behaviors.{change}"])
+
+
+def test_products_of_which_nothing_is_known_are_told_as_such(tmp_path: Path) -> None:
+    # "all columns that they have are used ()"
+    note, *_ = build_world(demo_on(tmp_path, {})).dataset.notes
+    assert "('category', 'manufacturer', 'type'): they have none beside item_id" in note
+
+
 def test_a_built_in_data_set_refuses_a_column_that_it_does_not_have() -> None:
     experiment = read_experiment(
         DEMO,
