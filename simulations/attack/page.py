@@ -6,8 +6,9 @@ from html import escape
 import plotly.graph_objects as go
 from rich.table import Table
 
+from common.wording import counted
 from simulations.documents import Document
-from simulations.report.answer import DASH, counted, number
+from simulations.report.answer import DASH, number
 from simulations.report.page import facts, render
 from simulations.report.plots import html
 

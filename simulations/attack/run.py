@@ -16,6 +16,7 @@ from common.datasets import Dataset
 from common.errors import ConfigError
 from common.protocol import POPULARITY
 from common.rng import derive
+from common.wording import counted
 from server.defence.choice import Defence
 from simulations.arm_plans import plan_notes
 from simulations.arms import OwnEases
@@ -32,7 +33,6 @@ from simulations.federating import Federator, Trained
 from simulations.finished_parts import finished_parts, tables_of
 from simulations.machine import machine_facts
 from simulations.progress import Watcher
-from simulations.report.answer import counted
 from simulations.world import World, build_world
 
 _PARTS, _DOCUMENT = ".attack", "attack.json"

@@ -4,8 +4,9 @@ from html import escape
 
 import plotly.graph_objects as go
 
+from common.wording import counted
 from simulations.documents import Document
-from simulations.report.answer import DASH, counted, number, spent
+from simulations.report.answer import DASH, number, spent
 from simulations.report.plots import COLOURS, html
 
 #: The steps that shops run; all others have a mistake planted.

@@ -7,8 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from common.metrics import CUTOFF
+from common.wording import counted
 from simulations.documents import Document
-from simulations.report.answer import ENOUGH_CUSTOMERS, counted, interval, number
+from simulations.report.answer import ENOUGH_CUSTOMERS, interval, number
 from simulations.report.page import facts, render
 from simulations.report.tables import warning_lines
 

@@ -18,9 +18,9 @@ from common.popularity import of_like
 from common.protocol import POPULARITY
 from common.rng import derive
 from common.schema import ShopEvents
+from common.wording import counted
 from simulations.cold_start.measure import Case, Models, asked_only, everyone, measure
 from simulations.experiment import Experiment
-from simulations.report.answer import counted
 from simulations.world import World
 
 #: Share of the products that nobody is made to have bought.

@@ -6,6 +6,7 @@ several draws of the noise, the verdict is on what one training brings, whicheve
 """
 
 from common.statement import at_most
+from common.wording import counted
 from simulations.documents import Document
 from simulations.report.draws import shown
 
@@ -101,11 +102,6 @@ def _loses(arm: Document, metric: str) -> bool:
 def number(value: float | None, digits: int = 4) -> str:
     """Return ``0.0924``, or a dash for what does not exist."""
     return DASH if value is None else f"{value:.{digits}f}"
-
-
-def counted(count: int, one: str) -> str:
-    """Return ``1 shop``, or ``20 shops``."""
-    return f"{count:,} {one}{'' if count == 1 else 's'}"
 
 
 def spent(epsilon: float | None) -> str:
