@@ -4,6 +4,7 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -337,6 +338,11 @@ def test_a_half_written_or_damaged_checkpoint_is_noticed(tmp_path: Path) -> None
     restored = read_checkpoint(tmp_path, 2)
     assert same(restored.state, saved[2].state)
     assert same(restored.memory, saved[2].memory)
+    # A run that was trained with seeded noise stays one whenever it goes on.
+    for noise in ("seeded", "system"):
+        write_checkpoint(tmp_path / noise, replace(saved[2], noise=noise))
+        again = read_checkpoint(tmp_path / noise, 2)
+        assert (again.noise, again.run_name) == (noise, saved[2].run_name)
 
     def last_of(folder: Path) -> int:
         resume = last_checkpoint(
