@@ -16,8 +16,9 @@ from common.errors import ArtifactError, InputError
 from common.features import Catalogue, ContentSpec
 from common.model import GlobalModel, initial_state
 from common.protocol import ModelPlan, TrainingPlan
-from common.queries.asking import Query
+from common.queries.asking import Query, Ranking
 from common.queries.filters import Filters
+from common.scoring import re_rank
 from server.query.choosing import best_rows, search
 from server.query.core import ServedModel
 from server.query.index import ExactIndex, Index, Int8Index
@@ -111,6 +112,51 @@ def test_the_list_is_the_model_s_own(model: ServedModel, history: dict[str, floa
     assert not set(answer.item_ids) & set(history)
 
 
+def test_what_was_bought_is_never_listed_and_counts_by_its_own_weight(model: ServedModel) -> None:
+    """Three products of a history hardly ever come among the best: nothing told of them there."""
+    answer = model.recommend(Query(HISTORY, k=SIZE))
+    assert len(answer.item_ids) == SIZE - len(HISTORY)
+    assert not set(answer.item_ids) & set(HISTORY)
+    turned = dict(reversed(HISTORY.items()))
+    assert model.recommend(Query(turned, k=30)) == model.recommend(Query(HISTORY, k=30))
+
+
+def test_attributes_count_where_the_model_has_a_table_of_them() -> None:
+    known = served(customer_rows=64)
+    plain, old = (known.recommend(Query(HISTORY, a, k=5)) for a in ({}, {"age": "65+"}))
+    assert plain.scores != old.scores
+    for item, score in zip(old.item_ids, old.scores, strict=True):
+        assert known.explain(item, HISTORY, {"age": "65+"}).score == pytest.approx(score, rel=1e-4)
+
+
+@pytest.mark.parametrize("dial", [0.2, 0.6])
+def test_the_dial_chooses_among_ten_times_as_many_of_all_and_of_the_tail(
+    model: ServedModel, dial: float
+) -> None:
+    k, scores = 7, plain_scores(model, HISTORY)
+    scores[[model.rows_of[item] for item in HISTORY]] = -np.inf
+    by_score = np.argsort(-scores, kind="stable")
+    best = {*by_score[: 10 * k], *by_score[model.tail[by_score]][: 10 * k]}
+    rows = np.array([row for row in by_score if row in best])
+    expected = re_rank(rows[None, :], scores[rows][None, :], k, dial, model.exposure)[0][0]
+    answer = model.recommend(Query(HISTORY, k=k, tail_dial=dial))
+    assert list(answer.item_ids) == [f"p{row:04d}" for row in expected]
+    # Of a thousand of the best many are of the tail: none comes twice.
+    many = model.recommend(Query(HISTORY, k=100, tail_dial=dial))
+    assert len(set(many.item_ids)) == 100
+
+
+def test_what_the_dial_cost_is_told_above_the_lowest_candidate() -> None:
+    rows, exposure = np.arange(4), np.array([8, 4, 2, 0])
+    scores = np.array([5.0, 4.0, 3.0, 1.0], np.float32)
+    query = Query(k=2, tail_dial=1.0)
+    found = Ranking.of(rows, scores, query, exposure, np.array([False, False, True, True]))
+    assert found.rows.tolist() == [3, 2]
+    # Of 5 + 4 above 1 + 1, 3 + 1 are left.
+    assert found.score_kept == pytest.approx(2 / 7)
+    assert (found.tail_share, found.tail_share_undialled) == (1.0, 0.0)
+
+
 @pytest.mark.parametrize("more", [{}, {"groups": "category*brand", "learned_items": 60}])
 def test_compiled_loops_find_what_plain_ones_find(
     more: dict[str, object], monkeypatch: pytest.MonkeyPatch
@@ -173,6 +219,15 @@ def test_a_filter_for_what_there_is_not_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=words):
         model.recommend(Query(filters=filters))
+
+
+def test_prices_and_the_least_score_are_part_of_what_is_asked_for(model: ServedModel) -> None:
+    plain = model.recommend(Query(HISTORY, k=5))
+    price = model.product(plain.item_ids[1])["price"] or model.product(plain.item_ids[2])["price"]
+    found = model.recommend(Query(HISTORY, filters=Filters(price_from=price, price_to=price)))
+    assert {model.product(item)["price"] for item in found.item_ids} == {price}
+    least = Filters(minimum_score=plain.scores[2])
+    assert model.recommend(Query(HISTORY, k=5, filters=least)).item_ids == plain.item_ids[:3]
 
 
 @pytest.mark.parametrize("least", [1e300, -1e300])
