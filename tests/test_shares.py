@@ -161,6 +161,32 @@ def test_even_takes_nothing_from_the_release_and_released_does(catalogue: Catalo
     )
 
 
+@pytest.mark.parametrize("exponent", [0.5, 1.0])
+def test_shares_are_of_what_the_shop_stocks_1_in_the_mean_and_to_their_power(
+    catalogue: Catalogue, exponent: float
+) -> None:
+    """Of what it does not stock a count of 0 tells nothing, and it takes no part in the mean."""
+    model, histories, stock = released(catalogue, bought(300)), bought(60), np.arange(N) % 3 > 0
+    histories = sparse.csr_matrix(histories.multiply(stock))
+    counts = np.asarray((histories > 0).sum(axis=0), dtype=np.float64).ravel()
+    for name, prior in (("released", model.popularity_part), ("even", np.ones(N))):
+        how = settings_of(share_prior=name, share_exponent=exponent)
+        home = HomeModel.fit(model, histories, how, stock=stock)
+        assert home.shares is not None
+        expected = posterior_counts(counts, prior, stock)
+        expected = (expected / expected[stock].mean()) ** exponent
+        np.testing.assert_allclose(home.shares, expected, rtol=1e-4)
+
+
+def test_the_more_is_known_of_a_product_the_less_its_own_count_tells() -> None:
+    """Planted: rates of mean m and shape m, so that a count moves all by as much of it."""
+    stream = np.random.default_rng(9)
+    mean = np.where(np.arange(20_000) % 2, 0.5, 8.0)
+    counts = stream.poisson(stream.gamma(mean)).astype(np.float64)
+    found = posterior_counts(counts, mean)
+    np.testing.assert_allclose(found, (counts + mean) / 2, rtol=0.1)
+
+
 def test_a_stored_mixture_answers_and_explains_as_the_one_that_was_fitted(
     catalogue: Catalogue,
 ) -> None:
