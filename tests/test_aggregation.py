@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.popularity import rates
 from common.protocol import POPULARITY, TrainingPlan
 from server.aggregation import (
     Contribution,
@@ -10,6 +11,7 @@ from server.aggregation import (
     ServerOptimizer,
     popularity_rates,
     senders,
+    summed_rates,
     weighted_mean,
 )
 
@@ -86,21 +88,33 @@ def _counts(rows: list[list[float]]) -> list[Contribution]:
 
 def test_popularity_is_summed_over_shops_and_scaled_to_rates() -> None:
     plan = TrainingPlan(private=False)
-    rates = popularity_rates(plan, _counts([[3.0, 1.0, 6.0, 0.0]] * 4))
-    assert rates == pytest.approx([0.3, 0.1, 0.6, 0.0], rel=1e-6)
-    assert rates.dtype == np.float32
+    found = popularity_rates(plan, _counts([[3.0, 1.0, 6.0, 0.0]] * 4))
+    assert found == pytest.approx([0.3, 0.1, 0.6, 0.0], rel=1e-6)
+    assert found.dtype == np.float32
 
 
 def test_noisy_popularity_is_shrunk_and_never_negative_or_undefined() -> None:
     plan = TrainingPlan(popularity_noise_multiplier=2.0)
-    rates = popularity_rates(plan, _counts([[3.0, 1.4, 10.0, -9.0]] * 4))
-    assert rates.sum() == pytest.approx(1.0)
-    assert rates.min() >= 0
-    assert rates[2] == rates.max()
+    found = popularity_rates(plan, _counts([[3.0, 1.4, 10.0, -9.0]] * 4))
+    assert found.sum() == pytest.approx(1.0)
+    assert found.min() >= 0
+    assert found[2] == found.max()
     drowned = popularity_rates(
         TrainingPlan(popularity_noise_multiplier=100.0), _counts([[-1.0, -2.0, -3.0]])
     )
     assert np.isfinite(drowned).all()
+
+
+def test_counts_are_shrunk_by_the_noise_of_all_shops_whatever_their_weights() -> None:
+    plan = TrainingPlan(popularity_noise_multiplier=2.0)
+    own = np.array([30.0, 1.4, 10.0, 7.0], np.float32)
+    four = [Contribution(f"s{k}", 1.0 + k, {POPULARITY: own}) for k in range(4)]
+    # Four draws of noise add up to one of twice the standard deviation.
+    expected = rates(4.0 * own, 2.0 * 2.0, ())
+    np.testing.assert_allclose(popularity_rates(plan, four), expected, rtol=1e-6)
+    found = summed_rates(plan, 4.0 * own, 4, (), np.array([4.0, 4.0, 4.0, 1.0]))
+    expected = rates(4.0 * own, np.array([4.0, 4.0, 4.0, 2.0]), ())
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_a_shop_that_names_no_rows_is_a_sender_of_each() -> None:

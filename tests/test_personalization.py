@@ -345,7 +345,8 @@ def tuned(given: dict[str, np.ndarray], targets: np.ndarray, tail: int, **change
     """Return the weights for customers of whom each has product 0, and its number for a weight."""
     history = np.zeros(targets.shape, np.float32)
     history[:, 0] = np.arange(len(targets))
-    chosen = settings_of(rounds=1, confidence=0.0, start={"content": 1.0, "ease": 0.5}, **changes)
+    how = {"rounds": 1, "confidence": 0.0, "start": {"content": 1.0, "ease": 0.5}, **changes}
+    chosen = settings_of(**how)
     home = cast(HomeModel, Parts(given))
     rare = np.arange(targets.shape[1]) >= tail
     return tune(home, sparse.csr_matrix(history), sparse.csr_matrix(targets), rare, chosen)
@@ -376,6 +377,47 @@ def test_factors_are_of_what_a_weight_began_the_round_with() -> None:
     targets[:, 10] = 1
     found = tuned({"content": content, "ease": ease}, targets, 6, factors=(2.0, 4.0))
     assert found == {"content": 1.0, "ease": 2.0}
+
+
+def test_a_later_try_must_beat_the_best_one_and_rounds_go_on_from_it() -> None:
+    """What is wanted comes one place nearer with each doubling: at 1, at 2, and not before."""
+    content, ease = np.zeros((2, 1, 30), np.float32)
+    content[0, [12, 11, 10]] = 1.5, 1.0, 0.5
+    ease[0, 10] = 0.6
+    targets = np.zeros((9, 30), np.float32)
+    targets[:, 10] = 1
+    parts = {"content": content, "ease": ease}
+    assert tuned(parts, targets, 6, factors=(4.0, 2.0)) == {"content": 1.0, "ease": 2.0}
+    assert tuned(parts, targets, 6, factors=(2.0,)) == {"content": 1.0, "ease": 1.0}
+    assert tuned(parts, targets, 6, factors=(2.0,), rounds=2) == {"content": 1.0, "ease": 2.0}
+
+
+def test_a_weight_is_tried_beside_those_that_were_chosen_before_it() -> None:
+    """Half of the customers are served by more of one part, half by more of the other."""
+    content, ease, base = np.zeros((3, 1, 30), np.float32)
+    content[0, 10], ease[0, 20], base[0, [11, 21]] = 0.3, 0.6, 1.0
+    targets = np.zeros((40, 30), np.float32)
+    targets[:20, 10] = targets[20:, 20] = 1
+    start = {"content": 1.0, "ease": 0.5, "popularity": 1.0}
+    parts = {"content": content, "ease": ease, "popularity": base}
+    found = tuned(parts, targets, 6, factors=(4.0,), start=start)
+    assert found == {"content": 4.0, "ease": 2.0, "popularity": 1.0}
+
+
+@pytest.mark.parametrize(("confidence", "expected"), [(3.0, 2.0), (3.6, 0.5)])
+def test_a_weight_moves_by_standard_errors_of_the_mean_over_customers(
+    confidence: float, expected: float
+) -> None:
+    """Ten customers of a hundred gain alike: a mean of 3.3 of its standard errors."""
+    content, ease = np.zeros((100, 30), np.float32), np.zeros((1, 30), np.float32)
+    content[:, 3], ease[0, 10] = 1.0, 0.6
+    targets = np.zeros((100, 30), np.float32)
+    targets[:10, 10] = targets[10:, 3] = 1
+    content[10:, 3] = 5.0
+    only = {"ndcg@20": 1.0}
+    parts = {"content": content, "ease": ease}
+    found = tuned(parts, targets, 3, factors=(4.0,), reference=only, confidence=confidence)
+    assert found["ease"] == expected
 
 
 def test_a_part_that_is_flat_for_some_customers_alone_is_not_silent(
