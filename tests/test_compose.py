@@ -12,6 +12,7 @@ from client.joining.starting import start_shop
 from client.settings import read_settings, secure_sum_settings
 from compose_support import COMPOSE_FILE, ROOT, hidden, mounts, read_compose, words
 from deploy.gateway import FILE
+from server.query.serving import GRACE_SECONDS
 from server.variables import ROSTER_FILE
 
 COMPOSE = read_compose()
@@ -119,6 +120,12 @@ def test_what_answers_developers_sees_public_files_and_nobody_else() -> None:
         ("catalogue", "/catalogue"),
     }
     assert given["healthcheck"]["test"][-1] == "http://127.0.0.1:8080/healthz"
+
+
+def test_what_answers_developers_may_finish_before_it_is_killed() -> None:
+    # An engine kills after 10 s, unless told otherwise; both interfaces may take that long each.
+    seconds = SERVICES["query"]["stop_grace_period"].removesuffix("s")
+    assert int(seconds) > 2 * GRACE_SECONDS
 
 
 def test_flowers_interfaces_are_on_networks_that_lead_nowhere() -> None:

@@ -26,7 +26,8 @@ from server.query.security import Keys, RateLimit
 
 logger = logging.getLogger(__name__)
 
-_GRACE_SECONDS = 10.0
+#: How long a request may still take when the service ends: REST first, gRPC after it.
+GRACE_SECONDS = 10.0
 #: How long a thread may keep others waiting: Python's own 5 ms is half of what an answer may take.
 _TURN_SECONDS = 0.001
 
@@ -113,7 +114,7 @@ async def _serve(
             await _rest(settings, service, about, lambda port: started(port, grpc_port))
         finally:
             leaving.set()
-            await grpc_.stop(_GRACE_SECONDS)
+            await grpc_.stop(GRACE_SECONDS)
             service.host.close()
 
 
@@ -174,7 +175,7 @@ async def _rest(
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(_GRACE_SECONDS),
+        timeout_graceful_shutdown=int(GRACE_SECONDS),
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
