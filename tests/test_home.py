@@ -619,7 +619,7 @@ def test_changing_what_is_held_back_changes_no_weight_and_no_fit(shop: HomeShop)
     assert after["weights"] == before["weights"]
 
 
-@pytest.mark.parametrize(("days", "seen"), [(0, True), (50, False), (90, True)])
+@pytest.mark.parametrize(("days", "seen"), [(0, True), (50, False), (70, False), (90, True)])
 def test_what_the_global_model_may_have_seen_is_said(
     tmp_path: Path, days: int, *, seen: bool
 ) -> None:
