@@ -74,6 +74,25 @@ def test_the_dual_form_is_ease(seed: int, customers: int, ridge: float) -> None:
     np.testing.assert_allclose(ease.scores(asked), expected, rtol=2e-3, atol=2e-4)
 
 
+def test_more_customers_than_one_block_are_one_ease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All other tests' customers fit into one block; a large shop's do not."""
+    monkeypatch.setattr("client.home.ease._BLOCK", 16)
+    histories, asked = bought(50), bought(5, 1)
+    expected = (asked.toarray() > 0) @ primal((histories.toarray() > 0).astype(float), 20.0)
+    found = Ease.fit(histories, 20.0, 1000).scores(asked)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
+
+
+def test_each_ease_has_the_ridge_of_its_own_setting(model: GlobalModel) -> None:
+    start = {"own_ease": 1.0, "shared_ease": 1.0}
+    how = settings_of(start=start, ease_lambda=5.0, shared_lambda=70.0)
+    eases = cast(Mapping[str, Ease], HomeModel.fit(model, bought(9), how).eases)
+    assert {name: ease.ridge for name, ease in eases.items()} == {
+        "own_ease": 5.0,
+        "shared_ease": 70.0,
+    }
+
+
 @pytest.mark.parametrize("customers", [0, 1, 30])
 def test_pseudo_customers_join_the_shops_own(customers: int) -> None:
     histories, asked = bought(customers), bought(5, 1)

@@ -54,6 +54,9 @@ def test_blocks_hold_their_size_and_give_the_same_lists() -> None:
         rows, best = top_k(scores, 5, bought, mask)
         assert np.array_equal(found.rows, rows)
         assert np.array_equal(found.scores, best)
+    # So wide that two customers are a block: each keeps what is theirs.
+    (narrow,) = top_lists(lambda rows: scores[rows], 7, 2**23, 5, exclude=bought)
+    assert np.array_equal(narrow.rows, lists[0].rows)
     assert top_lists(lambda rows: scores[rows], 0, 50, 5)[0].rows.shape == (0, 5)
 
 
