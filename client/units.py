@@ -120,13 +120,18 @@ def of_round(plan: TrainingPlan, events: ShopEvents, server_round: int) -> np.nd
 
 
 def tell_if_none(plan: TrainingPlan, server_round: int, events: ShopEvents) -> None:
-    """Say in the shop's own log that it has records, and none of those that a round learns from."""
-    if len(events) and not of_round(plan, events, server_round).any():
+    """Say in the shop's own log that all its records are older than the model a run goes on from.
+
+    Nothing is said of rounds that leave the validation weeks out: of a shop that is newer than
+    they, later rounds learn, and its tables are up to date.
+    """
+    since = plan.train_from if server_round else 0
+    if since and len(events) and not (events.timestamps >= since).any():
         # To refuse would tell whoever asked that the shop has none.
         logger.warning(
-            "data=read records=none: the run goes by records of other days than the shop's data "
-            "hold, and the shop takes part with noise alone. If that is not so, bring the shop's "
-            "tables up to date: python -m client check tells their days"
+            "data=read records=none: all of the shop's records are older than the model that the "
+            "run goes on from, and the shop takes part with noise alone. If that is not so, bring "
+            "the shop's tables up to date: python -m client check tells their days"
         )
 
 

@@ -11,6 +11,7 @@ from scipy import sparse
 from client.units import (
     Units,
     event_weights,
+    of_round,
     tell_if_none,
     uniforms,
     unit_digests,
@@ -201,3 +202,22 @@ def test_a_shop_whose_records_are_all_too_old_hears_that_it_sends_noise_alone(
     tell_if_none(plan, 1, events_of(ROWS))
     assert len(caplog.messages) == told
     assert all(text.startswith("data=read records=none: ") for text in caplog.messages)
+
+
+def test_a_shop_newer_than_the_first_rounds_records_is_not_told_to_bring_its_tables_up_to_date(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Its engineer, and whoever ran a simulation, read so at each round until the last third.
+    plan = TrainingPlan(
+        rounds=4,
+        noise_multiplier=5.0,
+        popularity_noise_multiplier=5.0,
+        tuning_round=3,
+        validation_from=DAY,
+    )
+    events = events_of(ROWS)
+    events = replace(events, timestamps=events.timestamps + DAY)
+    assert [of_round(plan, events, number).any() for number in (0, 3, 4)] == [False, False, True]
+    for number in range(5):
+        tell_if_none(plan, number, events)
+    assert caplog.messages == []
