@@ -4,6 +4,7 @@ import socket
 import ssl
 import threading
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -70,16 +71,31 @@ def test_what_a_question_does_not_take_is_refused(asked: list[str], left: str) -
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
-def test_a_certificate_of_an_unknown_authority_says_how_to_name_it(
-    tmp_path: Path, scheme: str
+@pytest.mark.parametrize(
+    ("known", "host", "days", "advice"),
+    [
+        # OpenSSL's words alone: nobody could guess from them that --ca takes the authority.
+        (False, "127.0.0.1", 9, r"the authority that signed .*--ca"),
+        # Of these too, to give the authority was the advice: it was given, or would not help.
+        (True, "127.0.0.1", -1, r"the service's operator has to renew"),
+        (True, "shop.example", 9, r"by a name that stands in its certificate"),
+    ],
+)
+def test_what_to_do_about_a_certificate_is_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    known: bool,
+    host: str,
+    days: int,
+    advice: str,
 ) -> None:
-    # OpenSSL's words alone: nobody could guess from them that --ca takes the authority.
-    pair = Pair(tmp_path / "key.pem", tmp_path / "certificate.pem")
-    for authority in (None, pair):
-        made = make_authority("test") if authority is None else issue(authority, ["127.0.0.1"])
-        key, certificate = made
-        pair.key.write_bytes(key)
-        pair.certificate.write_bytes(certificate)
+    monkeypatch.setattr("server.operating.authority._BEFORE", timedelta(days=2))
+    ca, pair = (Pair(tmp_path / f"{name}.key", tmp_path / f"{name}.crt") for name in ("ca", "tls"))
+    for where in (ca, pair):
+        made = make_authority("test") if where == ca else issue(ca, [host], days=days)
+        where.key.write_bytes(made[0])
+        where.certificate.write_bytes(made[1])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pair.certificate, pair.key)
     context.set_alpn_protocols(["h2", "http/1.1"])
@@ -95,7 +111,8 @@ def test_a_certificate_of_an_unknown_authority_says_how_to_name_it(
         threading.Thread(target=answer, daemon=True).start()
         url = f"{scheme}://127.0.0.1:{listening.getsockname()[1]}"
         with (
-            Client(url, timeout=5.0) as client,
-            pytest.raises(UnavailableError, match=r"the authority that signed .*--ca"),
+            Client(url, timeout=5.0, ca=ca.certificate if known else None) as client,
+            pytest.raises(UnavailableError, match=advice) as told,
         ):
             client.models()
+    assert ("--ca" in str(told.value)) == (not known)

@@ -33,6 +33,19 @@ _CALLS: Final = {
 }
 #: The service is there and can't answer now.
 _LATER = (429, 503, 504)
+_RENEW = "If this machine's clock is right, the service's operator has to renew its certificate"
+_BY_NAME = "Ask it by a name that stands in its certificate"
+_BY_AUTHORITY = (
+    "Give the file of the authority that signed the service's certificate: --ca, or ca= in Python"
+)
+#: What OpenSSL, and gRPC, say of a certificate -> what to do.
+_OF_CERTIFICATES = (
+    ("certificate has expired", _RENEW),
+    ("certificate is not yet valid", _RENEW),
+    ("certificate is not valid for", _BY_NAME),
+    ("Hostname Verification", _BY_NAME),
+    ("CERTIFICATE_VERIFY_FAILED", _BY_AUTHORITY),
+)
 
 
 class Transport(Protocol):
@@ -186,12 +199,10 @@ class Grpc:
 
 
 def _unreachable(url: str, reason: str) -> UnavailableError:
-    # The word is OpenSSL's, and BoringSSL's under gRPC.
-    if "CERTIFICATE_VERIFY_FAILED" in reason:
-        reason += (
-            ". Give the file of the authority that signed the service's certificate (--ca, or ca= "
-            "in Python), and ask it by a name that stands in that"
-        )
+    for words, advice in _OF_CERTIFICATES:
+        if words in reason:
+            reason = f"{reason.rstrip('.')}. {advice}"
+            break
     return UnavailableError(f"{url}: {reason}")
 
 
