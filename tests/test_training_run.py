@@ -470,3 +470,7 @@ def test_a_copy_of_a_runs_folder_is_no_run(world: World) -> None:
     assert world.training.take_up(first) == (first, True)
     with pytest.raises(ConfigError, match=r"run-1\.old is a copy of run 'run-1': name that one"):
         world.runs.read("run-1.old")
+    # Renamed, it was said to be a copy of a run that nobody could name.
+    world.runs.folder("run-1-b").rename(world.runs.folder("big"))
+    with pytest.raises(ConfigError, match=r"big is run 'run-1-b' under another name: .* back"):
+        world.runs.read("big")

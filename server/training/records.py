@@ -96,7 +96,7 @@ class Runs:
         Raises
         ------
         ConfigError
-            If there is no such run, or the folder of that name is a copy of another's.
+            If there is no such run, or the folder of that name is another's, copied or renamed.
         ArtifactError
             If its record is damaged.
         """
@@ -114,7 +114,13 @@ class Runs:
         except (OSError, ValueError, ValidationError, KeyError, ProtocolError) as error:
             raise ArtifactError(f"{path} cannot be read: {error}") from error
         if record.name != name:
-            raise ConfigError(f"{path.parent} is a copy of run {record.name!r}: name that one")
+            there = (self.folder(record.name) / _RECORD).exists()
+            raise ConfigError(
+                f"{path.parent} is a copy of run {record.name!r}: name that one"
+                if there
+                else f"{path.parent} is run {record.name!r} under another name: a run's folder "
+                "bears its name, so give it that one back"
+            )
         return record
 
     def asked_for(self, name: str) -> str | None:
