@@ -25,6 +25,8 @@ def split_address(text: str) -> tuple[str, int]:
     else:
         if (address.version == 6) != (host != bare):
             raise ValueError("write an IPv6 address in brackets, such as [::1]:8443")
+        if "%" in bare:
+            raise ValueError(f"{host!r} is of one machine alone: give one without %, for all shops")
     return bare, int(port)
 
 

@@ -32,6 +32,8 @@ def test_an_address_is_host_and_port(text: str, parts: tuple[str, int]) -> None:
         ("[host]:1", "neither"),
         ("::1:8443", "in brackets"),
         ("[10.0.0.1]:1", "in brackets"),
+        # A federation was made of it whose certificate no shop could find that name in.
+        ("[fe80::1%eth0]:1", "of one machine"),
     ],
 )
 def test_what_is_wrong_with_an_address_is_said(text: str, said: str) -> None:
