@@ -53,6 +53,32 @@ def test_grpc_s_health_waits_for_a_model_as_rest_s_does(monkeypatch: pytest.Monk
     asyncio.run(served())
 
 
+def test_a_model_that_comes_while_a_watcher_is_told_of_none_is_told_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The host looks in a thread of its own: the watcher was left with "not serving" for good.
+    monkeypatch.setattr(grpc_service, "_LOOK_SECONDS", 0.02)
+    told: list[int] = []
+
+    async def watched() -> None:
+        state, leaving = SimpleNamespace(ready=False), asyncio.Event()
+        host = cast(Host, state)
+        service = Service(host, Metrics(host), RateLimit(1e6, 1e6))
+
+        async def write(found: HealthCheckResponse) -> None:
+            told.append(found.status)
+            if state.ready:
+                leaving.set()
+            state.ready = True
+
+        health = grpc_service.Health(service, leaving)
+        context = cast(grpc.aio.ServicerContext, SimpleNamespace(write=write))
+        await asyncio.wait_for(health.Watch(HealthCheckRequest(), context), 10)
+
+    asyncio.run(watched())
+    assert told == [AWAY, THERE, AWAY]
+
+
 def test_a_registry_that_cannot_be_read_is_not_the_caller_s_fault(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -185,13 +185,15 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         """Say how it is, and when that changes, until the service ends."""
         told = None
         while True:
+            # Both are asked before the word is sent: they may change while it is.
+            last = self._leaving.is_set()
             if (found := self._status(request.service)) != told:
                 await context.write(_SAYS(status=found))
                 told = found
-            if self._leaving.is_set():
+            if last:
                 return
             # Once there is a model there is one for good.
-            patience = None if self._service.host.ready else _LOOK_SECONDS
+            patience = _LOOK_SECONDS if told == _SAYS.NOT_SERVING else None
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._leaving.wait(), patience)
 
