@@ -30,6 +30,7 @@ from common.protocol import (
 )
 from common.rng import derive
 from common.stocked_rows import ByRow, products_of, sent_rows
+from common.wording import counted
 from server.aggregation import Contribution, senders, summed_rates
 from server.checkpoints import Checkpoint
 from server.figures import ShopFigures, figures_of
@@ -356,8 +357,8 @@ class Federation:
         defence = self._defence
         if self._sums is not None or defence.holds(shops):
             return ""
-        count = "1 shop" if shops == 1 else f"{shops} shops"
-        return f'{count} would be asked, and defence = "{defence.name}" needs {defence.fewest}'
+        asked = counted(shops, "shop")
+        return f'{asked} would be asked, and defence = "{defence.name}" needs {defence.fewest}'
 
     def _checkpoint(self, server_round: int, state: Arrays, memory: Arrays) -> None:
         job = self._job
