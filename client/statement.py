@@ -74,7 +74,8 @@ def shop_statement(settings: ShopSettings, entries: Sequence[Entry]) -> dict[str
 
 def render_shop_statement(found: Mapping[str, Any]) -> str:
     """Return a shop's statement as plain text."""
-    lines = [f"Privacy of {found['shop']}, from its ledger of {found['entries']} entries."]
+    entries = counted(found["entries"], "entry", "entries")
+    lines = [f"Privacy of {found['shop']}, from its ledger of {entries}."]
     lines += [
         f"Without any privacy since {one['at']}: run {one['run']}, which allow_unprotected let "
         "train here. What left in it is in no epsilon below, and nothing hides anybody in it."

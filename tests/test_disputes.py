@@ -151,7 +151,7 @@ def test_a_shop_that_seals_rubbish_for_all_is_left_out_before_anyone_sends_a_vec
 
 def test_unasked_it_spoils_one_sum_and_is_known_by_that() -> None:
     room = Room(5, 3, {2: Bad(rubbish=(0, 1, 3, 4))})
-    with pytest.raises(SecureSumError, match=rf"^1 shops gave the share of {NAMES[2][:12]}"):
+    with pytest.raises(SecureSumError, match=rf"^1 shop gave the share of {NAMES[2][:12]}"):
         room.sum(opening=False)
     assert room.out() == {2: DISPUTED}
 

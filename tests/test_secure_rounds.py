@@ -228,7 +228,7 @@ def test_a_shop_that_begins_to_seal_rubbish_later_spoils_one_round_of_a_run(
     assert [e["kept_old_model"] for e in rounds] == [True, False, False]
     assert [(e["asked"], e["accepted"]) for e in rounds] == [(5, 0), (4, 4), (4, 4)]
     name = shop_key("m2")
-    assert f"1 shops gave the share of {name[:12]}...'s seed" in str(rounds[0]["reason"])
+    assert f"1 shop gave the share of {name[:12]}...'s seed" in str(rounds[0]["reason"])
     assert [e["shops"] for e in rounds] == 3 * [{name: "disputed"}]
     # What had left is paid for, once; from then on whoever seals rubbish is not asked.
     assert town.spent(2) == [0, 1]

@@ -11,6 +11,7 @@ from client.commands.arguments import Delta, Where
 from common.cli import print_document, print_json
 from common.errors import ConfigError, LedgerError
 from common.options import Json
+from common.wording import counted
 
 ledger_app = typer.Typer(help="The shop's privacy ledger.", no_args_is_help=True)
 
@@ -52,9 +53,10 @@ def verify(
     if as_json:
         print_json(document)
         return
+    entries = counted(document["entries"], "entry", "entries")
+    each = "as" if document["entries"] == 1 else "each as"
     sys.stdout.write(
-        f"{document['ledger']}: {document['entries']} entries, each as it was written\n"
-        f"head {document['head']}\n"
+        f"{document['ledger']}: {entries}, {each} it was written\nhead {document['head']}\n"
     )
 
 

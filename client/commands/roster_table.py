@@ -5,6 +5,8 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from common.wording import counted
+
 Document = dict[str, Any]
 _WARNING = "yellow"
 _OWN = {
@@ -17,7 +19,8 @@ _OWN = {
 def roster_table(document: Document) -> Group:
     """Return a roster, and what there is to do."""
     changed = any(not one["new"] for one in document["shops"])
-    lines = [Text(f"{document['file']}: {len(document['shops'])} shops")]
+    shops = counted(len(document["shops"]), "shop")
+    lines = [Text(f"{document['file']}: {shops}")]
     for one in document["shops"]:
         marks = ["this shop"] if one["own"] else []
         marks += ["new here"] if one["new"] and changed else []

@@ -59,7 +59,8 @@ def shares_words(plan: Document) -> str:
 def ledger_table(document: Document) -> Group:
     """Return a ledger's events in groups, and what they cost together."""
     name = document["shop"] or document["ledger"]
-    table = plain_table(f"The ledger of {escape(name)}: {document['entries']} entries")
+    entries = counted(document["entries"], "entry", "entries")
+    table = plain_table(f"The ledger of {escape(name)}: {entries}")
     counts, last, run = ("events", "steps"), "last (UTC)", None
     for name in ("mechanism", "unit", "noise", "rate", "rounds", *counts, last):
         side: Any = "right" if name in counts else "left"

@@ -22,6 +22,7 @@ from common.secure_sum.members import (
     roster_text,
     threshold,
 )
+from common.wording import counted
 from server.operating.folder import Federation
 from server.operating.shops import Shops
 from server.settings import RunSettings
@@ -196,7 +197,7 @@ def needed_shops(found: Members, plan: TrainingPlan, settings: RunSettings) -> i
 def roster_table(document: Document) -> Group:
     """Return what ``roster`` says."""
     lines = [f"{one['key'][:16]}... {one['shop']}" for one in document["shops"]]
-    lines.append(f"{len(lines)} shops in {document['roster']}")
+    lines.append(f"{counted(len(lines), 'shop')} in {document['roster']}")
     if document["copy"]:
         lines.append(f"a copy in {document['copy']}")
     lines.append(f"digest {document['digest']}")

@@ -10,6 +10,7 @@ from rich.text import Text
 from common.cli import plain_table
 from common.errors import ArtifactError
 from common.statement import UNREADABLE, any_statement, promise_words
+from common.wording import counted
 from server.registry.records import Pin, Record
 from server.registry.versions import Registry
 
@@ -140,8 +141,8 @@ def show_table(document: Document) -> Group:
     """Return a version with its privacy statement in words."""
     head = f"Version {document['version']} of {document['where']}"
     facts = (
-        f"Published {document['published_at']}: {document['products']} products of catalogue "
-        f"{document['catalogue_fingerprint'][:12]}, round {document['server_round']}, "
+        f"Published {document['published_at']}: {counted(document['products'], 'product')} of "
+        f"catalogue {document['catalogue_fingerprint'][:12]}, round {document['server_round']}, "
         f"code {document['code_digest'][:12]}. Every file is as it was published."
     )
     lines = [

@@ -37,6 +37,7 @@ from common.secure_sum.messages import (
 from common.secure_sum.primitives import agree, derive, fresh, is_signed, public_key
 from common.secure_sum.sharing import combine
 from common.secure_sum.shown import Shown, alike
+from common.wording import counted
 
 # Sets of givers that a secret is looked for with: all that leave out one of a hundred.
 _MOST_TRIES = 128
@@ -300,8 +301,8 @@ class Collector:
         needed = self.session.threshold
         if len(shares) < needed:
             raise SecureSumError(
-                f"{len(shares)} shops gave the share of {shop[:12]}...'s {what} that it committed "
-                f"to; {needed} are needed"
+                f"{counted(len(shares), 'shop')} gave the share of {shop[:12]}...'s {what} that it "
+                f"committed to; {needed} are needed"
             )
         place = self._roster.place
         order = sorted(shares, key=place)
@@ -319,8 +320,8 @@ class Collector:
     def _enough(self, there: Mapping[str, object] | set[str], what: str) -> None:
         if len(there) < self.session.threshold:
             raise SecureSumError(
-                f"{len(there)} shops {what}; {self.session.threshold} are needed, and with fewer "
-                "nothing is unmasked"
+                f"{counted(len(there), 'shop')} {what}; {self.session.threshold} are needed, and "
+                "with fewer nothing is unmasked"
             )
 
 

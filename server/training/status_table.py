@@ -70,7 +70,7 @@ def _catalogue(found: Document | None) -> list[Any]:
         return [Text("Catalogue: none yet (`python -m server catalogue publish FOLDER`).")]
     return [
         Text(
-            f"Catalogue: version {found['n']}, {found['products']} products, "
+            f"Catalogue: version {found['n']}, {counted(found['products'], 'product')}, "
             f"{found['fingerprint'][:12]}."
         )
     ]

@@ -34,7 +34,7 @@ def _facts(document: Document) -> list[str]:
     plan, catalogue = document["plan"], document["catalogue"]
     head = (
         f"Run {document['run']}: {counted(plan['rounds'], 'round')} on catalogue version "
-        f"{catalogue['version']} ({catalogue['products']} products, "
+        f"{catalogue['version']} ({counted(catalogue['products'], 'product')}, "
         f"{catalogue['fingerprint'][:12]})."
     )
     lines = [head]
