@@ -25,6 +25,7 @@ from query_support import Place, Running, make_place, running
 from server.query.core import ServedModel
 from server.query.wire import fedtail_pb2 as wire
 from server.query.wire import fedtail_pb2_grpc as wire_grpc
+from simulations.cold_start.shops import _served
 
 OLD, ADDED = 200, 20
 SPEC = ContentSpec(features=("category", "brand"))
@@ -114,6 +115,19 @@ def test_at_a_shop_a_new_product_sells_as_its_like(served_model: ServedModel) ->
     np.testing.assert_allclose(
         own[~fresh], counts[~fresh] * (len(counts) / counts.sum()), rtol=1e-5
     )
+
+
+def test_a_case_of_cold_start_serves_who_has_no_history_as_a_shop_does(
+    served_model: ServedModel,
+) -> None:
+    # It left out what products of which nothing was released take from their like.
+    model = served_model.model
+    bought = sparse.csr_matrix(np.eye(40, model.catalogue.size, dtype=np.float32))
+    home = HomeModel.fit(model, bought, MIXED)
+    nobody = sparse.csr_matrix((1, model.catalogue.size), dtype=np.float32)
+    found = _served(home, nobody)(slice(0, 1))[0]
+    assert model.popularity_of_like.any()
+    np.testing.assert_array_equal(found, home.own_popularity[0] + model.popularity_part)
 
 
 @pytest.fixture(scope="module")

@@ -216,7 +216,7 @@ def _add_shop(
     add("popularity", "what the shop's customers bought", own)
     first = True
     for name, models in trained.items():
-        everywhere = models.final.popularity_bias
+        everywhere = models.final.popularity_part
         both = own + everywhere
         if first:
             # The service's own way: the model with an empty history.
@@ -309,7 +309,7 @@ def _strengths(seen: World, trained: Mapping[str, Models]) -> dict[str, float]:
         first = True
         for name, models in trained.items():
             segments = _segments(shop, history, models.tuning, name, first=first)
-            sells = own + models.tuning.popularity_bias
+            sells = own + models.tuning.popularity_part
             stock = seen.stock.get(shop.merchant_id)
             place = _Place(sells, segments, people, users.tolist(), targets, stock)
             for kind in segments:

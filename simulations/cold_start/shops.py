@@ -8,6 +8,7 @@ from scipy import sparse
 
 from client.data.periods import ShopPeriod, customer_counts, histories
 from client.home.personalization import HomeModel
+from client.home.segment_fitting import what_sells
 from client.home.shop import untrained
 from client.home.weight_search import choose_weights
 from client.home_settings import HomeSettings
@@ -185,7 +186,7 @@ def _rows(home: HomeModel | GlobalModel, history: sparse.csr_matrix) -> ScoreFun
 
 def _served(home: HomeModel, history: sparse.csr_matrix) -> ScoreFunction:
     """Return the scores that a shop serves: see :mod:`client.home.recommending`."""
-    sells = home.own_popularity + home.model.popularity_bias[None, :]
+    sells = what_sells(home)
 
     def score(rows: slice) -> np.ndarray:
         found = home.scores(history[rows])
