@@ -116,15 +116,15 @@ def _names(path: str) -> list[str]:
     names = [name.strip() for name in path.split(".")]
     if '"' not in path and "'" not in path:
         return names
+    quoted: list[str] = []
     try:
         place = tomllib.loads(f"{path} = 0")
-    except tomllib.TOMLDecodeError:
-        return names  # An apostrophe of a name.
-    names = []
-    while isinstance(place, dict):
-        ((name, place),) = place.items()
-        names.append(name)
-    return names
+        while isinstance(place, dict):
+            ((name, place),) = place.items()
+            quoted.append(name)
+    except ValueError:
+        return names  # An apostrophe of a name, or more than one key.
+    return quoted
 
 
 def _value(raw: str) -> Any:  # noqa: ANN401 - a TOML value

@@ -6,6 +6,7 @@ import pytest
 
 from client.home_settings import LEARNED_PARTS
 from common.accounting import epsilon, plan_spends
+from common.config import with_overrides
 from common.errors import ConfigError
 from common.protocol import ModelPlan, TrainingPlan
 from experiment_support import SMALL
@@ -128,6 +129,11 @@ def test_overrides_take_toml_values_and_plain_text(small: Path) -> None:
     assert experiment.privacy.caps == {"a shop": 2.5, "joe's": 3.0, "st. mary": 4.0}
     assert experiment.privacy.unit == "basket"
     assert experiment.home.local.start == {"content": 0.25, "own_ease": 2.4, "own_popularity": 0.1}
+
+
+def test_an_override_of_more_than_one_key_is_refused_in_words() -> None:
+    with pytest.raises(ConfigError, match=r"is not of the form section\.key=value"):
+        with_overrides({}, ['[a]\n[b]\n"c"=1'])
 
 
 def test_a_date_is_one_with_and_without_quotes(small: Path) -> None:

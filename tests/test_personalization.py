@@ -387,25 +387,25 @@ def test_what_few_are_asked_counts_by_its_own_mean_and_reference(
     assert found == {"content": 1.0, "ease": expected}
 
 
-def test_factors_are_of_what_a_weight_began_the_round_with() -> None:
-    """Twice as much helps, and four times more so: eight times was not to be tried."""
+def _nearer_with_each_doubling() -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return parts and targets: what is wanted comes one place nearer as ``ease`` weighs more."""
     content, ease = np.zeros((2, 1, 30), np.float32)
     content[0, [12, 11, 10]] = 1.5, 1.0, 0.5
     ease[0, 10] = 0.6
     targets = np.zeros((9, 30), np.float32)
     targets[:, 10] = 1
-    found = tuned({"content": content, "ease": ease}, targets, 6, factors=(2.0, 4.0))
+    return {"content": content, "ease": ease}, targets
+
+
+def test_factors_are_of_what_a_weight_began_the_round_with() -> None:
+    """Twice as much helps, and four times more so: eight times was not to be tried."""
+    found = tuned(*_nearer_with_each_doubling(), 6, factors=(2.0, 4.0))
     assert found == {"content": 1.0, "ease": 2.0}
 
 
 def test_a_later_try_must_beat_the_best_one_and_rounds_go_on_from_it() -> None:
     """What is wanted comes one place nearer with each doubling: at 1, at 2, and not before."""
-    content, ease = np.zeros((2, 1, 30), np.float32)
-    content[0, [12, 11, 10]] = 1.5, 1.0, 0.5
-    ease[0, 10] = 0.6
-    targets = np.zeros((9, 30), np.float32)
-    targets[:, 10] = 1
-    parts = {"content": content, "ease": ease}
+    parts, targets = _nearer_with_each_doubling()
     assert tuned(parts, targets, 6, factors=(4.0, 2.0)) == {"content": 1.0, "ease": 2.0}
     assert tuned(parts, targets, 6, factors=(2.0,)) == {"content": 1.0, "ease": 1.0}
     assert tuned(parts, targets, 6, factors=(2.0,), rounds=2) == {"content": 1.0, "ease": 2.0}

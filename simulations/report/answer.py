@@ -164,8 +164,7 @@ def _details(name: str, arm: Document) -> list[str]:
     if not asked_enough(arm, "tail_ndcg@20"):
         sentences.append(
             f"Of {counted(arm['customers_with_tail_targets'], 'customer')} with a tail product to "
-            f"find, "
-            f"tail_ndcg@20 says nothing for sure: it takes {ENOUGH_CUSTOMERS}."
+            f"find, tail_ndcg@20 says nothing for sure: it takes {ENOUGH_CUSTOMERS}."
         )
     if arm.get("draws"):
         sentences += _draws_words(arm["draws"])
