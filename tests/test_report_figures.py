@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from report_support import PRIVACY, arm, run_of, sums, whole_run
+from report_support import PRIVACY, arm, run_of, shown_text, sums, whole_run
 from simulations.audit.section import _arm, _canary
-from simulations.report.answer import away_words, interval, percent
+from simulations.report.answer import answer, away_words, interval, percent
 from simulations.report.building import ArmResult, ShopPart, ShopResult, build_report, write_report
 from simulations.report.compare import compare
 from simulations.report.page import render_report
 from simulations.report.recommendations import RecommendationWriter
-from simulations.report.tables import HEADINGS, arm_cells
+from simulations.report.tables import HEADINGS, all_cells, result_table
 from simulations.sweep.figures import arm_figures
 from simulations.sweep.page import _cells
 
@@ -76,6 +76,26 @@ def test_there_is_no_way_to_a_goal_that_lies_behind() -> None:
     shops = {"local": 0.0, "centralized": -0.05, "federated": -0.1}
     report = build_report(run_of(*(arm(name, {"a": s}) for name, s in shops.items())))
     assert report["arms"]["federated"]["way"]["ndcg@20"] is None
+
+
+@pytest.mark.parametrize(("ceiling", "share"), [(0.0, None), (0.05, "40%")])
+def test_no_share_is_told_of_a_way_that_may_be_none(ceiling: float, share: str | None) -> None:
+    """A dash and words, where the gain of centralized may be none: it was told as -22325%."""
+    shops = {"local": 0.0, "centralized": ceiling, "federated": 0.02}
+    document = build_report(run_of(*(arm(name, {"a": s}) for name, s in shops.items())))
+    federated = document["arms"]["federated"]
+    federated["way"] = dict.fromkeys(federated["way"], 0.4 if share else -223.25)
+    document["answer"] = answer(document)
+    cells = dict(zip(HEADINGS, all_cells(document["arms"])["federated"], strict=True))
+    assert cells["way"] == cells["tail way"] == (share or "–")
+    told = " ".join(document["answer"]["details"])
+    none = "There is no way to go on ndcg@20 and tail_ndcg@20: pooling all records (centralized)"
+    assert (none in told) is not bool(share)
+    assert ("federated goes 40% on ndcg@20 and 40% on tail_ndcg@20 of the way" in told) is bool(
+        share
+    )
+    assert "22325%" not in told + shown_text(result_table(document))
+    assert "22325%" not in render_report(document)
 
 
 def test_a_bound_that_is_only_an_upper_one_is_told_as_such() -> None:
@@ -147,10 +167,11 @@ def test_recommendations_hold_each_places_own_score(tmp_path: Path) -> None:
 def test_each_cell_of_the_table_is_its_headings() -> None:
     shifts = {"local": 0.0, "centralized": 0.05, "federated": 0.02}
     arms = [arm(name, {"a": shift}) for name, shift in shifts.items()]
-    found = build_report(run_of(*arms))["arms"]["federated"]
+    document = build_report(run_of(*arms))
+    found = document["arms"]["federated"]
     found["way"] = {"ndcg@20": 0.25, "tail_ndcg@20": 0.75}
     found["metrics"] |= {"recall@20": 0.5, "tail_recall@20": 0.6}
-    cells = dict(zip(HEADINGS, arm_cells(found), strict=True))
+    cells = dict(zip(HEADINGS, all_cells(document["arms"])["federated"], strict=True))
     assert cells["ndcg@20"] == f"{found['metrics']['ndcg@20']:.4f}"
     assert cells["tail_ndcg@20"] == f"{found['metrics']['tail_ndcg@20']:.4f}"
     assert cells["gain"] == interval(found["vs_local"]["ndcg@20"])

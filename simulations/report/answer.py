@@ -5,6 +5,8 @@ Read from the report's document. The reference is, for each metric, the better o
 several draws of the noise, the verdict is on what one training brings, whichever draw it gets.
 """
 
+from collections.abc import Mapping, Sequence
+
 from common.statement import at_most
 from common.wording import counted
 from simulations.documents import Document
@@ -36,7 +38,13 @@ def answer(document: Document) -> Document:
             "details": [_NEEDS],
         }
     arm = known[0]
-    details = [sentence for name in known for sentence in _details(name, arms[name])]
+    ways = measured_ways(arms)
+    details = [sentence for name in known for sentence in _details(name, arms[name], ways)]
+    if "centralized" in arms and (short := [metric for metric in MAIN if metric not in ways]):
+        details.append(
+            f"There is no way to go on {' and '.join(short)}: pooling all records (centralized) "
+            "gains nothing there for sure over local."
+        )
     if away := away_words(all_shops(arms[arm])):
         details.append(f"{away}.")
     return {
@@ -92,6 +100,17 @@ def pays(arm: Document, metric: str) -> bool:
     """Whether an arm gains for sure over the better of what a shop can have alone."""
     low = (arm["vs_better"] or {}).get(metric, {}).get("low")
     return asked_enough(arm, metric) and low is not None and bool(low > 0)
+
+
+def measured_ways(arms: Mapping[str, Document]) -> list[str]:
+    """Return the metrics of ``MAIN`` in which an arm's share of the way can be told.
+
+    Those in which ``centralized`` gains for sure over ``local``: a ratio to what may be nothing
+    has no bounds (Fieller 1954, "Some Problems in Interval Estimation"), and -22325% says nothing.
+    """
+    gains = arms.get("centralized", {}).get("vs_local") or {}
+    lows = {metric: gains.get(metric, {}).get("low") for metric in MAIN}
+    return [metric for metric, low in lows.items() if low is not None and low > 0]
 
 
 def _loses(arm: Document, metric: str) -> bool:
@@ -155,7 +174,7 @@ def _headline(arm: str, document: Document, verdicts: dict[str, str]) -> str:
     return f"No: federating {how} shows no certain gain over what these shops can do alone{loss}."
 
 
-def _details(name: str, arm: Document) -> list[str]:
+def _details(name: str, arm: Document, ways: Sequence[str]) -> list[str]:
     found = [
         f"{metric} {number(arm['metrics'][metric])}, {_against(arm['vs_better'][metric])}"
         for metric in MAIN
@@ -173,9 +192,8 @@ def _details(name: str, arm: Document) -> list[str]:
             f"{percent(arm['level_share'])} of the shops are level with local or "
             f"better under {name}."
         )
-    way = {metric: arm["way"][metric] for metric in MAIN}
-    if any(value is not None for value in way.values()):
-        parts = " and ".join(f"{percent(value)} on {metric}" for metric, value in way.items())
+    if ways:
+        parts = " and ".join(f"{percent(arm['way'][metric])} on {metric}" for metric in ways)
         sentences.append(f"From local to centralized, {name} goes {parts} of the way.")
     return sentences
 

@@ -11,7 +11,7 @@ from simulations.audit.section import audit_section
 from simulations.documents import Document
 from simulations.report import answer, plots
 from simulations.report.draws import shown
-from simulations.report.tables import HEADINGS, arm_cells
+from simulations.report.tables import HEADINGS, all_cells
 
 #: What ε leaves out, whatever the run: said on every page with a private arm.
 NOT_COVERED = (
@@ -59,7 +59,7 @@ def render_report(document: Document) -> str:
         document=document,
         figures=plots.report_figures(document),
         headings=HEADINGS,
-        rows={name: arm_cells(arm) for name, arm in arms.items()},
+        rows=all_cells(document["arms"]),
         more={name: _more_cells(arm) for name, arm in arms.items()},
         quintiles={
             name: [answer.number(v) for v in a["quintiles"]["ndcg@20"]] for name, a in arms.items()
@@ -85,9 +85,9 @@ def render_comparison(comparison: Document) -> str:
         figures=plots.comparison_figures(comparison),
         headings=HEADINGS,
         rows=[
-            (run["name"], name, arm_cells(arm))
+            (run["name"], name, cells)
             for run in comparison["runs"]
-            for name, arm in run["arms"].items()
+            for name, cells in all_cells(run["arms"]).items()
         ],
     )
 

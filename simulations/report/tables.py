@@ -1,7 +1,7 @@
 """The terminal's tables, as rich renderables."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group
 from rich.markup import escape
@@ -9,7 +9,7 @@ from rich.text import Text
 
 from common.cli import plain_table
 from simulations.documents import Document
-from simulations.report.answer import interval, number, percent, spent
+from simulations.report.answer import interval, measured_ways, number, percent, spent
 from simulations.report.draws import shown
 
 HEADINGS = (
@@ -33,8 +33,8 @@ def result_table(document: Document) -> Group:
     table.add_column("arm", no_wrap=True)
     for name in HEADINGS:
         table.add_column(re.sub("[_ ]", "\n", name), justify="right", overflow="fold")
-    for name, arm in document["arms"].items():
-        table.add_row(escape(name), *_narrow(arm))
+    for name, cells in all_cells(document["arms"]).items():
+        table.add_row(escape(name), *_narrow(cells))
     verdict = document["answer"]
     return Group(
         table,
@@ -60,8 +60,8 @@ def comparison_table(comparison: Document) -> Group:
         table.add_column(re.sub("[_ ]", "\n", name), justify="right", no_wrap=True)
     for run in comparison["runs"]:
         table.add_row(Text(run["name"], style="bold"))
-        for name, arm in run["arms"].items():
-            table.add_row(escape(name), *_narrow(arm))
+        for name, cells in all_cells(run["arms"]).items():
+            table.add_row(escape(name), *_narrow(cells))
     lines = [
         Text(f"{key}: " + ", ".join(f"{name} = {value}" for name, value in values.items()))
         for key, values in comparison["changed"].items()
@@ -78,23 +78,29 @@ def comparison_table(comparison: Document) -> Group:
     return Group(table, *lines, *warning_lines(said), *answers)
 
 
-def arm_cells(arm: Document) -> tuple[str, ...]:
-    """Return the figures of one arm, as text."""
-    arm = shown(arm)
-    versus, way, privacy = arm["vs_local"] or {}, arm["way"], arm["privacy"]
+def all_cells(arms: Mapping[str, Document]) -> dict[str, tuple[str, ...]]:
+    """Return arm -> its figures, as text."""
+    every = {name: shown(arm) for name, arm in arms.items()}
+    ways = measured_ways(every)
+    return {name: _cells(arm, ways) for name, arm in every.items()}
+
+
+def _cells(arm: Document, ways: Sequence[str]) -> tuple[str, ...]:
+    versus, privacy = arm["vs_local"] or {}, arm["privacy"]
+    way = {metric: arm["way"][metric] for metric in ways}
     return (
         number(arm["metrics"]["ndcg@20"]),
         interval(versus.get("ndcg@20")),
         number(arm["metrics"]["tail_ndcg@20"]),
         interval(versus.get("tail_ndcg@20")),
-        percent(way["ndcg@20"]),
-        percent(way["tail_ndcg@20"]),
+        percent(way.get("ndcg@20")),
+        percent(way.get("tail_ndcg@20")),
         percent(arm["level_share"]),
         spent(privacy["epsilon"] if privacy else None),
     )
 
 
-def _narrow(arm: Document) -> list[str]:
+def _narrow(cells: Iterable[str]) -> list[str]:
     """Return the cells with each interval on a line of its own: terminals are narrow."""
-    cells = [cell.replace(" (", "\n").rstrip(")").replace(" to ", "…") for cell in arm_cells(arm)]
-    return [re.sub(r"(?<![0-9])0\.(?=[0-9]{3})", ".", cell) for cell in cells]
+    apart = [cell.replace(" (", "\n").rstrip(")").replace(" to ", "…") for cell in cells]
+    return [re.sub(r"(?<![0-9])0\.(?=[0-9]{3})", ".", cell) for cell in apart]
