@@ -246,14 +246,14 @@ def _silent(shops: Sequence[ShopEvents], split: TimeSplit) -> list[str]:
     untaught = [name for name, first, _ in spans if first >= split.train_until]
     notes = []
     for names, side, meaning in (
-        (untested, "after", "they train, but no figure, share of shops or answer counts them"),
-        (untaught, "before", "they have nothing to learn from, and take part all the same"),
+        (untested, "after", "they train, but"),
+        (untaught, "before", "they have nothing to learn from and take part all the same, but"),
     ):
         if names:
             shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
             notes.append(
                 f"no records {side} {iso(split.train_until)} at {len(names)} of {len(shops)} shops "
-                f"({shown}): {meaning}"
+                f"({shown}): {meaning} no figure, share of shops or answer counts them"
             )
     return notes
 

@@ -49,6 +49,18 @@ def test_level_counts_shops_that_were_asked_and_that_local_has() -> None:
     assert report["arms"]["federated"]["level_share"] == 0.5
 
 
+def test_a_share_of_shops_says_of_how_many_it_is() -> None:
+    """A shop that opens late is tested at nobody: 100% of the shops was that of the others."""
+    none = ShopResult(sums([math.nan, math.nan]))
+    arms = [arm(name, {"a": 0.0, "bb": 0.0}) for name in ("local", "federated")]
+    told = []
+    for more in ({}, {"late": none}):
+        run = (dataclasses.replace(one, shops={**one.shops, **more}) for one in arms)
+        told.append(" ".join(build_report(run_of(*run))["answer"]["details"]))
+    assert "100% of the shops are level" in told[0]
+    assert "100% of the 2 of 3 shops that were tested are level" in told[1]
+
+
 def test_the_better_alone_is_chosen_for_each_metric_and_local_where_they_are_alike() -> None:
     base = sums(0.1 + 0.001 * np.arange(40))
 

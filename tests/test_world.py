@@ -258,6 +258,7 @@ def test_shops_that_stop_early_or_begin_late_are_named(tmp_path: Path) -> None:
         side = "after" if name == "early" else "before"
         assert note.startswith(f"no records {side} 2024-"), note
         assert "at 1 of 2 shops ('east')" in note
+        assert note.endswith("no figure, share of shops or answer counts them")
 
 
 def test_a_merchant_alone_is_told_that_there_is_nobody_to_federate_with(tmp_path: Path) -> None:

@@ -188,9 +188,11 @@ def _details(name: str, arm: Document, ways: Sequence[str]) -> list[str]:
     if arm.get("draws"):
         sentences += _draws_words(arm["draws"])
     if arm["level_share"] is not None:
+        every = len(all_shops(arm))
+        asked = sum(bool(shop["customers_with_targets"]) for shop in arm["per_shop"].values())
+        shops = "the shops" if asked == every else f"the {asked} of {every} shops that were tested"
         sentences.append(
-            f"{percent(arm['level_share'])} of the shops are level with local or "
-            f"better under {name}."
+            f"{percent(arm['level_share'])} of {shops} are level with local or better under {name}."
         )
     if ways:
         parts = " and ".join(f"{percent(arm['way'][metric])} on {metric}" for metric in ways)
