@@ -21,7 +21,7 @@ from client.settings import ShopSettings
 from common.errors import ArtifactError, ConfigError, DataError, InputError
 from common.features import Catalogue, read_catalogue
 from common.protocol import TrainingPlan
-from common.schema import Tables, record_weights
+from common.schema import Tables, doubt_of_ratings, record_weights
 from common.splitting import doubt_of_times
 from common.statement import at_least
 from common.tables.contract import BEHAVIOR_WEIGHTS, BEHAVIORS
@@ -96,6 +96,7 @@ def check_shop(
             doubt_of_times(own["timestamp"].to_numpy()),
             doubt_of_ids(users),
             doubt_of_people(tables, settings.merchant_id, users),
+            doubt_of_ratings(own, settings.rating_scale),
         ),
     )
     stage("comparing with the catalogue")

@@ -15,6 +15,7 @@ from scipy import sparse
 from common.errors import ConfigError, DataError
 from common.tables.columns import value_text
 from common.tables.contract import BEHAVIOR_WEIGHTS, fault_of_weights
+from common.wording import counted
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,20 @@ def record_weights(
         rated = behavior.codes.to_numpy() == behavior.categories.get_loc("rating")
         weights[rated] *= np.nan_to_num(share[rated], nan=1.0)
     return weights
+
+
+def doubt_of_ratings(interactions: pd.DataFrame, rating_scale: float) -> str:
+    """Return what is odd of validated interactions' ratings beside a scale; "" for nothing."""
+    if "rating" not in interactions:
+        return ""
+    rated = interactions.loc[interactions["behavior"] == "rating", "rating"]
+    over = int((rated > rating_scale).sum())
+    return (
+        f"{over:,} of {counted(len(rated), 'rating')} are above the best one, rating_scale = "
+        f"{rating_scale:g}, and count as that: set rating_scale to the best that there can be"
+        if over
+        else ""
+    )
 
 
 def _attributes(

@@ -74,6 +74,7 @@ class PartitionSection(Section):
 class DataSection(Section):
     """Where the records come from; ``path`` overrides ``source``.
 
+    ``rating_scale``: the best possible rating; a rating weighs by its share of that.
     ``customers_share``: of each merchant's customers, drawn by ``run.seed``; those of a smaller
     share are among those of a larger one.
     """
@@ -85,6 +86,7 @@ class DataSection(Section):
     partition: PartitionSection = Field(default_factory=PartitionSection)
     marketplace: MarketplaceConfig = Field(default_factory=MarketplaceConfig)
     behaviors: dict[str, float] = Field(default_factory=lambda: dict(BEHAVIOR_WEIGHTS))
+    rating_scale: float = Field(5.0, gt=0)
     customers_share: float = Field(1.0, gt=0, le=1)
 
     @field_validator("behaviors")

@@ -294,6 +294,7 @@ class Federator:
             "ledger": os.path.relpath(ledger, self._work / "a" / "shops" / "0"),
             "cap_epsilon": self._cap(merchant_id),
             "cap_delta": privacy.target_delta,
+            "rating_scale": self._experiment.data.rating_scale,
             "unit": plan.unit,
             "noise": "seeded",
             "insecure_seeded_noise": True,

@@ -25,7 +25,7 @@ from common.features import CROSS, Catalogue, ContentSpec, content_columns
 from common.metrics import popularity_quintiles, tail_mask
 from common.partitioning import partition, uniform
 from common.rng import derive
-from common.schema import ShopEvents, encode_shops
+from common.schema import ShopEvents, doubt_of_ratings, encode_shops
 from common.splitting import TimeSplit, iso, split_in_time
 from common.tables.contract import BEHAVIOR_WEIGHTS
 from simulations.experiment import DataSection, Experiment, PartitionSection, RunSection
@@ -179,11 +179,12 @@ def build_world(
         )
         dataset = replace(dataset, notes=[*dataset.notes, note])
     catalogue = Catalogue.of(tables.products, content)
-    shops = tuple(encode_shops(tables, catalogue.item_ids, experiment.data.behaviors))
+    weights, scale = experiment.data.behaviors, experiment.data.rating_scale
+    shops = tuple(encode_shops(tables, catalogue.item_ids, weights, scale))
     _check_caps(experiment, shops)
     present = tables.interactions["behavior"].value_counts()
     for name, count in present[present > 0].items():
-        if name not in experiment.data.behaviors:
+        if name not in weights:
             note = f"data.behaviors does not name {name}: {count:,} such records are left out "
             note += f"(data.behaviors.{name} = {BEHAVIOR_WEIGHTS[str(name)]:g} counts them)"
             dataset = replace(dataset, notes=[*dataset.notes, note])
@@ -192,6 +193,8 @@ def build_world(
         note += "here is one of federating"
         dataset = replace(dataset, notes=[*dataset.notes, note])
     found = [*dataset.notes, *_unread(experiment.data), *_silent(shops, split)]
+    if weights.get("rating") and (words := doubt_of_ratings(tables.interactions, scale)):
+        found.append(f"section data: {words}")
     dataset = replace(dataset, notes=found)
     stock = {}
     for shop in shops:

@@ -136,6 +136,18 @@ def test_a_delta_that_promises_little_to_so_many_customers_is_told_of(folder: Pa
     assert text.endswith("far below 1/3")
 
 
+def test_ratings_above_the_best_one_are_told_of(folder: Path) -> None:
+    """All of them count as the best, so that a scale to 10 says half of what it could."""
+    header = HEADER.replace("\n", ",rating\n")
+    rows = [row.replace("purchase", "rating") + f",{n + 3}" for n, row in enumerate(ROWS)]
+    text = header + "".join(f"{row}\n" for row in rows)
+    (folder / "data" / "interactions.csv").write_text(text, encoding="utf-8")
+    (found,) = [text for text in check(folder)["advice"] if "rating_scale" in text]
+    assert found.startswith("1 of 4 ratings are above the best one, rating_scale = 5, and count")
+    setting(folder, "rating_scale = 5.0", "rating_scale = 10")
+    assert not [text for text in check(folder)["advice"] if "rating_scale" in text]
+
+
 def test_init_writes_nothing_over(tmp_path: Path) -> None:
     start_shop(tmp_path / "corner", "first")
     before = digests(tmp_path)

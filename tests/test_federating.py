@@ -104,6 +104,13 @@ def test_a_shop_whose_ledger_no_file_can_be_is_refused_before_anything_is_traine
     Ledger.open(settings.ledger).close()
 
 
+def test_a_shop_weighs_ratings_by_the_experiment_s_scale(tmp_path: Path) -> None:
+    # The analyst's arms and the shops' training would else read one rating as two weights.
+    planned = federator(tmp_path, "data.rating_scale=10")
+    folders = planned._write_shops("federated", planned.plan("federated"))
+    assert read_settings(folders / "0" / "shop.toml").rating_scale == 10
+
+
 @pytest.mark.parametrize("target", ["1e4", "1e30"])
 def test_noise_that_float32_rounds_away_is_refused_before_anything_is_trained(
     tmp_path: Path, target: str

@@ -304,6 +304,29 @@ def test_what_is_viewed_is_asked_for_as_what_is_bought(tmp_path: Path) -> None:
         assert world.facts()["test_targets"] == len(asked) > 0
 
 
+def test_ratings_weigh_by_their_share_of_the_best(tmp_path: Path) -> None:
+    """Of a scale to 10 every rating from 5 on weighed alike, and nothing could be done or was said.
+
+    A low rating is a weak sign of interest, asked for as any other: the page says so.
+    """
+    demo_on(tmp_path, {"colour": ["red", "blue"] * 4})
+    frame = pd.read_csv(tmp_path / "interactions.csv")
+    ratings = np.arange(len(frame)) % 11.0
+    frame.assign(behavior="rating", rating=ratings).to_csv(
+        tmp_path / "interactions.csv", index=False
+    )
+    data = f"data.path={tmp_path}"
+    fits = build_world(read_experiment(DEMO, [data, "data.rating_scale=10"]))
+    weights = np.concatenate([shop.weights for shop in fits.shops])
+    assert np.allclose(np.sort(weights), np.sort(ratings[ratings > 0]) / 10)
+    short = build_world(read_experiment(DEMO, [data]))
+    (note,) = set(short.dataset.notes) - set(fits.dataset.notes)
+    assert note.startswith(f"section data: {int((ratings > 5).sum())} of {len(frame)} ratings are")
+    assert "rating_scale = 5" in note
+    views = build_world(read_experiment(DEMO, [data, "data.behaviors={ view = 1.0, rating = 0 }"]))
+    assert not [note for note in views.dataset.notes if "rating_scale" in note]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -148,7 +148,9 @@ def without(world: World, experiment: Experiment, left_out: np.ndarray) -> World
         customers=_of_merchants(tables.customers, names),
         stock=_of_merchants(tables.stock, names),
     )
-    shops = tuple(encode_shops(smaller, world.catalogue.item_ids, experiment.data.behaviors))
+    data = experiment.data
+    items = world.catalogue.item_ids
+    shops = tuple(encode_shops(smaller, items, data.behaviors, data.rating_scale))
     return replace(
         world,
         dataset=replace(world.dataset, tables=smaller),
