@@ -458,9 +458,11 @@ def test_a_handful_of_lucky_customers_pays_for_nothing() -> None:
 
 
 def test_half_the_way_is_half_or_more_and_never_where_there_is_no_way() -> None:
-    assert goes_half(point(1, 0, 0.5), "ndcg@20")
-    assert not goes_half(point(1, 0, 0.49), "ndcg@20")
-    assert not goes_half(point(1, 0, None), "ndcg@20")
+    assert goes_half(point(1, 0.1, 0.5), "ndcg@20")
+    assert not goes_half(point(1, 0.1, 0.49), "ndcg@20")
+    assert not goes_half(point(1, 0.1, None), "ndcg@20")
+    # "pays nowhere, goes half the way from ε = 8": of a gain that may be none, as pooling's may.
+    assert not goes_half(point(1, -0.1, 0.58), "ndcg@20")
 
 
 def test_lines_differ_in_one_thing_alone() -> None:

@@ -6,8 +6,8 @@ The rule, for points that differ in one thing alone (ε, or customers a shop), i
   ``home-only``, which is what a shop can have without sending anything, lies above 0, and ten
   customers or more have a target (for the tail one of the tail): of fewer it means nothing;
 - it pays *from* the smallest measured value at which it pays, there and at all larger ones;
-- it goes *half the way* from the smallest value at which ``way`` is at least one half, there and
-  at all larger ones.
+- it goes *half the way* from the smallest value at which it pays and ``way`` is at least one half,
+  there and at all larger ones: half of a way that may be none is nothing.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,8 +26,8 @@ RULE = (
     "home-only (what a shop can have without sending anything) lies above 0, and "
     f"{ENOUGH_CUSTOMERS} customers or more have a target (for the tail one of the tail). It pays "
     "from the smallest measured value at which it does so there and at all larger ones. The same "
-    "holds for half the way from local to centralized. Only measured points count: nothing is "
-    "interpolated. "
+    "holds for half the way from local to centralized, which it goes only where it pays. Only "
+    "measured points count: nothing is interpolated. "
     "Each point is one draw of the noise, and intervals cover the draw of customers alone."
 )
 _KEPT = ("vs_local", "vs_better", "level_share", "way", "home_weights", "seconds", "peak_mb")
@@ -126,9 +126,9 @@ def _apart(sweep: Sweep, known: Mapping[int, Document]) -> dict[int, str]:
 
 
 def goes_half(point: Document, metric: str) -> bool:
-    """Whether federating goes at least half the way from local to centralized."""
+    """Whether federating pays, and goes at least half the way from local to centralized."""
     way = point["way"].get(metric)
-    return way is not None and bool(way >= HALF)
+    return way is not None and bool(way >= HALF) and pays(point, metric)
 
 
 def first_of(
