@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from common.planning import has_groups, with_fitting_groups
 from common.protocol import TrainingPlan
-from simulations.experiment import Experiment, training_plan
+from simulations.experiment import Experiment, section_of, training_plan
 from simulations.world import World
 
 
@@ -33,9 +33,11 @@ def plan_notes(experiment: Experiment, names: Iterable[str], world: World) -> li
             )
         fitting = fitting_plan(plan, world)
         if fitting != plan:
+            key = section_of(experiment, name).replace("_", "-")
             notes.append(
                 f"the products have no columns for the groups {plan.model.groups} that {name} "
-                f"learns: it learns {fitting.model.groups or 'single products'} instead"
+                f"learns: it learns {fitting.model.groups or 'single products'} instead "
+                f"({key}.model.groups names others)"
             )
     return notes
 

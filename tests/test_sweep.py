@@ -331,6 +331,7 @@ def test_what_a_run_would_warn_of_a_sweep_does_too(toml: Path, whole: Path, tmp_
     _, little, groups = document["warnings"]
     assert little.startswith("δ = 0.5 promises little")
     assert groups.startswith("the products have no columns for the groups colour")
+    assert groups.endswith("(federated-dp.model.groups names others)")
     page = (tmp_path / "x" / "sweep.html").read_text("utf-8")
     told = shown_text(sweep_table(document))
     for warning in document["warnings"]:
