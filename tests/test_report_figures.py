@@ -1,7 +1,9 @@
 """Each figure of a report by hand: counts, intervals, shares, and what the answer makes of them."""
 
 import dataclasses
+import html
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,11 @@ import pytest
 
 from report_support import PRIVACY, arm, run_of, shown_text, sums, whole_run
 from simulations.audit.section import _arm, _canary
+from simulations.experiment import ARMS
 from simulations.report.answer import answer, away_words, interval, percent
 from simulations.report.building import ArmResult, ShopPart, ShopResult, build_report, write_report
 from simulations.report.compare import compare
+from simulations.report.glossary import words_of
 from simulations.report.page import render_report
 from simulations.report.recommendations import RecommendationWriter
 from simulations.report.tables import HEADINGS, all_cells, result_table
@@ -58,7 +62,28 @@ def test_a_share_of_shops_says_of_how_many_it_is() -> None:
         run = (dataclasses.replace(one, shops={**one.shops, **more}) for one in arms)
         told.append(" ".join(build_report(run_of(*run))["answer"]["details"]))
     assert "100% of the shops are level" in told[0]
-    assert "100% of the 2 of 3 shops that were tested are level" in told[1]
+    assert "100% of the 2 shops tested, of 3, are level" in told[1]
+
+
+def test_the_answer_says_at_how_many_customers_it_was_found() -> None:
+    # Of ratings that most people give in one sitting, 122 of 734 customers are behind the answer.
+    some = ShopResult(sums([*np.linspace(0.1, 0.2, 12), *[math.nan] * 5]))
+    arms = [ArmResult(name, {"a": some}) for name in ("local", "federated")]
+    told = build_report(run_of(*arms))["answer"]["details"]
+    assert any(text.startswith("Tested: 12 of 17 customers with a history") for text in told)
+
+
+def test_the_page_says_what_its_arms_and_figures_are() -> None:
+    """Who reads the page alone met home-only, gini@20 and ε without a word on them."""
+    words = dict(words_of(ARMS))
+    assert set(ARMS) < set(words)
+    page = html.unescape(render_report(build_report(whole_run())))
+    headings = {*re.findall("<th>([a-z_]+@20)</th>", page), "ε"}
+    assert (
+        {"ndcg@20", "gini@20"} < headings <= {name for word in words for name in word.split(", ")}
+    )
+    assert words["home-only"] in page
+    assert words["popularity"] not in page  # no arm of this run
 
 
 def test_the_better_alone_is_chosen_for_each_metric_and_local_where_they_are_alike() -> None:
@@ -101,7 +126,7 @@ def test_no_share_is_told_of_a_way_that_may_be_none(ceiling: float, share: str |
     cells = dict(zip(HEADINGS, all_cells(document["arms"])["federated"], strict=True))
     assert cells["way"] == cells["tail way"] == (share or "–")
     told = " ".join(document["answer"]["details"])
-    none = "There is no way to go on ndcg@20 and tail_ndcg@20: pooling all records (centralized)"
+    none = "No share of the way from local to centralized can be told on ndcg@20 and tail_ndcg@20"
     assert (none in told) is not bool(share)
     assert ("federated goes 40% on ndcg@20 and 40% on tail_ndcg@20 of the way" in told) is bool(
         share

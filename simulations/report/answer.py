@@ -42,9 +42,14 @@ def answer(document: Document) -> Document:
     details = [sentence for name in known for sentence in _details(name, arms[name], ways)]
     if "centralized" in arms and (short := [metric for metric in MAIN if metric not in ways]):
         details.append(
-            f"There is no way to go on {' and '.join(short)}: pooling all records (centralized) "
-            "gains nothing there for sure over local."
+            "No share of the way from local to centralized can be told on "
+            f"{' and '.join(short)}: what pooling all records gains there is not certain."
         )
+    asked, known_by = arms[arm]["customers_with_targets"], arms[arm]["customers"]
+    details.append(
+        f"Tested: {asked:,} of {counted(known_by, 'customer')} with a history, those who came to "
+        "a product that was new to them in the test period."
+    )
     if away := away_words(all_shops(arms[arm])):
         details.append(f"{away}.")
     return {
@@ -190,7 +195,7 @@ def _details(name: str, arm: Document, ways: Sequence[str]) -> list[str]:
     if arm["level_share"] is not None:
         every = len(all_shops(arm))
         asked = sum(bool(shop["customers_with_targets"]) for shop in arm["per_shop"].values())
-        shops = "the shops" if asked == every else f"the {asked} of {every} shops that were tested"
+        shops = "the shops" if asked == every else f"the {asked} shops tested, of {every},"
         sentences.append(
             f"{percent(arm['level_share'])} of {shops} are level with local or better under {name}."
         )

@@ -11,6 +11,7 @@ from simulations.audit.section import audit_section
 from simulations.documents import Document
 from simulations.report import answer, plots
 from simulations.report.draws import shown
+from simulations.report.glossary import words_of
 from simulations.report.tables import HEADINGS, all_cells
 
 #: What ε leaves out, whatever the run: said on every page with a private arm.
@@ -60,6 +61,7 @@ def render_report(document: Document) -> str:
         figures=plots.report_figures(document),
         headings=HEADINGS,
         rows=all_cells(document["arms"]),
+        words=words_of(arms),
         more={name: _more_cells(arm) for name, arm in arms.items()},
         quintiles={
             name: [answer.number(v) for v in a["quintiles"]["ndcg@20"]] for name, a in arms.items()
