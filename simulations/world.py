@@ -25,9 +25,10 @@ from common.features import CROSS, Catalogue, ContentSpec, content_columns
 from common.metrics import popularity_quintiles, tail_mask
 from common.partitioning import partition, uniform
 from common.rng import derive
-from common.schema import ShopEvents, doubt_of_ratings, encode_shops
+from common.schema import ShopEvents, Tables, doubt_of_ratings, encode_shops
 from common.splitting import TimeSplit, iso, split_in_time
 from common.tables.contract import BEHAVIOR_WEIGHTS
+from common.wording import counted
 from simulations.experiment import DataSection, Experiment, PartitionSection, RunSection
 
 
@@ -195,7 +196,7 @@ def build_world(
     found = [*dataset.notes, *_unread(experiment.data), *_silent(shops, split)]
     if weights.get("rating") and (words := doubt_of_ratings(tables.interactions, scale)):
         found.append(f"section data: {words}")
-    dataset = replace(dataset, notes=found)
+    dataset = replace(dataset, notes=[*found, *_unstocked(tables, shops, catalogue)])
     stock = {}
     for shop in shops:
         allowed = stocked(catalogue, tables.stock_of(shop.merchant_id))
@@ -259,6 +260,22 @@ def _silent(shops: Sequence[ShopEvents], split: TimeSplit) -> list[str]:
                 f"({shown}): {meaning} no figure, share of shops or answer counts them"
             )
     return notes
+
+
+def _unstocked(tables: Tables, shops: Sequence[ShopEvents], catalogue: Catalogue) -> list[str]:
+    """Return what to know of records of products that their shop's stock does not name."""
+    count, names = 0, []
+    for shop in shops:
+        stock = tables.stock_of(shop.merchant_id)
+        if stock is not None:
+            other = int(np.count_nonzero(~np.isin(shop.items, catalogue.rows(stock))))
+            count += other
+            names += [shop.merchant_id] if other else []
+    shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+    note = f"{counted(count, 'record')} of {counted(len(names), 'shop')} ({shown}) are of products "
+    note += "that stock does not name there: no list may hold those, though the test period asks "
+    note += "for them, and where privacy.publish_stock is true nothing of them leaves the shop"
+    return [note] if names else []
 
 
 def _measured(

@@ -261,6 +261,20 @@ def test_shops_that_stop_early_or_begin_late_are_named(tmp_path: Path) -> None:
         assert note.endswith("no figure, share of shops or answer counts them")
 
 
+def test_what_a_shop_sells_and_does_not_stock_is_told(tmp_path: Path) -> None:
+    # An old stock table lowers every arm: what was bought then is asked for, and never listed.
+    experiment = demo_on(tmp_path, {"colour": ["red", "blue"] * 4})
+    sold = pd.read_csv(tmp_path / "interactions.csv")
+    east = sold[sold["merchant_id"] == "east"]
+    stock = east[["merchant_id", "item_id"]].drop_duplicates()
+    stock.to_csv(tmp_path / "stock.csv", index=False)
+    whole = build_world(experiment).dataset.notes
+    stock[stock["item_id"] != "p3"].to_csv(tmp_path / "stock.csv", index=False)
+    (note,) = set(build_world(experiment).dataset.notes) - set(whole)
+    count = int((east["item_id"] == "p3").sum())
+    assert note.startswith(f"{count} records of 1 shop ('east') are of products that stock does")
+
+
 def test_a_merchant_alone_is_told_that_there_is_nobody_to_federate_with(tmp_path: Path) -> None:
     # Else its answer reads as one about federating.
     experiment = demo_on(tmp_path, {"colour": ["red", "blue"] * 4})
