@@ -1,14 +1,24 @@
 """From what a federation wants to a plan that can be run: its noise, and the groups it learns."""
 
+import math
+
 import numpy as np
 
 from common.accounting import calibrate
 from common.errors import ConfigError, PrivacyError
 from common.features import CROSS, Catalogue
-from common.grid import is_swallowed
+from common.grid import delta_step, is_swallowed, popularity_step
 from common.model import initial_state, trained_names
 from common.protocol import ModelPlan, TrainingPlan
 from common.secure_sum.noise import share_std
+
+# Sums of clipped gradients, and what they move a weight by, must stay far from the ends of float32:
+# whether a sum overflows would tell of one unit more, whatever the noise.
+_LEAST, _MOST = 2.0**-40, 2.0**40
+# More would keep a shop busy for ever: each round is an event, each step a pass over the units.
+_MOST_ROUNDS, _MOST_STEPS, _MOST_NEGATIVES = 100_000, 10_000_000, 10_000
+# Seconds that int64 holds whatever timestamp is taken off.
+_MOST_SECONDS = 2**53
 
 
 def with_noise(plan: TrainingPlan) -> TrainingPlan:
@@ -33,6 +43,10 @@ def with_noise(plan: TrainingPlan) -> TrainingPlan:
         raise ConfigError(
             'unit = "interaction" releases popularity and the bias made of it only: set rounds = 0'
         )
+    try:
+        check_ranges(plan)
+    except PrivacyError as error:
+        raise ConfigError(str(error)) from error
     popularity, training = calibrate(
         plan.target_epsilon,
         plan.target_delta,
@@ -49,6 +63,51 @@ def with_noise(plan: TrainingPlan) -> TrainingPlan:
         except PrivacyError as error:
             raise ConfigError(f"{error}, or another privacy.target_epsilon") from error
     return plan.model_copy(update=noise)
+
+
+def check_ranges(plan: TrainingPlan) -> None:
+    """Refuse constants that only a careless or hostile server would choose; noise may be 0 yet.
+
+    Whoever makes a plan asks the same as each shop that gets it.
+
+    Raises
+    ------
+    PrivacyError
+        Naming the key, its value and its range.
+    """
+    bounded = {
+        "popularity_noise_multiplier": (plan.popularity_noise_multiplier, 0.0, _MOST),
+        "half_life_days": (plan.half_life_days, 0.0, _MOST),
+        "reference_time": (abs(plan.reference_time), 0, _MOST_SECONDS),
+        "train_from": (abs(plan.train_from), 0, _MOST_SECONDS),
+        "validation_from": (abs(plan.validation_from), 0, _MOST_SECONDS),
+        "rounds": (plan.rounds, 0, _MOST_ROUNDS),
+        "rounds times local_steps": (plan.rounds * plan.local_steps, 0, _MOST_STEPS),
+        "negatives": (plan.negatives, 1, _MOST_NEGATIVES),
+    }
+    if plan.rounds:
+        rate = plan.learning_rate / plan.batch_normalizer
+        bounded |= {
+            "noise_multiplier": (plan.noise_multiplier, 0.0, _MOST),
+            "batch_normalizer": (plan.batch_normalizer, _LEAST, _MOST),
+            "learning_rate / batch_normalizer": (rate, _LEAST, _MOST),
+            "max_grad_norm": (plan.max_grad_norm, _LEAST, _MOST),
+        }
+        bounded |= {
+            f"first_norms, number {number},": (norm, _LEAST, _MOST)
+            for number, norm in enumerate(plan.first_norms, 1)
+        }
+    for name, (value, least, most) in bounded.items():
+        if not least <= value <= most:
+            # A whole number from the wire may be larger than any float.
+            shown = math.inf if value > 2**1000 else value
+            raise PrivacyError(
+                f"{name} is {shown:g}; a private plan takes {least:g} to {most:g}: beyond it a "
+                "shop would be busy for ever, or arithmetic, not noise, decide what leaves it"
+            )
+    popularity_step(plan)
+    for server_round in plan.unlike_rounds:
+        delta_step(plan, server_round)
 
 
 def check_start(plan: TrainingPlan, catalogue_size: int) -> None:

@@ -30,6 +30,13 @@ def test_noise_costs_the_target_and_hardly_less() -> None:
         ({"trust": "federation", "honest_shops": 3, "local_steps": 2}, "one sum a round"),
         ({"unit": "interaction", "rounds": 2}, "rounds = 0"),
         ({"popularity_share": 1.0, "rounds": 2}, "popularity_share"),
+        # What every shop would refuse, told to whoever makes the plan.
+        ({"rounds": 10**9}, r"rounds is 1e\+09; a private plan takes 0 to 100000"),
+        ({"max_grad_norm": 1e-30}, "max_grad_norm is 1e-30"),
+        (
+            {"trust": "federation", "honest_shops": 3, "first_norms": (1.0, 1e-30)},
+            "first_norms, number 2, is 1e-30",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_kept_is_refused(wrong: dict[str, Any], words: str) -> None:

@@ -107,17 +107,17 @@ def test_the_code_has_a_digest() -> None:
     ("values", "named"),
     [
         # float32 sums of clipped gradients would overflow: infinite with one unit more.
-        ({"max_grad_norm": 1e38}, "clipping norm"),
+        ({"max_grad_norm": 1e38}, "max_grad_norm is"),
         ({"learning_rate": 1e300}, "learning_rate / batch_normalizer"),
         ({"learning_rate": math.inf}, "learning_rate / batch_normalizer"),
         ({"batch_normalizer": 1e-300}, "batch_normalizer"),
         # No clipping at all, or the wrong way round.
-        ({"max_grad_norm": math.inf}, "clipping norm"),
-        ({"first_norms": (0.1, math.nan)}, "clipping norm"),
-        ({"first_norms": (-1.0,)}, "clipping norm"),
+        ({"max_grad_norm": math.inf}, "max_grad_norm is"),
+        ({"first_norms": (0.1, math.nan)}, "first_norms, number 2, is nan"),
+        ({"first_norms": (-1.0,)}, "first_norms, number 1, is -1"),
         # Just beyond either end, and what only a plan with a later start has.
-        ({"max_grad_norm": 2.0**-41}, "clipping norm"),
-        ({"max_grad_norm": 2.0**41}, "clipping norm"),
+        ({"max_grad_norm": 2.0**-41}, "max_grad_norm is"),
+        ({"max_grad_norm": 2.0**41}, "max_grad_norm is"),
         ({"batch_normalizer": 2.0**-41, "learning_rate": 2.0**-41}, "batch_normalizer is"),
         ({"batch_normalizer": 2.0**41, "learning_rate": 2.0**41}, "batch_normalizer is"),
         ({"noise_multiplier": 2.0**41}, "noise_multiplier"),

@@ -89,6 +89,17 @@ def test_the_default_fits_a_catalogue_of_any_size(size: int, columns: int) -> No
     assert state[POPULARITY].shape == popularity.shape
 
 
+@pytest.mark.parametrize(("delta", "told"), [(0.5, "2 customers or more"), (1e-3, ""), (1e-5, "")])
+def test_a_delta_that_promises_little_to_a_small_shop_is_told(
+    tmp_path: Path, delta: float, told: str
+) -> None:
+    """A run of δ = .5 was priced as any other; no operator can count the shops' customers."""
+    file = plan_file(tmp_path, f"[privacy]\ntarget_delta = {delta}")
+    notes = " ".join(prepare(file, catalogue(20), now=NOW).notes)
+    assert told in notes
+    assert ("target_delta" in notes) == bool(told)
+
+
 def test_a_run_s_config_is_what_the_server_s_app_reads(tmp_path: Path) -> None:
     text = '[privacy]\ntarget_epsilon = 2.0\n[server]\nmin-shops = 3\nserver_optimizer = "adam"\n'
     run = prepare(plan_file(tmp_path, text), catalogue(20), now=NOW, rounds=7)

@@ -1,6 +1,5 @@
 """From a plan's public constants to the ledger's events, and what a private plan must hold."""
 
-import math
 from collections.abc import Collection, Iterable
 
 import numpy as np
@@ -9,8 +8,9 @@ from client.privacy.events import SHARED_HISTOGRAM, SHARED_STEP
 from client.privacy.ledger import DP_SGD, HISTOGRAM, Event
 from common.accounting import plan_spends
 from common.errors import PrivacyError
-from common.grid import delta_step, is_swallowed, popularity_step
+from common.grid import delta_step, is_swallowed
 from common.model import trained_names
+from common.planning import check_ranges
 from common.protocol import MASKED_VECTOR, POPULARITY, Arrays, TrainingPlan, plan_digest
 from common.secure_sum.noise import share_std
 
@@ -25,13 +25,6 @@ _PRICE = (
     "run_id",
     "server_round",
 )
-# Sums of clipped gradients, and what they move a weight by, must stay far from the ends of float32:
-# whether a sum overflows would tell of one unit more, whatever the noise.
-_LEAST, _MOST = 2.0**-40, 2.0**40
-# More would keep a shop busy for ever: each round is an event, each step a pass over the units.
-_MOST_ROUNDS, _MOST_STEPS, _MOST_NEGATIVES = 100_000, 10_000_000, 10_000
-# Seconds that int64 holds whatever timestamp is taken off.
-_MOST_SECONDS = 2**53
 
 
 def planned_events(
@@ -112,7 +105,7 @@ def check_plan(plan: TrainingPlan, *, has_sessions: bool = True) -> None:
         )
     if plan.unit == "basket" and not has_sessions:
         raise PrivacyError('unit = "basket" needs interactions with a session_id column')
-    _check_ranges(plan)
+    check_ranges(plan)
     if plan.trust == "federation":
         _check_shared(plan)
 
@@ -149,40 +142,6 @@ def _check_shared(plan: TrainingPlan) -> None:
     share_std(plan, plan.popularity_noise_multiplier)
     if plan.rounds:
         share_std(plan, plan.noise_multiplier)
-
-
-def _check_ranges(plan: TrainingPlan) -> None:
-    """Refuse constants that only a careless or hostile server would choose."""
-    norms = sorted({*plan.first_norms, plan.max_grad_norm}) if plan.rounds else []
-    bounded = {
-        "popularity_noise_multiplier": (plan.popularity_noise_multiplier, 0.0, _MOST),
-        "half_life_days": (plan.half_life_days, 0.0, _MOST),
-        "reference_time": (abs(plan.reference_time), 0, _MOST_SECONDS),
-        "train_from": (abs(plan.train_from), 0, _MOST_SECONDS),
-        "validation_from": (abs(plan.validation_from), 0, _MOST_SECONDS),
-        "rounds": (plan.rounds, 0, _MOST_ROUNDS),
-        "rounds times local_steps": (plan.rounds * plan.local_steps, 0, _MOST_STEPS),
-        "negatives": (plan.negatives, 1, _MOST_NEGATIVES),
-    }
-    if plan.rounds:
-        rate = plan.learning_rate / plan.batch_normalizer
-        bounded |= {
-            "noise_multiplier": (plan.noise_multiplier, 0.0, _MOST),
-            "batch_normalizer": (plan.batch_normalizer, _LEAST, _MOST),
-            "learning_rate / batch_normalizer": (rate, _LEAST, _MOST),
-        }
-        bounded |= {f"clipping norm {norm:g}": (norm, _LEAST, _MOST) for norm in norms}
-    for name, (value, least, most) in bounded.items():
-        if not least <= value <= most:
-            # A whole number from the wire may be larger than any float.
-            shown = math.inf if value > 2**1000 else value
-            raise PrivacyError(
-                f"{name} is {shown:g}; a private plan takes {least:g} to {most:g}: beyond it "
-                "arithmetic, not noise, would decide what leaves the shop"
-            )
-    popularity_step(plan)
-    for server_round in plan.unlike_rounds:
-        delta_step(plan, server_round)
 
 
 def check_paid(

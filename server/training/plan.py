@@ -21,6 +21,8 @@ from server.settings import RunSettings
 AUTO = "auto"
 _PREFERRED = "type*brand"
 _DAY = 24 * 3600
+# A δ that promises little to a shop of so many customers is told: the operator cannot count them.
+_FEW = 1000
 # Bytes of a number of the state, and of all that Flower moves in one message.
 _NUMBER, _MOST_BYTES = 4, 2**31
 # Keys of the run config that the run itself fills in.
@@ -188,6 +190,14 @@ def prepare(
             PLAN_FILE,
         )
     )
+    if plan.target_delta * _FEW > 1:
+        note = (
+            f"target_delta = {plan.target_delta:g} promises little to a shop of "
+            f"{math.ceil(1 / plan.target_delta)} customers or more: what publishes some of them "
+            "whole, each with that chance, would keep it. Take one far below 1 / the customers of "
+            "the largest shop"
+        )
+        notes = (*notes, note)
     _check_size(plan, catalogue)
     if not since:  # else the weights are those of the model that it goes on from
         check_start(plan, catalogue.size)
