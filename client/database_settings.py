@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import Field, field_validator, model_validator
 
+from client.joining.keys import read_own
 from common.errors import ConfigError
 from common.protocol import Frozen
 from common.tables.contract import BEHAVIORS, REQUIRED
@@ -71,7 +72,8 @@ class Database(Frozen):
     url
         SQLAlchemy's URL, without a password; a SQLite file's path starts from ``shop.toml``.
     password_env, password_file
-        Where the password is: an environment variable, or a file that holds nothing else.
+        Where the password is: an environment variable, or a file that holds nothing else and that
+        its owner alone may read, as a shop's keys are.
     interactions
         One source or several, such as one for orders and one for page views.
     products
@@ -109,7 +111,7 @@ class Database(Frozen):
         Raises
         ------
         ConfigError
-            If it is not where the settings say.
+            If it is not where the settings say, or others can read its file.
         """
         if self.password_env:
             if self.password_env not in os.environ:
@@ -120,12 +122,13 @@ class Database(Frozen):
             return os.environ[self.password_env]
         if self.password_file is None:
             return None
+        mend = "write the password into it, or take password_file out"
+        data = read_own(self.password_file, "the database's password", mend)
         try:
-            return self.password_file.read_text(encoding="utf-8-sig").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
+            return data.decode("utf-8-sig").rstrip("\r\n")
+        except UnicodeDecodeError as error:
             raise ConfigError(
-                f"cannot read the database's password from {self.password_file}: "
-                f"{getattr(error, 'strerror', None) or 'it is not text'}"
+                f"cannot read the database's password from {self.password_file}: it is not text"
             ) from error
 
 

@@ -52,6 +52,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
     assert read_settings(here).cap_epsilon == 1
     secret = tmp_path / "password"
     secret.write_text("\ufeffs3cret\r\n", encoding="utf-8")
+    secret.chmod(0o600)
     orders = TableSource(table="orders")
     database = Database(url="sqlite://", password_file=secret, interactions=(orders,))
     assert database.password() == "s3cret"

@@ -302,8 +302,13 @@ def test_a_password_comes_from_the_environment_or_a_file(
     monkeypatch.setenv("SHOP_PASSWORD", "s3cret")
     assert database.password() == "s3cret"
     (tmp_path / "password").write_text("s3cret\n")
+    (tmp_path / "password").chmod(0o644)
     database = shop('password_file = "password"' + MAPPED).database
     assert database is not None
+    # As a shop's keys are: whoever else is on this machine could read the shop's database.
+    with pytest.raises(ConfigError, match="is open to others on this machine: chmod 600"):
+        database.password()
+    (tmp_path / "password").chmod(0o600)
     assert database.password() == "s3cret"
     (tmp_path / "password").unlink()
     with pytest.raises(ConfigError, match="No such file"):

@@ -125,7 +125,7 @@ key = "keys/node.key"
 # [database]
 # url = "postgresql://reader@127.0.0.1/shop"    # no password here; or "sqlite:///shop.db"
 # password_env = "SHOP_DB_PASSWORD"             # an environment variable, or else
-# password_file = "secrets/database-password"   # a file that holds nothing else
+# password_file = "secrets/database-password"   # a file that holds nothing else, of mode 600
 #
 # One section for each table or query with interactions. columns: the contract's name = yours, where
 # they differ. constants: merchant_id or behavior of all rows, where no column holds it.
