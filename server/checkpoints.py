@@ -88,7 +88,7 @@ def read_checkpoint(folder: Path, server_round: int) -> Checkpoint:
     Raises
     ------
     ArtifactError
-        If it is missing or damaged.
+        If it is missing, damaged, or another round's under this one's name.
     """
     path = _path(folder, server_round)
     try:
@@ -96,13 +96,17 @@ def read_checkpoint(folder: Path, server_round: int) -> Checkpoint:
         data = path.with_suffix(".safetensors").read_bytes()
         if facts["format"] != _FORMAT:
             raise ArtifactError(f"{path} has format {facts['format']}, this code reads {_FORMAT}")
+        if facts["server_round"] != server_round:
+            raise ArtifactError(
+                f"{path} holds round {facts['server_round']}: a copy or a renamed file{_WAY_OUT}"
+            )
         if hashlib.sha256(data).hexdigest() != facts["sha256"]:
             raise ArtifactError(
                 f"{path}: the tensors beside it are damaged (SHA-256 differs){_WAY_OUT}"
             )
         tensors = load(data)
         return Checkpoint(
-            server_round=int(facts["server_round"]),
+            server_round=server_round,
             run_name=str(facts["run_name"]),
             plan=TrainingPlan.model_validate_json(facts["plan"]),
             settings_json=str(facts["settings"]),

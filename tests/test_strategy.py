@@ -330,6 +330,17 @@ def test_a_copy_beside_the_checkpoints_is_none_of_them(tmp_path: Path) -> None:
     assert rounds(tmp_path) == [checkpoint.server_round for checkpoint in saved]
 
 
+def test_a_checkpoint_under_another_round_s_name_is_refused(tmp_path: Path) -> None:
+    """A run went on from a copy of round 1 as though round 2 were done."""
+    _, _, saved = run(FaultyGrid(toy_app(), 3), make_job(rounds=1))
+    path = write_checkpoint(tmp_path, saved[1])
+    for ending in (".json", ".safetensors"):
+        shutil.copy(path.with_suffix(ending), tmp_path / f"round-00002{ending}")
+    with pytest.raises(ArtifactError, match=r"round-00002\.json holds round 1"):
+        read_checkpoint(tmp_path, 2)
+    assert read_checkpoint(tmp_path, 1).server_round == 1
+
+
 def test_a_half_written_or_damaged_checkpoint_is_noticed(tmp_path: Path) -> None:
     job = make_job(rounds=2)
     _, _, saved = run(FaultyGrid(toy_app(), 3), job)
