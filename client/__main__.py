@@ -41,9 +41,15 @@ def init(
     for made in start_shop(folder, merchant, address):
         sys.stdout.write(f"made {made}\n")
     settings = folder / "shop.toml"
+    name = read_settings(settings).merchant_id
+    if not merchant and name != folder.resolve().name:
+        sys.stderr.write(
+            f"The shop is called {name!r}, not {folder.resolve().name!r} as its folder is: "
+            f"merchant_id in {settings} must be what its data's merchant_id column has.\n"
+        )
     sys.stdout.write(
         f"Give the operator of the federation {public_path(folder / NODE_KEY)}, which is no "
-        f"secret, as the key of {read_settings(settings).merchant_id!r}, and ask for its address "
+        f"secret, as the key of {name!r}, and ask for its address "
         f"and its certificate authority (save that as {folder / 'ca.crt'}).\n"
     )
     sys.stdout.write(

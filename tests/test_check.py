@@ -602,12 +602,16 @@ def test_the_command_line_prints_json_and_writes_nothing(folder: Path) -> None:
 def test_the_command_line_starts_a_shop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["init", tmp_path / "the corner"]
     assert status_of(app, *command) == 0
-    said = capsys.readouterr().out
-    assert "client check" in said
+    said = capsys.readouterr()
+    assert "client check" in said.out
     # The operator enrols it by the name that its settings have, which may not be the folder's.
-    assert "as the key of 'the-corner'" in said
+    assert "as the key of 'the-corner'" in said.out
+    assert "called 'the-corner', not 'the corner'" in said.err
     assert status_of(app, *command) == 2
     assert "is there already" in capsys.readouterr().err
+    for asked_for in (["a shop", "--merchant", "the corner"], ["corner"]):
+        assert status_of(app, "init", tmp_path / asked_for[0], *asked_for[1:]) == 0
+        assert capsys.readouterr().err == ""
 
 
 def test_a_shop_learns_what_secure_sums_it_takes_part_in(folder: Path, tmp_path: Path) -> None:
