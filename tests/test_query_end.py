@@ -56,3 +56,24 @@ def test_who_watches_the_health_is_told_and_does_not_hold_up_the_end(tmp_path: P
         assert service.process.wait(timeout=60) == 0
         assert time.monotonic() - began < 8
         assert "Traceback" not in "".join(service.log)
+
+
+def test_both_interfaces_end_at_the_same_time(tmp_path: Path) -> None:
+    # gRPC took new calls, and its watchers were told nothing, until the last request over REST was
+    # answered; then its own calls had ten seconds more, of which an engine's patience knew nothing.
+    with running(make_place(tmp_path)) as service, grpc.insecure_channel(service.grpc) as channel:
+        watched = HealthStub(channel).Watch(HealthCheckRequest(), timeout=60)
+        assert next(watched).status == HealthCheckResponse.SERVING
+        address = urlsplit(service.rest)
+        with socket.create_connection((address.hostname, address.port), timeout=60) as caller:
+            head = "POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n"
+            caller.sendall(f"{head}Content-Type: application/json\r\n\r\n{{".encode())
+            time.sleep(0.5)
+            end(service)
+            assert next(watched).status == HealthCheckResponse.NOT_SERVING
+            assert list(watched) == []
+            # The request over REST is under way all the while.
+            caller.sendall(b'"k": 3}')
+            assert caller.recv(13) == b"HTTP/1.1 200 "
+        assert service.process.wait(timeout=60) == 0
+        assert "Traceback" not in "".join(service.log)

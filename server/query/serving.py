@@ -26,7 +26,7 @@ from server.query.security import Keys, RateLimit
 
 logger = logging.getLogger(__name__)
 
-#: How long a request may still take when the service ends: REST first, gRPC after it.
+#: How long a request may still take when the service ends, over REST and gRPC alike.
 GRACE_SECONDS = 10.0
 #: How long a thread may keep others waiting: Python's own 5 ms is half of what an answer may take.
 _TURN_SECONDS = 0.001
@@ -110,11 +110,17 @@ async def _serve(
             ) from error
         service.host.watch(settings.look_every_seconds)
         await grpc_.start()
+
+        async def end_grpc() -> None:
+            await leaving.wait()
+            await grpc_.stop(GRACE_SECONDS)
+
+        ending = asyncio.create_task(end_grpc())
         try:
-            await _rest(settings, service, about, lambda port: started(port, grpc_port))
+            await _rest(settings, service, about, lambda port: started(port, grpc_port), leaving)
         finally:
             leaving.set()
-            await grpc_.stop(GRACE_SECONDS)
+            await ending
             service.host.close()
 
 
@@ -161,7 +167,11 @@ def _credentials(settings: ListenSettings) -> grpc.ServerCredentials | None:
 
 
 async def _rest(
-    settings: ListenSettings, service: Service, about: About, started: Callable[[int], object]
+    settings: ListenSettings,
+    service: Service,
+    about: About,
+    started: Callable[[int], object],
+    leaving: asyncio.Event,
 ) -> None:
     app = rest_app(service, about)
     if settings.host_names:
@@ -182,8 +192,13 @@ async def _rest(
     server = _Server(config)
     loop = asyncio.get_running_loop()
     running = loop.create_task(_until_ended(server, settings))
+
+    def leave() -> None:
+        server.should_exit = True
+        leaving.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
+        loop.add_signal_handler(number, leave)
     while not server.started and not running.done():
         await asyncio.sleep(0.02)
     if not running.done():
