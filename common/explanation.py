@@ -42,10 +42,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A score and the parts that it is the sum of."""
+    """A score and the parts that it is the sum of; of the history, ``unknown`` is no part of it."""
 
     score: float
     parts: tuple[Part, ...]
+    unknown: tuple[str, ...] = ()
 
     def total(self, kind: Kind) -> float:
         """Return the sum of the parts of one kind."""

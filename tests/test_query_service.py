@@ -433,6 +433,23 @@ def test_a_port_that_is_taken_is_an_error_of_one_line(place: Place, service: Run
     assert "or no address of this machine" in done.stderr
 
 
+def test_what_of_a_history_is_unknown_is_told_of_one_product_as_of_a_list(
+    service: Running,
+) -> None:
+    """A reason said nothing of a mistyped product: it was that of another history."""
+    history = {"p0003": 1.0, "p003": 1.0}
+    for url in (service.rest, f"grpc://{service.grpc}"):
+        with Client(url) as client:
+            assert client.recommend(history).unknown_items == ("p003",)
+            assert client.explain("p0100", history).unknown_items == ("p003",)
+            assert client.explain("p0100", {"p0003": 1.0}).unknown_items == ()
+    command = [sys.executable, "-m", "server", "query", *history, "--explain", "p0100"]
+    done = subprocess.run(
+        [*command, "--url", service.rest], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "not in the catalogue: p003" in done.stdout
+
+
 def test_the_client_library_and_the_command_line_ask_alike(service: Running) -> None:
     command = [sys.executable, "-m", "server", "query", "p0003", "p0100=0.5", "-k", "5"]
     done = subprocess.run(

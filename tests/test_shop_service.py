@@ -143,6 +143,8 @@ def test_a_guest_is_answered_as_on_the_command_line(adapted: HomeShop, service: 
         answer = ask(history=[{"item_id": "i03"}, {"item_id": "i08"}, {"item_id": "what"}], k=9)
         assert same(answer, expected(adapted, history=("i03", "i08"), count=9))
         assert answer["unknown_items"] == ["what"]
+        why = ask("explain", item_id="i10", history=[{"item_id": "i03"}, {"item_id": "what"}])
+        assert why["unknown_items"] == ["what"]
         for kind in range(5):
             # Of its kind, whatever sells best.
             alike = ask("similar", item_id=f"i{10 + kind}", k=1)["items"]
@@ -164,7 +166,7 @@ def test_grpc_answers_as_rest_does(service: Running) -> None:
         assert over_grpc.adapted_at == over_rest["adapted_at"]
         first = over_grpc.items[0]
         alone = stub.Explain(wire.ExplainRequest(item_id=first.item_id, user_id="u03"))
-        assert alone == first.reasons
+        assert alone == wire.Explained.FromString(first.reasons.SerializeToString())
 
 
 def test_reasons_name_every_part_and_add_up(adapted: HomeShop, service: Running) -> None:

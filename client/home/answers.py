@@ -155,7 +155,8 @@ class HomeAnswers:
         if row < 0:
             raise _no_product(item_id)
         known = {**customer.attributes, **attributes}
-        return self.ready.explained(self.ready.history(customer), row, known)
+        found = self.ready.explained(self.ready.history(customer), row, known)
+        return replace(found, unknown=customer.unknown)
 
     def product(self, item_id: str) -> dict[str, Any]:
         """Return the public columns of a product by its number in the catalogue."""

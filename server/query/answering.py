@@ -26,10 +26,10 @@ from common.statement import any_statement
 from server.query import answers
 from server.query.answers import (
     BatchResponse,
+    Explained,
     Model,
     ModelInfo,
     ModelList,
-    Reasons,
     RecommendResponse,
 )
 from server.query.requests import (
@@ -291,7 +291,7 @@ class Service:
         """Return what goes with one product."""
         return answers.similar(self.model(), body)
 
-    def explain(self, body: ExplainRequest) -> Reasons:
+    def explain(self, body: ExplainRequest) -> Explained:
         """Take one score apart."""
         return answers.explain(self.model(), body)
 

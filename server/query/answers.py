@@ -16,6 +16,7 @@ from server.query.requests import Body, ExplainRequest, RecommendRequest, Simila
 
 #: Parts of a reason that are named one by one; the rest is one part, so they still add up.
 _NAMED_PARTS = 8
+_UNKNOWN = "Of the history: not in the catalogue."
 
 
 class Model(Protocol):
@@ -88,6 +89,12 @@ class Reasons(Body):
     words: str
 
 
+class Explained(Reasons):
+    """What was asked of one product."""
+
+    unknown_items: tuple[str, ...] = Field((), description=_UNKNOWN)
+
+
 class Listed(Body):
     """One product of a list."""
 
@@ -113,7 +120,7 @@ class RecommendResponse(Body):
     tail_share: float = Field(description="Share of tail products in this list.")
     tail_share_undialled: float = Field(description="The same, by score alone.")
     score_kept: float = Field(description="What is left of the list's score with the dial.")
-    unknown_items: tuple[str, ...] = Field(description="Of the history: not in the catalogue.")
+    unknown_items: tuple[str, ...] = Field(description=_UNKNOWN)
     adapted_at: str | None = Field(
         None, description="At a shop: when it fitted the model to itself."
     )
@@ -177,11 +184,12 @@ def similar(model: Model, request: SimilarRequest) -> RecommendResponse:
     return _response(model, answer)
 
 
-def explain(model: Model, request: ExplainRequest) -> Reasons:
+def explain(model: Model, request: ExplainRequest) -> Explained:
     """Return what one score is the sum of; raises as :func:`recommend`."""
     history = RecommendRequest(history=request.history).query().history
     found = model.explain(request.item_id, history, request.attributes, request.user_id)
-    return reasons_of(request.item_id, found)
+    reasons = reasons_of(request.item_id, found)
+    return Explained(**dict(reasons), unknown_items=found.unknown)
 
 
 def reasons_of(item_id: str, found: Explanation) -> Reasons:

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ValidationError
 from common.errors import InputError, RunError
 from server.query.answers import (
     BatchResponse,
+    Explained,
     ModelInfo,
     ModelList,
-    Reasons,
     RecommendResponse,
 )
 from server.query.requests import (
@@ -139,7 +139,7 @@ class Client:
         *,
         user_id: str | None = None,
         attributes: Mapping[str, str] | None = None,
-    ) -> Reasons:
+    ) -> Explained:
         """Return what the score of one product is the sum of; see :meth:`recommend`."""
         body = checked(
             ExplainRequest,
@@ -148,7 +148,7 @@ class Client:
             user_id=user_id,
             attributes=dict(attributes or {}),
         )
-        return self._ask("explain", body, Reasons)
+        return self._ask("explain", body, Explained)
 
     def models(self) -> ModelList:
         """Return all versions that could be served, the newest first."""

@@ -223,7 +223,8 @@ class ServedModel:
         """
         _refuse_customer(user_id)
         row = self._row(item_id)
-        return explain(*sides_of(self.model, self._history(history)[0], row, attributes))
+        known, unknown = self._history(history)
+        return replace(explain(*sides_of(self.model, known, row, attributes)), unknown=unknown)
 
     def product(self, item_id: str) -> dict[str, Any]:
         """Return the public columns of a product, as Python values; None where unknown."""

@@ -84,7 +84,7 @@ class Recommender(wire_grpc.RecommenderServicer):
 
     async def Explain(  # noqa: N802
         self, request: wire.ExplainRequest, context: grpc.aio.ServicerContext
-    ) -> wire.Reasons:
+    ) -> wire.Explained:
         """Return what one score is the sum of."""
         return await self._answer(
             "explain",
@@ -92,7 +92,7 @@ class Recommender(wire_grpc.RecommenderServicer):
             lambda reply: _parse(
                 self._service.explain(ExplainRequest(**fields_of(request))), reply
             ),
-            wire.Reasons(),
+            wire.Explained(),
         )
 
     async def ListModels(  # noqa: N802

@@ -36,9 +36,7 @@ def recommendations_table(document: dict[str, Any]) -> Group:
         )
     ]
     lines += [f"note: {note}" for note in document["notes"]]
-    if document["unknown_items"]:
-        lines.append(f"not in the catalogue: {', '.join(document['unknown_items'][:10])}")
-    return Group(table, *(Text(line) for line in lines))
+    return Group(table, *(Text(line) for line in [*lines, *_unknown(document)]))
 
 
 def reasons_table(document: dict[str, Any]) -> Group:
@@ -47,7 +45,12 @@ def reasons_table(document: dict[str, Any]) -> Group:
     for part in document["parts"]:
         table.add_row(part["kind"], Text(part["label"]), f"{part['value']:+.4g}")
     table.add_row("score", Text(document["item_id"]), f"{document['score']:.4g}")
-    return Group(table)
+    return Group(table, *map(Text, _unknown(document)))
+
+
+def _unknown(document: Mapping[str, Any]) -> list[str]:
+    found = document["unknown_items"]
+    return [f"not in the catalogue: {', '.join(found[:10])}"] if found else []
 
 
 def _columns(items: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -14,9 +14,9 @@ from server.query.admitting import Bearer, work
 from server.query.answering import RefusedError, Service, Status
 from server.query.answers import (
     BatchResponse,
+    Explained,
     ModelList,
     Problem,
-    Reasons,
     RecommendResponse,
 )
 from server.query.before_body import BodyLimit, HeadAsGet, KeyFirst, refusal
@@ -129,7 +129,7 @@ def _asking(app: FastAPI, service: Service) -> None:
         return admitted("similar", request, key, lambda: service.similar(body))
 
     @app.post("/v1/explain")
-    def explain(body: ExplainRequest, request: Request, key: Bearer) -> Reasons:
+    def explain(body: ExplainRequest, request: Request, key: Bearer) -> Explained:
         """Return what one score is the sum of."""
         return admitted("explain", request, key, lambda: service.explain(body))
 

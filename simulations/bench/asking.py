@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from server.query.answers import (
     BatchResponse,
-    Reasons,
+    Explained,
     RecommendResponse,
 )
 from server.query.requests import (
@@ -158,10 +158,10 @@ class GrpcClient:
         answer = self._stub.Similar(_message(body, wire.SimilarRequest()), timeout=_DEADLINE)
         return RecommendResponse.model_validate(_fields(answer))
 
-    def explain(self, body: ExplainRequest) -> Reasons:
+    def explain(self, body: ExplainRequest) -> Explained:
         """Return what a score is the sum of."""
         answer = self._stub.Explain(_message(body, wire.ExplainRequest()), timeout=_DEADLINE)
-        return Reasons.model_validate(_fields(answer))
+        return Explained.model_validate(_fields(answer))
 
 
 def _message(body: BaseModel, message: Filled) -> Filled:

@@ -114,6 +114,20 @@ class Reasons(_message.Message):
     words: str
     def __init__(self, item_id: _Optional[str] = ..., score: _Optional[float] = ..., parts: _Optional[_Iterable[_Union[ReasonPart, _Mapping]]] = ..., words: _Optional[str] = ...) -> None: ...
 
+class Explained(_message.Message):
+    __slots__ = ("item_id", "score", "parts", "words", "unknown_items")
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    item_id: str
+    score: float
+    parts: _containers.RepeatedCompositeFieldContainer[ReasonPart]
+    words: str
+    unknown_items: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, item_id: _Optional[str] = ..., score: _Optional[float] = ..., parts: _Optional[_Iterable[_Union[ReasonPart, _Mapping]]] = ..., words: _Optional[str] = ..., unknown_items: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class Listed(_message.Message):
     __slots__ = ("rank", "item_id", "score", "tail", "product", "reasons", "own_item_ids", "outside_catalogue")
     class ProductEntry(_message.Message):

@@ -52,7 +52,7 @@ class RecommenderStub:
         self.Explain = channel.unary_unary(
                 '/fedtail.v1.Recommender/Explain',
                 request_serializer=server_dot_query_dot_wire_dot_fedtail__pb2.ExplainRequest.SerializeToString,
-                response_deserializer=server_dot_query_dot_wire_dot_fedtail__pb2.Reasons.FromString,
+                response_deserializer=server_dot_query_dot_wire_dot_fedtail__pb2.Explained.FromString,
                 _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/fedtail.v1.Recommender/ListModels',
@@ -132,7 +132,7 @@ def add_RecommenderServicer_to_server(servicer, server):
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
                     request_deserializer=server_dot_query_dot_wire_dot_fedtail__pb2.ExplainRequest.FromString,
-                    response_serializer=server_dot_query_dot_wire_dot_fedtail__pb2.Reasons.SerializeToString,
+                    response_serializer=server_dot_query_dot_wire_dot_fedtail__pb2.Explained.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -252,7 +252,7 @@ class Recommender:
             target,
             '/fedtail.v1.Recommender/Explain',
             server_dot_query_dot_wire_dot_fedtail__pb2.ExplainRequest.SerializeToString,
-            server_dot_query_dot_wire_dot_fedtail__pb2.Reasons.FromString,
+            server_dot_query_dot_wire_dot_fedtail__pb2.Explained.FromString,
             options,
             channel_credentials,
             insecure,
