@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from common.errors import ConfigError, InputError, UnavailableError
 from server.__main__ import app
 from server.operating.authority import Pair, issue, make_authority
-from server.query.client import Client
+from server.query.client import Client, _products
 
 
 # A port beyond 65,535 was another one to gRPC, and whoever listened there got the history.
@@ -36,6 +36,19 @@ def test_a_key_that_can_t_be_sent_is_told_as_such_and_not_shown(url: str, key: s
     with pytest.raises(ConfigError, match="the API key holds what no key does") as refused:
         Client(url, key=key)
     assert key not in str(refused.value)
+
+
+def test_a_history_may_be_a_list_and_what_is_none_is_told_in_words() -> None:
+    """Each ended in an AttributeError, as every other form of a history takes weights as 1."""
+    assert _products(["a", "b", "a"]) == _products({"a": 1.0, "b": 1.0}) + _products({"a": 1.0})
+    with Client("http://127.0.0.1:9") as client:
+        for wrong in ("a", {"a"}, 5):
+            with pytest.raises(InputError, match="or a list of item_ids"):
+                client.recommend(wrong)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="history: item_id"):
+            client.recommend([("a", 1.0)])  # type: ignore[list-item]
+        with pytest.raises(InputError, match="attributes: should be an object"):
+            client.explain("a", attributes=["age"])  # type: ignore[arg-type]
 
 
 def test_a_version_that_grpc_cannot_say_is_bad_input() -> None:

@@ -32,6 +32,7 @@ from server.query.requests import (
 from server.query.transports import transport
 
 Answer = TypeVar("Answer", bound=BaseModel)
+History = Mapping[str, float] | Sequence[str]
 
 
 class PrivacyStatement(BaseModel):
@@ -91,7 +92,7 @@ class Client:
 
     def recommend(
         self,
-        history: Mapping[str, float] | None = None,
+        history: History | None = None,
         *,
         user_id: str | None = None,
         attributes: Mapping[str, str] | None = None,
@@ -105,7 +106,7 @@ class Client:
         Parameters
         ----------
         history
-            item_id -> weight; a purchase is 1.
+            item_id -> weight; a purchase is 1. A list of item_ids: each weighs 1.
         user_id
             A customer of the shop; only a shop's own service knows any.
         """
@@ -113,7 +114,7 @@ class Client:
             RecommendRequest,
             history=_products(history),
             user_id=user_id,
-            attributes=dict(attributes or {}),
+            attributes=attributes or {},
             k=k,
             tail_dial=tail_dial,
             filters=filters or FilterBody(),
@@ -135,7 +136,7 @@ class Client:
     def explain(
         self,
         item_id: str,
-        history: Mapping[str, float] | None = None,
+        history: History | None = None,
         *,
         user_id: str | None = None,
         attributes: Mapping[str, str] | None = None,
@@ -146,7 +147,7 @@ class Client:
             item_id=item_id,
             history=_products(history),
             user_id=user_id,
-            attributes=dict(attributes or {}),
+            attributes=attributes or {},
         )
         return self._ask("explain", body, Explained)
 
@@ -212,8 +213,12 @@ def checked(kind: type[Answer], **fields: Any) -> Answer:  # noqa: ANN401
         raise InputError(invalid_words(error.errors())) from error
 
 
-def _products(history: Mapping[str, float] | None) -> tuple[HistoryProduct, ...]:
+def _products(history: History | None) -> tuple[HistoryProduct, ...]:
+    if isinstance(history, str) or not isinstance(history, Mapping | Sequence | None):
+        raise InputError('history: give {"item_id": weight}, or a list of item_ids')
     try:
-        return tuple(HistoryProduct(item_id=i, weight=w) for i, w in (history or {}).items())
+        if isinstance(history, Mapping):
+            return tuple(HistoryProduct(item_id=i, weight=w) for i, w in history.items())
+        return tuple(HistoryProduct(item_id=item) for item in history or ())
     except ValidationError as error:
         raise InputError(f"history: {invalid_words(error.errors())}") from error
