@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -441,11 +442,15 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     ends = re.sub(r"\b0\.", ".", gain[gain.index("(") + 1 : -1].replace(" to ", "…"))
     long = {**found, "runs": [{**run, "name": "a/long/way/" * 9} for run in found["runs"]]}
     assert ends in shown_text(comparison_table(long), 100)
-    again = compare([tmp_path / "eight", tmp_path / "both" / ".." / "eight"])
+    shutil.copytree(tmp_path / "eight", tmp_path / "elsewhere" / "eight")
+    again = compare([tmp_path / "eight", tmp_path / "elsewhere" / "eight"])
     assert len(again["runs"]) == 2
     # One of the two was left out, in silence.
     with pytest.raises(ConfigError, match="eight is given twice"):
         compare([tmp_path / "eight", tmp_path / "two", tmp_path / "eight"])
+    # Under two spellings it stood beside itself.
+    with pytest.raises(ConfigError, match="eight is given twice"):
+        compare([tmp_path / "eight", tmp_path / "two" / ".." / "eight"])
 
 
 def test_a_folder_without_a_good_report_is_refused(tmp_path: Path) -> None:

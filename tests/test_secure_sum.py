@@ -291,6 +291,7 @@ def test_a_shop_shares_nothing_with_keys_that_the_server_made_up() -> None:
         (SharesRequest(session=party.session.id, advertisements=(*shown, shown[1])), "twice"),
         (SharesRequest(session=party.session.id, advertisements=shown[1:]), "own keys"),
         (SharesRequest(session=party.session.id, advertisements=shown[:3]), "are needed"),
+        (SharesRequest(session=party.session.id, advertisements=shown[:1]), "^1 shop began, "),
     ):
         with pytest.raises(SecureSumError, match=match):
             share(party, wrong, identity)

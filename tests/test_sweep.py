@@ -23,6 +23,7 @@ from simulations.report.building import ShopPart
 from simulations.sweep.figures import (
     _knees,
     _sentences,
+    customers_a_shop,
     first_of,
     goes_half,
     lines,
@@ -212,7 +213,8 @@ def test_what_does_not_depend_on_the_promise_is_trained_once(
     assert len(trained) == 2  # once for each size, not for each point
     assert sum(stage == "arm local" for stage in stages) == 2
     assert sum(stage == "arm federated-dp" for stage in stages) == 4
-    assert any("of 4 are finished, about" in stage for stage in stages)
+    # Of points that take seconds "about 0 min left" was told.
+    assert any("1 of 4 are finished, less than a minute left" in stage for stage in stages)
 
 
 @pytest.mark.parametrize(
@@ -482,6 +484,10 @@ def test_many_customers_a_shop_are_said_to_the_last_one() -> None:
     points = [point(8, 0.1, 0.6, customers) for customers in (5_000.0, 12_345.0)]
     (sentence,) = _sentences(_knees(points))
     assert "ε = 8, with 5000, 12345 customers a shop: ndcg@20 pays from 5000" in sentence
+    assert [customers_a_shop(1.0), customers_a_shop(1.0, 2.0)] == [
+        "1 customer a shop",
+        "1, 2 customers a shop",
+    ]
     figure = go.Figure()
     _measured_ticks(figure, [points], "customers_a_shop")
     assert figure.layout.xaxis.ticktext == ("5000", "12345")

@@ -4,7 +4,7 @@ Pure steps, each from one state to the next (Bonawitz et al. 2017, figure 4). No
 leave the shop before its state is on disk: :mod:`client.secure_sum.sessions` sees to it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,7 @@ from common.secure_sum.primitives import (
 )
 from common.secure_sum.sharing import split
 from common.secure_sum.shown import Shown, alike
+from common.wording import counted
 
 # Stage -> those that it may follow.
 _BEFORE = {
@@ -200,8 +201,7 @@ def share(party: Party, request: SharesRequest, me: Identity) -> tuple[Party, Sh
     own = advertisements.get(me.shop)
     if own is None or own.mask_key != public_key(party.mask_secret):
         raise SecureSumError("the server does not show this shop's own keys")
-    if len(advertisements) < session.threshold:
-        raise SecureSumError(f"{len(advertisements)} shops began, {session.threshold} are needed")
+    _enough(advertisements, session, "began")
     for shop, advertisement in advertisements.items():
         me.roster.place(shop)
         signed = advertisement.covered(session.id)
@@ -274,10 +274,7 @@ def see(party: Party, request: ViewRequest, me: Identity) -> tuple[Party, ViewAn
         raise SecureSumError("the server names contributors that shared nothing")
     if me.shop not in contributors:
         raise SecureSumError("the server leaves this shop's own vector out")
-    if len(contributors) < party.session.threshold:
-        raise SecureSumError(
-            f"{len(contributors)} shops contributed, {party.session.threshold} are needed"
-        )
+    _enough(contributors, party.session, "contributed")
     seen = view(party.session.id, party.advertisements, sharing, contributors)
     answer = ViewAnswer(signature=sign(me.key, CONSISTENCY, seen))
     return party.after(VIEW, request, answer, contributors=tuple(sorted(contributors))), answer
@@ -293,10 +290,7 @@ def unmask(party: Party, request: UnmaskRequest, me: Identity) -> tuple[Party, U
     seen = view(party.session.id, party.advertisements, sharing, party.contributors)
     if not request.signatures.keys() <= set(party.contributors):
         raise SecureSumError("the server shows a view of a shop that contributed nothing")
-    if len(request.signatures) < party.session.threshold:
-        raise SecureSumError(
-            f"{len(request.signatures)} shops saw it so, {party.session.threshold} are needed"
-        )
+    _enough(request.signatures, party.session, "saw it so")
     for shop, signature in request.signatures.items():
         if not is_signed(me.roster.keys[shop], signature, CONSISTENCY, seen):
             raise SecureSumError(f"{shop[:12]}... was shown another view of this session")
@@ -322,9 +316,13 @@ def _check_sharing(party: Party, request: OpenRequest, me: Identity) -> None:
     sharing = set(request.sealed) | {me.shop}
     if me.shop in request.sealed or not sharing <= party.advertisements.keys():
         raise SecureSumError("the server passes on shares of a shop that showed no keys")
-    needed = party.session.threshold
-    if len(sharing) < needed:
-        raise SecureSumError(f"{len(sharing)} shops share, {needed} are needed")
+    _enough(sharing, party.session, "shared")
+
+
+def _enough(shops: Sized, session: Session, did: str) -> None:
+    """Refuse a stage that too few shops came to."""
+    if len(shops) < session.threshold:
+        raise SecureSumError(f"{counted(len(shops), 'shop')} {did}, {session.threshold} are needed")
 
 
 def _shares(party: Party, shop: str, me: Identity) -> bytes | None:

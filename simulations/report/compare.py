@@ -85,10 +85,11 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> Document:
 
 def _names(folders: Sequence[Path]) -> dict[str, Path]:
     """Return the shortest names that tell the folders apart: their own, or their paths."""
-    own = [folder.resolve().name for folder in folders]
-    names = own if len(set(own)) == len(own) else [str(folder) for folder in folders]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    places = [folder.resolve() for folder in folders]
+    if twice := sorted({place for place in places if places.count(place) > 1}):
         raise ConfigError(f"{twice[0]} is given twice: name each run once")
+    own = [place.name for place in places]
+    names = own if len(set(own)) == len(own) else [str(folder) for folder in folders]
     return dict(zip(names, folders, strict=True))
 
 

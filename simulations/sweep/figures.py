@@ -193,16 +193,16 @@ def _sentences(knees: Sequence[Document]) -> list[str]:
 def _sentence(knees: Sequence[Document]) -> str:
     knee = knees[0]
     axis = knee["axis"]
-    measured = ", ".join(on_axis(axis, value) for value in knee["measured"])
     if axis == "epsilon":
-        where = f"ε = {measured}, with {knee['customers_a_shop']:.0f} customers a shop"
-        unit = "ε = {}"
+        measured = ", ".join(on_axis(axis, value) for value in knee["measured"])
+        where = f"ε = {measured}, with {customers_a_shop(knee['customers_a_shop'])}"
     else:
-        where = f"ε = {knee['epsilon']:g}, with {measured} customers a shop"
-        unit = "{} customers a shop"
+        where = f"ε = {knee['epsilon']:g}, with {customers_a_shop(*knee['measured'])}"
 
     def begin(value: float | None) -> str:
-        return "nowhere" if value is None else f"from {unit.format(on_axis(axis, value))}"
+        if value is None:
+            return "nowhere"
+        return f"from ε = {value:.4g}" if axis == "epsilon" else f"from {customers_a_shop(value)}"
 
     start = f"{knee['curve']}, " if knee["curve"] else ""
     start += f"{knee['apart']}, " if knee["apart"] else ""
@@ -215,6 +215,12 @@ def _sentence(knees: Sequence[Document]) -> str:
 def on_axis(axis: str, value: float) -> str:
     """Return a value of an axis as it is written: ε to four digits, customers to the last one."""
     return f"{value:.4g}" if axis == "epsilon" else f"{value:.0f}"
+
+
+def customers_a_shop(*values: float) -> str:
+    """Return so many in words, to the last one."""
+    counts = ", ".join(on_axis("customers_a_shop", value) for value in values)
+    return f"{counts} customer{'' if counts == '1' else 's'} a shop"
 
 
 def _customers_a_shop(data: Mapping[str, Any]) -> float:

@@ -14,7 +14,7 @@ from simulations.report.answer import interval, number, pays, percent, spent
 from simulations.report.page import facts, render
 from simulations.report.plots import COLOURS, escape, html
 from simulations.report.tables import warning_lines
-from simulations.sweep.figures import METRICS, goes_half, lines, on_axis
+from simulations.sweep.figures import METRICS, customers_a_shop, goes_half, lines, on_axis
 
 HEADINGS = ("ndcg@20", "gain", "tail_ndcg@20", "tail gain", "way", "tail way", "level", "ε spent")
 _LINES = ("#d1572b", "#4c6a92", "#1a8f5a", "#8a5ab5", "#c98a00", "#2b9fb3", "#b03a6f", "#666666")
@@ -103,7 +103,7 @@ def _cells(arm: Document) -> list[str]:
 
 
 def _where(place: Document) -> str:
-    customers = f"{place['customers_a_shop']:.0f} customers a shop"
+    customers = customers_a_shop(place["customers_a_shop"])
     return ", ".join(part for part in (place["curve"], customers, place["apart"]) if part)
 
 

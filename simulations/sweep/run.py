@@ -213,10 +213,10 @@ class _Runner:
         found = [self._finished(point) for point in self._sweep.points]
         took = [document["seconds"] for document in found if document is not None]
         words = f"{len(took)} of {len(found)} are finished"
-        if not took:
+        if len(took) in (0, len(found)):
             return words
         left = sum(took) / len(took) * (len(found) - len(took)) / 60
-        return f"{words}, about {left:.0f} min left"
+        return f"{words}, {f'about {left:.0f} min' if left >= 1 else 'less than a minute'} left"
 
 
 def _setting_name(number: int) -> str:
