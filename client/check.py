@@ -18,7 +18,7 @@ from client.data.source import open_own_source, shop_mapping, unknown_merchant
 from client.data.stocking import published_stock
 from client.forecast import PlanFlags, forecast
 from client.settings import ShopSettings
-from common.errors import ArtifactError, ConfigError, DataError, InputError
+from common.errors import ArtifactError, ConfigError, DataError, InputError, PrivacyError
 from common.features import Catalogue, read_catalogue
 from common.protocol import TrainingPlan
 from common.schema import Tables, doubt_of_ratings, record_weights
@@ -322,6 +322,13 @@ def _price(
             "a plan: ask the operator what the next run takes; `client plan --target-epsilon` "
             "prices it"
         )
+    if settings.evaluation is not None:
+        from client.privacy.evaluation import evaluation_event  # Few shops need it.
+
+        try:
+            evaluation_event(settings.evaluation, settings.unit, "checked")
+        except PrivacyError as error:
+            advice.append(str(error))
     if (place := _not_writable(settings.ledger)) is not None:
         problems.append(
             f"{place} cannot be written: nothing trains that is not written to the ledger first. "

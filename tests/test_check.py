@@ -451,6 +451,15 @@ def test_baskets_without_a_session_id_are_not_ready(folder: Path) -> None:
     assert "session_id" in problem
 
 
+def test_figures_that_no_shop_of_baskets_can_release_are_told(folder: Path) -> None:
+    # Consent to what is refused in each run: only the shop's log told, after it.
+    path = folder / "shop.toml"
+    path.write_text(path.read_text(encoding="utf-8") + "\n[evaluation]\nepsilon = 0.5\n")
+    assert not any("[evaluation]" in words for words in check(folder)["advice"])
+    setting(folder, 'unit = "customer"', 'unit = "basket"')
+    assert any("Take out [evaluation]" in words for words in check(folder)["advice"])
+
+
 def test_a_budget_that_is_nearly_used_up_stops_no_plan_that_still_fits(folder: Path) -> None:
     # The example is ours: with .4 of 8 left a shop was told that it could not train, while the
     # operator's next plan took less.
