@@ -5,7 +5,8 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -20,6 +21,7 @@ from common.queries.filters import Filters
 from common.queries.words import Words
 from query_support import Place, make_place, products, write_model
 from report_support import run_of, sums, whole_run
+from server.query.answering import Host, Metrics, Service
 from server.query.answers import reasons_of, recommend
 from server.query.browsing import About, PriceBand, about_from, choices, find
 from server.query.messages import _texts, fill
@@ -27,6 +29,7 @@ from server.query.registry_service import ServeSettings, make_service
 from server.query.report import ReportArm, read_report
 from server.query.requests import RecommendRequest
 from server.query.rest import rest_app
+from server.query.security import RateLimit
 from server.query.wire import fedtail_pb2 as wire
 from simulations.documents import to_json
 from simulations.report.building import build_report
@@ -160,9 +163,26 @@ def test_a_path_with_a_slash_too_many_leads_nowhere(client: Local) -> None:
 
 def test_the_document_says_in_which_form_health_is_told(client: Local) -> None:
     told = client.get("/openapi.json").json()["paths"]["/healthz"]["get"]["responses"]
-    assert [list(told[code]["content"]) for code in ("200", "503")] == [["text/plain"]] * 2
+    assert {code: list(of["content"]) for code, of in told.items()} == {
+        "200": ["text/plain"],
+        "503": ["text/plain"],
+    }
     assert client.get("/healthz").headers["content-type"].startswith("text/plain")
     assert "500" in client.get("/openapi.json").json()["paths"]["/v1/models"]["get"]["responses"]
+
+
+def test_the_document_names_503_where_there_is_no_answer_without_a_model() -> None:
+    # It stood with every path, of which some answer all the same.
+    host = cast(Host, SimpleNamespace(ready=False, records=list, pinned=lambda: None))
+    waiting = Local(rest_app(Service(host, Metrics(host), RateLimit(1e6, 1e6))))
+    bodies = {"similar": {"item_id": "a"}, "explain": {"item_id": "a"}, "batch": {"requests": [{}]}}
+    for path, operations in waiting.get("/openapi.json").json()["paths"].items():
+        ((method, operation),) = operations.items()
+        place = path.replace("{version}", "0")
+        body = bodies.get(path.rpartition("/")[2], {})
+        found = waiting.get(place) if method == "get" else waiting.post(place, json=body)
+        assert str(found.status_code) in operation["responses"], path
+        assert ("503" in operation["responses"]) == (found.status_code == 503), path
 
 
 def test_numbers_are_the_same_over_both_interfaces() -> None:

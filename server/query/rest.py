@@ -34,6 +34,8 @@ from server.query.viewing import view
 #: Ten thousand products of history, each as long as an id may be, fit; ten megabytes do not.
 MAX_BODY = 4 * 2**20
 
+_HEALTH = "/healthz"
+_NEED_NO_MODEL = ("/v1/models", "/v1/about", "/v1/evaluations", "/v1/report")
 #: FastAPI's code for a body that it fails to parse.
 _UNREADABLE = 400
 
@@ -87,22 +89,31 @@ def rest_app(service: Service, about: About | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, most=MAX_BODY)
     app.add_middleware(KeyFirst, service=service)
     app.add_middleware(HeadAsGet)
-    if service.keys is None:
-        _without_keys(app)
+    _as_given(app, keys=service.keys is not None)
     return app
 
 
-def _without_keys(app: FastAPI) -> None:
-    """Let the OpenAPI document ask for no key where the service asks for none."""
+def _as_given(app: FastAPI, *, keys: bool) -> None:
+    """Let the OpenAPI document name what is given alone: not each path gives what most of them do.
+
+    ``keys``: whether the service asks for any.
+    """
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = described()
-        document.get("components", {}).pop("securitySchemes", None)
-        for path in document["paths"].values():
-            for operation in path.values():
-                operation.pop("security", None)
-                operation["responses"].pop(str(Status.NO_KEY.http), None)
+        if not keys:
+            document.get("components", {}).pop("securitySchemes", None)
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                told = operation["responses"]
+                if path == _HEALTH:
+                    operation["responses"] = {code: told[code] for code in ("200", "503")}
+                if path in _NEED_NO_MODEL:
+                    told.pop(str(Status.NO_MODEL.http), None)
+                if not keys:
+                    operation.pop("security", None)
+                    told.pop(str(Status.NO_KEY.http), None)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -152,7 +163,7 @@ def _reading(app: FastAPI, service: Service) -> None:
     away = {"description": "No model can be served yet.", "content": {"text/plain": {}}}
 
     @app.get(
-        "/healthz",
+        _HEALTH,
         response_class=PlainTextResponse,
         responses={Status.NO_MODEL.http: away},
     )
