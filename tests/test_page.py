@@ -163,6 +163,11 @@ def test_each_filter_does_what_it_says(visitor: Visit, api: httpx.Client) -> Non
     assert visitor.listed() == recommended(api, filters=band, k=7)
     page.get_by_role("button", name="Reset").click()
     assert visitor.listed() == recommended(api)
+    # Of 500 it listed 100, and the field went on saying 500.
+    page.fill("#k", "500")
+    assert len(visitor.listed()) == 100
+    expect(page.locator("#k")).to_have_value("100")
+    page.get_by_role("button", name="Reset").click()
     page.select_option("#shop", "corner")
     assert visitor.listed() == recommended(api, filters={"merchant_id": "corner"})
     page.select_option("#shop", "")
@@ -453,6 +458,10 @@ def test_the_keyboard_alone_is_enough(browser: Browser, service: Running) -> Non
         press_until(page, "form ul.found button")
         page.keyboard.press("Enter")
         expect(page.locator("#basket-title")).to_have_text("Basket (1)")
+        # The basket lay behind as many stops as products were found: thirty.
+        press_until(page, ".card .skip", key="Shift+Tab", most=2)
+        page.keyboard.press("Enter")
+        expect(page.locator("#basket-title")).to_be_focused()
         press_until(page, "ul.basket select")
         page.keyboard.press("v")
         expect(page.locator("ul.basket select")).to_have_value("view")

@@ -57,6 +57,11 @@ export function recommend() {
       return this.found.length || this.total ? t(key, { n: this.found.length, total: whole(this.total) }) : t("search.none");
     },
 
+    /** By keyboard, past the thirty buttons of what was found. */
+    toBasket() {
+      document.getElementById("basket-title").focus();
+    },
+
     where() {
       return this.$store.ui.about?.where ?? "federation";
     },
@@ -113,6 +118,8 @@ export function recommend() {
         .filter(([, value]) => value !== "" && value !== null)
         .map(([name, value]) => [name, NUMBERS.includes(name) ? Number(value) : value]));
       const k = Math.min(100, Math.max(1, Math.round(Number(this.k)) || 20));
+      // Of more than are shown the field does not keep saying that they are.
+      if (Number(this.k) > k) this.k = k;
       const body = { ...this.whom(), k, tail_dial: Number(this.dial), filters };
       this.busy = true;
       const answer = await told(() => ask("v1/recommend", body), "list");
