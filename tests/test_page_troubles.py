@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Route, expect
 
 from browser_support import Visit, chromium, visit
-from query_support import Running, make_place, running
+from query_support import Running, make_place, products, running
 
 pytestmark = pytest.mark.e2e
 
@@ -28,6 +28,23 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def visitor(browser: Browser, service: Running) -> Iterator[Visit]:
     with visit(browser, service.rest) as found:
         yield found.open()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_names_of_one_long_word_stay_on_the_page(
+    browser: Browser, tmp_path: Path, width: int
+) -> None:
+    # The heading of what is similar made the page 4,000 pixels wide.
+    frame = products(60)
+    frame["title"] = [f"{number:02d}{'W' * 200}" for number in range(60)]
+    place = make_place(tmp_path, frame=frame)
+    with running(place) as found, visit(browser, found.rest, width=width) as visitor:
+        page = visitor.open().page
+        page.locator("form ul.found button").first.click()
+        visitor.settled()
+        page.locator("ol.list .acts").first.get_by_text("Similar").click()
+        expect(page.get_by_text("Similar to")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_a_service_that_is_gone_is_told_of(visitor: Visit) -> None:
