@@ -30,7 +30,7 @@ from scipy import sparse
 from common.array_checks import check_arrays
 from common.blocks import Block, LearnedBlock, block_of, learned_count
 from common.errors import ArtifactError, ProtocolError
-from common.features import Catalogue, hashed_rows
+from common.features import CROSS, Catalogue, content_columns, hashed_rows
 from common.popularity import of_like
 from common.protocol import (
     ITEMS,
@@ -313,6 +313,33 @@ def weighed(energies: np.ndarray, power: float) -> np.ndarray:
     return longer
 
 
+def check_features(model: ModelPlan, catalogue: Catalogue) -> None:
+    """Refuse a model that a catalogue has no features for: before anyone pays for a part of it.
+
+    Raises
+    ------
+    ProtocolError
+        If the two hash into different numbers of rows, or a column of the groups is missing.
+    """
+    if model.feature_rows not in {0, catalogue.spec.hash_rows}:
+        raise ProtocolError(
+            f"the plan has {model.feature_rows} feature rows, the catalogue hashes into "
+            f"{catalogue.spec.hash_rows}"
+        )
+    if missing := missing_columns(model, catalogue):
+        raise ProtocolError(
+            "the plan learns groups of products by columns that the catalogue lacks: "
+            f"{', '.join(map(repr, missing))}"
+        )
+
+
+def missing_columns(model: ModelPlan, catalogue: Catalogue) -> list[str]:
+    """Return the columns that a model learns groups of and a catalogue does not describe by."""
+    named = model.groups.split(CROSS) if model.groups else []
+    known = content_columns(catalogue.products)
+    return [column for column in named if column not in known]
+
+
 def feature_weights(catalogue: Catalogue, model: ModelPlan, rows: np.ndarray) -> sparse.csr_matrix:
     """Return (L, feature_rows) float32: how much each feature row is in each product's vector.
 
@@ -321,11 +348,7 @@ def feature_weights(catalogue: Catalogue, model: ModelPlan, rows: np.ndarray) ->
     ProtocolError
         If the plan and the catalogue hash into different numbers of rows.
     """
-    if catalogue.spec.hash_rows != model.feature_rows:
-        raise ProtocolError(
-            f"the plan has {model.feature_rows} feature rows, the catalogue hashes into "
-            f"{catalogue.spec.hash_rows}"
-        )
+    check_features(model, catalogue)
     return catalogue.feature_ids[rows]
 
 

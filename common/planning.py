@@ -6,9 +6,9 @@ import numpy as np
 
 from common.accounting import calibrate
 from common.errors import ConfigError, PrivacyError
-from common.features import CROSS, Catalogue
+from common.features import Catalogue
 from common.grid import delta_step, is_swallowed, popularity_step
-from common.model import initial_state, trained_names
+from common.model import initial_state, missing_columns, trained_names
 from common.protocol import ModelPlan, TrainingPlan
 from common.secure_sum.noise import share_std
 
@@ -139,8 +139,7 @@ def check_start(plan: TrainingPlan, catalogue_size: int) -> None:
 
 def has_groups(model: ModelPlan, catalogue: Catalogue) -> bool:
     """Return whether the catalogue has the columns whose values a model learns as groups."""
-    named = model.groups.split(CROSS) if model.groups else []
-    return all(column in catalogue.products.columns for column in named)
+    return not missing_columns(model, catalogue)
 
 
 def with_fitting_groups(model: ModelPlan, catalogue: Catalogue) -> ModelPlan:

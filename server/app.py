@@ -9,7 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.catalogue.stock import read_stock
 from common.features import read_catalogue
-from common.model import state_spec, trained_names
+from common.model import check_features, state_spec, trained_names
 from common.protocol import Arrays, Noise, TrainingPlan
 from common.secure_sum.members import read_roster
 from server.checkpoints import alone, last_checkpoint, trained_on, write_checkpoint
@@ -51,6 +51,7 @@ def _run(
     asked_for = None if home.runs is None else Runs(home.runs).asked_for(run_name)
     published = home.published(trained_on(place.checkpoints) or asked_for)
     catalogue = read_catalogue(published)
+    check_features(plan.model, catalogue)
     resume = last_checkpoint(
         place.checkpoints,
         plan=plan,

@@ -15,7 +15,7 @@ from client.privacy.noise import NoiseSource
 from client.rounds.participation import answer
 from client.rounds.replying import Node
 from client.settings import ShopSettings
-from common.features import Catalogue, write_catalogue
+from common.features import Catalogue, ContentSpec, write_catalogue
 from common.model import initial_state, trained_names
 from common.protocol import POPULARITY, Arrays, ModelPlan, ReplyHeader, TrainingPlan
 from common.schema import ShopEvents
@@ -40,7 +40,7 @@ class World:
         #: Arrays that a careless change would let a round return.
         self.extra: Arrays = {}
         products = pd.DataFrame({"item_id": [f"i{k:02}" for k in range(12)], "category": "tea"})
-        self.catalogue = Catalogue.of(products)
+        self.catalogue = Catalogue.of(products, ContentSpec(hash_rows=MODEL.feature_rows))
         write_catalogue(self.catalogue, folder / "catalogue")
 
     def shop(self, number: int, **changes: object) -> Path:

@@ -30,6 +30,7 @@ from common.protocol import (
     UPDATE,
     WEIGHT,
     Arrays,
+    ModelPlan,
     ReplyHeader,
     shop_key,
 )
@@ -459,6 +460,22 @@ def test_a_state_that_is_not_the_plans_is_refused_before_the_charge(
     state = initial_state(MODEL, world.catalogue.size)
     state |= changes(state[ITEMS])
     reply, arrays = world.ask(TRAIN, 1, state=state)
+    assert (reply.status, arrays, world.spent()) == ("wrong-protocol", {}, 0)
+
+
+@pytest.mark.parametrize(
+    "model", [{"feature_rows": 31}, {"groups": "brand"}, {"groups": "item_id"}]
+)
+@pytest.mark.parametrize(("kind", "server_round"), [(JOIN, 0), (RELEASE, 0), (TRAIN, 1)])
+def test_a_plan_that_the_catalogue_has_no_features_for_is_refused_before_the_charge(
+    world: World, model: dict[str, object], kind: str, server_round: int
+) -> None:
+    """A shop paid for the popularity, and for each round asked for, and could train none."""
+    world.shop(0)
+    shape = ModelPlan.model_validate({"dimension": 4, "learned_items": 5, **model})
+    plan = PLAN.model_copy(update={"model": shape})
+    state = initial_state(shape, world.catalogue.size)
+    reply, arrays = world.ask(kind, server_round, plan=plan, state=state)
     assert (reply.status, arrays, world.spent()) == ("wrong-protocol", {}, 0)
 
 

@@ -590,6 +590,13 @@ def test_no_vector_leaves_if_the_ledger_was_charged_less(
     assert walk.masked(0) == ("refused-config", {})
 
 
+def test_a_plan_that_the_catalogue_has_no_features_for_begins_no_sum(town: Town) -> None:
+    plan = PLAN.model_copy(update={"model": ModelPlan(dimension=4, feature_rows=8191)})
+    session = town.session(0, {}, plan_digest=plan_digest(plan))
+    said = KeysRequest(session=session).model_dump_json()
+    assert ask(town, 0, SUM_KEYS, said, plan=plan, server_round=0)[0] == "wrong-protocol"
+
+
 @pytest.mark.parametrize("wrong", ["no numbers", "another shape"])
 def test_a_state_that_is_not_the_plans_is_refused_before_the_charge(town: Town, wrong: str) -> None:
     """Every shop signs its digest all the same: each would have paid for nothing."""

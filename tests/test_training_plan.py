@@ -158,7 +158,8 @@ def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, words:
         ("[privacy]\ntarget_epsilon = 1e4", "Lower target_epsilon, or let updates be larger"),
         ("[training]\ntuning_share = 0.5", "validation_days"),
         ("[training.model]\ngroups = 'aisle*brand'", "no column 'aisle'.*it has type, brand"),
-        ("[training.model]\nfeature_rows = 8\ngroups = ''", "subspace"),
+        ("[training.model]\nfeature_rows = 8\ngroups = ''", "hashes into 8192 rows: set it to"),
+        ("[training.model]\nfeature_rows = 8192\ngroups = ''", "subspace"),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_refused(tmp_path: Path, text: str, words: str) -> None:

@@ -32,7 +32,7 @@ from common.catalogue.stock import Stock, stock_fingerprint
 from common.code import code_digest
 from common.errors import ConfigError, ProtocolError
 from common.features import Catalogue
-from common.model import check_may_travel, state_spec
+from common.model import check_features, check_may_travel, state_spec
 from common.protocol import (
     EVALUATE,
     HOME,
@@ -224,6 +224,7 @@ def _take_part(
 ) -> tuple[str, Arrays]:
     """Do what one exchange asks for; return the ledger's head and what leaves the shop."""
     catalogue = agreed_catalogue(header, settings)
+    check_features(plan.model, catalogue)
     stock: Stock | None = None
     stocked: np.ndarray | None = None
     facts: dict[str, object] = {}

@@ -31,7 +31,7 @@ from common.array_checks import check_arrays
 from common.catalogue.stock import stock_fingerprint
 from common.errors import SecureSumError
 from common.features import Catalogue
-from common.model import state_spec, trained_spec
+from common.model import check_features, state_spec, trained_spec
 from common.protocol import (
     MASKED_VECTOR,
     MAX_SAID_CHARS,
@@ -108,6 +108,7 @@ class _Stage:
         self._header, self._plan, self._settings = header, plan, settings
         check_plan(plan)
         self._catalogue = agreed_catalogue(header, settings)
+        check_features(plan.model, self._catalogue)
         self._stock = held_stock(settings)
         self._shapes = _shapes(plan, self._catalogue, header.server_round)
         # Read once: what is on the roster is what signs, also while the key is being renewed.

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from common.bundle import FEDERATION
 from common.config import ConfigValue, nearest, parse, read_toml
 from common.errors import ConfigError
-from common.features import CROSS, Catalogue
-from common.model import state_spec
+from common.features import CROSS, Catalogue, content_columns
+from common.model import missing_columns, state_spec
 from common.planning import check_start, has_groups, with_fitting_groups, with_noise
 from common.protocol import Frozen, LossName, ModelPlan, Norm, RareRows, TrainingPlan, Trust, Unit
 from server.operating.default_plan import PLAN_FILE
@@ -161,7 +161,7 @@ def prepare(
     Raises
     ------
     ConfigError
-        If the catalogue lacks the groups, or the target cannot be met or its noise kept.
+        If the catalogue lacks what the model learns of, or the target or its noise cannot be met.
     """
     section = file.training
     count = section.rounds if rounds is None else rounds
@@ -262,10 +262,14 @@ def _settings(file: PlanFile, where: str) -> tuple[RunSettings, dict[str, Config
 
 def _model(model: ModelPlan, catalogue: Catalogue) -> tuple[ModelPlan, tuple[str, ...]]:
     """Return the model with groups that the catalogue has, and what was chosen."""
+    if model.feature_rows not in {0, hashed := catalogue.spec.hash_rows}:
+        raise ConfigError(
+            f"training.model.feature_rows is {model.feature_rows}, and the catalogue hashes into "
+            f"{hashed} rows: set it to {hashed}, or to 0"
+        )
     if model.groups != AUTO:
-        if not has_groups(model, catalogue):
-            columns = [str(name) for name in catalogue.products.columns if name != "item_id"]
-            missing = [name for name in model.groups.split(CROSS) if name not in columns]
+        if missing := missing_columns(model, catalogue):
+            columns = content_columns(catalogue.products)
             raise ConfigError(
                 f"training.model.groups is {model.groups!r}, and the catalogue has no column "
                 f"{', '.join(map(repr, missing))}: it has {', '.join(columns) or 'none'}. Name "
