@@ -76,8 +76,10 @@ Arrays = dict[str, np.ndarray]
 
 #: What is said of a secure sum: some hundred bytes for each pair of shops.
 MAX_SAID_CHARS = 2**24
-#: A manifest names arrays and settings; more than this is no manifest.
+#: A manifest names arrays and settings, the plan among them; more than this is no manifest.
 MAX_MANIFEST_CHARS = 2**20
+# Fields that are named of a plan in which more are wrong.
+_SHOWN = 5
 FINGERPRINT_CHARS = 64
 NO_FINGERPRINT = "0" * FINGERPRINT_CHARS
 _FINGERPRINT = f"^[0-9a-f]{{{FINGERPRINT_CHARS}}}$"
@@ -270,13 +272,9 @@ class RoundHeader(Frozen):
     run_id: str = Field(min_length=1, max_length=FINGERPRINT_CHARS)
     server_round: int
     plan_json: str
-    catalogue_fingerprint: str = Field(min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS)
-    stock_fingerprint: str = Field(
-        NO_FINGERPRINT, min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS
-    )
-    ledger_head: str = Field(
-        NO_FINGERPRINT, min_length=FINGERPRINT_CHARS, max_length=FINGERPRINT_CHARS
-    )
+    catalogue_fingerprint: str = Field(pattern=_FINGERPRINT)
+    stock_fingerprint: str = Field(NO_FINGERPRINT, pattern=_FINGERPRINT)
+    ledger_head: str = Field(NO_FINGERPRINT, pattern=_FINGERPRINT)
 
 
 class ReplyHeader(Frozen):
@@ -341,11 +339,16 @@ def parse_plan(text: str, *, oldest: int = PROTOCOL_VERSION) -> TrainingPlan:
     """
     if not text:
         return TrainingPlan()
+    if len(text) > MAX_MANIFEST_CHARS:
+        # Each wrong number of it would be an error to collect: some hundred times its size.
+        raise ProtocolError("the training plan is longer than any")
     try:
         plan = TrainingPlan.model_validate_json(text)
     except ValidationError as error:
-        fields = ", ".join(sorted({".".join(map(str, e["loc"])) for e in error.errors()}))
-        raise ProtocolError(f"the training plan is not valid in: {fields}") from error
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)
+        fields = sorted({".".join(map(str, e["loc"])) for e in wrong})
+        shown = ", ".join(fields[:_SHOWN]) + (", ..." if len(fields) > _SHOWN else "")
+        raise ProtocolError(f"the training plan is not valid in: {shown}") from error
     if not oldest <= plan.version <= PROTOCOL_VERSION:
         raise ProtocolError(
             f"the plan speaks protocol version {plan.version}, this code {PROTOCOL_VERSION}"
