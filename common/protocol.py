@@ -74,8 +74,6 @@ Noise = Literal["system", "seeded"]
 RareRows = Literal["all", "enough", "none"]
 Arrays = dict[str, np.ndarray]
 
-#: What is said of a secure sum: some hundred bytes for each pair of shops.
-MAX_SAID_CHARS = 2**24
 #: A manifest names arrays and settings, the plan among them; more than this is no manifest.
 MAX_MANIFEST_CHARS = 2**20
 # Fields that are named of a plan in which more are wrong.

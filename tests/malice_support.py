@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.protocol import SUM_KEYS, SUM_MASKED, SUM_SHARES, SUM_UNMASK, SUM_VIEW, shop_key
 from common.secure_sum.messages import (
-    ADVERTISEMENT, Advertisement, KeysRequest, UnmaskRequest, ViewAnswer, parse,
+    ADVERTISEMENT, Advertisement, KeysRequest, UnmaskRequest, ViewAnswer, most_chars, parse,
 )
 from common.secure_sum.primitives import fresh, public_key, sign
 from server.rounds.messenger import Masked
@@ -96,7 +96,8 @@ def send_again(self, what, stage, server_round, requests, state, said, run=None)
     messenger._job = dataclasses.replace(job, run_name=run or job.run_name)
     try:
         found = messenger.exchange(
-            stage, server_round, nodes, state or {}, {}, said=texts, masked=masked
+            stage, server_round, nodes, state or {}, {}, said=texts, masked=masked,
+            most_chars=most_chars(len(self._collector.layout.members)),
         )
     finally:
         messenger._job = job

@@ -54,6 +54,7 @@ from common.secure_sum.messages import (
     KeysRequest,
     OpenAnswer,
     SharesAnswer,
+    most_chars,
     parse,
 )
 from common.secure_sum.noise import share_std
@@ -398,6 +399,29 @@ def test_a_server_that_alters_what_shops_say_gets_no_sum(town: Town) -> None:
     assert of(events, "round")[0]["accepted"] == 4
 
 
+def test_a_shop_that_says_more_than_any_can_is_not_listened_to(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 MB of complaints that are none took 2.3 GB of the server's memory, and the run with it."""
+    heard: list[int] = []
+
+    def listened(kind: type[Any], text: str) -> object:
+        heard.append(len(text))
+        return parse(kind, text)
+
+    def fault(shop: int, kind: str, server_round: int, reply: Message) -> Message | None:
+        if kind == SUM_OPEN and shop == 0:
+            complaints = ",".join(['""'] * most_chars(SHOPS))
+            reply.content.config_records[SAID][SAID] = f'{{"unopened":[{complaints}]}}'
+        return reply
+
+    monkeypatch.setattr("server.secure_sum.rounds.parse", listened)
+    _, events = town.train(PLAN.model_copy(update=ONE), fault)
+    assert of(events, "release")[0]["declined"] == {"rubbish": 1}
+    assert [e["accepted"] for e in of(events, "release") + of(events, "round")] == [4, 5]
+    assert max(heard) <= most_chars(SHOPS)
+
+
 def test_the_server_refuses_a_run_of_secure_sums_without_a_roster(town: Town) -> None:
     job = Job(**{**vars(town.job(PLAN)), "members": None})
     with pytest.raises(ConfigError, match="roster"):
@@ -482,15 +506,11 @@ def test_a_session_of_anything_but_the_plan_is_refused(
     assert ask(town, 0, SUM_KEYS, said)[0] == "sum-refused"
 
 
-def test_a_message_that_is_longer_than_any_is_not_even_read(
-    town: Town, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import client.rounds.secure_participation as secure
-
+def test_a_message_that_is_longer_than_any_of_so_many_shops_is_not_even_read(town: Town) -> None:
     said = KeysRequest(session=town.session(1, {})).model_dump_json()
-    monkeypatch.setattr(secure, "MAX_SAID_CHARS", len(said))
-    assert ask(town, 0, SUM_KEYS, f"{said} ")[0] == "sum-refused"
-    assert ask(town, 0, SUM_KEYS, said)[0] == "ok"
+    most = most_chars(SHOPS)
+    assert ask(town, 0, SUM_KEYS, said.ljust(most + 1))[0] == "sum-refused"
+    assert ask(town, 0, SUM_KEYS, said.ljust(most))[0] == "ok"
 
 
 class Walk:

@@ -21,15 +21,21 @@ from common.secure_sum.messages import (
     STAGES,
     UNMASK,
     VIEW,
+    Advertisement,
     KeysRequest,
+    MaskedRequest,
+    OpenAnswer,
+    Sealed,
     Session,
     SharesAnswer,
     SharesRequest,
     UnmaskAnswer,
     UnmaskRequest,
     ViewAnswer,
+    ViewRequest,
     check_vector,
     commitment,
+    most_chars,
     own_mask_key,
     pair_label,
     parse,
@@ -110,6 +116,32 @@ def test_where_all_have_left_the_reason_names_the_stage_that_failed(
 ) -> None:
     with pytest.raises(SecureSumError, match=f"^0 shops {failed};"):
         play(words(4, 8), dict.fromkeys(range(4), stage), honest=3)
+
+
+@pytest.mark.parametrize("members", [3, 100])
+def test_no_message_is_a_third_as_long_as_one_may_be_that_is_read(members: int) -> None:
+    shops = [shop_key(f"m{number}") for number in range(members)]
+    secret, signature = bytes(32), bytes(104)  # of ECDSA over P-384 in DER, the longest
+    shown = [
+        Advertisement(
+            shop=shop, sealing_key=secret, mask_key=secret, commitment=secret, signature=signature
+        )
+        for shop in shops
+    ]
+    sealed = {shop: Sealed(secret, secret, bytes(64 + 28)).whole for shop in shops}
+    secrets = dict.fromkeys(shops, secret)
+    messages = [
+        KeysRequest(session=make_session(make_roster(3), 2**40, members, run_id="r" * 64)),
+        SharesRequest(session=secret, advertisements=tuple(shown)),
+        SharesAnswer(sealed=sealed),
+        MaskedRequest(session=secret, sealed=sealed),
+        OpenAnswer(unopened=tuple(shops)),
+        ViewRequest(session=secret, contributors=tuple(shops)),
+        UnmaskRequest(session=secret, signatures=dict.fromkeys(shops, signature)),
+        UnmaskAnswer(seeds=secrets, keys=secrets),
+    ]
+    longest = max(len(message.model_dump_json()) for message in messages)
+    assert 3 * longest < most_chars(members)
 
 
 def test_what_a_shop_sends_looks_like_noise_to_whoever_lacks_one_mask() -> None:

@@ -34,7 +34,6 @@ from common.features import Catalogue
 from common.model import check_features, state_spec, trained_spec
 from common.protocol import (
     MASKED_VECTOR,
-    MAX_SAID_CHARS,
     POPULARITY,
     SUM_KEYS,
     SUM_MASKED,
@@ -51,7 +50,7 @@ from common.protocol import (
 from common.secure_sum.encoding import as_vector, coordinate_bound, to_words, vector_length
 from common.secure_sum.layout import Layout, honest_senders, layout_of
 from common.secure_sum.members import Roster, threshold
-from common.secure_sum.messages import MaskedRequest, Session, parse, state_digest
+from common.secure_sum.messages import MaskedRequest, Session, most_chars, parse, state_digest
 from common.secure_sum.noise import share_std
 from common.secure_sum.shown import Shown, ShownRows, alike
 from common.shop_state import ShopState, read_slice
@@ -88,9 +87,9 @@ def answer_sum(
     """
 
     def serve(header: RoundHeader, settings: ShopSettings) -> Answer:
-        if len(said) > MAX_SAID_CHARS:
-            raise SecureSumError("a message is too long")
         one = _Stage(header, allowed_plan(stage, header, settings), settings)
+        if len(said) > one.most_chars:
+            raise SecureSumError("a message is too long")
         if stage != SUM_MASKED:
             return Answer(text=one.say(stage, said))
         head, arrays = one.masked(said, state)
@@ -164,6 +163,11 @@ class _Stage:
         arrays = {MASKED_VECTOR: masks.hide(words, partial(layout.within, self._shop))}
         check_may_leave(arrays, head, header, plan, settings)
         return head, arrays
+
+    @property
+    def most_chars(self) -> int:
+        """How long what is said may be."""
+        return most_chars(len(self._roster.keys))
 
     @property
     def _stocked(self) -> np.ndarray | None:

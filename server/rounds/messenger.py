@@ -27,7 +27,6 @@ from common.protocol import (
     HOME,
     JOIN,
     MANIFEST,
-    MAX_SAID_CHARS,
     NO_FINGERPRINT,
     PUBLIC_WEIGHT,
     RELEASE,
@@ -119,6 +118,7 @@ class _Asked:
     expected: Shapes
     rows: Callable[[str], ByRow] | None
     masked: Masked | None
+    most_chars: int
 
 
 class Messenger:
@@ -157,6 +157,7 @@ class Messenger:
         rows: Callable[[str], ByRow] | None = None,
         manifest: str = "",
         said: Mapping[int, str] | None = None,
+        most_chars: int = 0,
         masked: Masked | None = None,
     ) -> Exchange:
         """Send one message to each node and return the checked replies, in shop order.
@@ -171,6 +172,8 @@ class Messenger:
             Shop -> the rows that it sends of arrays that it does not send whole.
         said
             Node -> what it is told in a stage of a secure sum.
+        most_chars
+            How long what a shop says there may be.
         masked
             Of ``SUM_MASKED``: what is done with the shops' vectors.
         """
@@ -182,7 +185,7 @@ class Messenger:
             catalogue_fingerprint=self._job.catalogue_fingerprint,
             stock_fingerprint=stock_fingerprint(self._job.stock),
         )
-        asked = _Asked(kind, server_round, expected, rows, masked)
+        asked = _Asked(kind, server_round, expected, rows, masked, most_chars)
         shared: dict[str, ArrayRecord | ConfigRecord] = {}
         if not callable(state):
             shared |= _state(state)
@@ -260,7 +263,7 @@ class Messenger:
             arrays: Arrays = {}
             rows: ByRow = {}
             if kind in SUM_STAGES:
-                self._hear(reply, header, result, asked.masked)
+                self._hear(reply, header, result, asked)
             else:
                 max_norm = self._job.settings.max_update_norm if kind == TRAIN else 0.0
                 rows = {} if asked.rows is None else asked.rows(header.shop)
@@ -287,10 +290,10 @@ class Messenger:
             raise ProtocolError("a shop answers that takes no part")
 
     @staticmethod
-    def _hear(reply: Message, header: ReplyHeader, result: Exchange, masked: Masked | None) -> None:
+    def _hear(reply: Message, header: ReplyHeader, result: Exchange, asked: _Asked) -> None:
         """Pass on the vector of a reply to a stage of a secure sum, or keep what it says."""
-        if masked is None:
-            result.said[header.shop] = reply_text(reply)
+        if (masked := asked.masked) is None:
+            result.said[header.shop] = reply_text(reply, asked.most_chars)
             return
         masked.take(header.shop, reply_vector(reply, masked.lengths[header.shop]))
 
@@ -348,13 +351,10 @@ class Messenger:
 def _most_bytes(asked: _Asked) -> int:
     """Return how many bytes a good reply has at most: generously, and for any shop."""
     numbers = sum(math.prod(shape) for shape in asked.expected.values())
-    said = 0
     if asked.masked is not None:
         numbers = max(asked.masked.lengths.values(), default=0)
-    elif asked.kind in SUM_STAGES:
-        said = MAX_SAID_CHARS
     # Of a character there are 4 bytes at most.
-    return 4 * (2 * numbers + said) + _BESIDE
+    return 4 * (2 * numbers + asked.most_chars) + _BESIDE
 
 
 def _state(state: Arrays) -> dict[str, ArrayRecord]:

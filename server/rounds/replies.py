@@ -13,7 +13,6 @@ from common.errors import ProtocolError
 from common.protocol import (
     HEADER,
     MASKED_VECTOR,
-    MAX_SAID_CHARS,
     PROTOCOL_VERSION,
     PUBLIC_WEIGHT,
     SAID,
@@ -74,7 +73,7 @@ def reply_arrays(reply: Message, expected: Shapes, max_norm: float, largest: flo
     return arrays
 
 
-def reply_text(reply: Message) -> str:
+def reply_text(reply: Message, most_chars: int) -> str:
     """Return what a reply to a stage of a secure sum says, and nothing but that.
 
     Raises
@@ -86,7 +85,7 @@ def reply_text(reply: Message) -> str:
     said = dict(reply.content.config_records.get(SAID, {}))
     check_names(said, (SAID,))
     text = said[SAID]
-    if not isinstance(text, str) or len(text) > MAX_SAID_CHARS:
+    if not isinstance(text, str) or len(text) > most_chars:
         raise ProtocolError("what a shop says is no text, or too long")
     return text
 

@@ -39,6 +39,7 @@ from common.secure_sum.messages import (
     SharesAnswer,
     UnmaskAnswer,
     ViewAnswer,
+    most_chars,
     parse,
     state_digest,
 )
@@ -264,7 +265,10 @@ class _Sum:
         nodes = [node for node, shop in self._nodes.items() if shop in requests]
         said = {node: requests[self._nodes[node]].model_dump_json() for node in nodes}
         found = self._messenger.exchange(
-            stage, self._round, nodes, state or {}, {}, said=said, masked=masked
+            *(stage, self._round, nodes, state or {}, {}),
+            said=said,
+            most_chars=most_chars(len(self._collector.layout.members)),
+            masked=masked,
         )
         whole = self.whole
         whole.declined.update(found.declined)
