@@ -156,8 +156,8 @@ class ModelPlan(Frozen):
     row_exponent: float = Field(1.0, ge=0, le=1)
     centred: bool = True
     popular_share: float = Field(1.0, gt=0, le=1)
-    content_scale: float = Field(1.0, ge=0)
-    learned_scale: float = Field(1.0, ge=0)
+    content_scale: float = Field(1.0, ge=0, allow_inf_nan=False)
+    learned_scale: float = Field(1.0, ge=0, allow_inf_nan=False)
     tower: Literal["linear", "mlp"] = "linear"
     hidden: int = Field(512, ge=1)
     seed: int = 0

@@ -1,6 +1,7 @@
 """The finished model: kept by the server with its statement, and brought home to every shop."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -279,6 +280,25 @@ def test_what_a_hostile_server_sends_home_is_refused_and_leaves_nothing(tmp_path
     assert sent.send().status == "ok"
     with Ledger.open(tmp_path / "shops" / "0" / "ledger.sqlite") as ledger:
         assert not ledger.events()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"content_scale": math.inf}, {"groups": "nothing", "learned_items": 3}, {"feature_rows": 7}],
+)
+def test_a_model_that_could_not_be_read_again_is_not_kept(
+    tmp_path: Path, model: dict[str, object]
+) -> None:
+    """It became the shop's current one: nothing was recommended until another came home."""
+    sent = Sent(tmp_path)
+    shape = PLAN.model.model_copy(update=model)
+    plan = json.loads(PLAN.model_dump_json()) | {"model": shape.model_dump()}
+    state = initial_state(shape, sent.catalogue.size)
+    manifest = sent.manifest.model_copy(update={"config": {"plan": plan}})
+    made = save_model(tmp_path / "other", state, sent.catalogue.item_ids, manifest)
+    text = json.dumps(made.model_dump())
+    assert sent.send(state, text, plan_json=json.dumps(plan)).status == "wrong-protocol"
+    assert not sent.models.exists()
 
 
 def test_a_pruned_model_comes_again_after_a_crash_while_it_did(

@@ -166,6 +166,7 @@ def _keep(
         raise ProtocolError("the manifest of a model that came home is too long")
     plan = parse_plan(header.plan_json)
     catalogue = agreed_catalogue(header, settings)
+    check_features(plan.model, catalogue)
     arrays = state()
     check_arrays(arrays, state_spec(plan.model, catalogue.size), max_norm=0.0)
     keep_model(settings.models, header, plan, arrays, manifest, catalogue)
