@@ -7,6 +7,8 @@ import numpy as np
 
 from common.errors import ProtocolError
 
+# Of a stranger's names, and characters of each, that are shown: they go into logs.
+_NAMES, _NAME_CHARS = 5, 64
 # Of an array that is checked, so that what is worked on stays near the processor.
 _PART = 1 << 15
 
@@ -15,8 +17,11 @@ def check_names(names: Iterable[str], expected: Iterable[str]) -> None:
     """Raise :class:`ProtocolError` unless both hold the same names."""
     have, want = set(names), set(expected)
     if have != want:
-        missing, extra = sorted(want - have), sorted(have - want)
-        raise ProtocolError(f"array names differ: missing {missing[:5]}, unexpected {extra[:5]}")
+        missing, extra = (
+            [name[:_NAME_CHARS] for name in sorted(names)[:_NAMES]]
+            for names in (want - have, have - want)
+        )
+        raise ProtocolError(f"array names differ: missing {missing}, unexpected {extra}")
 
 
 def check_arrays(

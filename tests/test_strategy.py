@@ -12,7 +12,7 @@ import pytest
 from flwr.app import Error, Message
 
 from common.errors import ArtifactError, RunError
-from common.protocol import HEADER, POPULARITY, Arrays, TrainingPlan
+from common.protocol import HEADER, POPULARITY, UPDATE, Arrays, TrainingPlan
 from federation_support import (
     ITEMS,
     SHAPES,
@@ -106,6 +106,7 @@ def _rubbish(kind: str) -> Fault:
         broken: dict[str, dict[str, np.ndarray]] = {
             "name": {"item_embedding": good["item_embedding"], "other": good["item_bias"]},
             "missing": {"item_bias": good["item_bias"]},
+            "long names": {"x" * 10**6: good["item_bias"], **good},
             "shape": good | {"item_bias": np.ones(ITEMS + 1, np.float32)},
             "dtype": good | {"item_bias": np.ones(ITEMS)},
             "nan": good | {"item_bias": np.full(ITEMS, np.nan, np.float32)},
@@ -113,6 +114,11 @@ def _rubbish(kind: str) -> Fault:
         }
         if kind in broken:
             return make_reply(asked, shop, broken[kind])
+        if kind == "long shape":
+            broken_reply = make_reply(asked, shop, good)
+            array = broken_reply.content.array_records[UPDATE]["item_bias"]
+            object.__setattr__(array, "shape", tuple(range(10**6)))
+            return broken_reply
         if kind == "late":
             return None
         if kind == "error":
@@ -133,6 +139,8 @@ def _rubbish(kind: str) -> Fault:
     [
         ("name", "rubbish"),
         ("missing", "rubbish"),
+        ("long names", "rubbish"),
+        ("long shape", "rubbish"),
         ("shape", "rubbish"),
         ("dtype", "rubbish"),
         ("nan", "rubbish"),
@@ -145,12 +153,16 @@ def _rubbish(kind: str) -> Fault:
         ("error", "error"),
     ],
 )
-def test_a_bad_reply_changes_nothing_but_its_own_absence(kind: str, code: str) -> None:
+def test_a_bad_reply_changes_nothing_but_its_own_absence(
+    kind: str, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
     job = make_job(rounds=2, timeout_seconds=0.3)
     _, events, saved = run(FaultyGrid(toy_app(), 5, fault=_rubbish(kind)), job)
     rounds = [e for e in events if e["event"] == "round"]
     assert [e["declined"] for e in rounds] == [{code: 1}] * 2
     assert [e["accepted"] for e in rounds] == [4, 4]
+    # A name of a million letters was a line of as many in the run's log, each round.
+    assert max((len(record.getMessage()) for record in caplog.records), default=0) < 1000
 
     def absent(shop: int, exchange: str, _round: int, reply: Message) -> Message | None:
         return None if shop == 0 and exchange == "update" else reply

@@ -24,6 +24,9 @@ from common.protocol import (
 from common.secure_sum.messages import check_vector
 from server.job import Shapes
 
+# Numbers of a shape that are shown.
+_SHOWN = 8
+
 
 def reply_header(reply: Message, server_round: int) -> ReplyHeader:
     """Return the header of a reply to a message of ``server_round``.
@@ -109,7 +112,8 @@ def reply_vector(reply: Message, length: int) -> np.ndarray:
 
 def _decode(name: str, array: Array, shape: tuple[int, ...]) -> np.ndarray:
     if tuple(array.shape) != tuple(shape):
-        raise ProtocolError(f"array {name!r} has shape {tuple(array.shape)}")
+        # A stranger's shape may have a million numbers.
+        raise ProtocolError(f"array {name!r} has shape {tuple(array.shape[:_SHOWN])}")
     try:
         decoded = array.numpy()
     except Exception as error:  # The bytes are a stranger's: a decoder may raise anything.
