@@ -190,8 +190,10 @@ def load_model(
     try:
         arrays: Arrays = load_file(folder / MODEL)
         column = pq.read_table(folder / ITEMS, columns=["item_id"])["item_id"]
-    except (SafetensorError, pa.ArrowException, KeyError) as error:
+    except Exception as error:  # Of kinds of numbers that numpy lacks safetensors raises anything.
         raise ArtifactError(f"{folder} cannot be read: {error}") from error
+    if not pa.types.is_string(column.type):
+        raise ArtifactError(f"{folder / ITEMS} holds an item_id that is no text")
     _check_shapes(arrays, manifest.arrays, f"{folder / MODEL} differs from its manifest")
     if spec is not None:
         _check_shapes(arrays, spec, f"{folder / MODEL} is not a model of this shape")

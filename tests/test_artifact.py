@@ -1,12 +1,16 @@
 """A model on disk comes back as it was, or is refused with the reason."""
 
+import io
 import json
+import math
 import resource
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from common import artifact
 from common.artifact import ITEMS, MANIFEST, MODEL, Manifest, load_model, save_model
@@ -17,6 +21,8 @@ ARRAYS = {
     "item_embedding": np.arange(6, dtype=np.float32).reshape(3, 2),
     "item_bias": np.array([0.5, -1, 2], np.float32),
 }
+# Of four numbers.
+_BYTES = {"BF16": 8, "F8_E4M3": 4, "F4": 2}
 IDS = np.array(["a", "b\n1", "ü"], object)
 
 
@@ -120,12 +126,36 @@ def test_values_that_are_not_finite_are_neither_written_nor_read(
 
 
 def test_numbers_of_another_kind_are_refused_whatever_their_digest(saved: Path) -> None:
-    save_file({name: array.astype(np.float64) for name, array in ARRAYS.items()}, saved / MODEL)
-    document = json.loads((saved / MANIFEST).read_text())
-    document["files"][MODEL] = sha256(saved / MODEL)
-    (saved / MANIFEST).write_text(json.dumps(document))
+    _replace(saved, MODEL, save({name: a.astype(np.float64) for name, a in ARRAYS.items()}))
     with pytest.raises(ArtifactError, match=r"is float64 .*, not float32"):
         load_model(saved)
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F8_E4M3", "F4"])
+def test_numbers_that_numpy_does_not_have_are_refused(saved: Path, kind: str) -> None:
+    """Of what safetensors knows and numpy does not, reading ended in a stack trace."""
+    count = _BYTES[kind]
+    header = json.dumps({"a": {"dtype": kind, "shape": [4], "data_offsets": [0, count]}}).encode()
+    _replace(saved, MODEL, len(header).to_bytes(8, "little") + header + bytes(count))
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("ids", [[1, 2, 3], [[1], [2], [3]], [math.nan] * 3, [b"a", b"b", b"c"]])
+def test_item_ids_that_are_no_text_are_refused(saved: Path, ids: list[object]) -> None:
+    table = io.BytesIO()
+    pq.write_table(pa.table({"item_id": ids}), table)
+    _replace(saved, ITEMS, table.getvalue())
+    with pytest.raises(ArtifactError, match="an item_id that is no text"):
+        load_model(saved)
+
+
+def _replace(model: Path, name: str, content: bytes) -> None:
+    """Write a file of a model anew, with the digest that is right."""
+    (model / name).write_bytes(content)
+    document = json.loads((model / MANIFEST).read_text())
+    document["files"][name] = sha256(model / name)
+    (model / MANIFEST).write_text(json.dumps(document))
 
 
 @pytest.mark.parametrize("ids", [["a", "a", "b"], ["a", None, "b"]])
