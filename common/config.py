@@ -37,7 +37,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return values
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # A number of 5,000 digits, or lists in lists.
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -108,6 +108,9 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - a TOML value
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_plain(inner) for inner in value]
+    if isinstance(value, str) and "\0" in value:
+        # Of a path the system says so by an error that nobody expects.
+        raise tomllib.TOMLDecodeError("a text holds the character NUL")
     return value.isoformat() if isinstance(value, date | time) else value
 
 
@@ -130,7 +133,7 @@ def _names(path: str) -> list[str]:
 def _value(raw: str) -> Any:  # noqa: ANN401 - a TOML value
     try:
         return _plain(tomllib.loads(f"value = {raw}")["value"])
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return raw
 
 

@@ -210,7 +210,7 @@ def test_a_file_replaced_by_garbage_is_no_ledger(tmp_path: Path, content: bytes)
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("value", ["'{'", "'null'", "x'00'"])
+@pytest.mark.parametrize("value", ["'{'", "'null'", "x'00'", f"'{'[' * 100_000}'"])
 def test_an_entry_that_cannot_even_be_read_is_named(tmp_path: Path, value: str) -> None:
     path = tmp_path / "l"
     for event in rounds(3):

@@ -7,7 +7,7 @@ import pytest
 from client.database_settings import Database, TableSource
 from client.settings import read_settings, refuse_run_config, shop_settings
 from common.array_checks import check_arrays
-from common.config import toml_value
+from common.config import toml_value, with_overrides
 from common.errors import ConfigError, ProtocolError
 from common.protocol import TrainingPlan, parse_plan
 from server.settings import read_home, read_run_config
@@ -44,6 +44,15 @@ def test_the_nodes_own_config_wins_over_the_environment(tmp_path: Path) -> None:
     assert settings.cap_epsilon == 1
     with pytest.raises(ConfigError, match="FEDTAIL_SHOP"):
         shop_settings({}, {})
+
+
+@pytest.mark.parametrize("value", ["[" * 10_000, "9" * 5000, r'"a\u0000b"'])
+def test_toml_that_python_stumbles_over_is_told_as_no_valid_one(tmp_path: Path, value: str) -> None:
+    path = write(tmp_path, f"{SHOP}cap_epsilon = 8\nmodels = {value}\n")
+    with pytest.raises(ConfigError, match=f"{path} is not valid TOML: "):
+        read_settings(path)
+    # Of an override, where text needs no quotes, it is the text.
+    assert with_overrides({}, [f"a.b={value}"]) == {"a": {"b": value}}
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:

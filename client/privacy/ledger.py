@@ -304,7 +304,7 @@ def _entry(row: tuple[object, ...]) -> Entry:
     own = {name: values.pop(name) for name in ("seq", "at", "prev_hash", "hash")}
     try:
         values["parameters"] = json.loads(str(values["parameters"]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _tampered(own["seq"]) from error
     return Entry(event=Event(**values), **own)  # type: ignore[arg-type]
 
