@@ -91,7 +91,7 @@ _DIGITS = 4
 # From here on e^epsilon is no number that tells anybody anything.
 _LARGEST_EXPONENT = 30.0
 #: What the words of a statement that lacks something, or holds something else, end with.
-UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
+UNREADABLE = (ArithmeticError, AttributeError, KeyError, TypeError, ValueError)
 
 
 def statement(

@@ -118,7 +118,14 @@ def test_models_and_their_promise_can_be_read(rest: httpx.Client, stub: Any) -> 
 
 
 @pytest.mark.parametrize(
-    "odd", [{"private": True}, WHOLE | {"epsilon": "four"}, WHOLE | {"accountant": "prv"}]
+    "odd",
+    [
+        {"private": True},
+        WHOLE | {"epsilon": "four"},
+        WHOLE | {"epsilon": True},
+        WHOLE | {"epsilon": 10**400},
+        WHOLE | {"accountant": "prv"},
+    ],
 )
 def test_what_force_published_is_told_of_as_far_as_it_goes(
     tmp_path: Path, odd: dict[str, Any]

@@ -4,7 +4,7 @@ What a request holds is never logged, and no error shows more than our own words
 """
 
 import logging
-import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 Body = TypeVar("Body", bound=BaseModel)
 Found = TypeVar("Found")
 
+_MOST = sys.float_info.max
 _BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -346,7 +347,10 @@ def _info(record: Facts, served: int, pinned: int | None) -> ModelInfo:
 
 def _number(value: object) -> float | None:
     """Return a number of a statement; None of what is none: force publishes that, too."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    # Not of math.isfinite, which fails of whole numbers that no float holds.
+    if isinstance(value, int | float) and -_MOST <= value <= _MOST:
+        return float(value)
+    return None
 
 
 def _text(value: object) -> str | None:
