@@ -292,7 +292,7 @@ def read_catalogue(folder: Path) -> Catalogue:
         facts = json.loads((folder / _FILES[1]).read_text(encoding="utf-8"))
         spec, fingerprint = ContentSpec.model_validate(facts["spec"]), facts["fingerprint"]
         catalogue = Catalogue.of(pd.read_parquet(folder / _FILES[0]), spec)
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
         raise ArtifactError(f"{folder} holds no readable catalogue: {error}") from error
     if catalogue.fingerprint != fingerprint:
         raise ArtifactError(

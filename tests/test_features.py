@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.catalogue.stock import read_stock
 from common.errors import ArtifactError, ConfigError
 from common.features import (
+    STOCK,
     Catalogue,
     ContentSpec,
     hashed_rows,
@@ -239,6 +243,22 @@ def test_facts_that_are_no_catalogue_s_are_refused(tmp_path: Path, facts: object
     folder = tmp_path / "catalogue"
     write_catalogue(Catalogue.of(make(), SPEC), folder)
     (folder / "catalogue.json").write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(ArtifactError, match="no readable catalogue"):
+        read_catalogue(folder)
+
+
+def test_a_catalogue_or_stock_that_is_nested_too_deeply_to_read_is_refused(tmp_path: Path) -> None:
+    """The operator's files come to a shop: Python's own error for such ones is no usual one."""
+    folder = tmp_path / "catalogue"
+    catalogue = Catalogue.of(make(), SPEC)
+    write_catalogue(catalogue, folder)
+    deep = b"[" * 10_000
+    # What pandas notes beside a table is JSON, too.
+    table = pa.table({"merchant_id": ["m"], "item_id": [catalogue.item_ids[0]]})
+    pq.write_table(table.replace_schema_metadata({b"pandas": deep}), folder / STOCK)
+    with pytest.raises(ArtifactError, match="no stock table"):
+        read_stock(folder, catalogue)
+    (folder / "catalogue.json").write_bytes(deep)
     with pytest.raises(ArtifactError, match="no readable catalogue"):
         read_catalogue(folder)
 

@@ -190,6 +190,10 @@ def test_every_byte_of_a_record_and_of_a_pin_counts(folder: Path) -> None:
             with pytest.raises(ArtifactError, match=f"{path.name} is not as it was written"):
                 Registry(folder).read()
             path.write_bytes(whole)
+        # Of more brackets than Python reads, the list of all versions ended in a stack trace.
+        path.write_bytes(b"[" * 10_000)
+        with pytest.raises(ArtifactError, match="not as it was written"):
+            Registry(folder).read()
         path.write_bytes(whole + b"\n")
         with pytest.raises(ArtifactError, match="not as it was written"):
             Registry(folder).read()

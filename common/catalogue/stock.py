@@ -81,5 +81,5 @@ def read_stock(folder: Path, catalogue: Catalogue) -> Stock | None:
         return None
     try:
         return Stock.of(pd.read_parquet(path), catalogue)
-    except (OSError, ValueError, KeyError, DataError) as error:
+    except (OSError, ValueError, KeyError, RecursionError, DataError) as error:
         raise ArtifactError(f"{path} is no stock table of this catalogue: {error}") from error

@@ -135,7 +135,7 @@ def unseal(kind: type[Sealed], data: bytes, name: str) -> Sealed:
     try:
         found = kind.model_validate(json.loads(data)["content"])
         whole = seal(found) == data
-    except (ValidationError, ValueError, KeyError, TypeError):
+    except (ValidationError, ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
         advice = "pin a version anew" if kind is Pin else "serve another version"
