@@ -10,6 +10,7 @@ import pytest
 from common.errors import ConfigError, DataError
 from common.partitioning import (
     Partitioner,
+    _favourite,
     by_column,
     dirichlet,
     natural,
@@ -203,6 +204,26 @@ def test_customers_of_one_name_who_stay_apart_are_two() -> None:
     assert after.customers is not None
     assert after.customers["region"].tolist() == ["north", "south"]
     assert after.customers["merchant_id"].tolist() == ["shop-1", "shop-2"]
+
+
+def test_whose_categories_are_even_goes_by_the_first_and_no_category_is_one() -> None:
+    records = [("u", 0), ("u", 2), ("v", 3), ("v", 2), ("v", 2), ("w", 3)]
+    frame = pd.DataFrame(records, columns=["user_id", "item_id"]).assign(
+        merchant_id="m", timestamp=0, behavior="view"
+    )
+    goods = pd.DataFrame({"item_id": [0, 2, 3], "category": ["b", "a", None]})
+    table = validate_tables(frame, goods, now=1)
+    customers = pd.DataFrame({"merchant": 0, "user": [0, 1, 2]})
+    assert _favourite(table, customers, "category").tolist() == [1, 1, 0]
+
+
+def test_who_would_meet_in_one_shop_is_named() -> None:
+    users = ["alone", "twice", "twice", "other"]
+    frame = pd.DataFrame({"merchant_id": ["a", "a", "b", "b"], "user_id": users})
+    frame = frame.assign(item_id=0, timestamp=0, behavior="view")
+    table = validate_tables(frame, pd.DataFrame({"item_id": [0]}), now=1)
+    with pytest.raises(DataError, match="user_id 'twice' is a customer of several"):
+        partition(table, uniform(1, seed=0))
 
 
 def test_wrong_arguments_are_refused() -> None:

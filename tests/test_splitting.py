@@ -66,7 +66,7 @@ def test_a_moment_belongs_to_the_period_that_it_begins() -> None:
 def test_one_early_time_among_good_ones_is_no_wrong_unit() -> None:
     assert doubt_of_times(np.array([5, 1_700_000_000])) == ""
     assert doubt_of_times(np.empty(0, np.int64)) == ""
-    assert "before 1970-08-23" in doubt_of_times(np.array([5, 20_240_131]))
+    assert "before 1970-08-23T06:15:32Z" in doubt_of_times(np.array([5, 20_240_131]))
 
 
 @pytest.mark.parametrize("until", [0, 1001, -3])

@@ -9,13 +9,15 @@ import pytest
 from common.datasets import load_folder
 from common.errors import ConfigError, DataError
 from common.metrics import tail_mask
+from common.schema import ShopEvents
+from common.splitting import TimeSplit
 from experiment_support import BIG, CUT, DAY, EMPTY, LONELY, ODD, SMALL, START, Silent, write_folder
 from simulations.arms import OwnEases
 from simulations.evaluating import arm_outcomes
-from simulations.experiment import Experiment, read_experiment
+from simulations.experiment import Experiment, RunSection, read_experiment
 from simulations.federating import write_tables
 from simulations.run import run_experiment
-from simulations.world import World, build_world
+from simulations.world import World, _measured, _silent, build_world
 
 DEMO = Path(__file__).parent.parent / "simulations" / "experiments" / "demo.toml"
 WEEK = 7 * 86_400
@@ -94,6 +96,63 @@ def test_counts_and_tail_are_over_all_shops_and_the_past_alone(
     assert world.validation.counts.sum() < world.test.counts.sum()
 
 
+def test_counts_are_of_customers_whatever_their_records_weigh(
+    experiment: Experiment, world: World, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "shops")
+    frame = pd.read_csv(folder / "interactions.csv").assign(behavior="view")
+    frame.to_csv(folder / "interactions.csv", index=False)
+    data = experiment.data.model_copy(update={"path": str(folder)})
+    viewed = build_world(experiment.model_copy(update={"data": data}))
+    assert viewed.test.history[BIG].data.max() < 1
+    np.testing.assert_array_equal(viewed.test.counts, world.test.counts)
+
+
+def test_what_an_experiment_says_of_its_split_goes_before_what_the_data_say() -> None:
+    changes = ["data.source=marketplace", "data.marketplace.shops=2", "content.features=[]"]
+    changes += ["data.marketplace.customers_per_shop=5", "data.marketplace.products=60"]
+    changes += ["data.marketplace.weeks=8", "data.marketplace.train_weeks=6"]
+
+    def built(*more: str) -> World:
+        return build_world(read_experiment(DEMO, [*changes, *more]))
+
+    dealt = ("data.partition.kind=uniform", "data.partition.merchants=3")
+    own, other = built(), built("split.validation_share=0.5")
+    assert own.split.train_until == other.split.train_until
+    spans = [w.split.train_until - w.split.validation_from for w in (own, other)]
+    assert spans[1] == pytest.approx(2.5 * spans[0], abs=2)
+    # Where shops are formed anew, the data's own split and notes stay.
+    formed = built(*dealt)
+    assert formed.split == own.split
+    assert formed.dataset.notes[:2] == [
+        "the data are synthetic",
+        "customers were dealt to merchants: uniform",
+    ]
+    earlier = own.split.train_until - WEEK
+    assert built(f"split.train_until={earlier}").split.train_until == earlier
+    fewer = built("data.customers_share=0.5")
+    assert fewer.dataset.notes[0] == "the data are synthetic"
+
+
+def test_rows_are_set_aside_only_where_the_experiment_says_so(
+    experiment: Experiment, world: World, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "shops")
+    with (folder / "interactions.csv").open("a", encoding="utf-8") as file:
+        file.write(f"{BIG},u1,no such product,{START},purchase\n")
+
+    def built(bad_rows: str) -> World:
+        data = {"path": str(folder), "bad_rows": bad_rows}
+        told = experiment.data.model_copy(update=data)
+        return build_world(experiment.model_copy(update={"data": told}))
+
+    with pytest.raises(DataError, match="'item_id' is not in the products table in row 575"):
+        built("refuse")
+    kept = built("set-aside")
+    assert kept.facts()["interactions"] == world.facts()["interactions"]
+    assert any(note.startswith("set aside: 1 rows of") for note in kept.dataset.notes)
+
+
 def test_facts_count_customers_with_a_history(world: World, records: pd.DataFrame) -> None:
     facts = world.facts()
     past = records[records["timestamp"] < world.split.train_until]
@@ -164,8 +223,10 @@ def test_what_is_written_is_a_valid_folder_of_a_shop(
     assert (back.interactions["timestamp"] < world.split.train_until).all()
 
 
-def test_the_split_may_be_set_as_a_date(experiment: Experiment) -> None:
-    split = experiment.split.model_copy(update={"train_until": "2024-07-01"})
+@pytest.mark.parametrize("date", ["2024-07-01", "2024-07-01T05:30+05:30", "2024-06-30 20:00-0400"])
+def test_the_split_may_be_set_as_a_date(date: str, experiment: Experiment) -> None:
+    # Its zone counts: else the hours between were trained on and tested, or neither.
+    split = experiment.split.model_copy(update={"train_until": date})
     world = build_world(experiment.model_copy(update={"split": split}))
     assert world.facts()["split"]["train_until"] == "2024-07-01T00:00:00Z"
 
@@ -201,6 +262,18 @@ def test_old_records_weigh_less_where_the_plan_says_so(experiment: Experiment) -
     weights = world.test.history[BIG].data
     assert weights.max() <= 1
     assert weights.min() < 0.1
+    # Ages are counted from where each period begins: of other moments training knows nothing.
+    shop = next(shop for shop in world.shops if shop.merchant_id == BIG)
+    for period, begin in (
+        (world.validation, world.split.validation_from),
+        (world.test, world.split.train_until),
+    ):
+        newest = np.zeros(period.history[BIG].shape)
+        past = shop.before(begin)
+        np.maximum.at(newest, (past.users, past.items), past.timestamps)
+        ages = (begin - newest[newest > 0]) / (10.0 * DAY)
+        found = period.history[BIG].toarray()[newest > 0]
+        np.testing.assert_allclose(found, 0.5**ages, rtol=1e-5)
 
 
 # --- data that an experiment was not written for ----------------------------------------------
@@ -273,6 +346,45 @@ def test_what_a_shop_sells_and_does_not_stock_is_told(tmp_path: Path) -> None:
     (note,) = set(build_world(experiment).dataset.notes) - set(whole)
     count = int((east["item_id"] == "p3").sum())
     assert note.startswith(f"{count} records of 1 shop ('east') are of products that stock does")
+
+
+def shop_of(name: str, *records: tuple[int, int]) -> ShopEvents:
+    """Return a shop of (user, time) records, each user known by a number."""
+    rows = np.array(sorted(records), np.int64).reshape(-1, 2)
+    names = np.array([f"u{k}" for k in range(rows[:, 0].max(initial=-1) + 1)], dtype=object)
+    zeros = np.zeros(len(rows), np.int32)
+    return ShopEvents(name, names, rows[:, 0], zeros, rows[:, 1], zeros.astype(np.float32))
+
+
+def test_the_first_second_of_the_test_weeks_is_one_of_them() -> None:
+    # What is said of shops without test records, or without any before, is cut as all else is.
+    split = TimeSplit(validation_from=50, train_until=100)
+    assert _silent([shop_of("a", (0, 99), (0, 100))], split) == []
+    shops = [shop_of("early", (0, 99)), shop_of("late", (0, 100)), shop_of("none")]
+    early, late = _silent(shops, split)
+    assert early.startswith("no records after 1970-01-01T00:01:40Z at 1 of 3 shops ('early')")
+    assert late.startswith("no records before 1970-01-01T00:01:40Z at 1 of 3 shops ('late')")
+    for count, end in ((5, "'s4')"), (6, "'s4', ...)")):
+        (note,) = _silent([shop_of(f"s{k}", (0, 1)) for k in range(count)], split)
+        assert f"Z at {count} of {count} shops ('s0', " in note
+        assert f"{end}: they train" in note
+
+
+def test_a_sample_is_of_shops_of_all_sizes_and_of_customers_who_have_a_history() -> None:
+    split = TimeSplit(validation_from=50, train_until=100)
+    # The first of each shop come in the test weeks alone: nothing can be recommended to them.
+    sizes = {"a": 9, "b": 4, "c": 7, "d": 5, "e": 8, "f": 6}
+    shops = [
+        shop_of(name, *((k, 100 if k < 3 else 99) for k in range(size)))
+        for name, size in sizes.items()
+    ]
+    chosen = _measured(shops, split, RunSection(measured_shops=3))
+    assert {name: len(rows) for name, rows in chosen.items()} == {"d": 5, "c": 7, "a": 9}
+    for count in (1, 3, 20):
+        for name, rows in _measured(shops, split, RunSection(measured_customers=count)).items():
+            assert len(rows) == min(count, sizes[name] - 3)
+            assert rows.min() >= 3
+            assert (np.diff(rows) > 0).all()
 
 
 def test_a_merchant_alone_is_told_that_there_is_nobody_to_federate_with(tmp_path: Path) -> None:
@@ -445,6 +557,20 @@ def test_a_smaller_share_of_customers_is_part_of_a_larger_one(experiment: Experi
     before = whole_shop.items[whole_shop.users == list(whole_shop.user_ids).index(one)]
     np.testing.assert_array_equal(np.sort(kept.items[kept.users == 0]), np.sort(before))
     assert any("0.5 of each merchant's customers" in note for note in half.dataset.notes)
+
+
+def test_who_is_drawn_does_not_depend_on_the_order_of_rows(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    folder, found = write_folder(tmp_path / "shops"), []
+    frame = pd.read_csv(folder / "interactions.csv")
+    for rows in (frame, frame[::-1]):
+        rows.to_csv(folder / "interactions.csv", index=False)
+        told = {"path": str(folder), "customers_share": 0.3}
+        data = experiment.data.model_copy(update=told)
+        world = build_world(experiment.model_copy(update={"data": data}))
+        found.append([shop.user_ids.tolist() for shop in world.shops])
+    assert found[0] == found[1]
 
 
 def test_a_sample_is_measured_and_everyone_trains(experiment: Experiment, world: World) -> None:
