@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from client.data.records import held_records
-from client.data.source import FolderSource, open_source, read_shop
+from client.data.source import FolderSource, open_own_source, open_source, read_shop
 from client.home.shop import read_records
 from client.settings import ShopSettings
 from common.errors import DataError
@@ -144,6 +144,13 @@ def test_a_misspelt_merchants_column_makes_no_rows_the_shops_own(
     (tmp_path / "stock.csv").write_text(f"{name},item_id\ncorner,tea\n")
     with pytest.raises(DataError, match="column 'merchant_id' is missing"):
         read_shop(settings(tmp_path), catalogue)
+    (tmp_path / "stock.csv").unlink()
+    # Another merchant's customer told the age of the shop's own; whose one is was an attribute.
+    (tmp_path / "customers.csv").write_text(f"{name},user_id,age\nother,7,30\n")
+    with pytest.raises(DataError, match="column 'merchant_id' is missing: did you mean"):
+        read_shop(settings(tmp_path), catalogue)
+    with pytest.raises(DataError, match="column 'merchant_id' is missing: did you mean"):
+        open_own_source(settings(tmp_path)).person("7")
 
 
 def test_a_merchant_without_rows_trains_as_an_empty_shop_and_its_log_says_so(

@@ -13,7 +13,7 @@ from client.data.coverage import catalogue_rows
 from client.data.mapping import ItemMapping
 from common.features import Catalogue
 from common.schema import Tables
-from common.tables.folders import MERCHANT
+from common.tables.checks import MERCHANT
 
 SHOWN = 3
 

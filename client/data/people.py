@@ -2,8 +2,8 @@
 
 import pandas as pd
 
+from common.tables.checks import MERCHANT
 from common.tables.columns import value_text
-from common.tables.folders import MERCHANT
 
 
 def person_of(people: pd.DataFrame, user_id: str, merchant_id: str | None) -> dict[str, str]:

@@ -20,10 +20,9 @@ from common.catalogue.content_columns import as_text as content_text
 from common.errors import ConfigError, DataError
 from common.features import Catalogue
 from common.schema import ShopEvents, Tables, encode_shop
-from common.tables.checks import Checker
+from common.tables.checks import MERCHANT, Checker
 from common.tables.contract import BEHAVIOR_WEIGHTS, BadRows
 from common.tables.folders import (
-    MERCHANT,
     Progress,
     find_table,
     lacks_merchant,

@@ -19,9 +19,9 @@ from client.database_settings import OPTIONAL, Database, TableSource
 from common.config import nearest
 from common.errors import ConfigError, DataError
 from common.schema import Tables
-from common.tables.checks import Checker
+from common.tables.checks import MERCHANT, Checker, like_merchant
 from common.tables.contract import REQUIRED, BadRows
-from common.tables.folders import MERCHANT, Progress, like_merchant
+from common.tables.folders import Progress
 from common.tables.interactions import InteractionsBuilder
 from common.tables.validation import check_customers, check_stock
 

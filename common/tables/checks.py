@@ -39,6 +39,9 @@ ADVICE = {
     DUPLICATE: "keep one row for each",
 }
 
+MERCHANT = "merchant_id"
+# "merchant" and "MerchantId" are; "terminal_id" is not.
+_SIMILAR = 0.8
 SHOWN = 5
 # Of a second: what is kept of a time is its second.
 _FRACTION = r"(?<=:\d\d)[.,]\d{1,9}(?!\d)"
@@ -174,6 +177,13 @@ class Checker:
             f"{self.table}: column {column!r} is {reason} in {cells}{more}. "
             f"What to do: {advice}{aside}"
         )
+
+
+def like_merchant(columns: Iterable[object]) -> str:
+    """Return the name of the column that says whose a row is, or may do so; "" where none does."""
+    names = {str(name).lower(): str(name) for name in columns}
+    found = difflib.get_close_matches(MERCHANT, names, n=1, cutoff=_SIMILAR)
+    return names[found[0]] if found else ""
 
 
 def _shown(value: object) -> str:

@@ -3,7 +3,6 @@
 Interactions are read in blocks: a file larger than memory is fine as long as its codes are not.
 """
 
-import difflib
 import io
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from common.errors import DataError
 from common.schema import Tables
-from common.tables.checks import Checker
+from common.tables.checks import MERCHANT, Checker, like_merchant
 from common.tables.columns import as_text, small_frame
 from common.tables.contract import REQUIRED, BadRows
 from common.tables.csv_files import check_names, csv_blocks, csv_header, not_utf8
@@ -26,9 +25,6 @@ from common.tables.validation import check_customers, check_products, check_stoc
 
 BLOCK_ROWS = 131_072
 TEXTS = ("category", "brand", "title", "description")
-MERCHANT = "merchant_id"
-# "merchant" and "MerchantId" are; "terminal_id" is not.
-_SIMILAR = 0.8
 
 #: Called with (done, total), in bytes of the file or rows of the table.
 Progress = Callable[[int, int], None]
@@ -235,13 +231,6 @@ def lacks_merchant(columns: Collection[str]) -> bool:
     One that is only misspelt must not make other merchants' rows a shop's own.
     """
     return not like_merchant(columns)
-
-
-def like_merchant(columns: Collection[str]) -> str:
-    """Return the name of the column that says whose a row is, or may do so; "" where none does."""
-    names = {str(name).lower(): str(name) for name in columns}
-    found = difflib.get_close_matches(MERCHANT, names, n=1, cutoff=_SIMILAR)
-    return names[found[0]] if found else ""
 
 
 def _of_customer(block: arrow.Table, user_id: str, checker: Checker) -> arrow.Table:

@@ -11,7 +11,7 @@ import pyarrow as arrow
 from common.errors import DataError
 from common.schema import Tables
 from common.tables import checks
-from common.tables.checks import Checker
+from common.tables.checks import MERCHANT, Checker, like_merchant
 from common.tables.columns import as_text, to_arrow
 from common.tables.contract import REQUIRED, BadRows
 from common.tables.interactions import InteractionsBuilder
@@ -83,7 +83,8 @@ def check_products(frame: pd.DataFrame, checker: Checker) -> pd.DataFrame:
 
 def check_customers(frame: pd.DataFrame, checker: Checker) -> pd.DataFrame:
     """Return the customers table; a customer is (merchant_id, user_id) or, without, user_id."""
-    keys = ["merchant_id", "user_id"] if "merchant_id" in frame else ["user_id"]
+    # Only misspelt, the column must not make other merchants' customers everyone's.
+    keys = [MERCHANT, "user_id"] if like_merchant(frame.columns) else ["user_id"]
     frame = _with_ids(frame, keys, checker)
     duplicate = (frame.duplicated(keys) & frame[keys].notna().all(axis=1)).to_numpy(dtype=bool)
     faults = [("user_id", checks.DUPLICATE, duplicate)]
