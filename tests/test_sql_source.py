@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from client.data import records as shop_records
-from client.data.source import FolderSource, open_source, read_shop
+from client.data.source import FolderSource, open_own_source, open_source, read_shop
 from client.data.sql_rows import CHUNK_ROWS
 from client.data.sql_source import SqlSource
 from client.settings import ShopSettings, read_settings
@@ -43,6 +43,11 @@ VIEWED = """
 query = "SELECT customer_no, gtin AS item_id, seen FROM page_views WHERE gtin LIKE '%';"
 columns = { user_id = "customer_no", timestamp = "seen" }
 constants = { behavior = "view" }
+"""
+PEOPLE = """
+[database.customers]
+table = "people"
+columns = { user_id = "customer_no", age = "age_band" }
 """
 
 Shop = Callable[..., ShopSettings]
@@ -107,12 +112,7 @@ def test_leading_zeros_of_a_product_number_stay(shop: Shop) -> None:
 
 
 def test_only_what_is_needed_is_read(shop: Shop) -> None:
-    people = """
-    [database.customers]
-    table = "people"
-    columns = { user_id = "customer_no", age = "age_band" }
-    """
-    tables = open_source(shop(MAPPED + people)).tables()
+    tables = open_source(shop(MAPPED + PEOPLE)).tables()
     assert tables.customers is not None
     assert tables.customers.to_dict("list") == {"user_id": ["7"], "age": ["30-39"]}
     # A price is no use to a model, so not even a bad one stops a shop.
@@ -193,6 +193,29 @@ def test_a_misspelt_merchants_column_makes_no_rows_the_shops_own(
     assert open_source(shop(mapped)).tables().merchant_ids == ["other"]
     own = MAPPED.replace("constants = {", 'constants = { merchant_id = "corner",')
     assert open_source(shop(own)).tables().merchant_ids == ["corner"]
+
+
+@pytest.mark.parametrize("name", ["merchant_id", "Merchant", "merchantid"])
+def test_of_customers_a_shop_reads_its_own_merchants_alone(
+    tmp_path: Path, shop: Shop, catalogue: Catalogue, name: str
+) -> None:
+    """Another merchant's customer 7 told the age of the shop's own, or stopped it as a second."""
+    change(tmp_path, f"ALTER TABLE people ADD COLUMN {name} TEXT DEFAULT 'other'")
+    people = PEOPLE
+    if name != "merchant_id":
+        with pytest.raises(DataError, match=f"no column 'merchant_id', but '{name}': map it with"):
+            open_source(shop(MAPPED + people)).tables()
+        own = people + 'constants = { merchant_id = "corner" }\n'
+        assert read_shop(shop(MAPPED + own), catalogue).attributes["age"].tolist() == ["", "30-39"]
+        people = people.replace("columns = {", f'columns = {{ merchant_id = "{name}",')
+    settings = shop(MAPPED + people)
+    assert read_shop(settings, catalogue).attributes["age"].tolist() == ["", ""]
+    assert open_own_source(settings).person("7") == {}
+    change(
+        tmp_path, f"INSERT INTO people (customer_no, age_band, {name}) VALUES (7, '9', 'corner')"
+    )
+    assert read_shop(settings, catalogue).attributes["age"].tolist() == ["", "9"]
+    assert open_own_source(settings).person("7") == {"age": "9"}
 
 
 def test_a_wrong_query_is_refused(shop: Shop) -> None:

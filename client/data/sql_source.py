@@ -177,7 +177,7 @@ class SqlSource:
                     f"{nearest(theirs, found)}"
                 )
         if MERCHANT not in {*places, *constants}:
-            if MERCHANT in REQUIRED[name] and (near := like_merchant(found)):
+            if name != "products" and (near := like_merchant(found)):
                 # Only misspelt, it must not make other merchants' rows the shop's own.
                 raise DataError(
                     f"{source.label(name)} has no column {MERCHANT!r}, but {near!r}: map it with "
@@ -202,11 +202,11 @@ class SqlSource:
         name: str,
         user_id: str | None = None,
     ) -> pd.DataFrame:
-        """Return a table that fits into memory: the contract's columns and those that are mapped.
+        """Return a table that fits into memory: its ids and the columns that are mapped.
 
         A database's customers have names and addresses, which nobody here needs to see.
         """
-        part = self._part(connection, source, name, ())
+        part = self._part(connection, source, name, (MERCHANT,))
         if name == "customers" and MERCHANT not in source.constants:
             part.constants.pop(MERCHANT, None)
         blocks = list(chunks(connection, part, [*part.places, *part.constants], user_id))
