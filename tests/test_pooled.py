@@ -1,18 +1,32 @@
 """What the ceiling may know, and what all arms share."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import sparse
 
+from client.data.periods import ShopPeriod
 from client.home.ease import Ease
+from client.home.evaluation import measure_lists
+from client.home.personalization import HomeModel
 from client.home.shop import untrained
+from client.home_settings import LEARNED_PARTS, HomeSettings
 from common.model import initial_state
-from common.protocol import POPULARITY, ModelPlan
+from common.protocol import POPULARITY, ModelPlan, TrainingPlan
 from experiment_support import BIG, SMALL, write_folder
-from simulations.arms import Knowledge, OwnEases, at_home, global_model, pooled_ease
-from simulations.evaluating import trained_by
+from simulations.arms import (
+    Knowledge,
+    OwnEases,
+    at_home,
+    global_model,
+    own_popularity,
+    pooled_ease,
+)
+from simulations.evaluating import arm_outcomes, trained_by
 from simulations.experiment import Experiment, read_experiment
 from simulations.pooled import ProductEase, weighed_rows
 from simulations.world import World, build_world
@@ -130,6 +144,72 @@ def test_a_shops_own_ease_is_fitted_once_for_all_arms(
     stronger = settings.model_copy(update={"ease_lambda": 900.0})
     list(at_home(world, stronger, lambda: alone, lambda: alone, eases))
     assert len(fitted) == 2 * once
+    fewer = settings.model_copy(update={"max_customers": 5})
+    list(at_home(world, fewer, lambda: alone, lambda: alone, eases))
+    assert len(fitted) == 3 * once
+
+
+def test_weights_are_chosen_at_one_moment_and_what_is_measured_is_fitted_at_the_next(
+    experiment: Experiment, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of what came later, and of what another shop stocks or asks, nothing may choose a weight.
+    rows, stock = np.array([2, 3]), np.arange(world.catalogue.size) % 2 == 0
+    world = replace(world, measured={BIG: rows}, stock={BIG: stock})
+    before, after = (Knowledge(untrained(world.catalogue), {}) for _ in range(2))
+    chosen: list[tuple[object, ...]] = []
+    fitted: list[tuple[object, ...]] = []
+    measured: list[tuple[Any, ...]] = []
+    settings = experiment.home.local
+    weights = {"own_popularity": 1.0}
+
+    def choose(
+        model: object, period: ShopPeriod, tail: object, how: object, **more: object
+    ) -> dict[str, float]:
+        chosen.append((model, period.history, period.targets, tail, how))
+        chosen.append((more["stock"], more["asked"], more["others"]))
+        return weights
+
+    def fit(*args: object) -> HomeModel:
+        fitted.append((*args[:4], args[5]))
+        return honest(*args)  # type: ignore[arg-type]
+
+    def measure(*args: Any) -> object:
+        measured.append(args)
+        return measure_lists(*args)
+
+    honest = HomeModel.fit
+    monkeypatch.setattr("simulations.arms.choose_weights", choose)
+    monkeypatch.setattr(HomeModel, "fit", fit)
+    monkeypatch.setattr("simulations.arms.measure_lists", measure)
+    (found,) = at_home(world, settings, lambda: before, lambda: after, OwnEases())
+    assert found.weights == weights
+    past, end = world.validation, world.test
+
+    def same(calls: list[tuple[object, ...]], *expected: tuple[object, ...]) -> None:
+        for call, wanted in zip(calls, expected, strict=True):
+            for one, other in zip(call, wanted, strict=True):
+                assert one is other
+
+    asked = (before.model, past.history[BIG], past.targets[BIG], past.tail, settings)
+    same(chosen, asked, (stock, rows, before.others))
+    same(fitted, (after.model, end.history[BIG], settings, after.others, stock))
+    ((_, history, targets, tail, listed, quintiles),) = measured
+    same([(tail, listed, quintiles)], (end.tail, stock, end.quintiles))
+    np.testing.assert_array_equal(history.toarray(), end.history[BIG][rows].toarray())
+    np.testing.assert_array_equal(targets.toarray(), end.targets[BIG][rows].toarray())
+
+
+def test_popularity_counts_a_shops_customers_before_the_test_weeks(
+    experiment: Experiment, world: World
+) -> None:
+    light = {"purchase": 0.25}
+    data = experiment.data.model_copy(update={"behaviors": light})
+    for seen in (world, build_world(experiment.model_copy(update={"data": data}))):
+        shop = next(shop for shop in seen.shops if shop.merchant_id == BIG)
+        past = shop.before(seen.split.train_until)
+        pairs = set(zip(past.users.tolist(), past.items.tolist(), strict=True))
+        expected = np.bincount([item for _, item in pairs], minlength=seen.catalogue.size)
+        np.testing.assert_array_equal(own_popularity(seen, BIG), expected)
 
 
 def test_an_arm_is_measured_at_the_sample_and_fitted_on_everyone(
@@ -169,3 +249,98 @@ def test_the_ceiling_may_mix_the_federations_model(experiment: Experiment, world
     for outcome in at_home(world, home.centralized, lambda: known, lambda: known, OwnEases()):
         assert outcome.weights is not None
         assert set(outcome.weights) == set(start)
+
+
+class Rounds:
+    """A federation whose model tells by its popularity after which round it was."""
+
+    def __init__(self, world: World, rounds: int) -> None:
+        ends = {"validation_from": 1, "tuning_round": rounds // 2}
+        model = ModelPlan(dimension=1, learned_items=1)
+        self.plan = TrainingPlan(rounds=rounds, private=False, model=model, **ends)
+        self._size = world.catalogue.size
+
+    def checkpoint(self, server_round: int) -> object:
+        state = initial_state(self.plan.model, self._size)
+        popularity = np.full(self._size, float(server_round), np.float32)
+        return SimpleNamespace(state=state | {POPULARITY: popularity})
+
+
+@pytest.mark.parametrize(
+    ("arm", "rounds", "expected"),
+    [
+        ("centralized", None, ["none", "none"]),
+        ("centralized", 4, ["2", "4"]),
+        ("centralized", 0, ["0", "0"]),
+        ("federated", 4, ["2", "4"]),
+        ("federated", 0, ["0", "0"]),
+        ("local", None, ["none", "none"]),
+        ("home-only", None, ["none", "none"]),
+    ],
+)
+def test_weights_are_chosen_with_what_has_not_seen_the_validation_weeks(
+    arm: str,
+    rounds: int | None,
+    expected: list[str],
+    experiment: Experiment,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Nor the ceiling's EASE: a second look at what chooses would make the ceiling one of its own.
+    asked: list[HomeSettings] = []
+    known: list[Knowledge] = []
+    pooled: list[object] = []
+
+    def adapt(
+        _: World,
+        settings: HomeSettings,
+        tuning: Callable[[], Knowledge],
+        final: Callable[[], Knowledge],
+        __: OwnEases,
+    ) -> Iterator[object]:
+        asked.append(settings)
+        known.extend([tuning(), final()])
+        return iter(())
+
+    def ease(_: World, period: object, *__: object) -> object:
+        pooled.append(period)
+        return period
+
+    monkeypatch.setattr("simulations.evaluating.at_home", adapt)
+    monkeypatch.setattr("simulations.evaluating.pooled_ease", ease)
+    trained: Any = None if rounds is None else Rounds(world, rounds)
+    assert list(arm_outcomes(experiment, world, arm, trained, OwnEases())) == []
+    names = []
+    for one in known:
+        popularity = one.model.state[POPULARITY]
+        names.append(f"{popularity[0]:g}" if trained is not None else "none")
+        assert trained is not None or not popularity.any()
+    assert names == expected
+    home = experiment.home
+    (settings,) = asked
+    if arm == "centralized":
+        assert pooled == [world.validation, world.test]
+        assert [one.others for one in known] == [{"pooled_ease": period} for period in pooled]
+        none = rounds == 0
+        wanted = home.centralized.without(*LEARNED_PARTS) if none else home.centralized
+    else:
+        assert [one.others for one in known] == [{}, {}]
+        wanted = {"local": home.local, "home-only": home.home_only()}.get(
+            arm, home.federated if rounds else home.federated.without(*LEARNED_PARTS)
+        )
+    assert settings == wanted
+
+
+def test_a_global_model_is_shown_as_it_was_published(
+    experiment: Experiment, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+
+    def show(_: World, model: object) -> Iterator[object]:
+        shown.append(model)
+        return iter(())
+
+    monkeypatch.setattr("simulations.evaluating.by_global_model", show)
+    trained: Any = Rounds(world, 4)
+    list(arm_outcomes(experiment, world, "federated-global", trained, OwnEases()))
+    assert (shown[0].state[POPULARITY] == 4.0).all()
