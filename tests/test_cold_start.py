@@ -1,31 +1,47 @@
 """Cold start on planted tastes: what is hidden is hidden, and what is known of it pays."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import sparse
 
+from client.data.periods import histories
 from client.home.personalization import HomeModel
 from client.home.shop import untrained
 from common.errors import ConfigError
+from common.metrics import MetricSums
+from common.model import GlobalModel
 from common.popularity import of_like
-from common.protocol import TrainingPlan
+from common.protocol import POPULARITY, TrainingPlan
+from common.schema import ShopEvents
 from experiment_support import EMPTY, SMALL, Silent, write_folder
 from report_support import shown_text
 from simulations.cold_start import run as cold_run
-from simulations.cold_start.customers import FOLDS, cold_customers, described, hidden_customers
+from simulations.cold_start.customers import (
+    FOLDS,
+    Segments,
+    _Place,
+    _served,
+    _strengths,
+    cold_customers,
+    described,
+    hidden_customers,
+)
 from simulations.cold_start.customers import records_of as records_of_customers
-from simulations.cold_start.measure import Case, Models, without
+from simulations.cold_start.measure import Case, Models, measure, without
 from simulations.cold_start.page import (
     cold_start_tables,
     render_cold_start,
     sentences,
     verdict,
 )
-from simulations.cold_start.products import new_products
+from simulations.cold_start.products import cold_products, new_products
 from simulations.cold_start.products import records_of as records_of_products
 from simulations.cold_start.run import _ColdStart, run_cold_start
 from simulations.cold_start.shops import cold_shops, new_shops
@@ -288,6 +304,265 @@ def test_what_is_finished_when_a_person_interrupts_is_kept(
     monkeypatch.setattr(cold_run, "cold_customers", lambda *_: pytest.fail("measured again"))
     with pytest.raises(KeyboardInterrupt):
         run_cold_start(experiment, out, Silent(), cases)
+
+
+def models_of(world: World) -> Models:
+    """Return an untrained model, and another one for the time before the validation weeks."""
+    plan = TrainingPlan(rounds=0, private=False)
+    return Models(untrained(world.catalogue), untrained(world.catalogue), plan, away="")
+
+
+def as_hidden(
+    experiment: Experiment, world: World, fold: int = 0
+) -> tuple[Mapping[str, np.ndarray], World]:
+    hidden = hidden_customers(world, fold, 0)
+    return hidden, without(world, experiment, records_of_customers(world, hidden))
+
+
+def past_alone(world: World) -> World:
+    """Return the world as it was when the test weeks began."""
+    return replace(world, shops=tuple(world.split.train(shop) for shop in world.shops))
+
+
+def test_a_shop_that_begins_in_the_test_weeks_serves_what_sells_everywhere(
+    experiment: Experiment, world: World
+) -> None:
+    # All trainings were done, and the command ended in a stack trace.
+    late = world.shops[0].merchant_id
+    frame = world.dataset.tables.interactions
+    early = (frame["merchant_id"] == late) & (frame["timestamp"] < world.split.train_until)
+    begun = without(world, experiment, early.to_numpy())
+    hidden, seen = as_hidden(experiment, begun)
+    shop = seen.shops[0]
+    assert shop.merchant_id == late
+    models = models_of(seen)
+    popular = np.arange(seen.catalogue.size, dtype=np.float32)
+    state = {**models.final.state, POPULARITY: popular / popular.sum()}
+    models = replace(models, final=replace(models.final, state=state))
+    found = _served(experiment, seen, shop, models, [{"age": "a"}, {}])
+    np.testing.assert_array_equal(found, np.tile(models.final.popularity_part, (2, 1)))
+    folds = iter([(hidden, seen, {"federated": models})])
+    assert cold_customers(experiment, begun, folds).facts["trainings"] == 1
+
+
+def test_what_is_asked_for_chooses_nothing_at_a_shop_that_serves_who_is_new(
+    experiment: Experiment, world: World
+) -> None:
+    _, seen = as_hidden(experiment, world)
+    shop, models = seen.shops[0], models_of(seen)
+    people = [{"age": str(age)} for age in np.unique(shop.attributes["age"])]
+    found = _served(experiment, seen, shop, models, people)
+    assert (found != found[0]).any()
+    past = past_alone(seen)
+    np.testing.assert_array_equal(found, _served(experiment, past, past.shops[0], models, people))
+    earlier = replace(seen, shops=tuple(seen.split.fit(shop) for shop in seen.shops))
+    less = _served(experiment, earlier, earlier.shops[0], models, people)
+    assert not np.array_equal(found, less)  # the validation weeks do
+
+
+def test_strengths_are_chosen_on_the_validation_weeks_by_what_came_before_them(
+    experiment: Experiment, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, seen = as_hidden(experiment, world)
+    models = models_of(seen)
+    places: list[_Place] = []
+    read: list[tuple[str, sparse.csr_matrix, GlobalModel]] = []
+
+    def segments(
+        shop: ShopEvents, history: sparse.csr_matrix, model: GlobalModel, *_: str, **__: bool
+    ) -> Mapping[str, Segments]:
+        read.append((shop.merchant_id, history, model))
+        return {"segment-purchases": Segments({}, np.zeros(history.shape, np.float32))}
+
+    def ndcg(place: _Place, scores: np.ndarray, tail: np.ndarray) -> np.ndarray:
+        places.append(place)
+        assert tail is seen.validation.tail
+        return scores[:, 0] * 0.0
+
+    monkeypatch.setattr("simulations.cold_start.customers._segments", segments)
+    monkeypatch.setattr("simulations.cold_start.customers._ndcg", ndcg)
+    found = _strengths(seen, {"federated": models})
+    # Where none is better than another, what sells is not moved.
+    assert found == {"segment-taste:federated": 0.0, "segment-purchases": 0.0}
+    assert [name for name, _, _ in read] == [shop.merchant_id for shop in seen.shops]
+    for (name, history, model), shop, place in zip(read, seen.shops, places[::8], strict=True):
+        assert model is models.tuning
+        past, then = seen.split.fit(shop), seen.split.validation(shop)
+        expected = past.matrix(seen.catalogue.size)
+        np.testing.assert_array_equal(history.toarray() > 0, expected.toarray() > 0)
+        bought = then.matrix(seen.catalogue.size)
+        users = np.flatnonzero((np.diff(bought.indptr) > 0) & described(shop))
+        assert place.own_rows == users.tolist()  # each left out of their own segments
+        np.testing.assert_array_equal(place.targets.toarray(), bought[users].toarray())
+        assert place.stock is seen.stock.get(name)
+
+
+def test_who_is_new_is_asked_for_what_the_test_weeks_brought(
+    experiment: Experiment, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def spied(*args: Any) -> MetricSums:
+        asked.append(args)
+        return measure(*args)
+
+    monkeypatch.setattr("simulations.cold_start.customers.measure", spied)
+    hidden, seen = as_hidden(experiment, world)
+    case = cold_customers(experiment, world, iter([(hidden, seen, {"f": models_of(seen)})]))
+    assert len(asked) == len(case.arms) * len(world.shops)
+    for (_, history, targets, tail, stock), shop in zip(
+        asked[:: len(case.arms)], world.shops, strict=True
+    ):
+        assert not history.nnz
+        later = shop.since(world.split.train_until).matrix(world.catalogue.size)
+        later = later[hidden[shop.merchant_id]]
+        np.testing.assert_array_equal(targets.toarray(), later[np.diff(later.indptr) > 0].toarray())
+        assert tail is seen.test.tail
+        assert stock is seen.stock.get(shop.merchant_id)
+
+
+def test_records_of_hidden_customers_are_those_of_their_shop_alone(world: World) -> None:
+    frame = world.dataset.tables.interactions
+    one, other = (shop.merchant_id for shop in world.shops[:2])
+    name = world.shops[0].user_ids[3]
+    user = pd.Categorical([name] * len(frame), frame["user_id"].cat.categories)
+    tables = replace(world.dataset.tables, interactions=frame.assign(user_id=user))
+    same = replace(world, dataset=replace(world.dataset, tables=tables))
+    none = {shop.merchant_id: np.array([], np.int64) for shop in world.shops}
+    found = records_of_customers(same, none | {one: np.array([3])})
+    np.testing.assert_array_equal(found, frame["merchant_id"] == one)
+    assert (frame["merchant_id"] == other).any()
+
+
+@pytest.mark.parametrize("half_life", [0.0, 20.0])
+def test_a_new_shop_knows_its_own_last_days_and_is_asked_what_comes_then(
+    half_life: float, experiment: Experiment, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = new_shops(world)
+    merchants = world.dataset.tables.interactions["merchant_id"].astype(str)
+    others = without(world, experiment, merchants.isin(names).to_numpy())
+    world = replace(world, half_life_days=half_life)
+    # A shop without any record is none that has joined.
+    nobody = replace(world.shops[0].select(np.zeros(len(world.shops[0]), bool)), merchant_id="zz")
+    measured = {**world.measured, "zz": np.arange(0)}
+    world = replace(world, shops=(*world.shops, nobody), measured=measured)
+    models, (shop,) = models_of(world), [s for s in world.shops if s.merchant_id in names]
+    chosen: list[tuple[Any, ...]] = []
+    fitted: list[tuple[Any, ...]] = []
+    asked: list[tuple[Any, ...]] = []
+
+    def choose(*args: Any, stock: object) -> dict[str, float]:
+        chosen.append((*args, stock))
+        return {"own_popularity": 1.0}
+
+    def fit(*args: Any, **named: Any) -> HomeModel:
+        fitted.append((*args, named["stock"]))
+        found = honest(*args, **named)
+        assert isinstance(found, HomeModel)
+        return found
+
+    def spied(*args: Any) -> MetricSums:
+        asked.append(args)
+        return measure(*args)
+
+    honest = HomeModel.fit
+    monkeypatch.setattr("simulations.cold_start.shops.choose_weights", choose)
+    monkeypatch.setattr(HomeModel, "fit", fit)
+    monkeypatch.setattr("simulations.cold_start.shops.measure", spied)
+    end, size, share = world.split.train_until, world.catalogue.size, 0.2
+    later = shop.since(end).matrix(size).toarray() > 0
+    first = int(shop.timestamps.min())
+    for case, days in zip(
+        cold_shops(experiment, world, others, {"f": models}), (0, 7, 28, -1), strict=True
+    ):
+        assert case.facts["shops"] == len(names) == 1
+        begin = max(first, end - days * 86_400) if days >= 0 else first
+        known = shop.before(end).since(begin)
+        cut = end - max(1, round(share * (end - begin)))
+        history = histories(known, size, half_life, end).toarray()
+        wanted = later & (history == 0)
+        rows = np.flatnonzero(wanted.any(axis=1))
+        final = [args for args in asked if args[2].shape[0] == len(rows)]
+        assert len(final) >= 2
+        for _, seen, targets, tail, stock in final:
+            np.testing.assert_array_equal(seen.toarray(), history[rows])
+            np.testing.assert_array_equal(targets.toarray() > 0, wanted[rows])
+            assert tail is others.test.tail
+            assert stock is world.stock.get(shop.merchant_id)
+        assert len(chosen) == (2 if days else 0)
+        for (model, period, tail, _, stock), right in zip(
+            chosen, (None, models.tuning), strict=False
+        ):
+            assert right is None or model is right
+            np.testing.assert_array_equal(
+                period.history.toarray(),
+                histories(known.before(cut), size, half_life, cut).toarray(),
+            )
+            expected = (known.since(cut).matrix(size).toarray() > 0) & (
+                period.history.toarray() == 0
+            )
+            expected &= (period.history.toarray() > 0).any(axis=1)[:, None]
+            np.testing.assert_array_equal(period.targets.toarray() > 0, expected)
+            assert tail is others.test.tail
+            assert stock is world.stock.get(shop.merchant_id)
+        # Fitted on all of its days; what says whether that pays, on those before the last.
+        assert len(fitted) == (3 if days else 0)
+        for (model, rows_of, *_), right, whole in zip(
+            fitted, (None, models.final, models.tuning), (True, True, False), strict=False
+        ):
+            assert right is None or model is right
+            np.testing.assert_array_equal(
+                rows_of.toarray(), history if whole else chosen[0][1].history.toarray()
+            )
+        for calls in (chosen, fitted, asked):
+            calls.clear()
+
+
+def test_a_new_products_shop_is_fitted_and_asked_at_its_moments(
+    experiment: Experiment, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = new_products(world, 0)
+    before = without(world, experiment, records_of_products(world, new))
+    models = models_of(before)
+    chosen: list[tuple[Any, ...]] = []
+    asked: list[tuple[Any, ...]] = []
+
+    def choose(*args: Any, stock: object) -> dict[str, float]:
+        chosen.append((*args, stock))
+        return {"own_popularity": 1.0}
+
+    def spied(*args: Any) -> MetricSums:
+        asked.append(args)
+        return measure(*args)
+
+    monkeypatch.setattr("simulations.cold_start.products.choose_weights", choose)
+    monkeypatch.setattr("simulations.cold_start.products.measure", spied)
+    case = cold_products(experiment, world, before, new, {"f": models})
+    assert len(chosen) == 2 * len(world.shops)
+    for place, shop in enumerate(world.shops):
+        calls = chosen[2 * place : 2 * place + 2]
+        assert calls[1][0] is models.tuning
+        for _, period, tail, _, stock in calls:
+            assert period.history is before.validation.history[shop.merchant_id]
+            assert period.targets is before.validation.targets[shop.merchant_id]
+            assert tail is before.validation.tail
+            assert stock is before.stock.get(shop.merchant_id)
+        own = next(s for s in before.shops if s.merchant_id == shop.merchant_id)
+        history = before.test.history[shop.merchant_id].toarray()
+        users = [list(own.user_ids).index(u) if u in own.user_ids else -1 for u in shop.user_ids]
+        later = shop.since(world.split.train_until).matrix(world.catalogue.size).toarray() > 0
+        later &= new
+        rows = [
+            (u, k) for k, u in enumerate(users) if u >= 0 and history[u].any() and later[k].any()
+        ]
+        stock = before.stock.get(shop.merchant_id)
+        for _, known, targets, tail, allowed in asked[
+            place * len(case.arms) : (place + 1) * len(case.arms)
+        ]:
+            np.testing.assert_array_equal(known.toarray(), history[[u for u, _ in rows]])
+            np.testing.assert_array_equal(targets.toarray() > 0, later[[k for _, k in rows]])
+            assert tail is new
+            np.testing.assert_array_equal(allowed, new if stock is None else new & stock)
 
 
 def test_a_new_shop_is_fitted_to_what_it_stocks_whenever_it_is(

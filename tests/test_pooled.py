@@ -308,6 +308,10 @@ def test_weights_are_chosen_with_what_has_not_seen_the_validation_weeks(
 
     monkeypatch.setattr("simulations.evaluating.at_home", adapt)
     monkeypatch.setattr("simulations.evaluating.pooled_ease", ease)
+    central = experiment.home.centralized
+    mixes = central.model_copy(update={"start": {**central.start, "learned": 2.0}})
+    home = experiment.home.model_copy(update={"centralized": mixes})
+    experiment = experiment.model_copy(update={"home": home})
     trained: Any = None if rounds is None else Rounds(world, rounds)
     assert list(arm_outcomes(experiment, world, arm, trained, OwnEases())) == []
     names = []
@@ -316,7 +320,6 @@ def test_weights_are_chosen_with_what_has_not_seen_the_validation_weeks(
         names.append(f"{popularity[0]:g}" if trained is not None else "none")
         assert trained is not None or not popularity.any()
     assert names == expected
-    home = experiment.home
     (settings,) = asked
     if arm == "centralized":
         assert pooled == [world.validation, world.test]

@@ -251,7 +251,10 @@ def _served(
     As ``python -m client adapt`` fits it, on all that came before the test weeks.
     """
     how = experiment.home.of_plan(models.plan)
-    records = HomeRecords(shop.before(seen.split.train_until), seen.stock.get(shop.merchant_id))
+    past = shop.before(seen.split.train_until)
+    if not len(past):  # Nothing sells here yet, and there is nothing to adapt to.
+        return np.tile(models.final.popularity_part, (len(people), 1))
+    records = HomeRecords(past, seen.stock.get(shop.merchant_id))
     begin, half_life = seen.split.validation_from, seen.half_life_days
     most = HomeSection().validation_customers
     end = records.span[1] + 1

@@ -47,7 +47,7 @@ def cold_shops(
         With the new shops, and as it was trained on: without them.
     """
     known = {shop.merchant_id for shop in others.shops}
-    new = [shop for shop in world.measured_shops if shop.merchant_id not in known]
+    new = [shop for shop in world.measured_shops if len(shop) and shop.merchant_id not in known]
     for days in DAYS:
         words = {0: "no day", -1: "all"}.get(days, f"{days} days")
         references = ("everywhere",) if not days else ("everywhere", "popularity", "local")
