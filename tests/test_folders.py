@@ -13,8 +13,10 @@ import pytest
 
 from common.errors import DataError
 from common.features import Catalogue, read_catalogue, write_catalogue
+from common.tables.checks import Checker
 from common.tables.csv_files import NO_VALUE
 from common.tables.folders import read_folder, read_small
+from common.tables.validation import check_products
 
 NOW = 1_800_000_000
 GOOD = "merchant_id,user_id,item_id,timestamp,behavior\na,1,x,1577836800,purchase\n"
@@ -350,3 +352,29 @@ def test_memory_follows_the_codes_and_not_the_text(tmp_path: Path) -> None:
     )
     # 19 bytes of codes a row where the text has 62; reading it whole would take more than it.
     assert int(result.stdout) < 0.75 * size
+
+
+def test_numbers_of_rows_that_pandas_wrote_are_no_column_and_an_index_is_one(
+    tmp_path: Path,
+) -> None:
+    # Its row was an attribute of each customer, which another customer's going shifted; and what a
+    # program had made the index was left out of the products.
+    people = pd.DataFrame({"user_id": [f"u{k}" for k in range(6)], "age": [31, 32, 33, 34, 35, 36]})
+    goods = pd.DataFrame({"item_id": list("abcdef"), "brand": list("xyxyxy"), "weight": range(6)})
+    some = [0, 1, 3]
+    people.iloc[some].to_parquet(tmp_path / "customers.parquet")
+    goods.iloc[some].to_parquet(tmp_path / "products.parquet")
+    for name in ("customers", "products"):
+        assert "__index_level_0__" in pq.read_schema(tmp_path / f"{name}.parquet").names
+    known = read_small(tmp_path / "customers.parquet")
+    assert known.to_dict("list") == {"user_id": ["u0", "u1", "u3"], "age": ["31", "32", "34"]}
+    expected = goods.iloc[some].reset_index(drop=True)
+    for index in (None, "brand", "item_id", ["brand", "weight"]):
+        frame = goods.iloc[some] if index is None else goods.iloc[some].set_index(index)
+        frame.to_parquet(tmp_path / "products.parquet")
+        found = check_products(read_small(tmp_path / "products.parquet"), Checker("products"))
+        assert set(found) == {"brand", "item_id", "weight"}
+        pd.testing.assert_frame_equal(found[list(expected)], expected)
+        texts = read_small(tmp_path / "products.parquet", as_text=True)
+        assert texts["brand"].tolist() == ["x", "y", "y"]
+        assert set(texts) == {"brand", "item_id", "weight"}

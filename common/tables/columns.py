@@ -5,6 +5,7 @@ one type for a column, but one customer's record must not change what another's 
 """
 
 import math
+import re
 from collections.abc import Collection
 from contextlib import suppress
 from decimal import Decimal
@@ -19,6 +20,8 @@ from common.errors import DataError
 
 # Between these Arrow writes fractions as Python and pandas do; beyond, in another notation.
 _ARROW_FROM, _ARROW_BELOW = 1e-4, 1e10
+# What pandas calls the numbers of rows of a table of which some were taken out.
+_NUMBERS = re.compile(r"__index_level_\d+__")
 # Epoch seconds of 0001-01-02 and 9999-12-31.
 _YEAR_1, _YEAR_9999 = -62_135_510_400, 253_402_214_400
 
@@ -137,12 +140,17 @@ def small_frame(
     fit into a float become others. Times stay what they are, value by value, but for those that
     Python can't hold, which say nothing. In lists pandas chooses one type for what all of them
     hold: those of ``people`` are read one at a time. So are maps, which a file that pandas writes
-    would give back as lists: the table would no longer be the one that was written.
+    would give back as lists: the table would no longer be the one that was written. Numbers of rows
+    that pandas wrote beside them are no column.
     """
+    named = [n for n, column in enumerate(table.column_names) if not _NUMBERS.fullmatch(column)]
+    table = table.select(named)
     for place, field in enumerate(table.schema):
         if _may_be_no_time(field.type):
             table = table.set_column(place, field.name, _times_of_python(table.column(place)))
     frame: pd.DataFrame = table.to_pandas()
+    if any(frame.index.names):  # A column that a program made the index is one of the table's.
+        frame = frame.reset_index()[table.column_names]
     for place, column in enumerate(table.column_names):
         values = table.column(place).combine_chunks()
         if column in ids:
