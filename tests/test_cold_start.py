@@ -434,11 +434,18 @@ def test_records_of_hidden_customers_are_those_of_their_shop_alone(world: World)
     assert (frame["merchant_id"] == other).any()
 
 
-@pytest.mark.parametrize("half_life", [0.0, 20.0])
+@pytest.mark.parametrize(("half_life", "age"), [(0.0, 1000), (20.0, 10)])
 def test_a_new_shop_knows_its_own_last_days_and_is_asked_what_comes_then(
-    half_life: float, experiment: Experiment, world: World, monkeypatch: pytest.MonkeyPatch
+    half_life: float,
+    age: int,
+    experiment: Experiment,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = new_shops(world)
+    opened = world.split.train_until - age * 86_400
+    shops = tuple(s.since(opened) if s.merchant_id in names else s for s in world.shops)
+    world = replace(world, shops=shops)
     merchants = world.dataset.tables.interactions["merchant_id"].astype(str)
     others = without(world, experiment, merchants.isin(names).to_numpy())
     world = replace(world, half_life_days=half_life)
