@@ -354,6 +354,16 @@ def test_memory_follows_the_codes_and_not_the_text(tmp_path: Path) -> None:
     assert int(result.stdout) < 0.75 * size
 
 
+def test_a_column_of_parquet_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    # It was told in Arrow's words, with columns that no file has.
+    columns = [arrow.array(["x"]), arrow.array(["a"]), arrow.array(["b"])]
+    table = arrow.Table.from_arrays(columns, names=["item_id", "brand", "brand"])
+    pq.write_table(table, tmp_path / "products.parquet")
+    (tmp_path / "interactions.csv").write_text(GOOD)
+    with pytest.raises(DataError, match=r"^products\.parquet: column 'brand' is there twice: keep"):
+        read_folder(tmp_path, now=NOW)
+
+
 def test_numbers_of_rows_that_pandas_wrote_are_no_column_and_an_index_is_one(
     tmp_path: Path,
 ) -> None:

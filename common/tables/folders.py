@@ -131,6 +131,7 @@ def read_small(
     texts = as_text or people
     try:
         if path.suffix == ".parquet":
+            Checker(path.name).require(pq.read_schema(path).names, ())
             return small_frame(pq.read_table(path), IDS, path.name, texts=texts, people=people)
         table = _whole_csv(path, checker or Checker(path.name, may_set_aside=False))
         return table.to_pandas() if texts else _typed(table)
