@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy import sparse
 from client.data.periods import histories
 from client.home.personalization import HomeModel
 from client.home.shop import untrained
+from client.home_settings import HomeSettings
 from common.errors import ConfigError
 from common.metrics import MetricSums
 from common.model import GlobalModel
@@ -44,7 +46,7 @@ from simulations.cold_start.page import (
 from simulations.cold_start.products import cold_products, new_products
 from simulations.cold_start.products import records_of as records_of_products
 from simulations.cold_start.run import _ColdStart, run_cold_start
-from simulations.cold_start.shops import cold_shops, new_shops
+from simulations.cold_start.shops import _adapting_pays, _Window, cold_shops, new_shops
 from simulations.experiment import Experiment, read_experiment
 from simulations.world import World, build_world
 
@@ -523,6 +525,23 @@ def test_a_new_shop_knows_its_own_last_days_and_is_asked_what_comes_then(
             )
         for calls in (chosen, fitted, asked):
             calls.clear()
+
+
+def test_adapting_that_does_no_better_does_not_pay(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.2, 0.2, 0.3, 0.2, 0.1, 0.2])
+
+    def told(*_: object) -> SimpleNamespace:
+        return SimpleNamespace(summary=lambda: {"ndcg@20": next(values)})
+
+    monkeypatch.setattr("simulations.cold_start.shops.measure", told)
+    shop, model = world.shops[0], untrained(world.catalogue)
+    window, how = _Window.of(world, shop, 28), HomeSettings(start={"own_popularity": 1.0})
+    home = HomeModel.fit(model, window.history(), how)
+    for expected in (False, True, False):
+        tail = world.test.tail
+        assert _adapting_pays(window, model, how, home, tail, None, 0.2) is expected
 
 
 def test_a_new_products_shop_is_fitted_and_asked_at_its_moments(
