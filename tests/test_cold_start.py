@@ -18,7 +18,7 @@ from client.home.shop import untrained
 from client.home_settings import HomeSettings
 from common.errors import ConfigError
 from common.metrics import MetricSums
-from common.model import GlobalModel
+from common.model import GlobalModel, initial_state
 from common.popularity import of_like
 from common.protocol import POPULARITY, TrainingPlan
 from common.schema import ShopEvents
@@ -36,14 +36,14 @@ from simulations.cold_start.customers import (
     hidden_customers,
 )
 from simulations.cold_start.customers import records_of as records_of_customers
-from simulations.cold_start.measure import Case, Models, measure, without
+from simulations.cold_start.measure import Case, Models, measure, train, without
 from simulations.cold_start.page import (
     cold_start_tables,
     render_cold_start,
     sentences,
     verdict,
 )
-from simulations.cold_start.products import cold_products, new_products
+from simulations.cold_start.products import _added, cold_products, new_products
 from simulations.cold_start.products import records_of as records_of_products
 from simulations.cold_start.run import _ColdStart, run_cold_start
 from simulations.cold_start.shops import _adapting_pays, _Window, cold_shops, new_shops
@@ -135,6 +135,48 @@ def test_a_new_shop_is_not_there_at_all(experiment: Experiment, world: World) ->
     assert {shop.merchant_id for shop in seen.shops} == {
         shop.merchant_id for shop in world.shops
     } - set(names)
+
+
+def test_what_noise_released_of_a_product_that_nobody_could_buy_is_not_served(
+    world: World,
+) -> None:
+    model, new = untrained(world.catalogue), new_products(world, 0)
+    released = np.linspace(1.0, 2.0, world.catalogue.size, dtype=np.float32)
+    found = _added(replace(model, state={**model.state, POPULARITY: released}), new)
+    assert not found.state[POPULARITY][new].any()
+    assert (found.popularity_of_like[new] > 0).all()
+    kept = found.state[POPULARITY][~new]
+    np.testing.assert_allclose(kept / kept.sum(), released[~new] / released[~new].sum(), rtol=1e-5)
+
+
+def test_lists_of_the_tail_hold_what_is_stocked_alone() -> None:
+    tail, stock = np.arange(60) >= 20, np.arange(60) % 2 == 0
+    targets = sparse.csr_matrix(np.ones((1, 60), np.float32))
+    nothing = sparse.csr_matrix((1, 60), dtype=np.float32)
+    found = measure(lambda _: -np.arange(60.0)[None, :], nothing, targets, tail, stock)
+    # Of 20 places in either list all hold a product that is asked for.
+    assert found.ndcg.tolist() == found.tail_ndcg.tolist() == [pytest.approx(1.0)]
+    bought = sparse.csr_matrix((tail & ~stock)[None, :].astype(np.float32))
+    found = measure(lambda _: -np.arange(60.0)[None, :], nothing, bought, tail, stock)
+    assert found.ndcg.tolist() == found.tail_ndcg.tolist() == [0.0]
+
+
+def test_a_case_tunes_with_the_round_before_the_validation_weeks(
+    experiment: Experiment, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = TrainingPlan(rounds=4, private=False, validation_from=1, tuning_round=2)
+
+    def checkpoint(server_round: int) -> SimpleNamespace:
+        popularity = np.full(world.catalogue.size, float(server_round), np.float32)
+        state = initial_state(plan.model, world.catalogue.size)
+        return SimpleNamespace(state=state | {POPULARITY: popularity})
+
+    trained = SimpleNamespace(plan=plan, declined={}, checkpoint=checkpoint)
+    federator = SimpleNamespace(plan=lambda _: plan, federate=lambda _: trained)
+    monkeypatch.setattr("simulations.cold_start.measure.Federator", lambda *_: federator)
+    found = train(experiment, world, tmp_path / "case", Silent(), ["federated"])["federated"]
+    assert (found.tuning.state[POPULARITY] == 2.0).all()
+    assert (found.final.state[POPULARITY] == 4.0).all()
 
 
 def test_a_new_product_is_taken_to_sell_as_its_like(world: World) -> None:
@@ -548,7 +590,15 @@ def test_a_new_products_shop_is_fitted_and_asked_at_its_moments(
     experiment: Experiment, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = new_products(world, 0)
-    before = without(world, experiment, records_of_products(world, new))
+    # One customer has nothing left of before the test weeks, and another nothing at all.
+    frame, first = world.dataset.tables.interactions, world.shops[0]
+    inside = (frame["merchant_id"] == first.merchant_id).to_numpy()
+    wanting = first.users[(first.timestamps >= world.split.train_until) & new[first.items]]
+    late, gone = ((frame["user_id"] == first.user_ids[wanting[k]]).to_numpy() for k in (-1, 0))
+    early = (frame["timestamp"] < world.split.train_until).to_numpy()
+    left_out = records_of_products(world, new) | inside & (late & early | gone)
+    before = without(world, experiment, left_out)
+    assert len(before.shops[0].user_ids) == len(first.user_ids) - 1
     models = models_of(before)
     chosen: list[tuple[Any, ...]] = []
     asked: list[tuple[Any, ...]] = []
@@ -616,3 +666,21 @@ def test_a_new_shop_is_fitted_to_what_it_stocks_whenever_it_is(
     assert len(fitted) > 4
     for stock in fitted:
         np.testing.assert_array_equal(stock, world.stock[names[0]])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [
+        (0.0, 0.1, "level"),
+        (1e-9, 0.1, "better"),
+        (-0.1, 0.0, "level"),
+        (-0.1, -1e-9, "worse"),
+        (0.0, 0.0, "level"),
+        (None, None, "unknown"),
+    ],
+)
+def test_an_interval_that_touches_0_is_level(
+    low: float | None, high: float | None, word: str
+) -> None:
+    arm = {"vs": {"popularity": {"ndcg@20": {"low": low, "high": high}}}}
+    assert verdict(arm, "popularity") == word
