@@ -20,6 +20,7 @@ from client.__main__ import app
 from client.home import adapted_state, adapting
 from client.home.adapted_state import CURRENT, FACTS, STATE, read_facts
 from client.home.adapting import adapt
+from client.home.customers import read_customer
 from client.home.evaluation import evaluate_shop
 from client.home.recommending import Request, get_ready, recommend
 from client.home_settings import ALONE, MIXED, HomeSection
@@ -669,3 +670,34 @@ def test_the_command_line_prints_tables_and_documents(shop: HomeShop) -> None:
         document = json.loads(runner.invoke(app, [*arguments, "--json"]).stdout)
         assert document["shop"] == "corner"
         assert "corner" in shown.stdout
+
+
+def test_a_customer_is_who_the_shops_own_records_say(tmp_path: Path) -> None:
+    # Of another merchant's customer of the same name it knows nothing, and counts nothing.
+    shop = HomeShop(tmp_path)
+    mine = [("u", "i03"), ("u", "gone"), ("u", "gone"), ("u", "lost"), ("u", "i03")]
+    rows = [f"corner,{user},{item},{START},purchase" for user, item in mine]
+    rows += [f"corner,seen,i05,{START},view", f"other,theirs,i04,{START},purchase"]
+    rows += [f"other,u,away,{START},purchase", f"corner,u,,{START},purchase"]
+    rows += [f"corner,u,,{START},purchase"]
+    header = "merchant_id,user_id,item_id,timestamp,behavior\n"
+    data = shop.folder / "data"
+    (data / "interactions.csv").write_text(header + "\n".join(rows))
+    (data / "customers.csv").write_text("user_id,age\nu,1\nseen,2\ntheirs,3\n")
+    shop.configure("[behavior_weights]\npurchase = 1.0\n")
+    settings, catalogue = shop.settings, shop.catalogue
+    found = read_customer(settings, catalogue, "u", {"i07": 0.5, "i03": 0.5, "what": 1.0})
+    assert (found.known, found.outside, found.unknown, found.attributes) == (True, 2, ("what",), {})
+    assert found.notes == ("2 bad rows were left out",)
+    history = found.history(0.0)
+    assert dict(zip(history.indices.tolist(), history.data.tolist(), strict=True)) == {
+        3: 1.0,
+        7: 0.5,
+    }
+    assert found.history(30.0)[0, 3] == 0.5  # old by now, and named
+    theirs = read_customer(settings, catalogue, "theirs")
+    assert (theirs.known, theirs.outside, theirs.history(0.0).nnz) == (False, 0, 0)
+    # A customer of whom there are views alone, which weigh nothing here, is known by age.
+    seen = read_customer(settings, catalogue, "seen")
+    assert (seen.known, seen.history(0.0).nnz, seen.attributes) == (True, 0, {"age": "2"})
+    assert any("a product in the catalogue with a weight" in note for note in seen.notes)
