@@ -17,7 +17,7 @@ from common.errors import ConfigError
 from common.protocol import Frozen, TrainingPlan, check_run_name, parse_plan
 from server.aggregation import OptimizerName, ServerOptimizer
 from server.catalogue.versions import Catalogues
-from server.defence.choice import Defence, DefenceName
+from server.defence.choice import Defence, DefenceName, share_of
 from server.subspace import SubspaceOptimizer
 from server.variables import ROSTER_FILE, SERVER_VARIABLE
 
@@ -29,14 +29,6 @@ EVALUATION_FILE = "evaluation.json"
 _NOT_OF_THE_FIGURES = {
     *("evaluate", "min_shops", "run_name", "send_home", "timeout_seconds", "wait_seconds")
 }
-
-
-def _share(share: float, count: int) -> int:
-    """Return the fewest of ``count`` that are the share, as it is written: .56 of 25 are 14.
-
-    As a float .56 * 25 is a little above 14, and one too many would be asked for.
-    """
-    return math.ceil(Fraction(str(share)) * count)
 
 
 class RunSettings(Frozen):
@@ -95,7 +87,7 @@ class RunSettings(Frozen):
 
     def asked_of(self, shops: int) -> int:
         """Return how many of so many shops are asked in a round."""
-        return _share(self.clients_per_round, shops)
+        return share_of(self.clients_per_round, shops)
 
     def shops_for(self, asked: int) -> int:
         """Return how few shops there may be for so many to be asked in a round."""
@@ -103,7 +95,7 @@ class RunSettings(Frozen):
 
     def quorum_of(self, asked: int) -> int:
         """Return how many of so many asked shops must answer well."""
-        return _share(self.quorum, asked)
+        return share_of(self.quorum, asked)
 
     def defender(self, plan: TrainingPlan) -> Defence:
         """Return the rule that these settings name.

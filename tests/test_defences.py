@@ -107,6 +107,17 @@ def test_settings_that_ask_too_few_shops_in_a_round_are_refused(name: str) -> No
         make_settings(**asked, min_shops=least - 1).defender(TrainingPlan())
 
 
+def test_bad_shops_are_the_share_that_is_written() -> None:
+    # .07 * 100 is a little more than 7, as floats have it: an eighth would have been held bad.
+    assert Defence("tail-aware", 0.07).bad(100) == 7
+    for shops in range(5, 101):
+        for percent in range(1, 50):
+            most = {"krum": shops - 3, "median": shops - 1}
+            for name, spare in most.items():
+                bad = Defence(name, percent / 100).bad(shops)  # type: ignore[arg-type]
+                assert bad == min(-(-percent * shops // 100), spare // 2)
+
+
 def test_nobody_pays_where_the_rule_would_take_no_answer() -> None:
     job = make_job(rounds=3, defence="tail-aware", min_shops=3)
     events: list[Event] = []

@@ -7,6 +7,7 @@ bad, is public, and so is the rule; an attacker knows both.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,14 @@ from server.defence.rules import RULES, Sent, fewer
 DefenceName = Literal[
     "none", "median", "trimmed-mean", "krum", "multi-krum", "norm-bound", "tail-aware"
 ]
+
+
+def share_of(share: float, count: int) -> int:
+    """Return the fewest of ``count`` that are the share, as it is written: .56 of 25 are 14.
+
+    As a float .56 * 25 is a little above 14, and one too many would be asked for.
+    """
+    return math.ceil(Fraction(str(share)) * count)
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class Defence:
         if self.name == "none":
             return 0
         most = (shops - self._spare) // 2
-        return max(min(math.ceil(self.bad_share * shops), most), 0)
+        return max(min(share_of(self.bad_share, shops), most), 0)
 
     def holds(self, shops: int) -> bool:
         """Return whether the rule bears a single bad one of so many shops."""
