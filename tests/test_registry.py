@@ -216,6 +216,17 @@ def test_a_record_under_another_number_is_refused(folder: Path) -> None:
         Registry(folder).read()
 
 
+def test_a_decision_under_another_number_is_refused(folder: Path) -> None:
+    """Copied over the last one, an older decision served a version that was taken back."""
+    for version in (1, 2):
+        Registry(folder).pin(version)
+    shutil.copy(folder / "pins" / "1.json", folder / "pins" / "3.json")
+    with pytest.raises(ArtifactError, match=r"3.json is decision 1: pin a version anew"):
+        Registry(folder).read()
+    assert Registry(folder).pin(2).number == 4
+    assert Registry(folder).served() == 2
+
+
 @pytest.mark.parametrize(
     ("privacy", "why"),
     [

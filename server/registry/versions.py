@@ -168,8 +168,12 @@ class Registry:
 
     def decision(self, number: int) -> Pin:
         """Return one decision, or raise ArtifactError if it is not as it was written."""
+        name = f"{_PINS}/{number}.json"
         with self._access("read"):
-            return self._unseal(Pin, f"{_PINS}/{number}.json")
+            pin = self._unseal(Pin, name)
+        if pin.number != number:
+            raise ArtifactError(f"{self.where}/{name} is decision {pin.number}: pin a version anew")
+        return pin
 
     def pin(self, version: int | None) -> Pin:
         """Serve one version from now on, or with None whichever is newest.
