@@ -220,6 +220,22 @@ def test_a_table_of_other_numbers_is_refused_unless_it_is_meant(put: Put) -> Non
     assert put(other, force=True)["changes"]["counts"]["retired"] == 3
 
 
+def test_a_table_that_marks_most_products_retired_is_refused_unless_it_is_meant(put: Put) -> None:
+    """Turned round, the column retired all that was sold and offered again all that was not."""
+    head = "item_id,retired\n"
+    put(head + "a,no\nb,no\nc,no\nd,yes\n")
+    turned = head + "a,yes\nb,yes\nc,yes\nd,no\n"
+    with pytest.raises(ConfigError, match=r"only 0 of the 3 .* 3 would be retired: .*wrong way"):
+        put(turned)
+    # Some are missing and some marked: neither is most of them by itself.
+    with pytest.raises(ConfigError, match=r"only 1 of the 3 .* 2 would be retired or dropped: "):
+        put(head + "a,no\nb,yes\n", drop_retired=True)
+    assert put(head + "a,no\nb,no\nc,yes\n")["changes"]["counts"]["retired"] == 1
+    # Of two that are offered since, one is half: that many may go.
+    assert put(head + "a,no\n")["changes"]["counts"]["retired"] == 1
+    assert put(turned, force=True)["changes"]["counts"]["retired"] == 1
+
+
 def test_numbers_and_text_of_two_versions_become_text(put: Put, tmp_path: Path) -> None:
     put("item_id,pack\na,1L\nb,2L\nc,x\n")
     put("item_id,pack\na,1\nb,2\n")

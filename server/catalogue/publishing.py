@@ -228,15 +228,25 @@ def _with_retired(
     Raises
     ------
     ConfigError
-        If that is most of what was offered, and nobody said that it is meant.
+        If that and what the table marks are most of what was offered, and nobody said that it is
+        meant.
     """
-    here = np.isin(old.item_ids, products[ITEM_ID].to_numpy(dtype=object).astype(str))
-    kept, offered = int((here & old.offered).sum()), int(old.offered.sum())
+    ids = products[ITEM_ID].to_numpy(dtype=object).astype(str)
+    here = np.isin(old.item_ids, ids)
+    off = np.zeros(len(ids), dtype=bool)
+    if RETIRED in products:
+        off = products[RETIRED].to_numpy(dtype=bool)
+    still = np.isin(old.item_ids, ids[~off])
+    kept, offered = int((still & old.offered).sum()), int(old.offered.sum())
     if kept < _LEAST_KEPT * offered and not how.force:
         fate = "dropped" if how.drop_retired else "retired"
+        why = f"has {ITEM_ID} changed"
+        if off.any():
+            fate = "retired or dropped" if how.drop_retired else "retired"
+            why += f", or is {RETIRED} the wrong way round"
         raise ConfigError(
-            f"{table} holds only {kept:,} of the {offered:,} products offered so far, so "
-            f"{offered - kept:,} would be {fate}: has {ITEM_ID} changed? Say --force if it is meant"
+            f"{table} offers only {kept:,} of the {offered:,} products offered so far, so "
+            f"{offered - kept:,} would be {fate}: {why}? Say --force if it is meant"
         )
     gone = old.products[~here]
     if how.drop_retired or gone.empty:
