@@ -108,6 +108,48 @@ def test_what_adds_up_over_products_is_bounded_where_the_noise_is_known(
     assert held < 0.7 * free
 
 
+def test_what_hides_below_the_energy_of_one_shop_is_cut_where_the_noise_is_known() -> None:
+    """Each bad shop's own noise holds more than what it says together with the others."""
+    values = counts()
+    direction = np.sign(np.random.default_rng(3).normal(size=PRODUCTS)) / PRODUCTS**0.5
+    clean = [RULE.counts(told(values), noise) @ direction for noise in (NOISE, 0.0)]
+    values[:BAD] += 0.9 * NOISE * PRODUCTS**0.5 * direction
+    known, unknown = (RULE.counts(told(values), noise) @ direction for noise in (NOISE, 0.0))
+    assert known - clean[0] < 0.5 * (unknown - clean[1])
+
+
+def test_noise_of_few_numbers_holds_in_one_direction_what_theory_says() -> None:
+    """Of 50 shops and 9 products it is the shops that make noise long: root of 50 and of 9."""
+    values = np.random.default_rng(12).normal(size=(SHOPS, 9)) + 90 / (1 + np.arange(9))
+    assert cut_directions(values.copy(), None, 1.0, 10) == 0
+    direction = np.array([0, 0, 0, 1, -1, 1, -1, 1, -1]) / 6**0.5
+    values[:BAD] += 7 * direction  # 14 in all, of the 10.1 that noise may hold
+    before = values @ direction
+    assert cut_directions(values, None, 1.0, 10) >= 1
+    assert (before[:BAD] - values[:BAD] @ direction).min() > 2
+
+
+def test_what_is_left_of_a_direction_is_the_largest_that_some_honest_shop_says() -> None:
+    """Two of ten may be bad, so it is the third largest, whatever its sign."""
+    said = np.array([100.0, -100, 8, -6, -2, 0, 0, 0, 0, 0])
+    profile, direction = np.eye(20)[:2]
+    values = 30 * profile + np.outer(said, direction)
+    assert cut_directions(values, None, 1e-3, 2) >= 1
+    said[:2] = 8, -8
+    assert values == pytest.approx(30 * profile + np.outer(said, direction), abs=1e-6)
+
+
+def test_no_more_directions_are_cut_than_shops_may_be_bad() -> None:
+    stream = np.random.default_rng(13)
+    values = stream.normal(size=(SHOPS, PRODUCTS))
+    values[0, ::2] += 3.0
+    values[1, 1::2] += 3.0
+    for bad in (1, 2):
+        kept = values.copy()
+        assert cut_directions(kept, None, 1.0, bad) == bad
+        assert np.linalg.matrix_rank(kept - values, tol=1e-6) == bad
+
+
 def test_no_row_is_longer_than_its_bound_and_the_order_of_answers_changes_no_bit() -> None:
     values = counts()
     values[:BAD] = loud("signs")
@@ -213,6 +255,17 @@ def test_without_noise_what_several_shops_alone_say_is_cut_and_what_each_says_is
     assert (before @ direction)[:6].min() > 8
     assert np.abs((values @ direction)[:6]).max() < 6
     assert np.linalg.norm(values[6:] - before[6:], axis=1).max() < 3
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_without_noise_two_shops_may_sell_the_same_and_a_third_is_too_many(together: int) -> None:
+    """Two stores of one place are heard; of three that say one thing each may be pushing it."""
+    values = np.tile(30 / (1 + np.arange(PRODUCTS)), (SHOPS, 1))
+    own = np.zeros((SHOPS, PRODUCTS))
+    own[np.arange(SHOPS), 500 + np.arange(SHOPS)] = 10.0
+    own[:together] = own[0]
+    values += own
+    assert (cut_directions(values, None, 0.0, 10) > 0) == (together == 3)
 
 
 def test_bad_shops_do_not_hide_behind_a_direction_that_divides_honest_ones() -> None:

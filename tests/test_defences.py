@@ -186,6 +186,14 @@ def test_what_is_left_of_pure_noise_is_what_the_rule_says(name: str, width: int)
     assert left == pytest.approx(defence.noise(40, width), rel=0.08)
 
 
+def test_what_multi_krum_leaves_of_the_noise_of_few_shops_is_what_it_says() -> None:
+    draws = np.random.default_rng(7).normal(size=(10, 4000, 4)).astype(np.float32)
+    rule = Defence("multi-krum", 0.3)
+    left = rule.update(contributions([{"x": each} for each in draws]))["x"].var() * 10
+    assert rule.noise(10, 4) == 10 / 7
+    assert left == pytest.approx(10 / 7, rel=0.05)
+
+
 def test_no_defence_is_the_mean_and_the_sum() -> None:
     shops = contributions(honest())
     assert same(Defence().update(shops), weighted_mean(shops))
@@ -281,6 +289,32 @@ def test_what_is_typical_is_an_honest_shops_however_few_of_them_move_anything(mo
     largest = max((np.median(own[own > 0]) for own in norms[:movers]), default=0.0)
     norms[-4:, 0] = 1e6
     assert _bounds(norms, 4)[0] <= largest
+
+
+def test_what_is_typical_is_what_shops_that_move_anything_do_and_not_all_shops() -> None:
+    """Seven of twenty move something, four may be bad: a row that one of them moves is kept."""
+    norms = np.zeros((SHOPS, 8))
+    norms[:7, :7] = 2 * np.eye(7)
+    assert _bounds(norms, 4).tolist() == [2.0] * 8
+
+
+def test_a_whole_update_is_no_longer_than_the_second_longest_where_one_shop_may_be_bad() -> None:
+    """Each row is moved by two shops alike, so only the whole tells who says more than others."""
+    pairs = [(0, 1)] * 9 + [(0, 4)] * 7 + [(1, 2), (2, 3), (3, 4)] * 2
+    tables = {name: np.zeros((5, len(pairs), 2), np.float32) for name in ("a", "b")}
+    for row, (one, other) in enumerate(pairs):
+        # The two say it at right angles: no direction is anybody's common work.
+        tables["a" if row % 3 else "b"][one, row, 0] = 1.0
+        tables["a" if row % 3 else "b"][other, row, 1] = 1.0
+    rows = np.array([sum(shop in pair for pair in pairs) for shop in range(5)])
+    assert rows.tolist() == [16, 11, 4, 4, 9]
+    factors = np.minimum(1.0, np.sqrt(11 / rows))
+    found = Defence("tail-aware", 0.1).update(
+        contributions([{name: table[shop] for name, table in tables.items()} for shop in range(5)])
+    )
+    for name, table in tables.items():
+        expected = (factors[:, None, None] * table).mean(axis=0)
+        assert found[name] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_count_that_few_shops_tell_of_is_held_to_a_typical_one() -> None:

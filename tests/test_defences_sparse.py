@@ -7,7 +7,7 @@ from common.protocol import POPULARITY, Arrays
 from federation_support import same
 from server.aggregation import Contribution, senders, sum_popularity, weighted_mean
 from server.defence.choice import Defence
-from server.defence.rules import RULES
+from server.defence.rules import RULES, Sent, _krum_scores
 from test_defences import contributions, honest
 
 SHOPS, ROWS, WIDTH = 20, 40, 3
@@ -164,6 +164,61 @@ def test_what_is_left_of_pure_noise_in_each_row_is_what_the_rule_says(
         # A median of few is a little better than of many.
         low, high = (0.75, 1.1) if name == "median" and senders_of < 40 else (0.9, 1.12)
         assert low < found[known].var() / said < high, senders_of
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed-mean"])
+def test_noise_of_rows_that_one_or_two_send_is_what_the_rule_says(name: str) -> None:
+    draws = np.random.default_rng(7).normal(size=(SHOPS, 8000, 1)).astype(np.float32)
+    sends = np.zeros((SHOPS, 8000), dtype=bool)
+    sends[0] = sends[1, :4000] = True
+    rule = defence(name)
+    total = rule.update(sparse([{"table": each} for each in draws], sends), 1.0)["table"] * SHOPS
+    said = rule.row_variances(SHOPS, 1, sends.sum(axis=0))
+    assert said[[0, -1]].tolist() == [2.0, 1.0]
+    assert total[:4000].var() == pytest.approx(2, rel=0.08)
+    assert total[4000:].var() == pytest.approx(1, rel=0.08)
+
+
+@EVERY
+def test_a_shop_that_names_no_rows_beside_others_that_do_sends_all(name: str) -> None:
+    """As a run has it whose stock table does not name every shop."""
+    shops = sparse(crowd())
+    whole = contributions(crowd())[0]
+    named = [
+        Contribution(whole.shop, 1.0, whole.arrays, {"table": np.ones(ROWS, bool)}),
+        *shops[1:],
+    ]
+    found = defence(name).update([whole, *shops[1:]])
+    assert same(found, defence(name).update(named))
+
+
+def test_of_three_senders_of_a_row_one_that_is_loud_is_cut_off() -> None:
+    sends = np.zeros((SHOPS, 1), dtype=bool)
+    sends[:3] = True
+    shops = [{"table": np.array([[v]], np.float32)} for v in (1.0, 1e6, 2.0, *[0.0] * (SHOPS - 3))]
+    for name in ("median", "trimmed-mean"):
+        assert defence(name).update(sparse(shops, sends))["table"][0, 0] == pytest.approx(
+            2.0 * 3 / SHOPS
+        )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shops_are_as_far_apart_as_in_the_numbers_that_both_send(seed: int) -> None:
+    stream = np.random.default_rng(seed)
+    sends = stream.random((7, 12)) < 0.5
+    sends[0], sends[1], sends[1, 3:] = False, False, True
+    sends[0, :3] = True  # These two share no row of the table, but the bias.
+    shops = [
+        {"table": stream.normal(size=(12, 3)), "bias": stream.normal(size=(5, 2))} for _ in range(7)
+    ]
+    far = np.full((7, 7), np.inf)
+    for a, b in np.argwhere(~np.eye(7, dtype=bool)):
+        one, other = (
+            np.append(shops[k]["table"][sends[a] & sends[b]], shops[k]["bias"]) for k in (a, b)
+        )
+        far[a, b] = np.mean((one - other) ** 2)
+    expected = np.sort(far, axis=1)[:, :4].sum(axis=1)  # One may be bad: of the 6 others, 4.
+    assert _krum_scores(Sent.of(sparse(shops, sends)), 1) == pytest.approx(expected)
 
 
 @EVERY
