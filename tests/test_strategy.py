@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -326,13 +327,20 @@ def test_a_round_is_on_the_disk_before_it_counts_as_finished(
     synced: list[list[str]] = []
 
     def fsync(handle: int) -> None:
-        if stat.S_ISDIR(os.fstat(handle).st_mode):
-            synced.append(sorted(path.name for path in tmp_path.glob("round-00000.*")))
+        # What is itself not on the disk yet has another name; what is, is renamed whole.
+        synced.append(sorted(path.name for path in tmp_path.glob("round-00000.*")))
+        if not stat.S_ISDIR(os.fstat(handle).st_mode):
+            assert os.fstat(handle).st_size > 100
 
     monkeypatch.setattr(os, "fsync", fsync)
     write_checkpoint(tmp_path, saved[0])
     tensors, facts = "round-00000.safetensors", "round-00000.json"
-    assert synced == [[tensors], [facts, tensors]]
+    assert synced == [
+        [f"{tensors}.partial"],
+        [tensors],
+        [f"{facts}.partial", tensors],
+        [facts, tensors],
+    ]
 
 
 def test_a_copy_beside_the_checkpoints_is_none_of_them(tmp_path: Path) -> None:
@@ -353,6 +361,24 @@ def test_a_checkpoint_under_another_round_s_name_is_refused(tmp_path: Path) -> N
     with pytest.raises(ArtifactError, match=r"round-00002\.json holds round 1"):
         read_checkpoint(tmp_path, 2)
     assert read_checkpoint(tmp_path, 1).server_round == 1
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"format": 1}, "has format 1, this code reads 2"),
+        ({"noise": "dice"}, r"cannot read the checkpoint .*'system'"),
+        ({"sha256": "0" * 64}, "damaged"),
+    ],
+)
+def test_a_checkpoint_that_is_not_what_it_says_is_refused(
+    tmp_path: Path, facts: dict[str, object], message: str
+) -> None:
+    _, _, saved = run(FaultyGrid(toy_app(), 3), make_job(rounds=1))
+    path = write_checkpoint(tmp_path, saved[0])
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+    with pytest.raises(ArtifactError, match=message):
+        read_checkpoint(tmp_path, 0)
 
 
 def test_a_half_written_or_damaged_checkpoint_is_noticed(tmp_path: Path) -> None:
