@@ -1,9 +1,11 @@
 """A published version is whole, verified and stays; what may not be published is not."""
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +212,47 @@ def test_a_new_decision_replaces_a_damaged_one(folder: Path) -> None:
     assert value_of(Registry(folder)) == 1
 
 
+def test_what_somebody_keeps_beside_records_is_none_of_them(folder: Path) -> None:
+    versions, pins = folder / "versions", folder / "pins"
+    Registry(folder).pin(2)
+    for name in ("03.json", "old-9.json", "9.json~", "9.json.bak", "0.json"):
+        shutil.copy(versions / "1.json", versions / name)
+        shutil.copy(pins / "1.json", pins / name)
+    assert Registry(folder).versions() == [1, 2, 3]
+    assert Registry(folder).pins() == [1]
+    assert Registry(folder).served() == 2
+
+
+def test_numbers_go_on_after_the_largest_though_one_before_it_was_removed(folder: Path) -> None:
+    Registry(folder).pin(2)
+    Registry(folder).pin(3)
+    (folder / "versions" / "2.json").unlink()
+    (folder / "pins" / "1.json").unlink()
+    assert Registry(folder).publish(model(folder.parent / "m", 4)).version == 4
+    assert Registry(folder).roll_back().number == 3
+    assert Registry(folder).served() == 1
+
+
+@pytest.mark.parametrize("name", ["versions", "pins"])
+def test_a_registry_that_cannot_be_looked_into_is_not_taken_for_an_empty_one(
+    folder: Path, name: str
+) -> None:
+    """Taken for empty, an older version would be served than the pinned one, or none published."""
+    Registry(folder).pin(1)
+    shutil.rmtree(folder / name)
+    (folder / name).write_text("no folder")
+    for asked in (Registry(folder).served, lambda: Registry(folder).pin(2)):
+        with pytest.raises(ArtifactError, match=r"cannot read the registry .*: Not a directory"):
+            asked()
+
+
+@pytest.mark.parametrize("torn", [b"", b"[]", b"null", b"{}", b'{"content": 1}', bytes(64)])
+def test_a_torn_record_is_refused(folder: Path, torn: bytes) -> None:
+    (folder / "versions" / "3.json").write_bytes(torn)
+    with pytest.raises(ArtifactError, match=r"3.json is not as it was written: serve another"):
+        Registry(folder).read()
+
+
 def test_a_record_under_another_number_is_refused(folder: Path) -> None:
     shutil.copy(folder / "versions" / "1.json", folder / "versions" / "4.json")
     with pytest.raises(ArtifactError, match=r"4.json is the record of version 1"):
@@ -234,14 +277,22 @@ def test_a_decision_under_another_number_is_refused(folder: Path) -> None:
         ({}, "no privacy statement"),
         (statement(PLAN.model_copy(update={"private": False})), "without differential privacy"),
         (statement(PLAN, noise="seeded"), "its noise was seeded"),
+        (PRIVACY | {"private": "no"}, "without differential privacy"),
         (PRIVACY | {"epsilon": None}, "gives no bound"),
+        (PRIVACY | {"epsilon": -1.0}, "gives no bound"),
+        (PRIVACY | {"epsilon": float("inf")}, "gives no bound"),
         (PRIVACY | {"epsilon": "four"}, "gives no bound"),
         (PRIVACY | {"epsilon": True}, "gives no bound"),
         (PRIVACY | {"delta": None}, "gives no bound"),
         (PRIVACY | {"delta": 1.0}, "gives no bound"),
+        (PRIVACY | {"delta": -0.1}, "gives no bound"),
+        (PRIVACY | {"delta": False}, "gives no bound"),
         (PRIVACY | {"delta": float("nan")}, "gives no bound"),
         (PRIVACY | {"noise": "dice"}, "where the noise came from"),
-        ({k: v for k, v in PRIVACY.items() if k != "unit"}, "lacks unit"),
+        *(
+            ({k: v for k, v in PRIVACY.items() if k != name}, f"lacks {name}")
+            for name in ("unit", "trust", "accountant", "mechanisms", "not_covered")
+        ),
     ],
 )
 def test_what_does_not_protect_needs_force_and_the_record_tells(
@@ -297,6 +348,34 @@ def test_a_new_registry_is_on_the_disk_with_its_first_file(
     FolderStore(place).create("versions/1.json", b"{}")
     # Each is a name in the one above it.
     assert {tmp_path, tmp_path / "new", place, place / "versions"} <= set(synced)
+
+
+def test_every_file_is_on_the_disk_before_the_record_says_that_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a power cut at any moment a version is left whole, or none."""
+    place, source = tmp_path / "registry", model(tmp_path / "m")
+    done: list[str] = []
+    fsync, link = os.fsync, Path.hardlink_to
+
+    def synced(handle: int) -> None:
+        fsync(handle)
+        done.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+
+    def linked(self: Path, target: Path) -> None:
+        done.append(f"link {self.name}")
+        link(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "hardlink_to", linked)
+    record = Registry(place).publish(source)
+    for name in (MODEL, ITEMS, MANIFEST):
+        assert {record.folder, "models", "registry"} <= set(done[done.index(name) :])
+        assert done.index(name) < done.index("link 1.json")
+    before = done[done.index("link 1.json") - 1]
+    assert before.startswith(".1.json.")
+    assert done[done.index("link 1.json") + 1 :][:2] == ["versions", "registry"]
+    assert [path.name for path in (place / "versions").iterdir()] == ["1.json"]
 
 
 def test_a_full_disk_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +453,10 @@ def test_a_publisher_killed_at_the_end_leaves_a_whole_version(folder: Path) -> N
 
 def test_old_remains_are_swept_and_young_ones_left(folder: Path) -> None:
     models = folder / "models"
-    old, young, foreign = "20200101T000000Z-ab", "29990101T000000Z-ab", "notes"
+    old, foreign = "20200101T000000Z-ab", "notes"
+    # Another publisher is still at work on it, as far as anybody knows.
+    an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    young = an_hour_ago.strftime("%Y%m%dT%H%M%SZ-ab")
     for name in (old, young, foreign):
         shutil.copytree(models / Registry(folder).record(1).folder, models / name)
     damaged = folder / "versions" / "2.json"
@@ -432,6 +514,12 @@ class Racing:
 class Down:
     """A service that cannot be reached, with an error of its own kind."""
 
+    def invalidate_cache(self) -> None:
+        pass
+
+    def ls(self, path: str, *, detail: bool) -> list[str]:
+        raise RuntimeError("no credentials")
+
     def cat_file(self, path: str) -> bytes:
         raise RuntimeError("no credentials")
 
@@ -447,6 +535,44 @@ def test_a_service_s_own_error_becomes_one_line(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(registry_module, "open_store", lambda where: UrlStore(Down(), "r"))
     with pytest.raises(ArtifactError, match=r"cannot read the registry x: .*no credentials"):
         Registry("x").record(1)
+    with pytest.raises(ArtifactError, match=r"cannot read the registry x: .*no credentials"):
+        Registry("x").versions()
+
+
+class Remembering:
+    """A service whose client goes on with the list that it was given first, until it is told."""
+
+    def __init__(self) -> None:
+        self.there, self.known = ["r/versions/1.json"], list[str]()
+
+    def invalidate_cache(self) -> None:
+        self.known = []
+
+    def ls(self, path: str, *, detail: bool) -> list[str]:
+        self.known = self.known or list(self.there)
+        return self.known
+
+
+def test_a_version_that_another_published_is_seen_at_a_url() -> None:
+    service = Remembering()
+    store = UrlStore(service, "r/")
+    assert store.names("versions") == ["1.json"]
+    service.there.append("r/versions/2.json")
+    assert store.names("versions") == ["1.json", "2.json"]
+
+
+def test_a_folder_by_its_url_is_a_folder(tmp_path: Path) -> None:
+    """It is written as one: synced, and records by a link that one process alone can make."""
+    assert isinstance(open_store(f"file://{tmp_path}"), FolderStore)
+
+
+def test_a_service_whose_package_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(where: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
+    with pytest.raises(ConfigError, match="cannot use s3://bucket/x: Install s3fs"):
+        open_store("s3://bucket/x")
 
 
 def test_a_url_that_nothing_reads_is_refused_and_a_password_never_shown() -> None:
@@ -461,13 +587,21 @@ def test_a_url_that_nothing_reads_is_refused_and_a_password_never_shown() -> Non
 def test_figures_of_many_customers_are_written_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    figures = {"customers": 123456.7, "customers_error": 987.65432, "ndcg@20": 0.123456}
+    figures = {
+        "customers": 123456.7,
+        "customers_error": 987.65432,
+        "least": -123456.7,
+        "ndcg@20": 0.123456,
+        "shops": 123456,
+    }
     registry = Registry(tmp_path / "registry")
     registry.publish(model(tmp_path / "m"), evaluation={"together": figures})
     assert status_of(app, "registry", "show", tmp_path / "registry") == 0
     said = capsys.readouterr().out
-    for line in ("customers: 123,457", "customers_error: 987.7", "ndcg@20: 0.1235"):
-        assert f"    {line}\n" in said
+    lines = ("customers: 123,457", "customers_error: 987.7", "least: -123,457", "ndcg@20: 0.1235")
+    assert (
+        "\n".join(["  together", *(f"    {each}" for each in lines), "    shops: 123456\n"]) in said
+    )
 
 
 @pytest.mark.parametrize(

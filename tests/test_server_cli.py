@@ -81,6 +81,49 @@ def test_people_read_what_was_forced_what_is_served_and_what_is_damaged(
         assert words in " ".join(capsys.readouterr().out.split())
 
 
+def test_each_version_is_told_with_what_is_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    place, figures = tmp_path / "registry", tmp_path / "evaluation.json"
+    figures.write_text("{}")
+    bare = model(tmp_path / "1", 1, privacy=None)
+    assert call("publish", bare, "--to", place, "--force") == 0
+    said = capsys.readouterr().out
+    assert "Published version 1; version 1 is served." in said
+    assert "Version 1 was published by force: it has no privacy statement." in said
+    assert call("publish", model(tmp_path / "2", 2), "--to", place, "--evaluation", figures) == 0
+    assert call("list", place) == 0
+    said = capsys.readouterr().out
+    # The newest first: served or not, version, time, round, privacy, catalogue, evaluated.
+    rows = [line.split() for line in said.splitlines() if "ffffffffffff" in line]
+    assert [row[0] for row in rows] == ["served", "1"]
+    assert (rows[0][1], rows[0][4], rows[0][5]) == ("2", "3", "epsilon")
+    assert (rows[0][-2:], rows[1][3:]) == (["f" * 12, "yes"], ["3", "none", "f" * 12, "no"])
+    assert "Served: version 2, the newest." in said
+    assert call("rollback", place) == 0
+    assert "Served: version 1 (before: 2), until another is pinned." in capsys.readouterr().out
+    assert call("show", place) == 0
+    said = capsys.readouterr().out
+    assert f"Version 1 of {place}, which is served.\n" in said
+    assert f"catalogue {'f' * 12}, round 3, code {'c' * 12}." in said
+    assert "Version 1 was published by force: it has no privacy statement." in said
+    assert "Evaluation" not in said
+    assert call("show", place, 2) == 0
+    said = capsys.readouterr().out
+    assert f"Version 2 of {place}.\n" in said
+    assert "Evaluation, as released:" in said
+    assert call("pin", place, "newest") == 0
+    said = capsys.readouterr().out
+    assert "Served: version 2 (before: 1), and from now on the newest." in said
+    (place / "pins" / "2.json").write_text("{}")
+    assert call("pin", place, 2) == 0
+    assert (
+        "Served: version 2 (before: unknown), until another is pinned." in capsys.readouterr().out
+    )
+    assert call("pin", place, "v2") == 2
+
+
 def test_a_damaged_last_decision_hides_no_version_and_no_publishing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
