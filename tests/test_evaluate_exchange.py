@@ -18,10 +18,12 @@ from client.rounds.participation import answer
 from client.rounds.replying import Node
 from client.settings import read_settings
 from common.accounting import calibrate
-from common.evaluation import EVALUATION, EVALUATION_NAMES
+from common.evaluation import EVALUATION, EVALUATION_NAMES, ReleasedEvaluation
+from common.evaluation import read_evaluation as read_released
 from common.model import initial_state
 from common.protocol import EVALUATE, NO_FINGERPRINT, Arrays, ModelPlan, ReplyHeader, shop_key
 from federation_support import same, write_federation
+from server.figures import ShopFigures, write_figures
 from server.registry.records import read_evaluation
 from test_home_exchange import PLAN, Deployed
 
@@ -67,6 +69,27 @@ def test_nobody_is_asked_unless_the_run_asks_and_nothing_is_written_of_nobody(
     (event,) = deployed.run("second", evaluate=True).of("evaluate")
     assert event["declined"] == {"no-evaluation": 4}
     assert not list((deployed.server / "runs").rglob("evaluation.json"))
+
+
+def test_figures_say_of_each_shop_where_its_own_noise_came_from(tmp_path: Path) -> None:
+    """One that can be replayed makes the figures of all together so, and no other shop's."""
+    released = [
+        ReleasedEvaluation(np.full(len(EVALUATION_NAMES), value, np.float32), value)
+        for value in (100.0, 400.0)
+    ]
+    path = tmp_path / "evaluation.json"
+    write_figures(
+        path,
+        "first",
+        [ShopFigures("a", "system", released[0]), ShopFigures("b", "seeded", released[1])],
+    )
+    document = read_evaluation(path)
+    assert (document["run"], document["noise"]) == ("first", "seeded")
+    assert [document["shops"][shop]["noise"] for shop in "ab"] == ["system", "seeded"]
+    assert [document["shops"][shop]["noise_multiplier"] for shop in "ab"] == [100.0, 400.0]
+    assert document["together"] == json.loads(json.dumps(read_released(released)))
+    assert document["shops"]["b"]["shops"] == 1
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
 class Asked:

@@ -23,6 +23,7 @@ from common.protocol import (
     HOME,
     MAX_MANIFEST_CHARS,
     NO_FINGERPRINT,
+    POPULARITY,
     Arrays,
     ModelPlan,
     ReplyHeader,
@@ -166,6 +167,24 @@ def test_a_run_goes_on_with_its_own_catalogue_though_a_newer_one_was_published(
         versions.add(versions.next(newer, {}), newer)
     assert [e["event"] for e in deployed.run("first").events] == ["start", "home", "end"]
     assert read_catalogue(versions.current()).fingerprint == newer.fingerprint
+
+
+def test_a_folder_that_holds_another_model_is_left_alone(deployed: Deployed) -> None:
+    """Another run's model would be sent to every shop in this one's name."""
+    deployed.run("first")
+    made = deployed.server / "runs" / "first" / "model"
+    model = load_model(made)
+    others: list[tuple[str, Arrays]] = [
+        ("other", model.arrays),
+        ("first", {**model.arrays, POPULARITY: model.arrays[POPULARITY][::-1].copy()}),
+    ]
+    for version, arrays in others:
+        shutil.rmtree(made)
+        manifest = model.manifest.model_copy(update={"version": version})
+        save_model(made, arrays, model.item_ids, manifest)
+        with pytest.raises(ArtifactError, match="another model than that of run first: move it"):
+            deployed.run("first")
+        assert same(load_model(made).arrays, arrays)
 
 
 def test_a_run_begins_with_the_catalogue_that_it_was_asked_for(deployed: Deployed) -> None:

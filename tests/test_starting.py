@@ -1,6 +1,7 @@
 """A run that goes on from an earlier model: its rows, and what its statement must say."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from common.accounting import epsilon, plan_spends
 from common.artifact import Manifest, load_model, save_model
 from common.errors import ArtifactError, ConfigError
 from common.features import Catalogue
-from common.model import initial_state
-from common.protocol import ITEMS, POPULARITY, ModelPlan, TrainingPlan
+from common.model import initial_state, state_spec
+from common.protocol import ITEMS, POPULARITY, ModelPlan, Noise, TrainingPlan
 from common.statement import render_statement, statement
+from federation_support import make_job
 from server.catalogue.versions import Catalogues
 from server.checkpoints import read_checkpoint
+from server.finishing import finished_model
 from server.settings import read_home
 from server.starting import from_model, from_seed
 from test_home_exchange import PLAN, Deployed
@@ -143,6 +146,38 @@ def test_noise_that_an_earlier_run_does_not_vouch_for_is_the_weakest(tmp_path: P
     assert from_model(seeded, LATER, catalogue, none).noise == "seeded"
     assert from_model(silent, LATER, catalogue, none).noise == "seeded"
     assert from_seed(LATER, catalogue).noise == "system"
+
+
+@pytest.mark.parametrize(
+    ("plan", "noise", "own", "stated"),
+    [
+        (PLAN, "seeded", "system", "seeded"),
+        (PLAN, "system", "seeded", "seeded"),
+        (PLAN, "system", "system", "system"),
+        (PLAN.model_copy(update={"private": False}), "system", "system", None),
+    ],
+)
+def test_a_finished_model_states_the_weakest_noise_of_all_its_runs(
+    tmp_path: Path, plan: TrainingPlan, noise: Noise, own: Noise, stated: str | None
+) -> None:
+    """Whoever knows the seed of an earlier run's noise can take it off the later model, too."""
+    catalogue = products()
+    old = saved(tmp_path / "old", catalogue, plan, privacy=statement(plan, noise=noise))
+    start = from_model(old, LATER, catalogue, none)
+    job = replace(
+        make_job(run_name="second"),
+        plan=LATER,
+        run_name="second",
+        catalogue_fingerprint=catalogue.fingerprint,
+        shapes=state_spec(LATER.model, catalogue.size),
+    )
+    state = start.settle(start.state, np.full(8, 0.125, np.float32))
+    for _ in range(2):  # The second time it is there already.
+        found = finished_model(tmp_path / "new", job, catalogue, state, own, start)
+        assert found == load_model(tmp_path / "new").manifest
+    assert (found.privacy or {}).get("noise") == stated
+    assert (found.version, found.server_round) == ("second", LATER.rounds)
+    assert [run["version"] for run in found.config["earlier"]] == ["old"]
 
 
 def test_the_statement_counts_what_all_runs_spent() -> None:
