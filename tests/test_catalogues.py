@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ from common.errors import ArtifactError, ConfigError, DataError
 from common.features import Catalogue, ContentSpec, read_catalogue
 from common.protocol import shop_key
 from server.__main__ import app
+from server.catalogue import versions
 from server.catalogue.diff import Difference
 from server.catalogue.publishing import Publishing, publish
-from server.catalogue.tables import export_table, show_table
+from server.catalogue.tables import export_table, publish_table, show_table
 from server.catalogue.versions import Catalogues
+from server.catalogue.view import export
 from server.operating.folder import make_federation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,6 +108,57 @@ def test_versions_are_found_by_number_and_fingerprint(put: Put, tmp_path: Path) 
     for wrong in ("3", "0", "", second["fingerprint"][:7], "f" * 64, "../1"):
         with pytest.raises(ConfigError, match="no version"):
             catalogues.path(wrong)
+
+
+def test_of_versions_of_one_fingerprint_the_newest_is_found(put: Put, tmp_path: Path) -> None:
+    """A run asks by fingerprint: it must be told of what shops stock now, not of what they did."""
+    first = put(FIRST)["fingerprint"]
+    table = tmp_path / "table" / "stock.csv"
+    for row in ("north,tea", "north,milk"):
+        table.write_text(f"merchant_id,item_id\n{row}\n")
+        assert put(FIRST)["fingerprint"] == first
+    assert Catalogues(tmp_path / "catalogue").version(first).n == 3
+    assert Catalogues(tmp_path / "catalogue").version(first[:8]).n == 3
+
+
+def test_a_version_is_on_the_disk_before_it_is_in_its_place(
+    put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a power cut at any moment a version is left whole, or none."""
+    done: list[str] = []
+    rename = Path.rename
+
+    def renamed(self: Path, target: Path) -> Path:
+        done.append(f"rename {self.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(versions, "sync", lambda path: done.append(path.name))
+    monkeypatch.setattr(Path, "rename", renamed)
+    folder = folder_of(tmp_path / "table", FIRST)
+    (folder / "stock.csv").write_text("merchant_id,item_id\nnorth,tea\n")
+    put(FIRST)
+    files = {path.name for path in (tmp_path / "catalogue" / "1").iterdir()}
+    assert files == {"products.parquet", "catalogue.json", "stock.parquet", "version.json"}
+    place = done.index("rename 1")
+    assert {*files, "1"} <= set(done[:place])
+    assert done[place + 1 :] == ["catalogue"]
+
+
+def test_a_full_disk_leaves_no_version(
+    put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(FIRST)
+
+    def full(path: Path) -> None:
+        if path.name == "version.json":
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "sync", full)
+        with pytest.raises(ConfigError, match=r"cannot write to .*: No space left on device"):
+            put(SECOND)
+    assert sorted(path.name for path in (tmp_path / "catalogue").iterdir()) == [".lock", "1"]
+    assert put(SECOND)["version"] == 2
 
 
 def test_a_product_that_is_gone_is_retired_and_comes_back(put: Put, tmp_path: Path) -> None:
@@ -443,6 +497,79 @@ def test_times_are_said_to_be_utc(federation: Path, tmp_path: Path) -> None:
     when = r"\d{4}-\d\d-\d\d \d\d:\d\d"
     assert re.search(rf"Version 1 \(the current version\), published {when} UTC\n", said.get())
     assert re.search(rf"version  published \(UTC\) .*\n +1  {when} ", said.get())
+
+
+@pytest.mark.parametrize("name", ["out", "out.zip"])
+def test_neither_what_is_damaged_nor_over_what_is_there_is_exported(
+    federation: Path, tmp_path: Path, name: str
+) -> None:
+    command(federation, "publish", str(folder_of(tmp_path / "table", FIRST)))
+    catalogues, out = Catalogues(federation / "catalogue"), tmp_path / name
+    out.write_text("a shop's own")
+    with pytest.raises(ConfigError, match="is there already and stays as it is"):
+        export(catalogues, None, out)
+    assert out.read_text() == "a shop's own"
+    out.unlink()
+    products = federation / "catalogue" / "1" / "products.parquet"
+    products.write_bytes(products.read_bytes()[:-9])
+    with pytest.raises(ArtifactError):
+        export(catalogues, None, out)
+    assert not out.exists()
+
+
+def test_what_changed_is_told_with_its_examples(put: Put) -> None:
+    def said(document: dict[str, Any]) -> str:
+        console = Console(width=200)
+        with console.capture() as found:
+            console.print(publish_table(document))
+        return found.get()
+
+    first = said(put(FIRST))
+    assert "Published version 1 in " in first
+    assert "3 products\n" in first
+    assert "described by type, brand, price\n" in first
+    assert "every shop needs this version" in first
+    assert "Nothing changed: this is version 1 already" in said(put(FIRST))
+    told = said(put(SECOND, dry_run=True))
+    assert "Would be version 2; nothing was written" in told
+    assert "every shop needs this version" not in told
+    assert "4 products, 1 of them retired\n" in told
+    for line in (
+        "added                1   'pot'",
+        "retired              1   'pan'",
+        "changed              1",
+        "  brand: 1 product",
+        "    'milk': 'y' -> 'z'",
+    ):
+        assert f"{line}\n" in told
+    more = SECOND + "".join(f"food,egg{k},1,x\n" for k in range(6))
+    told = said(put(more, content=["type"]))
+    assert "added                7   'egg0', 'egg1', 'egg2', 'egg3', 'egg4', ...\n" in told
+    assert "content removed: brand, price\n" in told
+    assert "all content scores change" in told
+    assert "columns that describe nothing: " in told
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changed"),
+    [
+        ("1\n2\n", "1.0\n2.0\n", []),
+        ("1\n\n", "1\n2\n", ["b"]),
+        ("1\n\n", "1\n\n", []),
+        ("1\n2\n", "1\nx\n", ["b"]),
+        ("x\n\n", "x\ny\n", ["b"]),
+    ],
+)
+def test_what_differs_is_a_value_and_not_how_it_is_written(
+    before: str, after: str, changed: list[str]
+) -> None:
+    def catalogue(text: str) -> Catalogue:
+        values = pd.read_csv(StringIO("size\n" + text), skip_blank_lines=False)
+        return Catalogue.of(values.assign(item_id=["a", "b"]), ContentSpec())
+
+    found = Difference.of(catalogue(before), catalogue(after))
+    assert found.changed_products.tolist() == changed
+    assert found.counts()["changed"] == len(changed)
 
 
 def test_files_without_a_time_are_exported_too(federation: Path, tmp_path: Path) -> None:
