@@ -122,6 +122,25 @@ def test_what_a_few_bad_shops_can_do_to_a_row_is_bounded_however_loud_they_are(n
 
 
 @EVERY
+@pytest.mark.parametrize("alone", [1, 4])
+def test_a_row_that_bad_shops_alone_send_excuses_nothing_that_they_say_elsewhere(
+    name: str, alone: int
+) -> None:
+    """Held beside their own length there, they were not too long anywhere: whoever is bad may say
+    that it stocks what nobody else does."""
+    sends = STOCK.copy()
+    sends[:, -3:] = np.arange(SHOPS)[:, None] < alone
+    enough = slice(0, 20)  # Rows that more than twice as many shops send as may be bad.
+    clean = defence(name).update(sparse(crowd(), sends))["table"][enough]
+    for length in (1e3, 1e6):
+        shops = crowd()
+        for bad in range(alone):
+            shops[bad]["table"] = np.full((ROWS, WIDTH), length, np.float32)
+        found = defence(name).update(sparse(shops, sends))["table"][enough]
+        assert np.linalg.norm(found - clean) < 3 * np.linalg.norm(clean)
+
+
+@EVERY
 def test_a_shop_that_sends_little_is_measured_by_what_it_sends(name: str) -> None:
     """Pure noise of one size: who stocks less is no less honest, and no more."""
     stream = np.random.default_rng(3)

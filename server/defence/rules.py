@@ -118,11 +118,18 @@ def _multi_krum(shops: Sent, bad: int) -> Arrays:
     return shops.only(np.sort(order[: len(shops) - bad]))
 
 
-def _norm_bound(shops: Sent, _bad: int) -> Arrays:
-    norms = np.sqrt([sum(_square(a) for a in arrays.values()) for arrays in shops.arrays])
+def _norm_bound(shops: Sent, bad: int) -> Arrays:
+    own = [map(_row_norms, arrays.values()) for arrays in shops.arrays]
+    norms = np.sqrt([sum(float(rows @ rows) for rows in each) for each in own])
     if shops.sends:
         # Whoever sends more rows sends longer updates: a norm counts beside that of the same rows.
-        norms /= np.maximum(shops.usual({n: shops.row_norms(n) for n in shops.arrays[0]}), 1e-300)
+        beside = {name: shops.row_norms(name) for name in shops.arrays[0]}
+        for name, sends in shops.sends.items():
+            # Rows most of whose senders may be bad excuse twice the longest of the others at most.
+            found, few = beside[name], sends.sum(axis=0) <= 2 * bad
+            known = _largest_honest(found[:, ~few], bad).max(initial=_typical(found, bad))
+            beside[name] = np.minimum(found, np.where(few, 2 * known, np.inf))
+        norms /= np.maximum(shops.usual(beside), 1e-300)
     mean = _scaled_mean(shops.arrays, _factors(norms, np.median(norms)))
     return _without_unknown(shops, mean)
 
@@ -287,11 +294,6 @@ def _row_norms(array: np.ndarray) -> np.ndarray:
 
 def _along_rows(array: np.ndarray) -> tuple[int, ...]:
     return (len(array), *([1] * (array.ndim - 1)))
-
-
-def _square(array: np.ndarray) -> float:
-    norms = _row_norms(array)
-    return float(norms @ norms)
 
 
 def _scaled_mean(shops: list[Arrays], factors: np.ndarray | None = None) -> Arrays:
