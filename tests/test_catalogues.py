@@ -400,6 +400,8 @@ def test_the_command_line_publishes_shows_compares_and_exports(
     assert (shown["version"], shown["fingerprint"]) == (2, second["fingerprint"])
     assert [c["name"] for c in shown["columns"] if c["used"]] == ["type", "brand"]
     assert [v["version"] for v in shown["versions"]] == [1, 2]
+    assert shown["current"]
+    assert not command(federation, "show", "1")["current"]
     difference = command(federation, "diff", "1", "2", "--examples", "0")
     assert difference["counts"]["added"] == 1
     assert difference["added"] == []
@@ -570,6 +572,9 @@ def test_what_differs_is_a_value_and_not_how_it_is_written(
     found = Difference.of(catalogue(before), catalogue(after))
     assert found.changed_products.tolist() == changed
     assert found.counts()["changed"] == len(changed)
+    examples = found.document()["changed"].get("size", {}).get("examples", [])
+    # What was not known is null, no empty text.
+    assert all(None in (each["before"], each["after"]) for each in examples if "\n\n" in before)
 
 
 def test_files_without_a_time_are_exported_too(federation: Path, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_noise_that_an_earlier_run_does_not_vouch_for_is_the_weakest(tmp_path: P
     ],
 )
 def test_a_finished_model_states_the_weakest_noise_of_all_its_runs(
-    tmp_path: Path, plan: TrainingPlan, noise: Noise, own: Noise, stated: str | None
+    tmp_path: Path, plan: TrainingPlan, noise: Noise, own: Noise, stated: Noise | None
 ) -> None:
     """Whoever knows the seed of an earlier run's noise can take it off the later model, too."""
     catalogue = products()
@@ -175,7 +175,10 @@ def test_a_finished_model_states_the_weakest_noise_of_all_its_runs(
     for _ in range(2):  # The second time it is there already.
         found = finished_model(tmp_path / "new", job, catalogue, state, own, start)
         assert found == load_model(tmp_path / "new").manifest
-    assert (found.privacy or {}).get("noise") == stated
+    if stated is None:
+        assert found.privacy is None
+    else:
+        assert found.privacy == statement(LATER, noise=stated, earlier=[plan])
     assert (found.version, found.server_round) == ("second", LATER.rounds)
     assert [run["version"] for run in found.config["earlier"]] == ["old"]
 
