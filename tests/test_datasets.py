@@ -209,13 +209,14 @@ def test_other_numbers_are_no_epoch_seconds(tmp_path: Path, time: str) -> None:
 
 def test_what_may_be_wrong_is_noted(tmp_path: Path) -> None:
     (tmp_path / "products.csv").write_text("item_id\nx\n")
-    rows = ("007,1,x", "007,2,x", "7,2,x", "north,3,x")
+    rows = ("007,1,x", "007,2,x", "7,2,x", "7,2,x", "north,3,x", "Straße,4,x", " STRASSE,5,x")
     (tmp_path / "interactions.csv").write_text(
         HEADER + "".join(f"{row},1577836800,purchase\n" for row in rows)
     )
     (tmp_path / "stock.csv").write_text("merchant_id,item_id\nnroth,x\n")
-    ghost, alike, several = load_folder(tmp_path).notes
+    ghost, *alike, several = load_folder(tmp_path).notes
     # A misspelt merchant would be a shop of its own, and the right one stock everything.
     assert "'nroth' has no interactions" in ghost
-    assert "'007' and '7' differ" in alike
-    assert several.startswith("1 of 3 user ids occur at more than one merchant")
+    assert ["'007' and '7' differ" in note for note in alike] == [False, True]
+    assert "' STRASSE' and 'Straße' differ" in alike[0]
+    assert several.startswith("1 of 5 user ids occur at more than one merchant")

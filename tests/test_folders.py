@@ -15,7 +15,8 @@ from common.errors import DataError
 from common.features import Catalogue, read_catalogue, write_catalogue
 from common.tables.checks import Checker
 from common.tables.csv_files import NO_VALUE
-from common.tables.folders import read_folder, read_small
+from common.tables.csv_rows import MAX_ROW_BYTES
+from common.tables.folders import read_folder, read_interactions, read_small
 from common.tables.validation import check_products
 
 NOW = 1_800_000_000
@@ -352,6 +353,60 @@ def test_memory_follows_the_codes_and_not_the_text(tmp_path: Path) -> None:
     )
     # 19 bytes of codes a row where the text has 62; reading it whole would take more than it.
     assert int(result.stdout) < 0.75 * size
+
+
+def test_times_and_numbers_of_parquet_read_alike_however_they_are_stored(tmp_path: Path) -> None:
+    # Fractions of a second are left out, and what a program wrote as categories is what it says.
+    at = arrow.array([1_577_836_800_123, 1_577_836_801_999], arrow.int64())
+    seconds, words = [1_577_836_800, 1_577_836_801], ["2020-01-01T00:00:00.9Z", "1577836801"]
+    stored = [
+        at.cast(arrow.timestamp("ms")),
+        at.cast(arrow.timestamp("ms", tz="Asia/Kolkata")),
+        at.cast(arrow.timestamp("ms")).cast(arrow.timestamp("ns")),
+        arrow.array(seconds).dictionary_encode(),
+        arrow.array(words).dictionary_encode(),
+        arrow.array(words),
+    ]
+    (tmp_path / "products.csv").write_text("item_id\nx\n")
+    prices = [arrow.array(["1.5", "0"]).dictionary_encode(), arrow.array([1.5, 0.0])]
+    for times in stored:
+        for price in prices:
+            columns = {"merchant_id": ["a"] * 2, "user_id": ["u"] * 2, "item_id": ["x"] * 2}
+            more = {"timestamp": times, "behavior": ["purchase"] * 2, "price": price}
+            pq.write_table(arrow.table(columns | more), tmp_path / "interactions.parquet")
+            found = read_folder(tmp_path, now=NOW).interactions
+            assert found["timestamp"].tolist() == seconds
+            assert found["price"].tolist() == [1.5, 0.0]
+
+
+def test_how_far_parquet_is_read_is_told_in_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.tables.folders.BLOCK_ROWS", 2)
+    row = {"merchant_id": "a", "user_id": "u", "item_id": "x", "timestamp": 0, "behavior": "view"}
+    path, told = tmp_path / "interactions.parquet", list[tuple[int, int]]()
+    pd.DataFrame([row] * 5).to_parquet(path)
+    read_interactions(
+        path, Checker(path.name), None, now=NOW, progress=lambda *far: told.append(far)
+    )
+    assert told == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_stock_of_a_folder_names_its_products(tmp_path: Path) -> None:
+    (folder(tmp_path) / "stock.csv").write_text("merchant_id,item_id\na,x\na,y\n")
+    with pytest.raises(DataError, match=r"stock\.csv: column 'item_id' is not in .* row 2: 'y'"):
+        read_folder(tmp_path, now=NOW)
+
+
+def test_a_row_that_is_too_long_is_set_aside_once_for_that(tmp_path: Path) -> None:
+    long = f"a,{'y' * MAX_ROW_BYTES},x,1577836800,view\n"
+    folder(tmp_path, GOOD + long + "a,1,x,1577836800,view,6\n")
+    found = read_folder(tmp_path, now=NOW, bad_rows="set-aside")
+    assert len(found.interactions) == 1
+    assert found.set_aside == {
+        "interactions.csv: not as many values as columns": 1,
+        f"interactions.csv: longer than {MAX_ROW_BYTES} bytes": 1,
+    }
 
 
 def test_a_column_of_parquet_that_is_there_twice_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
-from common.schema import ShopEvents, Tables, encode_shop, encode_shops
+from common.schema import ShopEvents, Tables, encode_shop, encode_shops, record_weights
+from common.tables.interactions import MAX_MERCHANTS
 from common.tables.validation import validate_tables
 
 NOW = 1_800_000_000
@@ -243,3 +244,97 @@ def test_weights_that_leave_nothing_to_learn_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         list(encode_shops(validated(), ITEMS, weights))
+
+
+# --- what stands between two blocks, at an edge, or in a message ---------------------------------
+
+
+def test_names_that_a_later_block_brings_are_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Told apart by digests in order: a new one in the wrong place gave records to another customer.
+    monkeypatch.setattr("common.tables.validation.BLOCK_ROWS", 7)
+    users = [f"u{k * 37 % 61}" for k in range(61)] * 2
+    merchants = [f"m{int(user[1:]) % 5}" for user in users]
+    items = [f"i{k % 11}" for k in range(len(users))]
+    frame = pd.DataFrame({"merchant_id": merchants, "user_id": users, "item_id": items})
+    frame = frame.assign(timestamp=range(len(users)), behavior="view")
+    goods = pd.DataFrame({"item_id": [f"i{k}" for k in range(11)]})
+    found = validated(frame, products=goods).interactions
+    columns = ["merchant_id", "user_id", "item_id"]
+    assert found[columns].astype(str).to_numpy().tolist() == frame[columns].to_numpy().tolist()
+    assert found["timestamp"].tolist() == list(range(len(users)))
+
+
+def test_the_second_in_which_a_table_is_read_is_not_in_the_future() -> None:
+    times = [NOW, NOW - 1, 0, 1]
+    assert validated(interactions(timestamp=times)).interactions["timestamp"].tolist() == times
+
+
+def test_as_many_bad_values_as_are_shown_are_all() -> None:
+    frame = pd.concat([interactions()] * 2, ignore_index=True)
+    for count, more in ((5, "row 5: 'buy'. What"), (6, "row 5: 'buy' and 1 more. What")):
+        frame["behavior"] = ["buy"] * count + ["view"] * (8 - count)
+        with pytest.raises(DataError, match=more):
+            validated(frame)
+
+
+def test_a_rating_needs_one_and_only_a_purchase_needs_a_price() -> None:
+    given = {"rating": [None, None, 3.0, 0.0], "price": [1.0, None, None, 0.0]}
+    with pytest.raises(DataError, match=r"'rating' is empty in row 2: no value\. What to do: fill"):
+        validated(interactions(**given))
+    found = validated(interactions(**given), bad_rows="set-aside")
+    assert found.set_aside == {"interactions.rating: empty": 1}
+    assert len(found.interactions) == 3
+    with pytest.raises(DataError, match=r"'price' is empty in row 1: no value\. What to do: fill"):
+        validated(interactions(price=[None, None, None, 0.0]))
+
+
+def test_messages_show_what_stands_there() -> None:
+    with pytest.raises(DataError, match=r"'price' is not a number in row 2: 'cheap'"):
+        validated(products=products(price=["1", "cheap", None]))
+    # Two without an id are none of them the other.
+    with pytest.raises(DataError, match=r"^products: column 'item_id' is empty in row 1.* row 2"):
+        validated(products=products(item_id=[None, None, "x"]))
+    people = pd.DataFrame({"user_id": [None, "", "u"]})
+    with pytest.raises(DataError, match=r"^customers: column 'user_id' is empty in row 1.* row 2"):
+        validated(customers=people)
+
+
+def test_rows_of_frames_go_by_their_place() -> None:
+    # By their index the ids of one row stood beside what another said.
+    goods = products(brand=["bx", "by", "bz"])[::-1]
+    people = pd.DataFrame({"user_id": ["1", "2"], "age": ["one", "two"]}, index=[1, 0])
+    found = validated(interactions().set_index(pd.Index([7, 3, 3, 0])), products=goods)
+    assert found.interactions["user_id"].astype(str).tolist() == ["2", "1", "1", "1"]
+    assert found.products["brand"].tolist() == [f"b{item}" for item in found.products["item_id"]]
+    known = validated(customers=people).customers
+    assert known is not None
+    assert known.to_numpy().tolist() == [["1", "one"], ["2", "two"]]
+
+
+def test_stock_that_is_there_twice_is_there_once() -> None:
+    shelves = pd.DataFrame({"merchant_id": ["a", "a", "b"], "item_id": ["x", "x", "x"]})
+    stock = validated(stock=shelves).stock
+    assert stock is not None
+    assert stock.to_numpy().tolist() == [["a", "x"], ["b", "x"]]
+
+
+def test_more_merchants_than_are_told_apart_are_refused() -> None:
+    # Beyond that a merchant's number would be another's.
+    for count in (MAX_MERCHANTS, MAX_MERCHANTS + 1):
+        names = [f"m{k}" for k in range(count)]
+        frame = pd.DataFrame({"merchant_id": names, "user_id": "u", "item_id": "x"})
+        frame = frame.assign(timestamp=0, behavior="view")
+        if count > MAX_MERCHANTS:
+            with pytest.raises(DataError, match="names more than 32767 merchants"):
+                validated(frame)
+        else:
+            found = validated(frame).interactions["merchant_id"]
+            assert found.astype(str).tolist() == names
+
+
+def test_a_rating_without_a_value_weighs_what_its_behaviour_does() -> None:
+    # Of a database one table may have a column of ratings, and another none.
+    frame = validated(interactions(rating=[0.0, 2.5, 0.0, 0.0])).interactions
+    frame.loc[0, "behavior"], frame.loc[0, "rating"] = "rating", np.nan
+    weights = record_weights(frame, {"rating": 0.8}, 5.0)
+    np.testing.assert_allclose(weights, [0.8, 0.4, 0.0, 0.0])
