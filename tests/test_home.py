@@ -675,7 +675,7 @@ def test_the_command_line_prints_tables_and_documents(shop: HomeShop) -> None:
 def test_a_customer_is_who_the_shops_own_records_say(tmp_path: Path) -> None:
     # Of another merchant's customer of the same name it knows nothing, and counts nothing.
     shop = HomeShop(tmp_path)
-    mine = [("u", "i03"), ("u", "gone"), ("u", "gone"), ("u", "lost"), ("u", "i03")]
+    mine = [("u", "i03"), ("u", "i00"), ("u", "gone"), ("u", "gone"), ("u", "lost"), ("u", "i03")]
     rows = [f"corner,{user},{item},{START},purchase" for user, item in mine]
     rows += [f"corner,seen,i05,{START},view", f"other,theirs,i04,{START},purchase"]
     rows += [f"other,u,away,{START},purchase", f"corner,u,,{START},purchase"]
@@ -691,6 +691,7 @@ def test_a_customer_is_who_the_shops_own_records_say(tmp_path: Path) -> None:
     assert found.notes == ("2 bad rows were left out",)
     history = found.history(0.0)
     assert dict(zip(history.indices.tolist(), history.data.tolist(), strict=True)) == {
+        0: 1.0,
         3: 1.0,
         7: 0.5,
     }

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from client.data.periods import ShopPeriod
 from client.home.adaptation import AdaptedFacts, arrays_of, home_of
 from client.home.ease import Ease
 from client.home.personalization import HomeModel, mix
-from client.home.weight_search import Candidates, tune
+from client.home.weight_search import Candidates, choose_weights, tune
 from client.home_settings import HomeSettings
 from common.errors import ConfigError
 from common.features import Catalogue, ContentSpec
@@ -293,6 +294,44 @@ def later(history: sparse.csr_matrix, seed: int) -> sparse.csr_matrix:
     liked = np.arange(history.shape[1]) % 4 == kinds.argmax(axis=0)[:, None]
     new = liked & (stream.random(history.shape) < 0.3) & ~(history.toarray() > 0)
     return sparse.csr_matrix(new.astype(np.float32))
+
+
+def test_weights_are_chosen_around_what_came_before_and_by_those_who_are_asked(
+    model: GlobalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Fitted on what is asked for, too, a part recalls it and takes all the weight.
+    period = ShopPeriod(bought(30), bought(30, seed=1))
+    tail, stock, asked = np.arange(N) % 2 == 0, np.arange(N) < 30, np.array([2, 5, 7])
+    how, others = settings_of(), {"pooled_ease": Ease.fit(bought(30), 5.0, 100)}
+    fitted: list[tuple[Any, ...]] = []
+    tuned: list[tuple[Any, ...]] = []
+    home = HomeModel.fit(model, period.history, how)
+
+    def fit(*args: Any) -> HomeModel:
+        fitted.append(args)
+        return home
+
+    def own_ease(ridge: float) -> Ease:
+        return Ease.fit(period.history, ridge, 100)
+
+    def search(*args: Any) -> dict[str, float]:
+        tuned.append(args)
+        return {"content": 7.0}
+
+    monkeypatch.setattr(HomeModel, "fit", fit)
+    monkeypatch.setattr("client.home.weight_search.tune", search)
+    for some in (None, asked):
+        more: dict[str, Any] = {"others": others, "own_ease": own_ease}
+        found = choose_weights(model, period, tail, how, stock=stock, asked=some, **more)
+        assert found == {"content": 7.0}
+    for args in fitted:
+        expected = (model, period.history, how, others, own_ease, stock)
+        assert all(one is other for one, other in zip(args, expected, strict=True))
+    for (mixture, history, targets, *rest), rows in zip(tuned, (slice(None), asked), strict=True):
+        assert mixture is home
+        np.testing.assert_array_equal(history.toarray(), period.history[rows].toarray())
+        np.testing.assert_array_equal(targets.toarray(), period.targets[rows].toarray())
+        assert all(one is other for one, other in zip(rest, (tail, how, stock), strict=True))
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -234,6 +234,57 @@ def test_the_mixture_that_is_asked_knows_nothing_of_what_is_asked_for(
         np.testing.assert_array_equal(past.scores(history), expected)
 
 
+@pytest.mark.parametrize("half_life", [0.0, 30.0])
+def test_tastes_are_judged_at_one_moment_and_read_off_all_records_at_the_last(
+    half_life: float, adapted: HomeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, home, begin = fitting(adapted)
+    stock = np.arange(N) % 4 != 0
+    found = replace(found, stock=stock)
+    heard: list[tuple[Any, ...]] = []
+    judged: list[tuple[Any, ...]] = []
+    fitted: list[object] = []
+    read, honest = _Sums.of, HomeModel.fit
+
+    def of(*args: Any) -> _Sums:
+        heard.append(args)
+        return read(*args)
+
+    def strength(*args: Any) -> float:
+        judged.append(args)
+        return 0.5
+
+    def fit(*args: Any, **named: Any) -> HomeModel:
+        fitted.append(named["stock"])
+        return honest(*args, **named)
+
+    monkeypatch.setattr(_Sums, "of", of)
+    monkeypatch.setattr(HomeModel, "fit", fit)
+    monkeypatch.setattr(segment_fitting, "_strength", strength)
+    how = adapted.settings.home.mixed
+    kept = fit_segments(home.model, half_life, found, home, how, 2000, begin)
+    (past, before, history, _), (last, events, whole, _) = heard
+    assert fitted == [stock]
+    assert past.mixing_weights == home.mixing_weights
+    assert before.timestamps.max() < begin <= found.events.timestamps.max()
+    expected = histories(found.events.before(begin), N, half_life, begin)
+    np.testing.assert_array_equal(history.toarray(), expected.toarray())
+    assert last is home
+    assert events is found.events
+    end = found.span[1] + 1
+    expected = histories(found.events, N, half_life, end)
+    np.testing.assert_array_equal(whole.toarray(), expected.toarray())
+    ((_, _, known, _, after, listed, _),) = judged
+    assert known is before
+    assert after.timestamps.min() >= begin
+    assert len(after) + len(known) == len(found.events)
+    assert listed is stock
+    assert kept is not None
+    tastes = read(home, found.events, whole, 2000).tastes()
+    scale = 0.5 * float(segment_fitting.what_sells(home).std())
+    np.testing.assert_allclose(kept.tastes, scale * tastes, rtol=1e-5)
+
+
 def test_customers_and_segments_are_limited(
     adapted: HomeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
