@@ -10,7 +10,7 @@ from client.home.personalization import HomeModel
 from client.home_settings import HomeSettings
 from common.features import Catalogue, ContentSpec
 from common.model import LOCAL_NAMES, GlobalModel, initial_state
-from common.protocol import ITEMS, SPECTRUM, ModelPlan
+from common.protocol import ITEMS, POPULARITY, SPECTRUM, ModelPlan
 
 N = 40
 
@@ -146,6 +146,46 @@ def test_as_much_energy_as_asked_for_stands_beside_the_shops(catalogue: Catalogu
     twice = own_low_rank(catalogue, histories, 1, "type", prior=alone, strength=1.0)
     energy = [float(model.state[SPECTRUM][0]) for model in (alone, twice)]
     assert energy[1] == pytest.approx(2.0 * energy[0], rel=0.02)
+
+
+@pytest.mark.parametrize("groups", ["", "type"])
+@pytest.mark.parametrize("customers", [3, 40])
+def test_both_together_are_the_singular_vectors_of_one_matrix(
+    groups: str, customers: int, catalogue: Catalogue
+) -> None:
+    """Dense, from the sentences that say what it is: weights do not count, and energies do."""
+    stream, kind = np.random.default_rng(8), np.arange(N) % 4
+    rare = np.where(kind == 3, 0.02, 1.0) * stream.uniform(0.2, 1.8, N)
+    everyone = sparse.csr_matrix(bought(500, 5).toarray() * (stream.random((500, N)) < rare))
+    prior = own_low_rank(catalogue, everyone.astype(np.float32), 3, groups)
+    histories = bought(customers, seed=6)
+    histories.data = stream.uniform(0.1, 1.0, histories.nnz).astype(np.float32)
+    model = own_low_rank(catalogue, histories, 4, groups, prior=prior, strength=2.0, power=0.7)
+    binary = histories.copy()
+    binary.data[:] = 1.0
+    block = model.block
+    rows = block.training_rows(binary, 0.5).toarray().astype(float)
+    rows -= np.outer(rows @ block.gain, block.rates / block.gain)
+    told = sparse.csr_matrix(prior.pseudo_customers(histories, 0.7))
+    beside = np.asarray(block.project(told).toarray(), dtype=float)
+    if groups:
+        released = (binary.sum(axis=0), prior.state[POPULARITY])
+        mass = np.array([np.bincount(kind, np.asarray(one).ravel()) for one in released])
+        here, there = np.maximum(mass / mass.mean(axis=1, keepdims=True), 0.05)
+        assert there.min() == 0.05
+        beside *= here / there
+    units = beside / np.linalg.norm(beside, axis=1, keepdims=True)
+    energy = 2.0 * np.square(rows @ units.T).sum()
+    beside *= np.sqrt(energy / np.square(beside).sum())
+    _, values, right = np.linalg.svd(np.vstack([rows, beside]), full_matrices=False)
+    count = min(4, min(customers + 3, rows.shape[1]) - 1)
+    found = np.asarray(model.state[ITEMS], dtype=float)
+    spectrum = np.asarray(model.state[SPECTRUM], dtype=float)
+    np.testing.assert_allclose(spectrum[:count], values[:count] ** 2, rtol=1e-3)
+    expected = right[:count].T * values[:count] ** 2 @ right[:count]
+    np.testing.assert_allclose(
+        found * spectrum @ found.T, expected, atol=1e-3 * np.abs(expected).max()
+    )
 
 
 def test_the_exponent_is_that_of_the_block(catalogue: Catalogue) -> None:
