@@ -209,7 +209,16 @@ def test_other_numbers_are_no_epoch_seconds(tmp_path: Path, time: str) -> None:
 
 def test_what_may_be_wrong_is_noted(tmp_path: Path) -> None:
     (tmp_path / "products.csv").write_text("item_id\nx\n")
-    rows = ("007,1,x", "007,2,x", "7,2,x", "7,2,x", "north,3,x", "Straße,4,x", " STRASSE,5,x")
+    rows = (
+        "007,1,x",
+        "007,2,x",
+        "007,2,x",
+        "7,2,x",
+        "7,2,x",
+        "north,3,x",
+        "Straße,4,x",
+        " STRASSE,5,x",
+    )
     (tmp_path / "interactions.csv").write_text(
         HEADER + "".join(f"{row},1577836800,purchase\n" for row in rows)
     )

@@ -702,3 +702,18 @@ def test_a_customer_is_who_the_shops_own_records_say(tmp_path: Path) -> None:
     seen = read_customer(settings, catalogue, "seen")
     assert (seen.known, seen.history(0.0).nnz, seen.attributes) == (True, 0, {"age": "2"})
     assert any("a product in the catalogue with a weight" in note for note in seen.notes)
+
+
+def test_what_is_named_by_two_numbers_of_one_product_counts_with_the_larger_weight(
+    tmp_path: Path,
+) -> None:
+    shop = HomeShop(tmp_path)
+    (shop.folder / "data" / "map.csv").write_text(
+        "item_id,catalogue_item_id\nlarge,i03\nsmall,i03\n"
+    )
+    shop.configure('[catalogue_mapping]\ntable = "data/map.csv"\n')
+    shop.sell(purchases(3))
+    named = {"large": 0.5, "small": 0.75, "i03": 1.0}
+    found = read_customer(shop.settings, shop.catalogue, items=named)
+    assert (found.known, found.unknown) == (False, ("i03",))
+    assert (found.named.indices.tolist(), found.named.data.tolist()) == ([3], [0.75])

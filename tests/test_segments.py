@@ -5,6 +5,7 @@ import sqlite3
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,13 @@ from client.home.adapting import adapt, last_part
 from client.home.answers import HomeAnswers
 from client.home.personalization import HomeModel
 from client.home.recommending import Request, attributes_of, get_ready, recommend
-from client.home.segment_fitting import LEAST_MEMBERS, _segments, _Sums, fit_segments
+from client.home.segment_fitting import (
+    LEAST_MEMBERS,
+    _segments,
+    _strength,
+    _Sums,
+    fit_segments,
+)
 from client.home.segments import Segments
 from client.home.shop import HomeRecords, load_home_model, read_records
 from client.home_settings import HomeSettings
@@ -32,6 +39,7 @@ from common.model import LOCAL_NAMES
 from common.protocol import ModelPlan
 from common.queries.asking import Query
 from common.schema import ShopEvents
+from common.scoring import top_lists
 from home_support import DAY, START, HomeShop, N, Record
 
 CUSTOMERS = 160
@@ -283,6 +291,88 @@ def test_tastes_are_judged_at_one_moment_and_read_off_all_records_at_the_last(
     tastes = read(home, found.events, whole, 2000).tastes()
     scale = 0.5 * float(segment_fitting.what_sells(home).std())
     np.testing.assert_allclose(kept.tastes, scale * tastes, rtol=1e-5)
+
+
+def test_the_strength_is_the_best_of_those_that_gain_beyond_doubt(
+    adapted: HomeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, home, begin = fitting(adapted)
+    how, before = adapted.settings.home.mixed, found.events.before(begin)
+    history = histories(before, N, 0.0, begin)
+    sums = _Sums.of(home, before, history, 10_000)
+    np.testing.assert_allclose(
+        sums.tastes(),
+        (sums.sums - sums.counts[:, None] * sums.mean)
+        / ((sums.counts[:, None] + 10.0) * sums.spread),
+        rtol=1e-5,
+    )
+    place = sums.names.index(("age", "old"))
+    old = replace(
+        sums,
+        names=(("age", "old"),),
+        sums=sums.sums[[place]],
+        counts=sums.counts[[place]],
+    )
+    asked: list[sparse.csr_matrix] = []
+    gains = {0.0: 0.0, 0.1: 0.1, 0.2: 0.3, 0.4: 0.2}
+
+    def reached(_: object, __: object, targets: sparse.csr_matrix, *___: object) -> SimpleNamespace:
+        tried = len(asked)
+        asked.append(targets)
+        gain = list(gains.values())[tried] if tried < len(gains) else 0.0
+        return SimpleNamespace(ndcg=np.full(targets.shape[0], gain))
+
+    monkeypatch.setattr(segment_fitting, "evaluate", reached)
+    after = found.events.since(begin)
+    assert _strength(home, old, before, history, after, None, how) == 0.2
+    # Those who are in a segment that is kept, and bought anything then.
+    bought = after.matrix(N)
+    users = (found.events.attributes["age"] == "old") & (np.diff(bought.indptr) > 0)
+    for targets in asked:
+        np.testing.assert_array_equal(targets.toarray(), bought[users].toarray())
+    asked.clear()
+    # One alone says nothing, however much it gains.
+    first = after.select(after.users == np.flatnonzero(users)[0])
+    assert _strength(home, old, before, history, first, None, how) == 0.0
+    assert not asked
+
+
+def test_who_has_no_history_yet_says_nothing_of_a_segment(adapted: HomeShop) -> None:
+    found, home, _ = fitting(adapted)
+    history = histories(found.events.before(found.span[0] + 10 * DAY), N, 0.0, 0)
+    active = np.diff(history.indptr) > 0
+    sums = _Sums.of(home, found.events, history, 10_000)
+    np.testing.assert_array_equal(sums.heard, active)
+    assert 0 < active.sum() < len(active)
+    assert sums.counts.sum() <= active.sum()
+
+
+def test_a_segment_takes_five_and_the_largest_come_first() -> None:
+    ages = np.array(["a"] * LEAST_MEMBERS + ["b"] * (LEAST_MEMBERS - 1) + ["c"] * 9 + [""] * 20)
+    none = np.zeros(0, np.int64)
+    users = np.array([f"u{k}" for k in range(len(ages))], dtype=object)
+    events = ShopEvents("m", users, none, none, none, none, attributes={"age": ages.astype(object)})
+    everyone = np.ones(len(ages), bool)
+    assert _segments(events, everyone, 30) == (("age", "c"), ("age", "a"))
+    everyone[0] = False  # one who was not heard
+    assert _segments(events, everyone, 30) == (("age", "c"),)
+
+
+def test_tastes_are_judged_by_lists_of_what_is_stocked(
+    adapted: HomeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, home, begin = fitting(adapted)
+    stock, allowed = np.arange(N) % 4 != 0, list[object]()
+
+    def listed(*args: Any, **named: Any) -> Any:
+        allowed.extend(named["allowed"])
+        return top_lists(*args, **named)
+
+    monkeypatch.setattr(segment_fitting, "top_lists", listed)
+    records = replace(found, stock=stock)
+    fit_segments(home.model, 0.0, records, home, adapted.settings.home.mixed, 2000, begin)
+    assert len(allowed) > 1
+    assert all(one is stock for one in allowed)
 
 
 def test_customers_and_segments_are_limited(
