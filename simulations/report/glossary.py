@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 _ARMS = {
     "popularity": "what sells most in each shop",
-    "local": "one shop's own records and public product data: the best that a shop has by itself",
+    "local": "one shop's own records and public product data: what a shop has by itself",
     "home-only": "what a shop fits at home, around a model that no federation has trained",
     "centralized": "all records in one place, which nobody is allowed: the ceiling",
     "federated": "all shops through the federation, without privacy, then fitted at each shop",
