@@ -45,6 +45,19 @@ def test_customers_are_counted_whether_found_or_not_and_shops_have_their_own_int
     assert gain["mean"] - gain["low"] == pytest.approx(gain["high"] - gain["mean"])
 
 
+def test_shops_figures_make_those_of_all_by_the_counts_beside_them() -> None:
+    """Those of the tail did not: over how many customers each shop has its mean was not told."""
+    shops = {}
+    for name, tail in (("a", [0.1, 0.4, np.nan]), ("b", [0.9, np.nan, np.nan])):
+        shop = dataclasses.replace(sums([0.2, 0.5, 0.3]), tail_ndcg=np.array(tail))
+        shops[name] = ShopResult(shop)
+    whole = build_report(run_of(ArmResult("local", shops)))["arms"]["local"]
+    weights = [shop["customers_with_tail_targets"] for shop in whole["per_shop"].values()]
+    values = [shop["tail_ndcg@20"] for shop in whole["per_shop"].values()]
+    assert weights == [2, 1]
+    assert np.average(values, weights=weights) == pytest.approx(whole["metrics"]["tail_ndcg@20"])
+
+
 def test_level_counts_shops_that_were_asked_and_that_local_has() -> None:
     local = arm("local", {"a": 0.0, "b": 0.0, "asked nobody": np.nan})
     shifts = {"a": -0.05, "b": 0.05, "asked nobody": np.nan, "not in local": -0.1}

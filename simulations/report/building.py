@@ -267,6 +267,7 @@ def _shop(merchant_id: str, arm: ArmResult, local: ArmResult | None) -> Document
         **shop.sums.summary(),
         "customers": int(shop.sums.targets.size),
         "customers_with_targets": int(np.count_nonzero(shop.sums.targets)),
+        "customers_with_tail_targets": int(np.isfinite(shop.sums.tail_ndcg).sum()),
         "vs_local": {m: _normal_interval(*_pair(shop, reference, m)) for m in COMPARED}
         if reference
         else None,
