@@ -19,6 +19,7 @@ from common.splitting import doubt_of_times
 from common.tables.contract import BadRows
 from common.tables.folders import Progress, read_folder
 from common.tables.validation import validate_tables
+from common.wording import counted
 
 NAMES = ("complete-journey", "movielens", "marketplace")
 
@@ -85,7 +86,8 @@ def load_folder(path: Path, *, bad_rows: BadRows = "refuse") -> Dataset:
     tables = read_folder(path, now=int(time.time()), bad_rows=bad_rows, drop=("quantity", "price"))
     if words := doubt_of_times(tables.interactions["timestamp"].to_numpy()):
         raise DataError(f"interactions: {words}")
-    notes = [f"set aside: {count} rows of {what}" for what, count in tables.set_aside.items()]
+    set_aside = tables.set_aside.items()
+    notes = [f"set aside: {counted(count, 'row')} of {what}" for what, count in set_aside]
     # "." and ".." are no names of a folder.
     name = path.name if path.name not in ("", "..") else path.resolve().name
     return Dataset(name, tables, None, [*notes, *_doubts(tables)])

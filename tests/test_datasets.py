@@ -179,7 +179,7 @@ def test_set_aside_rows_are_noted(tmp_path: Path) -> None:
     )
     data = load_folder(tmp_path, bad_rows="set-aside")
     assert data.name == tmp_path.name
-    assert data.notes == ["set aside: 1 rows of interactions.csv.timestamp: in the future"]
+    assert data.notes == ["set aside: 1 row of interactions.csv.timestamp: in the future"]
 
 
 HEADER = "merchant_id,user_id,item_id,timestamp,behavior\n"
