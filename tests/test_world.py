@@ -150,7 +150,7 @@ def test_rows_are_set_aside_only_where_the_experiment_says_so(
         built("refuse")
     kept = built("set-aside")
     assert kept.facts()["interactions"] == world.facts()["interactions"]
-    assert any(note.startswith("set aside: 1 rows of") for note in kept.dataset.notes)
+    assert any(note.startswith("set aside: 1 row of") for note in kept.dataset.notes)
 
 
 def test_facts_count_customers_with_a_history(world: World, records: pd.DataFrame) -> None:
