@@ -1,6 +1,5 @@
 """Events, and processes that write them to a ledger."""
 
-import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,16 +29,15 @@ def charge(path: Path, event: Event, cap: float, remaining: list[Event] | None =
 
 def python(code: str, *arguments: object, fails_above: int | None = None) -> Process:
     """Start Python; ``fails_above`` is the size in bytes that no file can outgrow."""
-
-    def limit() -> None:
-        if fails_above is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (fails_above, fails_above))
-
+    if fails_above is not None:
+        # In the child, not as Popen's ``preexec_fn``: that makes Python fork, and gRPC's threads of
+        # a test before this one crash the fork.
+        limits = (fails_above, fails_above)
+        code = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, {limits})\n{code}"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=Path(__file__).parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=limit,
     )

@@ -72,6 +72,9 @@ def running(extra: Mapping[str, str] | None = None) -> Iterator[Postgres]:
     """
     programs = find_postgres()
     user = _ACCOUNT if os.geteuid() == 0 else None
+    # Not Popen's ``user``, with which Python forks where it could vfork: gRPC's threads, where this
+    # process has had any, crash the fork before PostgreSQL is in it.
+    as_user = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
     folder = Path(tempfile.mkdtemp(prefix="fedtail-pg-"))
     server: subprocess.Popen[bytes] | None = None
     try:
@@ -81,18 +84,19 @@ def running(extra: Mapping[str, str] | None = None) -> Iterator[Postgres]:
             for path in (folder, folder / "password"):
                 shutil.chown(path, user, user)
         made = subprocess.run(
-            [programs / "initdb", "-D", folder / "data", "-U", "postgres", "--no-sync", "-E",
-             "UTF8", "--locale=C.UTF-8", "--auth=scram-sha-256", f"--pwfile={folder / 'password'}"],
-            check=False, capture_output=True, text=True, user=user, cwd=folder,
+            [*as_user, programs / "initdb", "-D", folder / "data", "-U", "postgres", "--no-sync",
+             "-E", "UTF8", "--locale=C.UTF-8", "--auth=scram-sha-256",
+             f"--pwfile={folder / 'password'}"],
+            check=False, capture_output=True, text=True, cwd=folder,
         )  # fmt: skip
         if made.returncode:
             raise RunError(f"PostgreSQL's initdb failed (status {made.returncode})\n{made.stderr}")
         port = free_port()
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen(
-                [programs / "postgres", "-D", folder / "data", "-p", str(port), "-k", folder,
-                 "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, user=user, cwd=folder,
+                [*as_user, programs / "postgres", "-D", folder / "data", "-p", str(port), "-k",
+                 folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder,
                 env={**os.environ, **(extra or {})},
                 # Ctrl-C is for us alone: whoever uses the server ends first.
                 start_new_session=True,
