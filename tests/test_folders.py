@@ -443,3 +443,15 @@ def test_numbers_of_rows_that_pandas_wrote_are_no_column_and_an_index_is_one(
         texts = read_small(tmp_path / "products.parquet", as_text=True)
         assert texts["brand"].tolist() == ["x", "y", "y"]
         assert set(texts) == {"brand", "item_id", "weight"}
+
+
+def test_a_table_reads_whatever_pandas_calls_its_index_and_columns(tmp_path: Path) -> None:
+    # Each ended in a stack trace: an index of a column's name, and columns that are numbers.
+    goods = pd.DataFrame({"item_id": list("abcd"), "weight": range(4)})
+    vectors = pd.DataFrame([[0, 1], [2, 3]], index=pd.Index(list("ab"), name="item_id"))
+    for frame, expected in (
+        (goods.rename_axis("weight")[2:], {"item_id": ["c", "d"], "weight": [2, 3]}),
+        (vectors, {"0": [0, 2], "1": [1, 3], "item_id": ["a", "b"]}),
+    ):
+        frame.to_parquet(tmp_path / "products.parquet")
+        assert read_small(tmp_path / "products.parquet").to_dict("list") == expected

@@ -4,6 +4,7 @@ What one value reads as follows from that value alone: files are read in blocks 
 one type for a column, but one customer's record must not change what another's says.
 """
 
+import json
 import math
 import re
 from collections.abc import Collection
@@ -141,16 +142,14 @@ def small_frame(
     Python can't hold, which say nothing. In lists pandas chooses one type for what all of them
     hold: those of ``people`` are read one at a time. So are maps, which a file that pandas writes
     would give back as lists: the table would no longer be the one that was written. Numbers of rows
-    that pandas wrote beside them are no column.
+    that pandas wrote beside them are no column, and what was its index is one.
     """
     named = [n for n, column in enumerate(table.column_names) if not _NUMBERS.fullmatch(column)]
     table = table.select(named)
     for place, field in enumerate(table.schema):
         if _may_be_no_time(field.type):
             table = table.set_column(place, field.name, _times_of_python(table.column(place)))
-    frame: pd.DataFrame = table.to_pandas()
-    if any(frame.index.names):  # A column that a program made the index is one of the table's.
-        frame = frame.reset_index()[table.column_names]
+    frame: pd.DataFrame = _without_index(table).to_pandas()
     for place, column in enumerate(table.column_names):
         values = table.column(place).combine_chunks()
         if column in ids:
@@ -160,6 +159,15 @@ def small_frame(
         elif (people and arrow.types.is_nested(values.type)) or _holds_map(values.type):
             frame[column] = np.array([_parts_text(value) for value in values], dtype=object)
     return frame
+
+
+def _without_index(table: arrow.Table) -> arrow.Table:
+    """Return a table of whose columns none is pandas' index: all keep their names and places."""
+    facts = table.schema.pandas_metadata
+    if not facts:
+        return table
+    facts = json.dumps(facts | {"index_columns": [], "column_indexes": []})
+    return table.replace_schema_metadata({**table.schema.metadata, b"pandas": facts})
 
 
 def _parts_text(value: arrow.Scalar) -> str | None:
