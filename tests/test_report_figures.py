@@ -148,6 +148,24 @@ def test_no_share_is_told_of_a_way_that_may_be_none(ceiling: float, share: str |
     assert "22325%" not in render_report(document)
 
 
+@pytest.mark.parametrize(("asked", "share"), [(9, "–"), (10, "40%")])
+def test_no_share_is_told_of_a_way_that_a_handful_had(asked: int, share: str) -> None:
+    """Beside 'tail_ndcg@20 says nothing for sure' stood how much of the tail's way was gone."""
+    arms = [
+        arm(name, {"a": shift})
+        for name, shift in (("local", 0.0), ("centralized", 0.05), ("federated", 0.02))
+    ]
+    for one in arms:
+        one.shops["a"].sums.tail_ndcg[asked:] = np.nan
+    document = build_report(run_of(*arms))
+    document["arms"]["federated"]["way"] = dict.fromkeys(("ndcg@20", "tail_ndcg@20"), 0.4)
+    told = answer(document)["details"]
+    cells = dict(zip(HEADINGS, all_cells(document["arms"])["federated"], strict=True))
+    assert (cells["way"], cells["tail way"]) == ("40%", share)
+    (way,) = (sentence for sentence in told if "of the way" in sentence and "goes" in sentence)
+    assert ("tail_ndcg@20" in way) is (share != "–")
+
+
 def test_a_bound_that_is_only_an_upper_one_is_told_as_such() -> None:
     loose = dataclasses.replace(PRIVACY, statement={"accountant": {"upper_bound": True}})
     for privacy, expected in ((PRIVACY, False), (loose, True)):

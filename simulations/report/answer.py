@@ -103,8 +103,7 @@ def asked_enough(arm: Document, metric: str) -> bool:
 
 def pays(arm: Document, metric: str) -> bool:
     """Whether an arm gains for sure over the better of what a shop can have alone."""
-    low = (arm["vs_better"] or {}).get(metric, {}).get("low")
-    return asked_enough(arm, metric) and low is not None and bool(low > 0)
+    return _gains(arm, "vs_better", metric)
 
 
 def measured_ways(arms: Mapping[str, Document]) -> list[str]:
@@ -113,9 +112,13 @@ def measured_ways(arms: Mapping[str, Document]) -> list[str]:
     Those in which ``centralized`` gains for sure over ``local``: a ratio to what may be nothing
     has no bounds (Fieller 1954, "Some Problems in Interval Estimation"), and -22325% says nothing.
     """
-    gains = arms.get("centralized", {}).get("vs_local") or {}
-    lows = {metric: gains.get(metric, {}).get("low") for metric in MAIN}
-    return [metric for metric, low in lows.items() if low is not None and low > 0]
+    whole = arms.get("centralized")
+    return [] if whole is None else [m for m in MAIN if _gains(whole, "vs_local", m)]
+
+
+def _gains(arm: Document, versus: str, metric: str) -> bool:
+    low = (arm[versus] or {}).get(metric, {}).get("low")
+    return asked_enough(arm, metric) and low is not None and bool(low > 0)
 
 
 def _loses(arm: Document, metric: str) -> bool:

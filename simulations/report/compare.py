@@ -12,6 +12,8 @@ from simulations.report.reading import read_report
 
 _KEPT = (
     "metrics",
+    "customers_with_targets",
+    "customers_with_tail_targets",
     "vs_local",
     "vs_better",
     "level_share",

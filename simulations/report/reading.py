@@ -21,6 +21,8 @@ _NEEDED = (
 )
 _NEEDED_OF_ARMS = (
     "metrics",
+    "customers_with_targets",
+    "customers_with_tail_targets",
     "quintiles",
     "per_shop",
     "vs_local",
