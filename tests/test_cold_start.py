@@ -212,7 +212,6 @@ def test_a_product_is_found_by_its_content(cases: dict[str, Any]) -> None:
             assert verdict(case["arms"][name], against) == "better"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("customers", "words"),
     [(1, "customer: 1 customer to ask: too few"), (9, "too few to say"), (10, "better: taste")],
@@ -231,6 +230,7 @@ def test_a_handful_of_lucky_customers_is_no_finding(customers: int, words: str) 
     assert words in said
 
 
+@pytest.mark.slow
 def test_a_shop_is_served_from_its_first_day(cases: dict[str, Any]) -> None:
     first = cases["shop-0"]
     # Without any history the global model is what it released of popularity; products that nobody
