@@ -90,18 +90,18 @@ def check_shop(
             "train here"
         )
     users = np.asarray(own["user_id"].unique(), dtype=object)
+    weights = settings.behavior_weights or BEHAVIOR_WEIGHTS
     advice += filter(
         None,
         (
             doubt_of_times(own["timestamp"].to_numpy()),
             doubt_of_ids(users),
             doubt_of_people(tables, settings.merchant_id, users),
-            doubt_of_ratings(own, settings.rating_scale),
+            doubt_of_ratings(own, weights, settings.rating_scale),
         ),
     )
     stage("comparing with the catalogue")
     catalogue, mapping = _catalogue(settings, problems)
-    weights = settings.behavior_weights or BEHAVIOR_WEIGHTS
     found = None
     if catalogue is not None:
         described = _described(settings, catalogue, mapping, advice)

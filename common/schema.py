@@ -251,9 +251,11 @@ def record_weights(
     return weights
 
 
-def doubt_of_ratings(interactions: pd.DataFrame, rating_scale: float) -> str:
+def doubt_of_ratings(
+    interactions: pd.DataFrame, behavior_weights: Mapping[str, float], rating_scale: float
+) -> str:
     """Return what is odd of validated interactions' ratings beside a scale; "" for nothing."""
-    if "rating" not in interactions:
+    if "rating" not in interactions or not behavior_weights.get("rating"):
         return ""
     rated = interactions.loc[interactions["behavior"] == "rating", "rating"]
     over = int((rated > rating_scale).sum())

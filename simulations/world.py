@@ -194,7 +194,7 @@ def build_world(
         note += "here is one of federating"
         dataset = replace(dataset, notes=[*dataset.notes, note])
     found = [*dataset.notes, *_unread(experiment.data), *_silent(shops, split)]
-    if weights.get("rating") and (words := doubt_of_ratings(tables.interactions, scale)):
+    if words := doubt_of_ratings(tables.interactions, weights, scale):
         found.append(f"section data: {words}")
     dataset = replace(dataset, notes=[*found, *_unstocked(tables, shops, catalogue)])
     stock = {}

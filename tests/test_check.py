@@ -144,7 +144,13 @@ def test_ratings_above_the_best_one_are_told_of(folder: Path) -> None:
     (folder / "data" / "interactions.csv").write_text(text, encoding="utf-8")
     (found,) = [text for text in check(folder)["advice"] if "rating_scale" in text]
     assert found.startswith("1 of 4 ratings are above the best one, rating_scale = 5, and count")
-    setting(folder, "rating_scale = 5.0", "rating_scale = 10")
+    path = folder / "shop.toml"
+    whole = path.read_text(encoding="utf-8")
+    # Of ratings that weigh nothing it was told that they count as the best one.
+    for weights in ("{ purchase = 1.0, view = 0.1 }", "{ view = 0.1, rating = 0 }"):
+        path.write_text(f"behavior_weights = {weights}\n{whole}", encoding="utf-8")
+        assert not [text for text in check(folder)["advice"] if "rating_scale" in text]
+    path.write_text(whole.replace("rating_scale = 5.0", "rating_scale = 10"), encoding="utf-8")
     assert not [text for text in check(folder)["advice"] if "rating_scale" in text]
 
 
