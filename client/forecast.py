@@ -104,7 +104,7 @@ def read_plan(path: Path) -> TrainingPlan:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read a plan from {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"cannot read a plan from {path}: it is no JSON ({error}). Give a model's "
             "manifest.json, or what the operator's `python -m server train --plan-only --json` "

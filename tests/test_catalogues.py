@@ -314,9 +314,10 @@ def test_a_damaged_version_is_refused(put: Put, tmp_path: Path) -> None:
     put(FIRST)
     put(SECOND)
     catalogues = Catalogues(tmp_path / "catalogue")
-    (tmp_path / "catalogue" / "2" / "version.json").write_text("{")
-    with pytest.raises(ArtifactError, match=r"version\.json cannot be read"):
-        catalogues.current()
+    for damaged in ("{", "[" * 10_000, "[1]"):
+        (tmp_path / "catalogue" / "2" / "version.json").write_text(damaged)
+        with pytest.raises(ArtifactError, match=r"version\.json cannot be read"):
+            catalogues.current()
     one, two = (tmp_path / "catalogue" / n / "version.json" for n in "12")
     two.write_text(one.read_text())
     with pytest.raises(ArtifactError, match="is the record of version 1"):

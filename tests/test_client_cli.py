@@ -236,6 +236,15 @@ def test_bad_input_is_status_two_and_one_line(
     assert len(printed.err.splitlines()) == 1
 
 
+def test_a_plan_of_brackets_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plan is somebody else's file: of more than Python reads the command ended in a trace."""
+    (tmp_path / "plan.json").write_text("[" * 10_000)
+    assert call("plan", "--plan", tmp_path / "plan.json") == 2
+    assert "it is no JSON (maximum recursion" in capsys.readouterr().err
+
+
 def test_a_plan_is_found_in_checkpoints_and_manifests(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -415,7 +415,9 @@ def test_a_port_that_is_none_is_refused(
         assert "is not in the range 0<=x<=65535" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("listed", ['{"corner": "p0003"}', '{"corner": {"p0003": 1}}', "[]", "{"])
+@pytest.mark.parametrize(
+    "listed", ['{"corner": "p0003"}', '{"corner": {"p0003": 1}}', "[]", "{", "[" * 10_000]
+)
 def test_a_stock_of_another_form_is_refused(place: Place, tmp_path: Path, listed: str) -> None:
     stock = tmp_path / "stock.json"
     find = find_catalogue(place.root / "catalogue", stock)

@@ -609,6 +609,7 @@ def test_figures_of_many_customers_are_written_out(
     [
         ("[1]", "one JSON object"),
         ("{", "is not JSON"),
+        ("[" * 10_000, "is not JSON"),
         ('{"a": NaN}', "NaN is no JSON number"),
         ('{"a": [-1e999]}', "-1e999 is no JSON number"),
     ],

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from common.catalogue.stock import Stock, read_stock
 from common.disk import sync
@@ -225,7 +225,7 @@ class Catalogues:
         path = self.root / str(n) / RECORD
         try:
             version = Version.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, ValidationError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ArtifactError(f"{path} cannot be read: {error}") from error
         if version.n != n:
             raise ArtifactError(f"{path} is the record of version {version.n}")

@@ -75,6 +75,6 @@ def _stock(path: Path, catalogue: Catalogue) -> dict[str, np.ndarray]:
         if not all(isinstance(items, list) for items in listed.values()):
             raise TypeError("each shop needs a list")  # Of a text, letters would be its products.
         found = {m: catalogue.rows([str(item) for item in items]) for m, items in listed.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON of merchant_id -> item_ids: {error}") from error
     return {merchant: rows[rows >= 0].astype(np.int64) for merchant, rows in found.items()}

@@ -110,7 +110,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_bytes(), parse_constant=finite, parse_float=finite)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path} must hold one JSON object, not a {type(document).__name__}")
