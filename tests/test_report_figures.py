@@ -251,7 +251,7 @@ def test_no_epsilon_of_a_sweep_or_an_audit_is_told_as_less_than_it_is() -> None:
     shops = arm("federated-dp", {"a": 0.0}).shops
     spent = {key: dataclasses.replace(shop, part=ShopPart(7.9941)) for key, shop in shops.items()}
     report = build_report(run_of(ArmResult("federated-dp", spent, PRIVACY)))
-    assert _cells(arm_figures(report["arms"]["federated-dp"]))[-1] == "7.995"
+    assert _cells(arm_figures(report["arms"]["federated-dp"]), [])[-1] == "7.995"
     record = {"arm": "federated-dp", "epsilon": 7.9941, "claimed_epsilon": 7.9941, "canaries": 9}
     record |= {"step": "sound", "refuted": False, "lower_bound": 1.0, "correct": 5, "guesses": 9}
     assert _canary(record)[1][0] == "7.995"

@@ -302,6 +302,22 @@ def test_the_terminals_table_has_every_point_and_the_answer(whole: Path) -> None
         assert sentence in told
 
 
+def test_a_sweep_tells_no_share_of_a_way_that_may_be_none(whole: Path) -> None:
+    # Its page and table had it, where a run's own have a dash.
+    document = json.loads((whole / "sweep.json").read_text("utf-8"))
+    for found in document["points"]:
+        found["way"] = {"ndcg@20": -223.25, "tail_ndcg@20": 0.4375}
+    for setting in document["settings"]:
+        pooled = setting["arms"]["centralized"]
+        pooled |= {"customers_with_targets": 40, "customers_with_tail_targets": 40}
+        for metric, low in (("ndcg@20", -0.001), ("tail_ndcg@20", 0.001)):
+            pooled["vs_local"][metric]["low"] = low
+    for shown in (shown_text(sweep_table(document)), render_sweep(document)):
+        assert "44%" in shown
+        assert "22325" not in shown
+        assert "-223.25" not in shown
+
+
 def test_the_terminals_points_are_told_apart_as_the_pages_are(whole: Path) -> None:
     document = json.loads((whole / "sweep.json").read_text("utf-8"))
     points = [

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from common.cli import plain_table
 from simulations.documents import Document
-from simulations.report.answer import interval, number, pays, percent, spent
+from simulations.report.answer import interval, measured_ways, number, pays, percent, spent
 from simulations.report.page import facts, render
 from simulations.report.plots import COLOURS, escape, html
 from simulations.report.tables import warning_lines
@@ -24,16 +24,16 @@ _REFERENCES = ("local", "centralized", "federated")
 
 def render_sweep(document: Document) -> str:
     """Return the page of a sweep's document."""
-    settings = document["settings"]
+    settings, ways = document["settings"], _ways(document)
     machine = facts(settings[0]["machine"]) if settings else []
     return render(
         "sweep.html.j2",
         document=document,
         figures=_figures(document),
         headings=HEADINGS,
-        rows=[_row(point) for point in document["points"]],
+        rows=[_row(point, ways[point["setting"]]) for point in document["points"]],
         baselines=[
-            (_where(setting), name, _cells(arm))
+            (_where(setting), name, _cells(arm, ways[setting["setting"]]))
             for setting in settings
             for name, arm in setting["arms"].items()
         ],
@@ -45,18 +45,20 @@ def render_sweep(document: Document) -> str:
 def sweep_table(document: Document) -> Group:
     """Return a sweep's points, and from where on federating pays."""
     tables: dict[str, Table] = {}
+    ways = _ways(document)
     for point in document["points"]:
         # What tells points of as many customers apart has no room in a row.
         parts = (document["title"], point["curve"], point["apart"])
         title = escape_markup(", ".join(part for part in parts if part))
         if title not in tables:
             tables[title] = _terminal_table(title)
+        cells = _cells(point, ways[point["setting"]])
         tables[title].add_row(
             f"{point['customers_a_shop']:.0f}",
             point["unit"],
             f"{point['epsilon']:g}",
             # Terminals are narrow: each interval on a line of its own, and ε once.
-            *(cell.replace(" (", "\n").rstrip(")") for cell in _cells(point)[:-1]),
+            *(cell.replace(" (", "\n").rstrip(")") for cell in cells[:-1]),
         )
     return Group(
         *tables.values(),
@@ -74,7 +76,7 @@ def _terminal_table(title: str) -> Table:
     return table
 
 
-def _row(point: Document) -> tuple[str, str, str, list[str], str]:
+def _row(point: Document, ways: Sequence[str]) -> tuple[str, str, str, list[str], str]:
     words = []
     for metric, name in zip(METRICS, ("overall", "in the tail"), strict=True):
         if pays(point, metric):
@@ -83,20 +85,26 @@ def _row(point: Document) -> tuple[str, str, str, list[str], str]:
         _where(point),
         point["unit"],
         f"{point['epsilon']:g}",
-        _cells(point),
+        _cells(point, ways),
         "; ".join(words) or "no",
     )
 
 
-def _cells(arm: Document) -> list[str]:
+def _ways(document: Document) -> dict[int, list[str]]:
+    """Return setting -> the metrics in which an arm's share of the way can be told."""
+    return {found["setting"]: measured_ways(found["arms"]) for found in document["settings"]}
+
+
+def _cells(arm: Document, ways: Sequence[str]) -> list[str]:
     versus = arm["vs_local"] or {}
+    way = {metric: arm["way"][metric] for metric in ways}
     return [
         number(arm["metrics"]["ndcg@20"]),
         interval(versus.get("ndcg@20")),
         number(arm["metrics"]["tail_ndcg@20"]),
         interval(versus.get("tail_ndcg@20")),
-        percent(arm["way"]["ndcg@20"]),
-        percent(arm["way"]["tail_ndcg@20"]),
+        percent(way.get("ndcg@20")),
+        percent(way.get("tail_ndcg@20")),
         percent(arm["level_share"]),
         spent(arm["spent"]),
     ]
@@ -110,6 +118,7 @@ def _where(place: Document) -> str:
 def _figures(document: Document) -> list[tuple[str, str, str]]:
     """Return (title, what it shows, HTML) of every plot that there are points for."""
     found: list[tuple[str, str, str]] = []
+    ways = _ways(document)
     for axis in _AXES:
         by_line = lines(document["points"], axis)
         # One plot for what shares a scale: a setting over ε, a curve over customers.
@@ -130,15 +139,15 @@ def _figures(document: Document) -> list[tuple[str, str, str]]:
             found.append(
                 (
                     f"Way from local to centralized over {_AXES[axis]}: {place}",
-                    "ndcg@20 solid, tail_ndcg@20 dotted.",
-                    _shares(group, axis, "way"),
+                    "ndcg@20 solid, tail_ndcg@20 dotted, where centralized's gain is certain.",
+                    _shares(group, axis, ways),
                 )
             )
             found.append(
                 (
                     f"Shops that are level or better over {_AXES[axis]}: {place}",
                     "ndcg@20 at most .001 below what the shop has alone.",
-                    _shares(group, axis, "level_share"),
+                    _shares(group, axis),
                 )
             )
     return [(title, words, plot) for title, words, plot in found if plot]
@@ -196,13 +205,20 @@ def _reference(
     return sorted((float(s["customers_a_shop"]), s["arms"][name]["metrics"][metric]) for s in own)
 
 
-def _shares(group: Sequence[Sequence[Document]], axis: str, key: str) -> str:
+def _shares(
+    group: Sequence[Sequence[Document]],
+    axis: str,
+    ways: Mapping[int, Sequence[str]] | None = None,
+) -> str:
+    """Return the plot of shares of the way, or else of the shops that are level."""
     figure = go.Figure()
     for line, colour in zip(group, _colours(len(group)), strict=True):
-        values = [
-            [point[key][metric] if key == "way" else point[key] for point in line]
-            for metric in (METRICS if key == "way" else METRICS[:1])
-        ]
+        values = [[point["level_share"] for point in line]]
+        if ways is not None:
+            values = [
+                [p["way"][metric] if metric in ways[p["setting"]] else None for p in line]
+                for metric in METRICS
+            ]
         for own, dash in zip(values, ("solid", "dot"), strict=False):
             figure.add_scatter(
                 x=[point[axis] for point in line],
@@ -212,7 +228,7 @@ def _shares(group: Sequence[Sequence[Document]], axis: str, key: str) -> str:
                 mode="lines+markers",
                 line={"color": colour, "dash": dash},
             )
-    if key == "way":
+    if ways is not None:
         figure.add_hline(y=0.5, line_width=1, line_color="#444")
     else:
         figure.update_yaxes(range=[0.0, 1.05])  # no share of shops is above 100%
