@@ -323,10 +323,10 @@ def _price(
             "prices it"
         )
     if settings.evaluation is not None:
-        from client.privacy.evaluation import evaluation_event  # Few shops need it.
+        from client.privacy.evaluation import check_unit  # Few shops need it.
 
         try:
-            evaluation_event(settings.evaluation, settings.unit, "checked")
+            check_unit(settings.unit)
         except PrivacyError as error:
             advice.append(str(error))
     if (place := _not_writable(settings.ledger)) is not None:

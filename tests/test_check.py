@@ -464,6 +464,13 @@ def test_figures_that_no_shop_of_baskets_can_release_are_told(folder: Path) -> N
     assert not any("[evaluation]" in words for words in check(folder)["advice"])
     setting(folder, 'unit = "customer"', 'unit = "basket"')
     assert any("Take out [evaluation]" in words for words in check(folder)["advice"])
+    # Of a plan that the shop would not join the check ended with what its ε is too little for.
+    setting(folder, 'unit = "basket"', 'unit = "customer"')
+    setting(folder, "[evaluation]\nepsilon = 0.5\n", "[evaluation]\nepsilon = 1e-9\n")
+    baskets = PLAN.model_copy(update={"unit": "basket"})
+    assert any("the plan's unit is basket" in words for words in check(folder, baskets)["problems"])
+    with pytest.raises(ConfigError, match=r"^\[evaluation\] of corner: no noise costs just"):
+        check(folder)
 
 
 def test_a_budget_that_is_nearly_used_up_stops_no_plan_that_still_fits(folder: Path) -> None:

@@ -35,6 +35,15 @@ _ONE_IN = 5
 _GRAIN = 2.0**-30
 
 
+def check_unit(unit: Unit) -> None:
+    """Raise :class:`PrivacyError` unless a shop that protects this unit can release figures."""
+    if unit != "customer":
+        raise PrivacyError(
+            f'a shop with unit = "{unit}" can release no figures: they are of whole customers. '
+            "Take out [evaluation]"
+        )
+
+
 def evaluation_event(
     settings: EvaluationSettings, unit: Unit, run_id: str, *, noise: str = ""
 ) -> Event:
@@ -52,11 +61,7 @@ def evaluation_event(
     PrivacyError
         If the shop protects another unit than a customer.
     """
-    if unit != "customer":
-        raise PrivacyError(
-            f'a shop with unit = "{unit}" can release no figures: they are of whole customers. '
-            "Take out [evaluation]"
-        )
+    check_unit(unit)
     multiplier, _ = calibrate(settings.epsilon, settings.delta, 1.0, 1.0, 0)
     parameters: dict[str, object] = {"max_norm": 1.0, "trust": "shop"}
     if noise:
