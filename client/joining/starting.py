@@ -138,7 +138,7 @@ key = "keys/node.key"
 # query = "SELECT customer_no AS user_id, gtin AS item_id, seen_at AS timestamp FROM page_views"
 # constants = {{ behavior = "view" }}
 #
-# Of customers only user_id and the columns named here are read.
+# Of customers only user_id, merchant_id where there is one, and the columns named here are read.
 # [database.customers]
 # table = "customers"
 # columns = {{ user_id = "customer_no", age = "age_band" }}
