@@ -153,6 +153,22 @@ def test_a_misspelt_merchants_column_makes_no_rows_the_shops_own(
         open_own_source(settings(tmp_path)).person("7")
 
 
+def test_what_looks_like_the_merchants_column_of_customers_may_be_something_else(
+    tmp_path: Path, catalogue: Catalogue
+) -> None:
+    # It was told to rename it alone: done so, all customers were other merchants', without a word.
+    (tmp_path / "interactions.csv").write_text(ROWS)
+    people = tmp_path / "customers.csv"
+    people.write_text("user_id,merchant_city\n7,Oslo\n")
+    with pytest.raises(DataError, match=r"'merchant_city'.* give it a name that is less like that"):
+        read_shop(settings(tmp_path), catalogue)
+    people.write_text("user_id,city\n7,Oslo\n")
+    assert open_own_source(settings(tmp_path)).person("7") == {"city": "Oslo"}
+    # Beside the column itself it is one more that is known of a customer.
+    people.write_text("user_id,merchant_id,merchant_city\n7,corner,Oslo\n")
+    assert open_own_source(settings(tmp_path)).person("7") == {"merchant_city": "Oslo"}
+
+
 def test_a_merchant_without_rows_trains_as_an_empty_shop_and_its_log_says_so(
     tmp_path: Path, catalogue: Catalogue, caplog: pytest.LogCaptureFixture
 ) -> None:

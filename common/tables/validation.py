@@ -83,8 +83,13 @@ def check_products(frame: pd.DataFrame, checker: Checker) -> pd.DataFrame:
 
 def check_customers(frame: pd.DataFrame, checker: Checker) -> pd.DataFrame:
     """Return the customers table; a customer is (merchant_id, user_id) or, without, user_id."""
-    # Only misspelt, the column must not make other merchants' customers everyone's.
-    keys = [MERCHANT, "user_id"] if like_merchant(frame.columns) else ["user_id"]
+    if MERCHANT not in frame and (near := like_merchant(frame.columns)):
+        # Only misspelt, the column must not make other merchants' customers everyone's.
+        raise DataError(
+            f"{checker.table}: column {MERCHANT!r} is missing: did you mean {near!r}? Rename it; "
+            "or, if it does not say whose customer a row is, give it a name that is less like that"
+        )
+    keys = [MERCHANT, "user_id"] if MERCHANT in frame else ["user_id"]
     frame = _with_ids(frame, keys, checker)
     duplicate = (frame.duplicated(keys) & frame[keys].notna().all(axis=1)).to_numpy(dtype=bool)
     faults = [("user_id", checks.DUPLICATE, duplicate)]
