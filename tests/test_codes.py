@@ -8,7 +8,8 @@ import pytest
 from flwr.app import Error, Message
 
 from common.protocol import StatusCode, shop_key
-from federation_support import FaultyGrid, make_job, start_state, toy_app
+from federation_support import Clock, FaultyGrid, make_job, start_state, toy_app
+from server.rounds import messenger
 from server.strategy import Federation
 from server.training.codes import CODES, declined_lines, left_out, shop_names, words
 
@@ -64,16 +65,17 @@ class _NamedGrid(FaultyGrid):
 
 
 def test_a_shop_that_says_nothing_well_formed_is_named_all_the_same(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr(messenger, "time", Clock())
 
     def fault(shop: int, kind: str, _round: int, reply: Message) -> Message | None:
         return None if shop == 2 and kind == "update" else reply
 
     events: list[dict[str, object]] = []
     grid = _NamedGrid(toy_app(), 4, fault=fault)
-    job = make_job(rounds=1, timeout_seconds=0.3)
+    job = make_job(rounds=1)
     Federation(grid, job, save=lambda _: None, report=events.append).run(start_state())
     join, release, first, _ = events
     assert join["declined"] == {"unapproved": 1}

@@ -18,6 +18,7 @@ from federation_support import (
     ITEMS,
     SHAPES,
     TRAINED,
+    Clock,
     Fault,
     FaultyGrid,
     make_job,
@@ -37,7 +38,13 @@ from server.checkpoints import (
     write_checkpoint,
 )
 from server.job import Event, Job
+from server.rounds import messenger
 from server.strategy import Federation
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messenger, "time", Clock())
 
 
 def run(
@@ -157,10 +164,8 @@ def _rubbish(kind: str) -> Fault:
 def test_a_bad_reply_changes_nothing_but_its_own_absence(
     kind: str, code: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = make_job(rounds=2, timeout_seconds=0.3)
-    # On a busy machine the honest would be late beside a message of a million numbers.
-    patient = job if kind == "late" else make_job(rounds=2, timeout_seconds=60.0)
-    _, events, saved = run(FaultyGrid(toy_app(), 5, fault=_rubbish(kind)), patient)
+    job = make_job(rounds=2)
+    _, events, saved = run(FaultyGrid(toy_app(), 5, fault=_rubbish(kind)), job)
     rounds = [e for e in events if e["event"] == "round"]
     assert [e["declined"] for e in rounds] == [{code: 1}] * 2
     assert [e["accepted"] for e in rounds] == [4, 4]
@@ -197,7 +202,7 @@ def test_without_a_quorum_the_old_model_stays() -> None:
         return None if exchange == "update" and server_round == 2 and shop < 3 else reply
 
     grid = FaultyGrid(toy_app(), 5, fault=mute)
-    _, events, saved = run(grid, make_job(rounds=3, timeout_seconds=0.2))
+    _, events, saved = run(grid, make_job(rounds=3))
     assert [e["kept_old_model"] for e in events if e["event"] == "round"] == [False, True, False]
     assert same(saved[1].state, saved[2].state)
     assert same(saved[1].memory, saved[2].memory)
@@ -210,7 +215,7 @@ def test_a_share_of_the_shops_is_the_one_that_is_written() -> None:
 
     # .56 * 25 is a little more than 14, as floats have it.
     grid = FaultyGrid(toy_app(), 25, fault=mute)
-    job = make_job(rounds=1, quorum=0.56, timeout_seconds=0.2, max_update_norm=0.0)
+    job = make_job(rounds=1, quorum=0.56, max_update_norm=0.0)
     _, events, _ = run(grid, job)
     assert [e["kept_old_model"] for e in events if e["event"] == "round"] == [False]
     grid = FaultyGrid(toy_app(), 25)
@@ -229,7 +234,7 @@ def test_without_a_quorum_of_releases_nothing_is_trained() -> None:
 
     grid = FaultyGrid(toy_app(), 5, fault=mute)
     with pytest.raises(RunError, match="2 of 5 shops"):
-        run(grid, make_job(timeout_seconds=0.2))
+        run(grid, make_job())
     assert not names(grid.sent, "update")
 
 

@@ -13,6 +13,7 @@ from common.protocol import NO_FINGERPRINT, TRAIN, UPDATE, Noise, shop_key
 from federation_support import (
     SHAPES,
     TRAINED,
+    Clock,
     Fault,
     FaultyGrid,
     make_job,
@@ -25,9 +26,15 @@ from federation_support import (
 )
 from server.checkpoints import Checkpoint
 from server.job import Event, Job
+from server.rounds import messenger
 from server.rounds.messenger import Messenger
 from server.rounds.roster import Roster
 from server.strategy import Federation
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messenger, "time", Clock())
 
 
 class NamedGrid(FaultyGrid):
@@ -144,7 +151,7 @@ def test_the_enrolled_node_of_a_shop_takes_the_place_of_one_not_given_up_yet() -
         return FaultyGrid.answer(grid, message)
 
     grid.answer = answer  # type: ignore[method-assign]
-    found = run(grid, make_job(rounds=2, timeout_seconds=0.3), restart)
+    found = run(grid, make_job(rounds=2), restart)
     assert found.rounds("accepted") == [3, 3]
     assert names(grid.sent, "update").count((0, 2)) == 1
 
@@ -257,7 +264,7 @@ def test_a_node_that_never_says_whether_it_takes_part_is_waited_for_twice() -> N
         return None if (shop, kind) == (0, "join") else reply
 
     grid = NamedGrid(3, fault=mute)
-    found = run(grid, make_job(rounds=5, timeout_seconds=0.3))
+    found = run(grid, make_job(rounds=5))
     assert [event["declined"] for event in found.events if event["event"] == "join"] == [
         {"late": 1},
         {"late": 1},
@@ -279,7 +286,7 @@ def test_a_silent_node_that_was_gone_is_asked_anew() -> None:
         if event["event"] == "round" and event["server_round"] == 3:
             grid.nodes[node] = 0
 
-    found = run(grid, make_job(rounds=5, timeout_seconds=0.3), come_and_go)
+    found = run(grid, make_job(rounds=5), come_and_go)
     assert found.rounds("accepted") == [2, 2, 2, 3, 3]
 
 
