@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ HEALTHY = {"history": [{"item_id": "p0003"}, {"item_id": "p0100", "weight": 0.5}
 def raw(service: Running, *pieces: bytes, wait: float = 10.0, pause: float = 0.0) -> bytes:
     """Send bytes to the REST port as they are, and return the first answer, or all until it closes.
 
-    Of a refusal the length is known; the service goes on reading for a moment after it.
+    Of a refusal the length is known; the service goes on reading for a moment after it. What is
+    sent later than that makes it undeliverable: so who is refused sends no more.
     """
     host, port = service.rest.removeprefix("http://").rsplit(":", 1)
     received = b""
@@ -29,7 +31,8 @@ def raw(service: Running, *pieces: bytes, wait: float = 10.0, pause: float = 0.0
     ):
         for piece in pieces:
             connection.sendall(piece)
-            time.sleep(pause)
+            if select.select([connection], [], [], pause)[0]:
+                break
         while part := connection.recv(65536):
             received += part
             if b"connection: close" in received and _whole(received):
