@@ -1,6 +1,7 @@
 """A command line as people call it, in this process: the same errors, the same exit status."""
 
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -11,10 +12,16 @@ from common.cli import run
 
 def status_of(app: typer.Typer, *words: object) -> int:
     """Run a command line; return its exit status."""
+    root = logging.getLogger()
+    handlers = root.handlers[:]
     try:
         run(lambda: app([str(word) for word in words]))
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
+    finally:
+        # One that logs for weeks puts its own in their place, to a stderr that ends with the test:
+        # each line of a later one's would be a stack trace.
+        root.handlers[:] = handlers
     return 0
 
 
