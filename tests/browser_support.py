@@ -1,8 +1,6 @@
 """A real Chromium that looks at the page; the package is installed where that can be done."""
 
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from debian_support import install
 
 VIEWS = ("recommend", "models", "federation", "map")
 LOCALES = {"en": "en-GB", "zh": "zh-CN"}
@@ -23,13 +23,8 @@ def find_chromium() -> str:
     """Return Chromium's path; install the package where it is missing."""
     if found := shutil.which("chromium"):
         return found
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
+    if not install("chromium", "fonts-noto-cjk"):
         pytest.fail("Chromium is not installed: install Debian's package chromium")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    subprocess.run(["apt-get", "update", "-q"], check=False, capture_output=True)
-    packages = ["chromium", "fonts-noto-cjk"]
-    command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages]
-    subprocess.run(command, check=True, capture_output=True, env=environment)
     return shutil.which("chromium") or pytest.fail("chromium was installed and is not found")
 
 

@@ -1,7 +1,5 @@
 """A federation's services as real processes, for tests: made, run, and taken down again."""
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +14,7 @@ import psutil
 from client.joining.keys import make_keys, make_secret
 from common.errors import RunError
 from common.programs.processes import carriers, environment, free_port, tool
+from debian_support import install
 from server.operating import gateway
 from server.operating.folder import Federation, make_federation
 from server.operating.services import neutral_folder, read_up
@@ -30,12 +29,8 @@ def need_nginx() -> str:
     try:
         return gateway.find_nginx()
     except RunError:
-        if os.geteuid() != 0 or not shutil.which("apt-get"):
+        if not install("nginx-light"):
             raise
-    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", "nginx-light"]
-    subprocess.run(["apt-get", "update", "-q"], check=False, capture_output=True)
-    subprocess.run(command, check=True, capture_output=True, env=env)
     return gateway.find_nginx()
 
 
