@@ -159,7 +159,7 @@ class Supervisor:
                         "program=%s event=not_started reason=%s restart_in=%.1f",
                         name, error.strerror, child.pause,
                     )  # fmt: skip
-                    child.wait(now)
+                    child.wait(time.monotonic())
                     continue
                 child.started, child.due = time.monotonic(), None
                 child.restarts += 1
