@@ -145,8 +145,8 @@ MIXED = HomeSettings(
     shared_lambda=300.0,
     prior_strength=3.0,
     start={
-        "content": 0.38,
-        "kin": 0.5,
+        "content": 0.5,
+        "kin": 0.65,
         "shared_ease": 2.0,
         "own_ease": 3.0,
         "own_popularity": 0.17,
@@ -157,7 +157,7 @@ MIXED = HomeSettings(
 ALONE = HomeSettings(
     own_expectation=1.0,
     ease_lambda=300.0,
-    start={"content": 0.38, "kin": 0.5, "own_ease": 5.0, "own_popularity": 0.17},
+    start={"content": 0.5, "kin": 0.65, "own_ease": 5.0, "own_popularity": 0.17},
     best_sellers=150,
     best={"content": 1.8, "kin": 1.3},
 )

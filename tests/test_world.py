@@ -279,6 +279,9 @@ def test_old_records_weigh_less_where_the_plan_says_so(experiment: Experiment) -
 # --- data that an experiment was not written for ----------------------------------------------
 
 
+_LACKED = "'category', 'department', 'manufacturer', 'package_size', 'type'"
+
+
 def demo_on(folder: Path, columns: dict[str, list[str]], *changes: str) -> Experiment:
     """Write two shops of six customers each, and return the demo's experiment on them."""
     items = [f"p{k}" for k in range(8)]
@@ -307,12 +310,13 @@ def test_a_folder_without_the_columns_that_the_experiment_names_uses_all_of_its_
     world = build_world(demo_on(tmp_path, {"colour": ["red", "blue"] * 4}))
     assert [feature.name for feature in world.catalogue.features] == ["colour"]
     (note,) = world.dataset.notes
-    assert "products lack ('category', 'manufacturer', 'type'): all" in note
+    assert f"products lack ({_LACKED}): all" in note
     assert note.endswith("are used (colour)")
 
 
 def test_a_folder_with_those_columns_is_described_by_them_alone(tmp_path: Path) -> None:
-    columns = {name: ["a", "b"] * 4 for name in ("type", "manufacturer", "category", "colour")}
+    named = ("type", "manufacturer", "category", "department", "package_size")
+    columns = {name: ["a", "b"] * 4 for name in (*named, "colour")}
     experiment = demo_on(tmp_path, columns)
     world = build_world(experiment)
     assert tuple(f.name for f in world.catalogue.features) == experiment.content.features
@@ -470,7 +474,7 @@ def test_weights_of_behaviours_are_refused_by_their_key(change: str, words: str)
 def test_products_of_which_nothing_is_known_are_told_as_such(tmp_path: Path) -> None:
     # "all columns that they have are used ()"
     note, *_ = build_world(demo_on(tmp_path, {})).dataset.notes
-    assert "('category', 'manufacturer', 'type'): they have none beside item_id" in note
+    assert f"({_LACKED}): they have none beside item_id" in note
 
 
 def test_a_built_in_data_set_refuses_a_column_that_it_does_not_have() -> None:
