@@ -63,7 +63,7 @@ def test_an_interruption_says_how_to_go_on(
 def test_the_page_is_named_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # A long path was broken in two, and what stood in brackets was taken for a style.
     monkeypatch.setattr(COMMANDS["sweep"][1], lambda path, changes: (path.name, changes))
-    nothing = {"title": "", "points": [], "warnings": [], "answer": []}
+    nothing = {"title": "", "points": [], "settings": [], "warnings": [], "answer": []}
     monkeypatch.setattr(COMMANDS["sweep"][0], lambda *_: nothing)
     out = tmp_path / ("a long way to " * 9) / "[draft]"
     found = CliRunner().invoke(app, ["sweep", "a.toml", "--out", str(out)])
