@@ -477,11 +477,32 @@ def test_a_handful_of_lucky_customers_pays_for_nothing() -> None:
 
 
 def test_half_the_way_is_half_or_more_and_never_where_there_is_no_way() -> None:
-    assert goes_half(point(1, 0.1, 0.5), "ndcg@20")
-    assert not goes_half(point(1, 0.1, 0.49), "ndcg@20")
-    assert not goes_half(point(1, 0.1, None), "ndcg@20")
+    told = {100: ["ndcg@20"]}
+    assert goes_half(point(1, 0.1, 0.5), "ndcg@20", told)
+    assert not goes_half(point(1, 0.1, 0.49), "ndcg@20", told)
+    assert not goes_half(point(1, 0.1, None), "ndcg@20", told)
     # "pays nowhere, goes half the way from ε = 8": of a gain that may be none, as pooling's may.
-    assert not goes_half(point(1, -0.1, 0.58), "ndcg@20")
+    assert not goes_half(point(1, -0.1, 0.58), "ndcg@20", told)
+
+
+def test_a_sweep_goes_no_half_of_a_way_that_has_a_dash(toml: Path, whole: Path) -> None:
+    # "from ε = 1" and "pays overall, half the way" stood beside the dash.
+    folder = SweepFolder(whole)
+    setting, first = folder.read("settings/00"), folder.read("points/00-customer-1")
+    assert setting is not None
+    assert first is not None
+    found = first["arms"]["federated-dp"]
+    found |= {"customers_with_targets": 40, "way": {"ndcg@20": 0.58, "tail_ndcg@20": None}}
+    found["vs_better"]["ndcg@20"]["low"] = 0.1
+    pooled = setting["arms"]["centralized"]
+    points = [first, {**first, "epsilon": 8.0}, None, None]
+    for low, half_from, said in ((0.1, 1.0, True), (-0.1, None, False)):
+        pooled |= {"customers_with_targets": 40}
+        pooled["vs_local"]["ndcg@20"]["low"] = low
+        document = sweep_document(read_sweep(toml), [setting, None], points)
+        (knee,) = (k for k in document["knees"] if k["metric"] == "ndcg@20")
+        assert (knee["pays_from"], knee["half_from"]) == (1.0, half_from)
+        assert ("pays overall, half the way" in render_sweep(document)) is said
 
 
 def test_lines_differ_in_one_thing_alone() -> None:
@@ -498,7 +519,7 @@ def test_lines_differ_in_one_thing_alone() -> None:
 def test_many_customers_a_shop_are_said_to_the_last_one() -> None:
     # "1.234e+04 customers a shop" stood in the answer and under the curves.
     points = [point(8, 0.1, 0.6, customers) for customers in (5_000.0, 12_345.0)]
-    (sentence,) = _sentences(_knees(points))
+    (sentence,) = _sentences(_knees(points, {5_000: [], 12_345: []}))
     assert "ε = 8, with 5000, 12345 customers a shop: ndcg@20 pays from 5000" in sentence
     assert [customers_a_shop(1.0), customers_a_shop(1.0, 2.0)] == [
         "1 customer a shop",

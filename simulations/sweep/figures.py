@@ -7,27 +7,30 @@ The rule, for points that differ in one thing alone (ε, or customers a shop), i
   customers or more have a target (for the tail one of the tail): of fewer it means nothing;
 - it pays *from* the smallest measured value at which it pays, there and at all larger ones;
 - it goes *half the way* from the smallest value at which it pays and ``way`` is at least one half,
-  there and at all larger ones: half of a way that may be none is nothing.
+  there and at all larger ones: half of a way that may be none is nothing, so it takes a gain of
+  ``centralized`` that is certain, too.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from simulations.documents import Document
-from simulations.report.answer import ENOUGH_CUSTOMERS, all_shops, pays
+from simulations.report.answer import ENOUGH_CUSTOMERS, all_shops, measured_ways, pays
 from simulations.sweep.plan import Sweep
 
 METRICS = ("ndcg@20", "tail_ndcg@20")
 FORMAT_VERSION = 1
 PRIVATE = "federated-dp"
 HALF = 0.5
+#: Setting -> the metrics in which an arm's share of the way can be told.
+Ways = Mapping[int, Sequence[str]]
 RULE = (
     "Federating pays at a point if the 95% interval of its gain over the better of local and "
     "home-only (what a shop can have without sending anything) lies above 0, and "
     f"{ENOUGH_CUSTOMERS} customers or more have a target (for the tail one of the tail). It pays "
     "from the smallest measured value at which it does so there and at all larger ones. The same "
-    "holds for half the way from local to centralized, which it goes only where it pays. Only "
-    "measured points count: nothing is interpolated. "
+    "holds for half the way from local to centralized, which it goes only where it pays and what "
+    "centralized gains is certain. Only measured points count: nothing is interpolated. "
     "Each point is one draw of the noise, and intervals cover the draw of customers alone."
 )
 _KEPT = ("vs_local", "vs_better", "level_share", "way", "home_weights", "seconds", "peak_mb")
@@ -76,7 +79,7 @@ def sweep_document(
                     "seconds": document["seconds"],
                 }
             )
-    knees = _knees(shown)
+    knees = _knees(shown, ways_of(known))
     return {
         "format_version": FORMAT_VERSION,
         "title": sweep.title,
@@ -125,9 +128,14 @@ def _apart(sweep: Sweep, known: Mapping[int, Document]) -> dict[int, str]:
     return found
 
 
-def goes_half(point: Document, metric: str) -> bool:
-    """Whether federating pays, and goes at least half the way from local to centralized."""
-    way = point["way"].get(metric)
+def ways_of(settings: Mapping[int, Document]) -> Ways:
+    """Return the ways of settings, by their number."""
+    return {number: measured_ways(found["arms"]) for number, found in settings.items()}
+
+
+def goes_half(point: Document, metric: str, ways: Ways) -> bool:
+    """Whether federating pays, and goes at least half of a way that can be told."""
+    way = point["way"].get(metric) if metric in ways[point["setting"]] else None
     return way is not None and bool(way >= HALF) and pays(point, metric)
 
 
@@ -160,16 +168,16 @@ def lines(points: Sequence[Document], axis: str) -> dict[tuple[Any, ...], list[D
     }
 
 
-def _knees(points: Sequence[Document]) -> list[Document]:
+def _knees(points: Sequence[Document], ways: Ways) -> list[Document]:
     return [
-        _knee(line, axis, metric)
+        _knee(line, axis, metric, ways)
         for axis in ("epsilon", "customers_a_shop")
         for line in lines(points, axis).values()
         for metric in METRICS
     ]
 
 
-def _knee(line: Sequence[Document], axis: str, metric: str) -> Document:
+def _knee(line: Sequence[Document], axis: str, metric: str, ways: Ways) -> Document:
     first, other = line[0], "customers_a_shop" if axis == "epsilon" else "epsilon"
     return {
         "axis": axis,
@@ -180,7 +188,7 @@ def _knee(line: Sequence[Document], axis: str, metric: str) -> Document:
         "metric": metric,
         "measured": [point[axis] for point in line],
         "pays_from": first_of(line, axis, lambda point: pays(point, metric)),
-        "half_from": first_of(line, axis, lambda point: goes_half(point, metric)),
+        "half_from": first_of(line, axis, lambda point: goes_half(point, metric, ways)),
     }
 
 

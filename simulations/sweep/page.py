@@ -10,11 +10,19 @@ from rich.text import Text
 
 from common.cli import plain_table
 from simulations.documents import Document
-from simulations.report.answer import interval, measured_ways, number, pays, percent, spent
+from simulations.report.answer import interval, number, pays, percent, spent
 from simulations.report.page import facts, render
 from simulations.report.plots import COLOURS, escape, html
 from simulations.report.tables import warning_lines
-from simulations.sweep.figures import METRICS, customers_a_shop, goes_half, lines, on_axis
+from simulations.sweep.figures import (
+    METRICS,
+    Ways,
+    customers_a_shop,
+    goes_half,
+    lines,
+    on_axis,
+    ways_of,
+)
 
 HEADINGS = ("ndcg@20", "gain", "tail_ndcg@20", "tail gain", "way", "tail way", "level", "ε spent")
 _LINES = ("#d1572b", "#4c6a92", "#1a8f5a", "#8a5ab5", "#c98a00", "#2b9fb3", "#b03a6f", "#666666")
@@ -31,7 +39,7 @@ def render_sweep(document: Document) -> str:
         document=document,
         figures=_figures(document),
         headings=HEADINGS,
-        rows=[_row(point, ways[point["setting"]]) for point in document["points"]],
+        rows=[_row(point, ways) for point in document["points"]],
         baselines=[
             (_where(setting), name, _cells(arm, ways[setting["setting"]]))
             for setting in settings
@@ -76,23 +84,23 @@ def _terminal_table(title: str) -> Table:
     return table
 
 
-def _row(point: Document, ways: Sequence[str]) -> tuple[str, str, str, list[str], str]:
+def _row(point: Document, ways: Ways) -> tuple[str, str, str, list[str], str]:
     words = []
     for metric, name in zip(METRICS, ("overall", "in the tail"), strict=True):
         if pays(point, metric):
-            words.append(f"pays {name}" + (", half the way" if goes_half(point, metric) else ""))
+            half = ", half the way" if goes_half(point, metric, ways) else ""
+            words.append(f"pays {name}{half}")
     return (
         _where(point),
         point["unit"],
         f"{point['epsilon']:g}",
-        _cells(point, ways),
+        _cells(point, ways[point["setting"]]),
         "; ".join(words) or "no",
     )
 
 
-def _ways(document: Document) -> dict[int, list[str]]:
-    """Return setting -> the metrics in which an arm's share of the way can be told."""
-    return {found["setting"]: measured_ways(found["arms"]) for found in document["settings"]}
+def _ways(document: Document) -> Ways:
+    return ways_of({found["setting"]: found for found in document["settings"]})
 
 
 def _cells(arm: Document, ways: Sequence[str]) -> list[str]:
@@ -208,7 +216,7 @@ def _reference(
 def _shares(
     group: Sequence[Sequence[Document]],
     axis: str,
-    ways: Mapping[int, Sequence[str]] | None = None,
+    ways: Ways | None = None,
 ) -> str:
     """Return the plot of shares of the way, or else of the shops that are level."""
     figure = go.Figure()
