@@ -461,6 +461,7 @@ def test_a_folder_without_a_good_report_is_refused(tmp_path: Path) -> None:
         ("[]", "not a report"),
         ('{"arms": {}}', "missing"),
         # Ended in tracebacks.
+        ("[" * 10_000, "not JSON"),
         ('{"arms": []}', "arms"),
         ('{"arms": {"local": 1}}', "arms.local"),
     ):

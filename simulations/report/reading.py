@@ -51,7 +51,7 @@ def read_report(folder: Path) -> Document:
         raise DataError(
             f"{path} cannot be read ({error.strerror}): name the output folders of finished runs"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}): run the experiment again") from error
     report: Document = document if isinstance(document, dict) else {}
     missing = [key for key in _NEEDED if key not in report]
