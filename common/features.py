@@ -47,9 +47,9 @@ _FILES = (PRODUCTS, "catalogue.json")
 class ContentSpec(Frozen):
     """Which columns describe a product, and how wide their codes are.
 
-    ``features`` names columns (``"brand"``) and pairs of columns (``"type*brand"``). Empty: every
-    column, and each pair of the columns whose values repeat. ``columns`` says how a column is read;
-    one that it does not name is read as the table itself suggests.
+    ``features`` names columns, alone (``"brand"``) or joined (``"type*brand"``, or more of them).
+    Empty: every column, and each pair of the columns whose values repeat. ``columns`` says how a
+    column is read; one that it does not name is read as the table itself suggests.
     """
 
     features: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Feature:
     Attributes
     ----------
     name
-        Of the column or pair.
+        Of the column, or of those that are joined.
     values
         (V,) distinct values as text.
     rows, codes

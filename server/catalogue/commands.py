@@ -26,8 +26,8 @@ def publish(
     content: Annotated[
         list[str] | None,
         typer.Option(
-            help="Columns that describe a product, and pairs: type,brand,type*brand. "
-            "Default: as before, and for the first version every column."
+            help="Columns that describe a product, alone or joined: type,brand,type*size*brand. "
+            "Default: as before, and for the first version every column, and pairs of them."
         ),
     ] = None,
     reread: Annotated[

@@ -36,7 +36,7 @@ class Publishing:
     Attributes
     ----------
     content
-        Columns and pairs of columns that describe a product; None: as the version before has it.
+        Columns, alone or joined, that describe a product; None: as the version before has it.
     reread
         Whether the table decides anew how columns are read, such as where bins of numbers begin.
     drop_retired
