@@ -455,3 +455,18 @@ def test_a_table_reads_whatever_pandas_calls_its_index_and_columns(tmp_path: Pat
     ):
         frame.to_parquet(tmp_path / "products.parquet")
         assert read_small(tmp_path / "products.parquet").to_dict("list") == expected
+
+
+@pytest.mark.parametrize("noted", ["[1]", "{", None])
+def test_a_table_reads_whose_notes_of_pandas_say_nothing_here(
+    tmp_path: Path, noted: str | None
+) -> None:
+    # A column of another library's type, where that is not installed, ended in a stack trace.
+    path = tmp_path / "products.parquet"
+    pd.DataFrame({"item_id": ["a", "b"], "weight": [1.5, 2.0]}).to_parquet(path)
+    table = pq.read_table(path)
+    notes = table.schema.metadata[b"pandas"].decode()
+    assert '"float64"' in notes
+    noted = noted or notes.replace('"numpy_type": "float64"', '"numpy_type": "pint[gram]"')
+    pq.write_table(table.replace_schema_metadata({b"pandas": noted}), path)
+    assert read_small(path).to_dict("list") == {"item_id": ["a", "b"], "weight": [1.5, 2.0]}

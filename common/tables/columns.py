@@ -149,7 +149,7 @@ def small_frame(
     for place, field in enumerate(table.schema):
         if _may_be_no_time(field.type):
             table = table.set_column(place, field.name, _times_of_python(table.column(place)))
-    frame: pd.DataFrame = _without_index(table).to_pandas()
+    frame = _of_pandas(table)
     for place, column in enumerate(table.column_names):
         values = table.column(place).combine_chunks()
         if column in ids:
@@ -161,13 +161,20 @@ def small_frame(
     return frame
 
 
-def _without_index(table: arrow.Table) -> arrow.Table:
-    """Return a table of whose columns none is pandas' index: all keep their names and places."""
-    facts = table.schema.pandas_metadata
-    if not facts:
-        return table
-    facts = json.dumps(facts | {"index_columns": [], "column_indexes": []})
-    return table.replace_schema_metadata({**table.schema.metadata, b"pandas": facts})
+def _of_pandas(table: arrow.Table) -> pd.DataFrame:
+    """Return a table's frame, with none of its columns as index: all keep their names and places.
+
+    What pandas noted of their types counts where it can be read: they may be another library's.
+    """
+    frame: pd.DataFrame
+    try:
+        if facts := table.schema.pandas_metadata:
+            facts = json.dumps(facts | {"index_columns": [], "column_indexes": []})
+            table = table.replace_schema_metadata({**table.schema.metadata, b"pandas": facts})
+        frame = table.to_pandas()
+    except (KeyError, TypeError, ValueError, RecursionError):
+        frame = table.replace_schema_metadata(None).to_pandas()
+    return frame
 
 
 def _parts_text(value: arrow.Scalar) -> str | None:
